@@ -1,0 +1,47 @@
+# Everything sets itself up: a bare machine needs only Python 3.11+, pip, git and make.
+#   make demo          from nothing to a report with pictures (about ten minutes on two cores)
+#   make test          the whole test suite           make check   format, lint, types, import rules
+#   make docs          the documentation site         make bench   the benchmarks that fit a CPU
+# A machine without a GPU can save the CUDA packages: make setup TORCH=cpu (or cu128, ... as uv names them).
+
+PYTHON ?= python3
+VENV   ?= .venv
+TORCH  ?=
+DEMO   ?= demo
+UV     := .uv/bin/uv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+.PHONY: setup demo test check format docs bench clean
+.DEFAULT_GOAL := setup
+
+setup: $(STAMP)
+
+$(UV):
+	@$(PYTHON) -c 'import sys; sys.exit("muvit needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; try make PYTHON=python3.12") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv .uv
+	.uv/bin/python -m pip install --quiet uv
+
+$(STAMP): pyproject.toml | $(UV)
+	$(UV) venv --quiet --allow-existing --python $(PYTHON) $(VENV)
+	$(UV) pip install --quiet --python $(BIN)/python $(if $(TORCH),--torch-backend $(TORCH)) --editable . --group dev
+	@touch $@
+
+demo: $(STAMP)
+	$(BIN)/muvit demo --output $(DEMO)
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+check: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(STAMP)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf $(VENV) .uv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

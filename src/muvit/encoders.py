@@ -1,0 +1,261 @@
+"""The multi-resolution encoder: one transformer over the patches of all views, placed by world coordinates."""
+
+import copy as copying
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from math import prod
+from typing import Any, ClassVar, Literal, Self
+
+import torch
+from torch import Tensor, nn
+
+from muvit.checkpoints import FolderModel
+from muvit.errors import InputError, ShapeError
+from muvit.geometry import PatchSpacing, naive_boxes, patch_centers, recenter
+from muvit.layers.attention import AttentionMode, Spans, level_spans, random_key_mask
+from muvit.layers.block import Block
+from muvit.layers.patch import patch_grid, patchify
+from muvit.layers.rope import AxialRope
+
+RotaryMode = Literal["none", "fixed", "shared", "per_layer"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderConfig:
+    """Sizes and choices of a `MuViTEncoder`; the defaults are the paper's (SPEC A.2-A.4)."""
+
+    in_channels: int
+    """Channels of the images."""
+    levels: tuple[float, ...]
+    """Downsampling factor of each view, finest first."""
+    patch_size: int | tuple[int, ...] = 8
+    """Side of a patch in pixels of its level: one number, or one per axis."""
+    num_layers: int = 12
+    """Transformer blocks."""
+    dim: int = 512
+    """Token width."""
+    heads: int = 8
+    """Attention heads."""
+    attention_mode: AttentionMode = "all"
+    """Which levels a token sees: all; causal (its own and finer); same; random; coarse_to_fine (its own and coarser)."""
+    use_level_embed: bool = True
+    """Add a learnable vector per level to its tokens."""
+    level_embed_std: float = 1.0
+    """Standard deviation of the level vectors at initialisation; small models learn faster from 0.02."""
+    rotary_mode: RotaryMode = "per_layer"
+    """Rotary frequencies: none, fixed, learnable and shared by all blocks, or learnable in each block."""
+    rotary_param: Literal["freq", "base"] = "freq"
+    """What is learnable of them: every frequency, or one base per axis."""
+    rotary_base: float = 10000.0
+    """Initial base of the frequencies, made for worlds of 1e5 px; about 100 suits worlds of 1e3 px."""
+    patch_spacing: PatchSpacing = "center"
+    """Coordinates of patches: their true centres (paper), or spread from corner to corner of the box (release 0.1.0)."""
+    input_space: Literal["real"] = "real"
+    """Space of the patches; ``real`` pixels are the only one (kept from release 0.1.0)."""
+    dropout: float = 0.0
+    """Dropout inside the feed-forward networks."""
+    ndim: int = field(default=2)
+    """Spatial axes: 2 (yx), 3 (zyx) or 4 (tzyx)."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "levels", tuple(self.levels))
+        patch = self.patch_size
+        if not isinstance(patch, int):
+            object.__setattr__(self, "patch_size", tuple(patch))
+        for name in ("in_channels", "num_layers", "dim", "heads"):
+            if getattr(self, name) < 1:
+                raise InputError(name, expected="a positive number", got=getattr(self, name))
+        if not self.levels or len(set(self.levels)) < len(self.levels) or min(self.levels) <= 0:
+            raise InputError("levels", expected="distinct positive downsampling factors", got=self.levels)
+        if len(self.patch) != self.ndim or min(self.patch) < 1:
+            raise InputError("patch_size", expected=f"a positive number, or {self.ndim} of them", got=patch)
+        for name, allowed in (("rotary_mode", RotaryMode), ("attention_mode", AttentionMode)):
+            if getattr(self, name) not in allowed.__args__:  # type: ignore[attr-defined]
+                raise InputError(name, expected=" or ".join(allowed.__args__), got=repr(getattr(self, name)))  # type: ignore[attr-defined]
+        if self.input_space != "real":
+            raise InputError("input_space", expected="'real'", got=repr(self.input_space))
+
+    @property
+    def patch(self) -> tuple[int, ...]:
+        """Patch side along each axis."""
+        return (self.patch_size,) * self.ndim if isinstance(self.patch_size, int) else self.patch_size
+
+
+class MuViTEncoder(FolderModel):
+    """Transformer over the patches of several views of one scene (SPEC A.2-A.4).
+
+    Every patch becomes a token through its level's own embedding; all tokens attend to each other, rotated by the world
+    coordinates of their patch centres. Tokens are ordered by level (in the order of ``levels``), then row-major.
+
+    Args:
+        **fields: the fields of `EncoderConfig` but ``ndim``, which the class binds.
+    """
+
+    config: EncoderConfig
+
+    def __init__(self, **fields: Any) -> None:
+        super().__init__()
+        if self.ndim is None:
+            raise TypeError("build MuViTEncoder2d, MuViTEncoder3d or MuViTEncoder4d")
+        self.config = config = EncoderConfig(ndim=self.ndim, **fields)
+        num_levels, width = len(config.levels), prod(config.patch) * config.in_channels
+        self.proj = nn.ModuleList(
+            nn.Sequential(nn.Linear(width, config.dim), nn.LayerNorm(config.dim)) for _ in config.levels
+        )
+        self.level_embed = (
+            nn.Parameter(config.level_embed_std * torch.randn(num_levels, config.dim))
+            if config.use_level_embed
+            else None
+        )
+        ropes = build_ropes(config.rotary_mode, config.num_layers, config.dim // config.heads, config)
+        self.layers = nn.ModuleList(Block(config.dim, config.heads, rope, config.dropout) for rope in ropes)
+
+    @property
+    def levels(self) -> tuple[float, ...]:
+        """Downsampling factor of each view that the encoder takes, in token order."""
+        return self.config.levels
+
+    def forward(
+        self, x: Tensor, bbox: Tensor | None = None, return_intermediate_idxs: Sequence[int] | None = None
+    ) -> tuple[Tensor, Tensor, Tensor] | tuple[Tensor, Tensor, Tensor, tuple[Tensor, ...]]:
+        """Encode the views of each sample.
+
+        Args:
+            x: ``(B, L, C, *space)``.
+            bbox: ``(B, L, 2, ndim)``, world pixels, (t)(z)yx; None places all levels around one common centre, whatever
+                was cropped (the paper's naive boxes).
+            return_intermediate_idxs: indices of blocks (0-based) whose outputs to return as well.
+
+        Returns:
+            Tokens ``(B, N, D)``; world coordinates of their patch centres ``(B, N, ndim)``; their level indices ``(B, N)``;
+            and, if asked for, the outputs of the given blocks, each ``(B, N, D)``, in the order of the blocks.
+
+        Raises:
+            ShapeError: images or boxes have the wrong shape.
+        """
+        tokens, coords = self.embed(x)[0].flatten(1, 2), self.patch_coords(x, bbox)
+        wanted = () if return_intermediate_idxs is None else return_intermediate_idxs
+        tokens, kept = self.run_blocks(tokens, self.token_positions(x, bbox), self._level_mask(tokens), wanted)
+        level_idx = torch.arange(len(self.levels), device=x.device).repeat_interleave(
+            tokens.shape[1] // len(self.levels)
+        )
+        outputs = (tokens, coords, level_idx.expand(len(x), -1))
+        return outputs if return_intermediate_idxs is None else (*outputs, kept)
+
+    def embed(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens ``(B, L, n, D)`` before the first block, and the patches ``(B, L, n, P...C)`` they come from."""
+        self._check_images(x)
+        patches = patchify(x, self.config.patch)
+        tokens = torch.stack([proj(patches[:, i]) for i, proj in enumerate(self.proj)], dim=1)
+        if self.level_embed is not None:
+            tokens = tokens + self.level_embed[:, None]
+        return tokens, patches
+
+    def patch_coords(self, x: Tensor, bbox: Tensor | None = None) -> Tensor:
+        """World coordinates ``(B, N, ndim)`` of the patch centres of all views (SPEC A.1)."""
+        space = x.shape[3:]
+        grid = patch_grid(space, self.config.patch)
+        boxes = self._naive_boxes(x) if bbox is None else self._checked_boxes(x, bbox)
+        return patch_centers(boxes, grid, self.config.patch_spacing).flatten(1, 2)
+
+    def token_positions(self, x: Tensor, bbox: Tensor | None) -> Tensor:
+        """Coordinates that are rotated: `patch_coords`, but with each sample's first view at the origin, float32."""
+        return self.patch_coords(x, None if bbox is None else recenter(self._checked_boxes(x, bbox))).float()
+
+    def run_blocks(
+        self, tokens: Tensor, positions: Tensor, mask: Tensor | Spans | None, keep: Sequence[int] = ()
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Send tokens ``(B, N, D)`` at ``positions`` ``(B, N, ndim)`` through all blocks; also return the kept outputs."""
+        rotations: dict[int, Any] = {}
+        kept = []
+        for i, block in enumerate(self.layers):
+            rope = id(block.rotary_pos_embs)
+            if rope not in rotations:  # shared frequencies are evaluated once
+                rotations = {rope: block.rotation(positions)}
+            tokens = block(tokens, rotations[rope], mask=mask)
+            if i in keep:
+                kept.append(tokens)
+        return tokens, tuple(kept)
+
+    def compute_features(self, x: Tensor, bbox: Tensor | None = None) -> Tensor:
+        """Features as maps, ``(B, L, D, *grid)``; arguments as in `forward`."""
+        return self.to_maps(self(x, bbox)[0], x.shape[3:])
+
+    def to_maps(self, tokens: Tensor, space: Sequence[int]) -> Tensor:
+        """Arrange tokens ``(B, N, D)`` of views of shape ``space`` as maps ``(B, L, D, *grid)``."""
+        grid = patch_grid(space, self.config.patch)
+        return tokens.unflatten(1, (len(self.levels), *grid)).movedim(-1, 2)
+
+    def extract_levels(self, levels: Sequence[float], copy: bool = True) -> Self:
+        """An encoder for some of the levels, with their embeddings and all blocks.
+
+        Args:
+            levels: levels to keep, in the order that the new encoder shall take them.
+            copy: false returns this very encoder if it has just these levels.
+
+        Raises:
+            InputError: the encoder does not have one of the levels.
+        """
+        levels = tuple(levels)
+        if levels == self.levels and not copy:
+            return self
+        for level in levels:
+            if level not in self.levels:
+                raise InputError(f"Level {level} not found", expected=f"levels out of {self.levels}", got=levels)
+        chosen = [self.levels.index(level) for level in levels]
+        other = copying.deepcopy(self)
+        other.config = replace(self.config, levels=levels)
+        other.proj = nn.ModuleList(other.proj[i] for i in chosen)
+        if other.level_embed is not None:
+            other.level_embed = nn.Parameter(other.level_embed.detach()[chosen])
+        return other
+
+    def _level_mask(self, tokens: Tensor) -> Tensor | Spans | None:
+        mode, count = self.config.attention_mode, tokens.shape[1]
+        if mode == "random":
+            return random_key_mask(count, count, tokens.device)
+        return level_spans(mode, len(self.levels), count // len(self.levels))
+
+    def _check_images(self, x: Tensor) -> None:
+        expected = (len(self.levels), self.config.in_channels)
+        if x.ndim != 3 + self.config.ndim or tuple(x.shape[1:3]) != expected:
+            axes = ", ".join("tzyx"[-self.config.ndim :])
+            raise ShapeError("img", expected=f"shape (B, L={expected[0]}, C={expected[1]}, {axes})", got=tuple(x.shape))
+
+    def _checked_boxes(self, x: Tensor, bbox: Tensor) -> Tensor:
+        expected = (len(x), len(self.levels), 2, self.config.ndim)
+        if tuple(bbox.shape) != expected:
+            raise ShapeError("bbox", expected=f"shape (B, L, 2, ndim) = {expected}", got=tuple(bbox.shape))
+        return bbox if bbox.is_floating_point() else bbox.double()
+
+    def _naive_boxes(self, x: Tensor) -> Tensor:
+        boxes = naive_boxes(self.levels, x.shape[3:], self.config.patch_spacing)
+        return boxes.to(x.device).expand(len(x), *boxes.shape)
+
+
+class MuViTEncoder2d(MuViTEncoder):
+    """`MuViTEncoder` for images (yx)."""
+
+    ndim: ClassVar[int] = 2
+
+
+class MuViTEncoder3d(MuViTEncoder):
+    """`MuViTEncoder` for volumes (zyx)."""
+
+    ndim: ClassVar[int] = 3
+
+
+class MuViTEncoder4d(MuViTEncoder):
+    """`MuViTEncoder` for volumes over time (tzyx)."""
+
+    ndim: ClassVar[int] = 4
+
+
+def build_ropes(mode: RotaryMode, num_layers: int, head_dim: int, config: EncoderConfig) -> list[AxialRope | None]:
+    """One rotary embedding per block: none, all the same object, or each its own."""
+    if mode == "none":
+        return [None] * num_layers
+    learn: Literal["freq", "base", "none"] = "none" if mode == "fixed" else config.rotary_param
+    count = num_layers if mode == "per_layer" else 1
+    ropes = [AxialRope(head_dim, config.ndim, config.rotary_base, learn) for _ in range(count)]
+    return [ropes[i % count] for i in range(num_layers)]

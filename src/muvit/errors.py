@@ -1,0 +1,39 @@
+"""The errors that muvit raises for its user: each says what was expected, what came, and what to do."""
+
+
+class MuViTError(Exception):
+    """Base of all errors that muvit raises on purpose; the command line prints its message without a traceback."""
+
+
+class InputError(MuViTError, ValueError):
+    """An argument, file, array or setting does not fit.
+
+    Args:
+        subject: the file or argument at fault, as the user knows it.
+        expected: what would have been right.
+        got: what came instead.
+        hint: what to do about it, a full sentence (optional).
+    """
+
+    def __init__(self, subject: object, *, expected: str, got: object, hint: str = "") -> None:
+        message = f"{subject}: expected {expected}, got {got}."
+        super().__init__(f"{message} {hint}".rstrip())
+
+
+class ShapeError(InputError, RuntimeError):
+    """A tensor has the wrong shape (also a RuntimeError, as torch's own shape errors are)."""
+
+
+class ReadError(InputError, OSError):
+    """A file is missing, truncated, corrupt or of a format that cannot be read."""
+
+
+class CheckpointError(InputError):
+    """A checkpoint folder is incomplete, foreign, or made for another model."""
+
+
+class ExistsError(MuViTError, FileExistsError):
+    """An output exists already and overwriting was not asked for."""
+
+    def __init__(self, path: object, *, hint: str = "Choose another output, or pass overwrite (--overwrite).") -> None:
+        super().__init__(f"{path}: exists already and is not overwritten. {hint}")

@@ -1,0 +1,68 @@
+"""Axial rotary position embedding on world coordinates (SPEC A.3)."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from muvit.errors import InputError
+
+Rotation = tuple[Tensor, Tensor]
+"""Cosine and sine of the rotation angles, each ``(B, N, head_dim / 2)`` float32."""
+
+
+def axis_dims(head_dim: int, ndim: int) -> tuple[int, ...]:
+    """Features of a head that each axis rotates: all even, the first axis takes what the others leave.
+
+    Raises:
+        InputError: the head is odd or too narrow to give every axis two features.
+    """
+    others = 2 * (head_dim // ndim // 2)
+    if head_dim % 2 or others < 2:
+        raise InputError("dim / heads", expected=f"an even head width of at least {2 * ndim}", got=head_dim)
+    return (head_dim - others * (ndim - 1), *(others,) * (ndim - 1))
+
+
+class AxialRope(nn.Module):
+    """Rotation angles ``theta_k = p_a * omega_k`` for every axis ``a``, with ``omega_k = base ** (-2k / d_a)`` at first.
+
+    Args:
+        head_dim: features of one attention head.
+        ndim: number of coordinate axes.
+        base: initial base; 10000 suits worlds of 1e5 px, small worlds want a smaller one.
+        learn: what the optimiser may change: each frequency (``freq``, the released model), one base per axis
+            (``base``), or nothing (``none``).
+    """
+
+    exponent: Tensor
+    axis: Tensor
+
+    def __init__(
+        self, head_dim: int, ndim: int, base: float = 10000.0, learn: Literal["freq", "base", "none"] = "freq"
+    ) -> None:
+        super().__init__()
+        dims = axis_dims(head_dim, ndim)
+        exponent = torch.cat([-torch.arange(0, d, 2, dtype=torch.float64) / d for d in dims])
+        axis = torch.repeat_interleave(torch.arange(ndim), torch.tensor(dims) // 2)
+        self.register_buffer("exponent", exponent.float(), persistent=False)
+        self.register_buffer("axis", axis, persistent=False)
+        self.base: Tensor | None = None
+        if learn == "base":
+            self.base = nn.Parameter(torch.full((ndim,), float(base)))
+        else:
+            freq = (base**exponent).float()
+            self.freq = nn.Parameter(freq) if learn == "freq" else nn.Buffer(freq)
+
+    def forward(self, coords: Tensor) -> Rotation:
+        """Angles of tokens at ``coords`` ``(B, N, ndim)``, in world pixels, best near the origin (`geometry.recenter`)."""
+        freq = self.freq if self.base is None else self.base[self.axis] ** self.exponent
+        # coordinates reach 1e5 px at 1 rad/px: half precision would destroy the angle
+        angles = coords.float()[..., self.axis] * freq.float()
+        return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, rotation: Rotation) -> Tensor:
+    """Rotate consecutive feature pairs of ``x`` ``(B, heads, N, head_dim)``: (u, v) -> (u cos - v sin, u sin + v cos)."""
+    cos, sin = (t.unsqueeze(1) for t in rotation)
+    u, v = x.unflatten(-1, (-1, 2)).unbind(-1)
+    return torch.stack((u * cos - v * sin, u * sin + v * cos), dim=-1).flatten(-2).to(x.dtype)

@@ -1,0 +1,62 @@
+"""Segmentation losses (SPEC A.7, equation 5)."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, one_hot
+
+from muvit.errors import InputError
+from muvit.labels import IGNORE
+
+
+def dice_loss(logits: Tensor, target: Tensor, *, eps: float = 1e-6) -> Tensor:
+    """Soft Dice loss over the foreground classes, sums over batch and pixels.
+
+    ``1 - mean_c (2 sum q_c y_c + eps) / (sum q_c + sum y_c + eps)``, q the softmax, y one-hot, c = 1 .. K-1.
+
+    Args:
+        logits: ``(B, K, *space)``.
+        target: ``(B, *space)`` int64, `IGNORE` where unlabelled.
+        eps: keeps classes without a pixel finite; such a class scores 1 when nothing is predicted.
+    """
+    valid = target != IGNORE
+    num_classes = logits.shape[1]
+    truth = one_hot(target.where(valid, 0), num_classes).movedim(-1, 1) * valid[:, None]
+    guess = logits.float().softmax(dim=1) * valid[:, None]
+    axes = (0, *range(2, logits.ndim))
+    overlap, total = (guess * truth).sum(axes), guess.sum(axes) + truth.sum(axes)
+    return 1 - ((2 * overlap + eps) / (total + eps))[1:].mean()
+
+
+class SegmentationLoss(nn.Module):
+    """``ce_weight * cross entropy + dice_weight * Dice``, on the finest level (SPEC A.7).
+
+    Args:
+        ce_weight: weight of the cross entropy.
+        dice_weight: weight of the Dice loss (0.1 in the paper's supplement).
+        class_weights: weight of each class in the cross entropy; KPIS takes (1, 2).
+    """
+
+    class_weights: Tensor | None
+
+    def __init__(
+        self, ce_weight: float = 1.0, dice_weight: float = 0.1, class_weights: Sequence[float] | None = None
+    ) -> None:
+        super().__init__()
+        if min(ce_weight, dice_weight) < 0 or ce_weight + dice_weight == 0:
+            raise InputError(
+                "ce_weight, dice_weight", expected="weights >= 0, not both 0", got=f"{ce_weight}, {dice_weight}"
+            )
+        self.ce_weight, self.dice_weight = ce_weight, dice_weight
+        weights = None if class_weights is None else torch.tensor(tuple(class_weights), dtype=torch.float32)
+        self.register_buffer("class_weights", weights, persistent=False)
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Scalar loss of ``logits`` ``(B, K, *space)`` against ``target`` ``(B, *space)`` int64."""
+        entropy = cross_entropy(logits.float(), target, self.class_weights, ignore_index=IGNORE, reduction="sum")
+        valid = target != IGNORE
+        weight = valid if self.class_weights is None else self.class_weights[target.where(valid, 0)] * valid
+        # mean over the labelled pixels; a batch without any costs nothing instead of NaN
+        entropy = entropy / weight.sum().clamp(min=torch.finfo(torch.float32).tiny)
+        return self.ce_weight * entropy + self.dice_weight * dice_loss(logits, target)

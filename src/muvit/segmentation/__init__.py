@@ -1,0 +1,5 @@
+"""Segmentation: an encoder, a decoder for its tokens, and the logits of the finest view."""
+
+from muvit.segmentation.segmenter import Segmenter, SegmenterConfig
+
+__all__ = ["Segmenter", "SegmenterConfig"]

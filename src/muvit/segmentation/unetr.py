@@ -1,0 +1,107 @@
+"""UNETR-style decoder: encoder maps of several depths, up-sampled step by step to the pixels (SPEC A.6).
+
+The layers follow the list that matches the paper's parameter counts; the order of a stage is up-sample, add the
+skip, convolve. A ViT keeps one grid, so every skip starts at 1/P and is brought to its stage's size.
+"""
+
+from collections.abc import Sequence
+from math import log2
+
+import torch
+from torch import Tensor, nn
+
+from muvit.errors import InputError
+from muvit.layers.conv import Residual, conv, conv_block, upsample
+
+
+def upsampling_steps(patch: Sequence[int]) -> list[tuple[int, ...]]:
+    """Factors per axis that lead from the token grid to the pixels by steps of at most 2, e.g. 8 -> three steps of 2.
+
+    An axis with a smaller patch joins in the last steps, so that its fine grid is reached where the others are fine too.
+
+    Raises:
+        InputError: a patch side is not a power of two.
+    """
+    if any(p < 1 or p & (p - 1) for p in patch):
+        raise InputError("patch_size", expected="powers of two for a convolutional decoder", got=tuple(patch))
+    depth = [int(log2(p)) for p in patch]
+    return [tuple(2 if max(depth) - step <= d else 1 for d in depth) for step in range(max(depth))]
+
+
+def skip_layers(num_layers: int, count: int) -> tuple[int, ...]:
+    """Blocks whose outputs feed the decoder, evenly spaced and ending with the last: 12 blocks, 3 skips -> 0, 5, 11.
+
+    Raises:
+        InputError: there are fewer blocks than skips.
+    """
+    if count > num_layers:
+        raise InputError(
+            "num_layers", expected=f"at least {count} blocks, one for each up-sampling stage", got=num_layers
+        )
+    return tuple(int(i) for i in torch.linspace(0, num_layers - 1, count).tolist()) if count > 1 else (num_layers - 1,)
+
+
+class LevelAdapter(nn.Module):
+    """What each level owns of the decoder: projections of its skips, and a neck on the deepest one.
+
+    Args:
+        ndim: spatial axes.
+        dim: width of the encoder's tokens.
+        widths: channels of the stages that take a skip, coarsest stage (deepest block) first.
+    """
+
+    def __init__(self, ndim: int, dim: int, widths: Sequence[int]) -> None:
+        super().__init__()
+        self.skips = nn.ModuleList(conv(ndim, dim, width, 1) for width in widths)
+        self.neck = Residual(ndim, widths[0], project_shortcut=True)
+
+    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """Encoder maps ``(B, D, *grid)``, deepest first, to skips ``(B, width, *grid)`` in the order of the stages."""
+        deepest, *others = (skip(x) for skip, x in zip(self.skips, maps, strict=True))
+        return [self.neck(deepest), *others]
+
+
+class PixelDecoder(nn.Module):
+    """Trunk shared by all levels: fuses skips from the token grid up to the pixels of the view.
+
+    Args:
+        ndim: spatial axes.
+        in_channels: channels of the image.
+        patch: side of a patch along each axis, powers of two.
+        widths: channels of the stages from 1/P to 1/1, one more than there are up-sampling steps. The paper uses 256
+            throughout; falling widths cost a tenth (`SegmenterConfig.decoder_widths`).
+        stem_width: channels of the two convolutions on the image.
+    """
+
+    def __init__(
+        self, ndim: int, in_channels: int, patch: Sequence[int], widths: Sequence[int], stem_width: int
+    ) -> None:
+        super().__init__()
+        self.steps = upsampling_steps(patch)
+        if len(widths) != len(self.steps) + 1 or min(widths) < 1:
+            raise InputError(
+                "decoder_widths",
+                expected=f"{len(self.steps) + 1} positive widths for patch {tuple(patch)}, from the token grid to the pixels",
+                got=tuple(widths),
+            )
+        self.stages = nn.ModuleList(Residual(ndim, width) for width in widths)
+        self.narrow = nn.ModuleList(
+            nn.Identity() if a == b else conv(ndim, a, b, 1) for a, b in zip(widths, widths[1:], strict=False)
+        )
+        self.stem = nn.Sequential(
+            conv_block(ndim, in_channels, stem_width),
+            conv_block(ndim, stem_width, stem_width),
+            conv(ndim, stem_width, widths[-1], 1),
+        )
+
+    def forward(self, skips: Sequence[Tensor], image: Tensor) -> Tensor:
+        """Pixel features ``(B, widths[-1], *space)`` from skips ``(B, width, *grid)`` and the view ``(B, C, *space)``."""
+        x = self.stages[0](skips[0])
+        reached = (1,) * len(self.steps[0]) if self.steps else ()
+        for i, step in enumerate(self.steps):
+            reached = tuple(r * s for r, s in zip(reached, step, strict=True))
+            is_last = i == len(self.steps) - 1
+            skip = self.stem(image) if is_last else upsample(skips[i + 1], reached)
+            # a 1-wide convolution commutes with the up-sampling and is cheaper before it
+            x = self.stages[i + 1](upsample(self.narrow[i](x), step) + skip)
+        return x
