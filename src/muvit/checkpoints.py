@@ -1,7 +1,5 @@
 """Model folders: ``config.yaml`` (plain YAML) beside ``model.safetensors``. Nothing is ever unpickled."""
 
-import os
-import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -36,8 +34,8 @@ def save_folder(path: Path | str, config: Mapping[str, Any], state: Mapping[str,
         # safetensors refuses tensors that share memory, as shared rotary frequencies do
         save_file({k: v.detach().cpu().clone().contiguous() for k, v in state.items()}, fresh / WEIGHTS)
         if path.exists():
-            os.replace(path, Path(scratch) / "old") if path.is_dir() else path.unlink()
-        shutil.move(fresh, path)
+            path.rename(Path(scratch) / "old")
+        fresh.rename(path)
 
 
 def load_config(path: Path | str) -> dict[str, Any]:

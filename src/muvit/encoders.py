@@ -37,7 +37,7 @@ class EncoderConfig:
     heads: int = 8
     """Attention heads."""
     attention_mode: AttentionMode = "all"
-    """Which levels a token sees: all; causal (its own and finer); same; random; coarse_to_fine (its own and coarser)."""
+    """Levels that a token sees: all; causal (own and finer); same; random; coarse_to_fine (own and coarser)."""
     use_level_embed: bool = True
     """Add a learnable vector per level to its tokens."""
     level_embed_std: float = 1.0
@@ -49,7 +49,7 @@ class EncoderConfig:
     rotary_base: float = 10000.0
     """Initial base of the frequencies, made for worlds of 1e5 px; about 100 suits worlds of 1e3 px."""
     patch_spacing: PatchSpacing = "center"
-    """Coordinates of patches: their true centres (paper), or spread from corner to corner of the box (release 0.1.0)."""
+    """Coordinates of patches: true centres (paper), or spread from corner to corner of the box (release 0.1.0)."""
     input_space: Literal["real"] = "real"
     """Space of the patches; ``real`` pixels are the only one (kept from release 0.1.0)."""
     dropout: float = 0.0
@@ -127,8 +127,8 @@ class MuViTEncoder(FolderModel):
             return_intermediate_idxs: indices of blocks (0-based) whose outputs to return as well.
 
         Returns:
-            Tokens ``(B, N, D)``; world coordinates of their patch centres ``(B, N, ndim)``; their level indices ``(B, N)``;
-            and, if asked for, the outputs of the given blocks, each ``(B, N, D)``, in the order of the blocks.
+            Tokens ``(B, N, D)``; world coordinates of their patch centres ``(B, N, ndim)``; their level indices
+            ``(B, N)``; and, if asked for, the outputs of the given blocks, each ``(B, N, D)``, in block order.
 
         Raises:
             ShapeError: images or boxes have the wrong shape.
@@ -165,10 +165,11 @@ class MuViTEncoder(FolderModel):
     def run_blocks(
         self, tokens: Tensor, positions: Tensor, mask: Tensor | Spans | None, keep: Sequence[int] = ()
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Send tokens ``(B, N, D)`` at ``positions`` ``(B, N, ndim)`` through all blocks; also return the kept outputs."""
+        """Send tokens ``(B, N, D)`` at ``positions`` ``(B, N, ndim)`` through all blocks; also return outputs to keep."""
         rotations: dict[int, Any] = {}
         kept = []
         for i, block in enumerate(self.layers):
+            assert isinstance(block, Block)
             rope = id(block.rotary_pos_embs)
             if rope not in rotations:  # shared frequencies are evaluated once
                 rotations = {rope: block.rotation(positions)}

@@ -28,7 +28,7 @@ def confusion_matrix(
     counted = ~np.isin(truth, tuple(ignore))
     true, guessed = truth[counted].astype(np.int64), prediction[counted].astype(np.int64)
     for name, labels in (("truth", true), ("prediction", guessed)):
-        if labels.size and not (0 <= labels.min() and labels.max() < num_classes):
+        if labels.size and not (labels.min() >= 0 and labels.max() < num_classes):
             raise InputError(
                 name, expected=f"labels 0 to {num_classes - 1}", got=f"labels {labels.min()} to {labels.max()}"
             )

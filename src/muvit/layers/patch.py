@@ -25,7 +25,7 @@ def patch_grid(space: Sequence[int], patch: Sequence[int]) -> tuple[int, ...]:
 
 
 def patchify(x: Tensor, patch: Sequence[int]) -> Tensor:
-    """``(B, L, C, *space) -> (B, L, n, prod(patch) * C)``: patches row-major, inside a patch the channel runs fastest."""
+    """``(B, L, C, *space) -> (B, L, n, prod(patch) * C)``: patches row-major, channels fastest inside a patch."""
     d = len(patch)
     grid = patch_grid(x.shape[-d:], patch)
     split = [n for pair in zip(grid, patch, strict=True) for n in pair]

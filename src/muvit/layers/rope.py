@@ -24,7 +24,7 @@ def axis_dims(head_dim: int, ndim: int) -> tuple[int, ...]:
 
 
 class AxialRope(nn.Module):
-    """Rotation angles ``theta_k = p_a * omega_k`` for every axis ``a``, with ``omega_k = base ** (-2k / d_a)`` at first.
+    """Rotation angles ``theta_k = p_a * omega_k`` of every axis ``a``; ``omega_k = base ** (-2k / d_a)`` at first.
 
     Args:
         head_dim: features of one attention head.
@@ -54,7 +54,7 @@ class AxialRope(nn.Module):
             self.freq = nn.Parameter(freq) if learn == "freq" else nn.Buffer(freq)
 
     def forward(self, coords: Tensor) -> Rotation:
-        """Angles of tokens at ``coords`` ``(B, N, ndim)``, in world pixels, best near the origin (`geometry.recenter`)."""
+        """Angles of tokens at ``coords`` ``(B, N, ndim)``, world pixels, best near the origin (`geometry.recenter`)."""
         freq = self.freq if self.base is None else self.base[self.axis] ** self.exponent
         # coordinates reach 1e5 px at 1 rad/px: half precision would destroy the angle
         angles = coords.float()[..., self.axis] * freq.float()
@@ -62,7 +62,7 @@ class AxialRope(nn.Module):
 
 
 def rotate(x: Tensor, rotation: Rotation) -> Tensor:
-    """Rotate consecutive feature pairs of ``x`` ``(B, heads, N, head_dim)``: (u, v) -> (u cos - v sin, u sin + v cos)."""
+    """Rotate feature pairs of ``x`` ``(B, heads, N, head_dim)``: (u, v) -> (u cos - v sin, u sin + v cos)."""
     cos, sin = (t.unsqueeze(1) for t in rotation)
     u, v = x.unflatten(-1, (-1, 2)).unbind(-1)
     return torch.stack((u * cos - v * sin, u * sin + v * cos), dim=-1).flatten(-2).to(x.dtype)

@@ -1,6 +1,6 @@
 """The segmentation model: views and boxes in, logits of the finest view out."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -24,7 +24,7 @@ class SegmenterConfig:
     num_classes: int
     """Classes, background (class 0) included."""
     boxes: Literal["true", "naive"] = "true"
-    """Positions that the encoder sees: the true boxes, or the same centred boxes for every crop (the paper's control)."""
+    """Positions that the encoder sees: the true boxes, or one set of centred boxes for all (the paper's control)."""
     decode: Literal["finest", "all"] = "finest"
     """Views that get logits: the finest one, or each level its own (for deep supervision)."""
     decoder_widths: tuple[int, ...] | None = None
@@ -96,7 +96,7 @@ class Segmenter(FolderModel):
     def encode(self, img: Tensor, bbox: Tensor | None) -> list[Tensor]:
         """Encoder maps ``(B, L, D, *grid)`` that the decoder reads, deepest block first."""
         bbox = bbox if self.config.boxes == "true" else None
-        kept = self.encoder(img, bbox, return_intermediate_idxs=self.skips)[3]  # type: ignore[misc]
+        kept = self.encoder(img, bbox, return_intermediate_idxs=self.skips)[3]
         return [self.encoder.to_maps(tokens, img.shape[3:]) for tokens in reversed(kept)]
 
     def decode(self, maps: list[Tensor], img: Tensor, level: int) -> Tensor:

@@ -5,6 +5,7 @@ skip, convolve. A ViT keeps one grid, so every skip starts at 1/P and is brought
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 from math import log2
 
 import torch
@@ -17,7 +18,7 @@ from muvit.layers.conv import Residual, conv, conv_block, upsample
 def upsampling_steps(patch: Sequence[int]) -> list[tuple[int, ...]]:
     """Factors per axis that lead from the token grid to the pixels by steps of at most 2, e.g. 8 -> three steps of 2.
 
-    An axis with a smaller patch joins in the last steps, so that its fine grid is reached where the others are fine too.
+    An axis with a smaller patch joins in the last steps, where the others are as fine as it is.
 
     Raises:
         InputError: a patch side is not a power of two.
@@ -81,13 +82,11 @@ class PixelDecoder(nn.Module):
         if len(widths) != len(self.steps) + 1 or min(widths) < 1:
             raise InputError(
                 "decoder_widths",
-                expected=f"{len(self.steps) + 1} positive widths for patch {tuple(patch)}, from the token grid to the pixels",
+                expected=f"{len(self.steps) + 1} positive widths for patch {tuple(patch)}, token grid to pixels",
                 got=tuple(widths),
             )
         self.stages = nn.ModuleList(Residual(ndim, width) for width in widths)
-        self.narrow = nn.ModuleList(
-            nn.Identity() if a == b else conv(ndim, a, b, 1) for a, b in zip(widths, widths[1:], strict=False)
-        )
+        self.narrow = nn.ModuleList(nn.Identity() if a == b else conv(ndim, a, b, 1) for a, b in pairwise(widths))
         self.stem = nn.Sequential(
             conv_block(ndim, in_channels, stem_width),
             conv_block(ndim, stem_width, stem_width),
@@ -95,7 +94,7 @@ class PixelDecoder(nn.Module):
         )
 
     def forward(self, skips: Sequence[Tensor], image: Tensor) -> Tensor:
-        """Pixel features ``(B, widths[-1], *space)`` from skips ``(B, width, *grid)`` and the view ``(B, C, *space)``."""
+        """Features ``(B, widths[-1], *space)`` from skips ``(B, width, *grid)`` and the view ``(B, C, *space)``."""
         x = self.stages[0](skips[0])
         reached = (1,) * len(self.steps[0]) if self.steps else ()
         for i, step in enumerate(self.steps):
