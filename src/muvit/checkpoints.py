@@ -17,8 +17,22 @@ from muvit.errors import CheckpointError, ExistsError
 CONFIG, WEIGHTS = "config.yaml", "model.safetensors"
 
 
-def save_folder(path: Path | str, config: Mapping[str, Any], state: Mapping[str, Tensor], *, overwrite: bool) -> None:
+def save_folder(
+    path: Path | str,
+    config: Mapping[str, Any],
+    state: Mapping[str, Tensor],
+    *,
+    extra_files: Mapping[str, str] | None = None,
+    overwrite: bool,
+) -> None:
     """Write a model folder in one step: it is complete under its name, or not there at all.
+
+    Args:
+        path: the folder.
+        config: what the model is built from; becomes ``config.yaml``.
+        state: the weights; become ``model.safetensors``.
+        extra_files: texts to keep beside them, by file name.
+        overwrite: replace a folder that is there already.
 
     Raises:
         ExistsError: the folder exists and ``overwrite`` is false.
@@ -30,7 +44,9 @@ def save_folder(path: Path | str, config: Mapping[str, Any], state: Mapping[str,
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as scratch:
         fresh = Path(scratch) / "new"
         fresh.mkdir()
-        (fresh / CONFIG).write_text(yaml.safe_dump(_plain(config), sort_keys=False))
+        (fresh / CONFIG).write_text(yaml.safe_dump(plain(config), sort_keys=False))
+        for name, text in (extra_files or {}).items():
+            (fresh / name).write_text(text)
         # safetensors refuses tensors that share memory, as shared rotary frequencies do
         save_file({k: v.detach().cpu().clone().contiguous() for k, v in state.items()}, fresh / WEIGHTS)
         if path.exists():
@@ -102,13 +118,15 @@ class FolderModel(nn.Module):
     def _config(self) -> dict[str, Any]:
         return asdict(self.config)
 
-    def save(self, path: Path | str, overwrite: bool = False) -> None:
-        """Write configuration and weights to the folder ``path``.
+    def save(
+        self, path: Path | str, overwrite: bool = False, extra_files: Mapping[str, str] | None = None
+    ) -> None:
+        """Write configuration and weights to the folder ``path``; arguments as in `save_folder`.
 
         Raises:
             ExistsError: the folder exists and ``overwrite`` is false.
         """
-        save_folder(path, self._config, self.state_dict(), overwrite=overwrite)
+        save_folder(path, self._config, self.state_dict(), extra_files=extra_files, overwrite=overwrite)
 
     @classmethod
     def from_folder(cls, path: Path | str, device: str | torch.device = "cpu") -> Self:
@@ -132,7 +150,8 @@ class FolderModel(nn.Module):
         return model.to(device)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Nested mappings and sequences as dicts and lists, which plain YAML can hold."""
     if isinstance(value, Mapping):
-        return {k: _plain(v) for k, v in value.items()}
-    return [_plain(v) for v in value] if isinstance(value, tuple | list) else value
+        return {k: plain(v) for k, v in value.items()}
+    return [plain(v) for v in value] if isinstance(value, tuple | list) else value

@@ -1,8 +1,20 @@
 """The errors that muvit raises for its user: each says what was expected, what came, and what to do."""
 
+from typing import Any
+
 
 class MuViTError(Exception):
     """Base of all errors that muvit raises on purpose; the command line prints its message without a traceback."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # constructors take more than the message that they keep, so worker processes could not send them home
+        return _restored, (type(self), *self.args)
+
+
+def _restored(kind: type[MuViTError], *args: Any) -> MuViTError:
+    error = kind.__new__(kind)
+    error.args = args
+    return error
 
 
 class InputError(MuViTError, ValueError):

@@ -1,0 +1,71 @@
+"""The command ``muvit``: one verb for each step from images to a labelled slide."""
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+
+from muvit import __version__
+from muvit.errors import MuViTError
+
+VERBS = {
+    "demo": "from nothing to trained models, labelled images and a report",
+    "convert": "turn images or label masks into OME-Zarr pyramids",
+    "info": "show what is in an image: size, levels, channels, pixel size, labels",
+    "synthetic": "make the Synthetic data set, whose classes show only at a coarse scale",
+    "train": "train a segmentation model from a recipe",
+    "predict": "label whole slides with a trained model",
+    "evaluate": "score predicted labels against true ones",
+}
+"""Verbs and what they do; the module ``muvit.cli.<verb>`` holds its ``add_arguments(parser)`` and ``run(arguments)``."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: arguments without the program's name; unset, those of the process.
+
+    Returns:
+        0 when done, 1 when something went wrong on the way, 2 when the arguments do not fit.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    # only the verb that is called is imported: `muvit info` need not wait for Lightning
+    chosen = next((verb for verb in VERBS if arguments[:1] == [verb]), None)
+    try:
+        settings = _parser(chosen).parse_args(arguments)
+        import_module(f"muvit.cli.{chosen}").run(settings[chosen])
+    except SystemExit as stop:  # how the parser ends after --help, --version and wrong arguments
+        return int(stop.code or 0)
+    except MuViTError as error:
+        print(f"muvit: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("muvit: interrupted", file=sys.stderr)
+        return 1
+    return 0
+
+
+def entrypoint() -> None:
+    """What the installed command calls."""
+    sys.exit(main())
+
+
+def _parser(chosen: str | None) -> ArgumentParser:
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = ArgumentParser(
+        prog="muvit",
+        description="Multi-resolution vision transformers for gigapixel microscopy.",
+        version=f"muvit {__version__}",
+    )
+    verbs = parser.add_subcommands(required=True, dest="verb", metavar="VERB")
+    for verb, summary in VERBS.items():
+        verb_parser = ArgumentParser(description=f"{summary[0].upper()}{summary[1:]}.")
+        if verb == chosen:
+            import_module(f"muvit.cli.{verb}").add_arguments(verb_parser)
+        verbs.add_subcommand(verb, verb_parser, help=summary)
+    return parser
+
+
+__all__ = ["VERBS", "Namespace", "entrypoint", "main"]

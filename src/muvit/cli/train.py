@@ -1,0 +1,34 @@
+"""``muvit train``."""
+
+from pathlib import Path
+
+from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
+
+from muvit.training.recipe import Recipe
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Arguments of the verb."""
+    parser.add_argument("--config", action=ActionConfigFile, help="recipe in YAML; later arguments override it")
+    parser.add_argument("--output", type=Path, required=True, help="folder of the run")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in the output folder")
+    parser.add_argument("--overwrite", action="store_true", help="delete a run that is there already")
+    parser.add_class_arguments(Recipe, as_group=False)
+
+
+def run(arguments: Namespace) -> None:
+    """Train, and say where the model is."""
+    from muvit.training.train import train_segmenter
+
+    model = train_segmenter(
+        recipe_from(arguments), arguments.output, resume=arguments.resume, overwrite=arguments.overwrite
+    )
+    print(model)
+
+
+def recipe_from(arguments: Namespace) -> Recipe:
+    """The recipe that parsed arguments describe."""
+    parser = ArgumentParser()
+    parser.add_class_arguments(Recipe, "recipe")
+    fields = {name: arguments[name] for name in Recipe.__dataclass_fields__}
+    return parser.instantiate_classes(Namespace(recipe=Namespace(**fields))).recipe

@@ -1,0 +1,1 @@
+"""Images, labels and the samples made of them: slides, pyramids, conversion, nested crops."""

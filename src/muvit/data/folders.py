@@ -1,0 +1,50 @@
+"""Folders of images with their labels: ``<folder>/images/<name>.*`` and ``<folder>/labels/<name>.*``."""
+
+from pathlib import Path
+
+from muvit.data.ome_zarr import OmeZarrSlide
+from muvit.data.slides import Slide, open_slide
+from muvit.errors import InputError, ReadError
+
+
+def open_folder(folder: Path) -> dict[str, Slide]:
+    """Open every slide of a folder (hidden files apart), by name in alphabetical order.
+
+    Raises:
+        ReadError: the folder is missing or empty, or a file in it cannot be read.
+        InputError: two files share one name.
+    """
+    files = sorted(f for f in Path(folder).iterdir() if not f.name.startswith(".")) if Path(folder).is_dir() else []
+    if not files:
+        raise ReadError(folder, expected="a folder of images", got="nothing there")
+    slides: dict[str, Slide] = {}
+    for file in files:
+        slide = open_slide(file)
+        if slide.name in slides:
+            raise InputError(file, expected="one image of each name", got=f"also {slides[slide.name].path}")
+        slides[slide.name] = slide
+    return slides
+
+
+def open_labelled_folder(folder: Path) -> list[tuple[Slide, Slide]]:
+    """Open images and the label image of the same name of each.
+
+    Raises:
+        ReadError: a folder is missing or empty, or a file cannot be read.
+        InputError: an image has no labels, or labels have no image.
+    """
+    images, labels = open_folder(Path(folder) / "images"), open_folder(Path(folder) / "labels")
+    for one, other, kind in ((images, labels, "labels"), (labels, images, "image")):
+        missing = sorted(set(one) - set(other))
+        if missing:
+            raise InputError(folder, expected="an image and labels of each name", got=f"no {kind} for {missing[0]!r}")
+    return [(images[name], labels[name]) for name in images]
+
+
+def class_legend(label: Slide, num_classes: int) -> tuple[dict[int, str], dict[int, tuple[int, int, int]]]:
+    """Names and RGB colours of the classes, as far as a label image tells them."""
+    if not isinstance(label, OmeZarrSlide):
+        return {}, {}
+    names = {value: name for value, name in label.label_names.items() if value < num_classes}
+    colors = {value: color[:3] for value, color in label.label_colors.items() if value < num_classes}
+    return names, colors

@@ -1,0 +1,146 @@
+"""Bringing pixel values of any unit into the range that a model expects.
+
+A normalisation is a small frozen object called as ``normalization(img, valid)``:
+
+* ``img``: array ``(L, C, *space)`` in native units;
+* ``valid``: bool array ``(L, *space)``, False where a view lies outside the image (default: valid everywhere);
+* result: float32 array of the same shape. Pixels that are NaN or infinite become 0.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from muvit.errors import InputError
+
+# a spread of this fraction of the largest value is rounding, not contrast
+_MIN_RELATIVE_SPREAD = 1e-6
+
+
+@dataclass(frozen=True)
+class Percentile:
+    """Map two percentiles of the crop itself to 0 and 1, per channel: ``(x - p_low) / (p_high - p_low)``; no clipping.
+
+    The percentiles see neither pixels outside the image nor NaN and infinity. A channel without contrast becomes 0.
+    """
+
+    kind: ClassVar[str] = "percentile"
+
+    low: float = 1.0
+    """Percentile that becomes 0."""
+    high: float = 99.8
+    """Percentile that becomes 1."""
+    scope: Literal["view", "sample"] = "view"
+    """Pixels that the percentiles are taken over: each view alone, or all views of the sample together."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.low < self.high <= 100:
+            raise InputError("percentiles", expected="0 <= low < high <= 100", got=f"low {self.low}, high {self.high}")
+        if self.scope not in ("view", "sample"):
+            raise InputError("scope", expected="'view' or 'sample'", got=repr(self.scope))
+
+    def __call__(self, img: np.ndarray, valid: np.ndarray | None = None) -> np.ndarray:
+        """``(L, C, *space) -> (L, C, *space)``, float32; see the module."""
+        img = np.asarray(img, dtype=np.float32)
+        out = np.zeros_like(img)
+        for channel in range(img.shape[1]):
+            groups = [slice(None)] if self.scope == "sample" else [slice(i, i + 1) for i in range(len(img))]
+            for views in groups:
+                pixels = img[views, channel]
+                out[views, channel] = self._stretch(pixels, None if valid is None else valid[views])
+        return out
+
+    def _stretch(self, pixels: np.ndarray, valid: np.ndarray | None) -> np.ndarray:
+        finite = np.isfinite(pixels)
+        seen = pixels[finite if valid is None else finite & valid]
+        if seen.size == 0:
+            return np.zeros_like(pixels)
+        low, high = (float(p) for p in np.percentile(seen, (self.low, self.high)))
+        if high - low <= _MIN_RELATIVE_SPREAD * max(abs(low), abs(high)):
+            return np.zeros_like(pixels)
+        return (np.where(finite, pixels, low) - low) / (high - low)
+
+
+@dataclass(frozen=True)
+class Range:
+    """Map a known range to 0 ... 1: ``(x - low) / (high - low)``, without clipping. 8-bit RGB: ``Range(high=255)``."""
+
+    kind: ClassVar[str] = "range"
+
+    low: float = 0.0
+    """Native value that becomes 0."""
+    high: float = 1.0
+    """Native value that becomes 1."""
+
+    def __post_init__(self) -> None:
+        if not -np.inf < self.low < self.high < np.inf:
+            raise InputError("range", expected="finite low < high", got=f"low {self.low}, high {self.high}")
+
+    def __call__(self, img: np.ndarray, valid: np.ndarray | None = None) -> np.ndarray:
+        """``(L, C, *space) -> (L, C, *space)``, float32; see the module."""
+        return _finite((np.asarray(img, dtype=np.float32) - self.low) / (self.high - self.low))
+
+
+@dataclass(frozen=True)
+class Standardize:
+    """Subtract a mean and divide by a standard deviation, one of each per channel, in native units."""
+
+    kind: ClassVar[str] = "standardize"
+
+    mean: tuple[float, ...]
+    """Mean of each channel."""
+    std: tuple[float, ...]
+    """Standard deviation of each channel."""
+
+    def __post_init__(self) -> None:
+        if (
+            len(self.mean) != len(self.std)
+            or not all(0 < s < np.inf for s in self.std)
+            or not np.isfinite(self.mean).all()
+        ):
+            got = f"mean {self.mean}, std {self.std}"
+            raise InputError("mean and std", expected="one finite mean and one positive std per channel", got=got)
+
+    def __call__(self, img: np.ndarray, valid: np.ndarray | None = None) -> np.ndarray:
+        """``(L, C, *space) -> (L, C, *space)``, float32; see the module."""
+        img = np.asarray(img, dtype=np.float32)
+        if img.shape[1] != len(self.mean):
+            raise InputError("mean and std", expected=f"{img.shape[1]} channels, as the image has", got=len(self.mean))
+        per_channel = (-1, *(1,) * (img.ndim - 2))
+        mean, std = (np.asarray(v, dtype=np.float32).reshape(per_channel) for v in (self.mean, self.std))
+        return _finite((img - mean) / std)
+
+
+Normalization = Percentile | Range | Standardize
+
+
+def _finite(img: np.ndarray) -> np.ndarray:
+    return np.where(np.isfinite(img), img, np.float32(0)).astype(np.float32, copy=False)
+
+
+def normalization_to_dict(normalization: Normalization) -> dict[str, Any]:
+    """Plain data (for YAML) that `normalization_from_dict` turns back into the same normalisation."""
+    values = asdict(normalization)
+    return {"kind": normalization.kind} | {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+
+
+def normalization_from_dict(values: Mapping[str, Any]) -> Normalization:
+    """Normalisation from what `normalization_to_dict` wrote: ``kind`` and the fields of that class.
+
+    Raises:
+        InputError: the kind or a field is unknown, a field is missing, or a value does not fit.
+    """
+    kinds: dict[str, Callable[..., Normalization]] = {c.kind: c for c in (Percentile, Range, Standardize)}
+    given = dict(values)
+    kind = given.pop("kind", None)
+    if kind not in kinds:
+        raise InputError("normalization", expected=f"a kind out of {sorted(kinds)}", got=repr(kind))
+    allowed = {f.name for f in fields(kinds[kind])}  # type: ignore[arg-type]
+    if not set(given) <= allowed:
+        raise InputError(f"normalization '{kind}'", expected=f"fields {sorted(allowed)}", got=sorted(given))
+    try:
+        return kinds[kind](**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
+    except TypeError as error:
+        raise InputError(f"normalization '{kind}'", expected=f"numbers for {sorted(allowed)}", got=given) from error

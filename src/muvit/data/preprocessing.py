@@ -1,0 +1,65 @@
+"""What a trained model needs to know about its pixels and classes, kept beside its weights."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import yaml
+
+from muvit.data.normalize import Normalization, normalization_from_dict, normalization_to_dict
+from muvit.errors import CheckpointError, InputError
+
+FILE = "preprocessing.yaml"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """How crops were cut, brought to numbers and labelled when a model was trained; prediction repeats it."""
+
+    crop_size: tuple[int, ...]
+    """Side of every view in pixels of its level, (z)yx."""
+    normalization: Normalization
+    """From native pixel values to the model's input."""
+    padding: str = "zero"
+    """Policy beyond the border of the image: zero, edge or reflect."""
+    class_names: tuple[str, ...]
+    """Name of each class, background first."""
+    class_colors: tuple[tuple[int, int, int], ...]
+    """RGB colour of each class, 0-255."""
+    pixel_size_um: tuple[float, ...] | None = None
+    """Finest pixel size that the model was trained at, (z)yx; None if unknown."""
+
+    def __post_init__(self) -> None:
+        if len(self.class_names) != len(self.class_colors):
+            raise InputError(
+                "class_colors", expected=f"one colour for each of {len(self.class_names)} classes", got=self.class_colors
+            )
+
+    def to_yaml(self) -> str:
+        """Text of ``preprocessing.yaml``, which `load` reads."""
+        values = asdict(self) | {"normalization": normalization_to_dict(self.normalization)}
+        return yaml.safe_dump({k: _lists(v) for k, v in values.items()}, sort_keys=False)
+
+    @classmethod
+    def load(cls, folder: Path) -> "Preprocessing":
+        """Read ``preprocessing.yaml`` of a model folder.
+
+        Raises:
+            CheckpointError: the file is missing or does not hold these settings.
+        """
+        file = Path(folder) / FILE
+        try:
+            values = yaml.safe_load(file.read_text())
+            values["normalization"] = normalization_from_dict(values["normalization"])
+            return cls(**{k: _tuples(v) for k, v in values.items()})
+        except FileNotFoundError:
+            raise CheckpointError(folder, expected=f"a trained model, with {FILE}", got="none") from None
+        except (yaml.YAMLError, KeyError, TypeError, InputError) as error:
+            raise CheckpointError(file, expected="the settings of a trained model", got=error) from error
+
+
+def _lists(value: object) -> object:
+    return [_lists(v) for v in value] if isinstance(value, tuple) else value
+
+
+def _tuples(value: object) -> object:
+    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value

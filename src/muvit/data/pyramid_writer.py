@@ -1,0 +1,448 @@
+"""Writing an OME-Zarr 0.5 pyramid: blocks of the finest level in any order, coarser levels from them, metadata last.
+
+A store that is being written has no root ``zarr.json``; its settings lie in ``unfinished.json``. `PyramidWriter.finish`
+puts the metadata in place as its last step, so a store is readable only as a whole.
+"""
+
+import itertools
+import json
+import math
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+
+from muvit.data.ngff import (
+    Color,
+    Kind,
+    group_json,
+    label_attributes,
+    multiscale_attributes,
+    omero_attributes,
+    read_attributes,
+    read_json,
+    write_json,
+)
+from muvit.data.reduction import area_mean, nearest
+from muvit.data.slides import default_channel_names, slide_name
+from muvit.data.zarr_arrays import open_store, require_unforked, sharded_metadata
+from muvit.errors import ExistsError, InputError, ReadError
+
+UNFINISHED = "unfinished.json"
+Progress = Callable[[int, int], None]
+"""Called with the number of steps done and their total."""
+
+_IMAGE_DTYPES = ("uint8", "uint16", "uint32", "int8", "int16", "int32", "float16", "float32", "float64")
+_LABEL_DTYPES = ("uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64")
+_AXES = {2: "yx", 3: "zyx", 4: "tzyx"}
+# per axis: chunks of about 65 thousand to 260 thousand pixels, shards of some 256 of them
+_CHUNK = {2: 256, 3: 64, 4: 16}
+_SHARD = {2: 4096, 3: 512, 4: 64}
+_SHARD_BYTES = 256 << 20
+_REDUCED_PIXELS = 1 << 22
+
+
+@dataclass(frozen=True, kw_only=True)
+class PyramidSpec:
+    """Everything that decides how a pyramid is stored; what a reader later learns from its metadata."""
+
+    shape: tuple[int, ...]
+    """Pixels of the finest level, (t)(z)yx."""
+    num_channels: int
+    """Length of the channel axis; label images have 1, and no channel axis on disk."""
+    dtype: str
+    """Name of the numpy dtype."""
+    levels: tuple[int, ...]
+    """Downsampling factors, ascending from 1, each a multiple of the one before."""
+    kind: Kind
+    """``image`` (area mean) or ``label`` (nearest)."""
+    pixel_size_um: tuple[float, ...] | None
+    """Micrometers per pixel of the finest level and axis (t: seconds), or None."""
+    channel_names: tuple[str, ...]
+    """One per channel."""
+    label_names: dict[int, str] = field(default_factory=dict)
+    """Name of each label value."""
+    label_colors: dict[int, Color] = field(default_factory=dict)
+    """Red, green, blue(, alpha) of each label value."""
+    chunk: int
+    """Edge of a chunk, the unit of reading, in pixels."""
+    shard: int
+    """Edge of a shard, the unit of writing and one file, in pixels: a multiple of ``chunk``."""
+
+    @property
+    def axes(self) -> str:
+        """One letter per stored axis."""
+        return _AXES[len(self.shape)] if self.kind == "label" else "c" + _AXES[len(self.shape)]
+
+    def level_shape(self, index: int) -> tuple[int, ...]:
+        """Pixels of a level, (t)(z)yx."""
+        return tuple(-(-n // self.levels[index]) for n in self.shape)
+
+    def chunk_shape(self, index: int) -> tuple[int, ...]:
+        """Pixels of a chunk of a level, (t)(z)yx: no larger than the image."""
+        return tuple(min(self.chunk, n) for n in self.level_shape(index))
+
+    def shard_shape(self, index: int) -> tuple[int, ...]:
+        """Pixels of a shard of a level, (t)(z)yx: the fewest whole chunks that hold the image, up to ``shard``."""
+        extents = zip(self.chunk_shape(index), self.level_shape(index), strict=True)
+        return tuple(chunk * -(-min(self.shard, n) // chunk) for chunk, n in extents)
+
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON object."""
+        return json.loads(json.dumps(asdict(self)))
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> "PyramidSpec":
+        """The inverse of `to_json`."""
+        fixed = {name: tuple(value) if isinstance(value, list) else value for name, value in content.items()}
+        fixed["label_names"] = {int(value): name for value, name in content["label_names"].items()}
+        fixed["label_colors"] = {int(value): tuple(color) for value, color in content["label_colors"].items()}
+        return cls(**fixed)
+
+
+class PyramidWriter:
+    """Writes one pyramid; made by `create`, or by `open` on a store that another writer has created.
+
+    Several processes may each hold a writer of the same store (a writer is picklable) and write to different shards at
+    once; one of them calls `finish` when all have written.
+
+    Attributes:
+        path: folder of the store.
+        spec: how it is stored.
+    """
+
+    def __init__(self, path: Path, spec: PyramidSpec) -> None:
+        self.path = path
+        self.spec = spec
+        self._stores: dict[int, Any] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_stores": {}}
+
+    @classmethod
+    def create(
+        cls,
+        path: str | Path,
+        *,
+        shape: Sequence[int],
+        num_channels: int,
+        dtype: Any,
+        levels: Sequence[int] | None = None,
+        kind: Kind = "image",
+        pixel_size_um: float | Sequence[float] | None = None,
+        channel_names: Sequence[str] | None = None,
+        label_names: dict[int, str] | None = None,
+        label_colors: dict[int, Color] | None = None,
+        chunk: int | None = None,
+        shard: int | None = None,
+        overwrite: bool = False,
+    ) -> "PyramidWriter":
+        """Create an empty store.
+
+        Args:
+            path: folder to create, by custom named ``*.ome.zarr``; inside the ``labels`` folder of an OME-Zarr image it
+                becomes one of that image's labels.
+            shape: pixels of the finest level, (t)(z)yx.
+            num_channels: number of channels, 1 for labels.
+            dtype: integers up to 32 bits or floats; for labels any integers.
+            levels: downsampling factors from 1 up, each a multiple of the one before; by default powers of two until
+                the longest side fits into one chunk.
+            kind: ``image`` or ``label``.
+            pixel_size_um: micrometers per pixel at the finest level, one number or one per axis (seconds along t).
+            channel_names: one per channel.
+            label_names: name of each label value.
+            label_colors: (red, green, blue) or (red, green, blue, alpha) of each label value, 0 to 255.
+            chunk: edge of a chunk in pixels; by default 256 in 2D, 64 in 3D, 16 in 4D.
+            shard: edge of a shard in pixels, a multiple of the chunk; by default 4096 in 2D, 512 in 3D, 64 in 4D, and
+                halved while a shard takes more than 256 MiB.
+            overwrite: replace what is there, if it is a zarr store.
+
+        Raises:
+            InputError: an argument does not fit; nothing was touched.
+            ExistsError: something is there and overwriting was not asked for, or it is no zarr store.
+        """
+        path = Path(path)
+        spec = _checked_spec(
+            shape,
+            num_channels,
+            dtype,
+            levels,
+            kind,
+            pixel_size_um,
+            channel_names,
+            label_names,
+            label_colors,
+            chunk,
+            shard,
+        )
+        check_replaceable(path, overwrite)
+        if path.exists():
+            shutil.rmtree(path)
+        path.mkdir(parents=True)
+        for index in range(len(spec.levels)):
+            _create_level(path, spec, index)
+        # last: a store with settings has all its arrays
+        write_json(path / UNFINISHED, spec.to_json())
+        return cls(path, spec)
+
+    @classmethod
+    def open(cls, path: str | Path) -> "PyramidWriter":
+        """Open an unfinished store for writing.
+
+        Raises:
+            ReadError: there is none.
+        """
+        path = Path(path)
+        if (path / "zarr.json").exists() or not (path / UNFINISHED).is_file():
+            got = "a finished one" if (path / "zarr.json").exists() else "none"
+            raise ReadError(path, expected="an unfinished OME-Zarr store", got=got)
+        return cls(path, PyramidSpec.from_json(read_json(path / UNFINISHED)))
+
+    def shards(self) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+        """Start and size of every shard of the finest level, clipped to the image, in row-major order."""
+        return _blocks(self.spec.level_shape(0), self.spec.shard_shape(0))
+
+    @property
+    def num_coarse_shards(self) -> int:
+        """Number of shards of all coarser levels: the steps of `finish`."""
+        spec = self.spec
+        return sum(
+            math.prod(-(-n // s) for n, s in zip(spec.level_shape(i), spec.shard_shape(i), strict=True))
+            for i in range(1, len(spec.levels))
+        )
+
+    def write(self, start: Sequence[int], block: np.ndarray[Any, Any]) -> None:
+        """Write a block of the finest level; when this returns, it is on disk.
+
+        Blocks that are whole shards (see `shards`; those at the border end with the image) are written in one go; for
+        others the shard is read, changed and written again.
+
+        Args:
+            start: lower corner in pixels of the finest level.
+            block: ``(C, *size)``, of the store's dtype, inside the image.
+
+        Raises:
+            InputError: the block does not fit the store.
+        """
+        spec = self.spec
+        start = tuple(int(v) for v in start)
+        subject = f"block at {start} for {self.path}"
+        if block.dtype != np.dtype(spec.dtype):
+            raise InputError(subject, expected=f"dtype {spec.dtype}", got=block.dtype)
+        if block.ndim != len(spec.shape) + 1 or block.shape[0] != spec.num_channels or len(start) != len(spec.shape):
+            expected = f"{spec.num_channels} channels and {len(spec.shape)} axes of space"
+            raise InputError(subject, expected=expected, got=f"shape {block.shape}")
+        stop = tuple(a + n for a, n in zip(start, block.shape[1:], strict=True))
+        if not all(0 <= a < b <= n for a, b, n in zip(start, stop, spec.shape, strict=True)):
+            raise InputError(subject, expected=f"a block inside the image {spec.shape}", got=f"{start} to {stop}")
+        self._write(0, start, block)
+
+    def finish(self, progress: Progress | None = None) -> None:
+        """Build every coarser level from the one before, then make the store readable.
+
+        Images take the area mean (`muvit.data.reduction.area_mean`), labels the pixel that
+        `muvit.data.reduction.nearest` names. Memory stays bounded by a few shards. May be repeated after a crash.
+
+        Args:
+            progress: called after each of the `num_coarse_shards` steps.
+        """
+        done = 0
+        for index in range(1, len(self.spec.levels)):
+            for start, size in _blocks(self.spec.level_shape(index), self.spec.shard_shape(index)):
+                self._write(index, start, self._reduced(index, start, size))
+                done += 1
+                if progress is not None:
+                    progress(done, self.num_coarse_shards)
+        write_json(self.path / "zarr.json", group_json(self._attributes()))
+        (self.path / UNFINISHED).unlink(missing_ok=True)
+        _register_label(self.path)
+
+    def _reduced(self, index: int, start: tuple[int, ...], size: tuple[int, ...]) -> np.ndarray[Any, Any]:
+        """Window of a level computed from the level before, piece by piece."""
+        spec = self.spec
+        factor = spec.levels[index] // spec.levels[index - 1]
+        reduce = area_mean if spec.kind == "image" else nearest
+        finer = spec.level_shape(index - 1)
+        pixels = np.empty((spec.num_channels, *size), spec.dtype)
+        edge = (_REDUCED_PIXELS / spec.num_channels) ** (1 / len(size)) / factor
+        # pieces of whole chunks of the finer level, so that none is decoded twice
+        whole = math.lcm(spec.chunk, factor) // factor
+        edge = whole * round(edge / whole) if edge > whole else max(int(edge), 1)
+        for piece, extent in _blocks(size, (edge,) * len(size)):
+            lower = tuple((a + p) * factor for a, p in zip(start, piece, strict=True))
+            upper = tuple(min(a + e * factor, n) for a, e, n in zip(lower, extent, finer, strict=True))
+            inside = tuple(slice(p, p + e) for p, e in zip(piece, extent, strict=True))
+            pixels[(slice(None), *inside)] = reduce(self._read(index - 1, lower, upper), factor)
+        return pixels
+
+    def _attributes(self) -> dict[str, Any]:
+        spec = self.spec
+        entry = multiscale_attributes(
+            name=slide_name(self.path),
+            axes=spec.axes,
+            levels=spec.levels,
+            pixel_size_um=spec.pixel_size_um,
+            kind=spec.kind,
+        )
+        if spec.kind == "label":
+            return {"multiscales": [entry], "image-label": label_attributes(spec.label_names, spec.label_colors)}
+        return {
+            "multiscales": [entry],
+            "omero": omero_attributes(spec.channel_names, np.dtype(spec.dtype), self._range()),
+        }
+
+    def _range(self) -> list[tuple[float, float]]:
+        """Lowest and highest value of each channel at the coarsest level, or of at most a chunk of it."""
+        last = len(self.spec.levels) - 1
+        upper = tuple(min(n, 4 * self.spec.chunk) for n in self.spec.level_shape(last))
+        flat = self._read(last, (0,) * len(upper), upper).reshape(self.spec.num_channels, -1)
+        values = [channel[np.isfinite(channel)] for channel in flat]
+        return [(float(v.min()), float(v.max())) if v.size else (0.0, 0.0) for v in values]
+
+    def _write(self, index: int, start: tuple[int, ...], block: np.ndarray[Any, Any]) -> None:
+        stop = tuple(a + n for a, n in zip(start, block.shape[1:], strict=True))
+        self._window(index, start, stop).write(block if self.spec.kind == "image" else block[0]).result()
+
+    def _read(self, index: int, start: tuple[int, ...], stop: tuple[int, ...]) -> np.ndarray[Any, Any]:
+        pixels = self._window(index, start, stop).read().result()
+        return pixels if self.spec.kind == "image" else pixels[None]
+
+    def _window(self, index: int, start: tuple[int, ...], stop: tuple[int, ...]) -> Any:
+        require_unforked(self.path)
+        if index not in self._stores:
+            self._stores[index] = open_store(self.path / str(index), {"driver": "zarr3"})
+        return self._stores[index][(..., *(slice(a, b) for a, b in zip(start, stop, strict=True)))]
+
+
+def check_replaceable(path: Path, overwrite: bool) -> None:
+    """Refuse to put a store where something lies that may not be replaced.
+
+    Raises:
+        ExistsError: something is there and ``overwrite`` is False, or it is neither a zarr store nor an empty folder.
+    """
+    if not path.exists():
+        return
+    if not overwrite:
+        raise ExistsError(path)
+    is_store = any((path / name).is_file() for name in ("zarr.json", ".zgroup", UNFINISHED))
+    if not is_store and not (path.is_dir() and not any(path.iterdir())):
+        raise ExistsError(
+            path, hint="It is no OME-Zarr store, so not even overwriting replaces it: choose another output."
+        )
+
+
+def _create_level(path: Path, spec: PyramidSpec, index: int) -> None:
+    channels = (spec.num_channels,) if spec.kind == "image" else ()
+    metadata = sharded_metadata(
+        shape=channels + spec.level_shape(index),
+        dtype=np.dtype(spec.dtype),
+        axes=spec.axes,
+        chunk=channels + spec.chunk_shape(index),
+        shard=channels + spec.shard_shape(index),
+    )
+    (path / str(index)).mkdir()
+    write_json(path / str(index) / "zarr.json", metadata)
+
+
+def _register_label(path: Path) -> None:
+    """List a store inside an image's ``labels`` folder among that image's labels."""
+    folder = path.parent
+    if folder.name != "labels" or read_attributes(folder.parent) is None:
+        return
+    group = read_attributes(folder)
+    names = list(group[1].get("labels", ())) if group else []
+    if path.name not in names:
+        write_json(folder / "zarr.json", group_json({"labels": [*names, path.name]}))
+
+
+def _blocks(extent: Sequence[int], block: Sequence[int]) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+    for start in itertools.product(*(range(0, n, b) for n, b in zip(extent, block, strict=True))):
+        yield start, tuple(min(b, n - a) for a, b, n in zip(start, block, extent, strict=True))
+
+
+def _checked_spec(
+    shape: Sequence[int],
+    num_channels: int,
+    dtype: Any,
+    levels: Sequence[int] | None,
+    kind: Kind,
+    pixel_size_um: float | Sequence[float] | None,
+    channel_names: Sequence[str] | None,
+    label_names: dict[int, str] | None,
+    label_colors: dict[int, Color] | None,
+    chunk: int | None,
+    shard: int | None,
+) -> PyramidSpec:
+    shape = tuple(int(n) for n in shape)
+    if kind not in get_args(Kind):
+        raise InputError("kind", expected="image or label", got=repr(kind))
+    if len(shape) not in _AXES or min(shape) < 1:
+        raise InputError("shape", expected="2 to 4 positive numbers, (t)(z)yx", got=shape)
+    if num_channels < 1 or (kind == "label" and num_channels != 1):
+        raise InputError("num_channels", expected="1" if kind == "label" else "at least 1", got=num_channels)
+    known = _LABEL_DTYPES if kind == "label" else _IMAGE_DTYPES
+    if np.dtype(dtype).name not in known:
+        raise InputError(f"dtype of the {kind}", expected=f"one of {', '.join(known)}", got=np.dtype(dtype).name)
+    names = tuple(
+        channel_names or (("label",) if kind == "label" else default_channel_names(num_channels, np.dtype(dtype)))
+    )
+    if len(names) != num_channels:
+        raise InputError("channel_names", expected=f"{num_channels} names", got=f"{len(names)}: {', '.join(names)}")
+    chunk, shard = _checked_tiling(chunk, shard, len(shape), num_channels * np.dtype(dtype).itemsize)
+    return PyramidSpec(
+        shape=shape,
+        num_channels=num_channels,
+        dtype=np.dtype(dtype).name,
+        levels=_checked_levels(levels, shape, chunk),
+        kind=kind,
+        pixel_size_um=_checked_pixel_size(pixel_size_um, len(shape)),
+        channel_names=names,
+        label_names={int(value): str(name) for value, name in (label_names or {}).items()},
+        label_colors=_checked_colors(label_colors or {}),
+        chunk=chunk,
+        shard=shard,
+    )
+
+
+def _checked_tiling(chunk: int | None, shard: int | None, ndim: int, pixel_bytes: int) -> tuple[int, int]:
+    chunk = _CHUNK[ndim] if chunk is None else int(chunk)
+    if shard is None:
+        shard = max(_SHARD[ndim] // chunk, 1) * chunk
+        while shard // 2 >= chunk and shard // 2 % chunk == 0 and shard**ndim * pixel_bytes > _SHARD_BYTES:
+            shard //= 2
+    if chunk < 1 or shard < chunk or shard % chunk:
+        raise InputError(
+            "chunk and shard", expected="positive numbers, the shard a multiple of the chunk", got=(chunk, shard)
+        )
+    return chunk, int(shard)
+
+
+def _checked_levels(levels: Sequence[int] | None, shape: tuple[int, ...], chunk: int) -> tuple[int, ...]:
+    if levels is None:
+        return tuple(2**k for k in range(max(math.ceil(math.log2(max(shape) / chunk)), 0) + 1))
+    whole = all(level == int(level) and level >= 1 for level in levels)
+    fixed = tuple(int(level) for level in levels) if whole else ()
+    if not fixed or fixed[0] != 1 or any(b <= a or b % a for a, b in itertools.pairwise(fixed)):
+        raise InputError(
+            "levels", expected="whole numbers from 1 up, each a multiple of the one before", got=list(levels)
+        )
+    return fixed
+
+
+def _checked_pixel_size(size: float | Sequence[float] | None, ndim: int) -> tuple[float, ...] | None:
+    if size is None:
+        return None
+    sizes = (float(size),) * ndim if isinstance(size, int | float) else tuple(float(v) for v in size)
+    if len(sizes) != ndim or not all(0 < v < math.inf for v in sizes):
+        raise InputError("pixel_size_um", expected=f"one positive number, or {ndim}", got=size)
+    return sizes
+
+
+def _checked_colors(colors: dict[int, Color]) -> dict[int, Color]:
+    for value, color in colors.items():
+        if len(color) not in (3, 4) or not all(0 <= int(c) <= 255 for c in color):
+            raise InputError(f"colour of label {value}", expected="3 or 4 numbers from 0 to 255", got=color)
+    return {int(value): tuple(int(c) for c in (*color, 255)[:4]) for value, color in colors.items()}

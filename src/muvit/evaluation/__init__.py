@@ -1,0 +1,1 @@
+"""How good predictions are: scores of label slides against the truth."""

@@ -1,0 +1,432 @@
+"""The report of an experiment: one HTML page with pictures that tells what was compared and what came out."""
+
+import math
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from muvit.errors import ExistsError, InputError, ShapeError
+from muvit.pictures import IGNORED_COLOR, MANY_POINTS, RGB, Color, colorize, fit, outline_boxes, plot_curves
+
+SMALL_DIFFERENCE = 0.02
+"""Differences of mDSC below this are called equal in the text: another seed can make as much."""
+
+_PICTURE_PX = 640  # longer side of a whole picture, enough for the widest column at double density
+_INSET_PX = 480
+_INSET_SHARE = 4  # the inset shows one of so many parts of the shorter side
+_INSET_COLOR: Color = (255, 255, 255)
+_STYLE = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelResult:
+    """What one model is and what it reached."""
+
+    name: str
+    description: str
+    """What sets it apart, one sentence."""
+    dice: Mapping[str, float]
+    """Dice of each foreground class by name, 0 to 1; NaN where a class neither occurs nor is predicted."""
+    mean_dice: float
+    """mDSC: mean over the foreground classes."""
+    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]] = field(default_factory=dict)
+    """Training steps and values of each curve by name, as ``train_loss``; models share names to be drawn together."""
+    seconds: float
+    """Training time."""
+    parameters: int
+    """Trainable parameters."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """One test image with its truth and what the models made of it, all of one size."""
+
+    title: str
+    image: RGB
+    """``(H, W, 3)``, as `muvit.pictures.to_rgb` gives it."""
+    truth: NDArray[np.integer]
+    """``(H, W)``."""
+    predictions: Mapping[str, NDArray[np.integer]]
+    """``(H, W)`` of each model, by its name."""
+
+
+def write_report(
+    folder: str | Path,
+    *,
+    title: str,
+    intro: str,
+    models: Sequence[ModelResult],
+    class_names: Sequence[str],
+    class_colors: Sequence[Color],
+    examples: Sequence[Example] = (),
+    settings: Mapping[str, object] | None = None,
+    outputs: Mapping[str, str] | None = None,
+    ignore: Sequence[int] = (),
+    overwrite: bool = False,
+) -> Path:
+    """Write ``index.html`` and ``pictures/`` into a folder; the page needs no network, no server and no JavaScript.
+
+    The page appears as a whole or not at all: it is moved into place when all its pictures are there.
+
+    Args:
+        folder: where to write; made if it is missing, other files in it are left alone.
+        title: headline.
+        intro: one paragraph: the task, and why the models differ.
+        models: the model in question first, then its controls; all scored on the same images.
+        class_names: of all classes, from class 0, the background.
+        class_colors: of all classes, from class 0.
+        examples: test images to show.
+        settings: what somebody needs to know to run this again, value by name.
+        outputs: OME-Zarr images and labels to open, path relative to ``folder`` by name, the image first.
+        ignore: label values that are no classes, shown grey.
+        overwrite: replace a report that is there already.
+
+    Returns:
+        Path of ``index.html``.
+
+    Raises:
+        ExistsError: there is a report and ``overwrite`` was not asked for.
+        InputError: there are no models, two of one name, or their names, classes and pictures do not fit together.
+    """
+    _check(models, examples, class_names, class_colors)
+    folder = Path(folder)
+    page = folder / "index.html"
+    if page.exists() and not overwrite:
+        raise ExistsError(page)
+    pictures = folder / "pictures"
+    pictures.mkdir(parents=True, exist_ok=True)
+    page.unlink(missing_ok=True)  # from here to the end its pictures would belong to another page
+    sections = [
+        _results(models),
+        _examples(examples, models, class_names, class_colors, ignore, pictures),
+        _curves(models, pictures),
+        _settings(settings or {}),
+        _outputs(outputs or {}),
+    ]
+    draft = folder / ".index.html.part"
+    draft.write_text(_page(title, intro, conclusion(models), sections), encoding="utf-8")
+    draft.replace(page)
+    return page
+
+
+def conclusion(models: Sequence[ModelResult]) -> list[str]:
+    """What the scores say, as sentences: how the first model compares with the best of the others, good or bad."""
+    first, controls = models[0], [model for model in models[1:] if not math.isnan(model.mean_dice)]
+    if math.isnan(first.mean_dice):
+        return [f"No foreground class occurs in the test images or in what {first.name} predicts: there is no score."]
+    score = f"{first.name} reaches an mDSC of {_score(first.mean_dice)}"
+    if not controls:
+        return [f"{score}. There is no control to compare it with."]
+    best = max(controls, key=lambda model: model.mean_dice)
+    gain = first.mean_dice - best.mean_dice
+    rival = f"{'the control' if len(models) == 2 else 'the best control'}, {best.name} ({_score(best.mean_dice)})"
+    if gain >= SMALL_DIFFERENCE:
+        sentences = [
+            f"{score}, {_score(gain)} above {rival}.",
+            "What sets the two apart is worth that much in this run: the task needs what the control lacks.",
+        ]
+    elif gain <= -SMALL_DIFFERENCE:
+        sentences = [
+            f"{score}, {_score(-gain)} below {rival}.",
+            f"This run gives no reason to prefer {first.name}: the control is better.",
+        ]
+    else:
+        sentences = [
+            f"{score}, and {rival} is as good within {SMALL_DIFFERENCE:.2f}.",
+            "This run shows no difference between them.",
+        ]
+    lost = [name for name, dice in first.dice.items() if any(m.dice[name] > dice for m in controls)]
+    if lost and gain > -SMALL_DIFFERENCE:
+        sentences.append(f"A control is better on {_listed(lost)}.")
+    sentences.append("Each model was trained once; another seed would move these figures a little.")
+    return sentences
+
+
+def _check(
+    models: Sequence[ModelResult], examples: Sequence[Example], names: Sequence[str], colors: Sequence[Color]
+) -> None:
+    if not models:
+        raise InputError("models", expected="at least one", got="none")
+    known = [model.name for model in models]
+    if len(set(known)) != len(known):
+        raise InputError("models", expected="different names", got=known)
+    for model in models:
+        if list(model.dice) != list(models[0].dice):
+            raise InputError(
+                f"dice of {model.name}", expected=f"the classes {list(models[0].dice)}", got=list(model.dice)
+            )
+    if len(names) != len(colors):
+        raise InputError("class_colors", expected=f"{len(names)} colours, one for each class", got=len(colors))
+    for example in examples:
+        if sorted(example.predictions) != sorted(known):
+            raise InputError(
+                f"predictions of {example.title!r}", expected=f"one of each model, {known}", got=[*example.predictions]
+            )
+        size = example.image.shape[:2]
+        for name, labels in {"truth": example.truth, **example.predictions}.items():
+            if labels.shape != size:
+                raise ShapeError(f"{name} of {example.title!r}", expected=f"{size}, as its image", got=labels.shape)
+
+
+# -- sections ------------------------------------------------------------------------------------------------------
+
+
+def _results(models: Sequence[ModelResult]) -> str:
+    columns = ["mDSC", *models[0].dice]
+    table = [[model.mean_dice, *model.dice.values()] for model in models]
+    best = [_best(column) for column in zip(*table, strict=True)]
+    head = "".join(f'<th scope="col" class="number">{escape(name)}</th>' for name in columns)
+    rows = []
+    for model, values in zip(models, table, strict=True):
+        cells = [
+            f'<td class="number">{f"<strong>{text}</strong>" if text == top and len(models) > 1 else text}</td>'
+            for text, top in zip(map(_score, values), best, strict=True)
+        ]
+        share = 0.0 if math.isnan(model.mean_dice) else 100 * min(max(model.mean_dice, 0.0), 1.0)
+        rows.append(
+            f'<tr><th scope="row">{escape(model.name)}<span class="note">{escape(model.description)}</span>'
+            f'<span class="bar" aria-hidden="true"><span style="width:{share:.1f}%"></span></span></th>{"".join(cells)}'
+            f'<td class="number">{_count(model.parameters)}</td><td class="number">{_duration(model.seconds)}</td></tr>'
+        )
+    return f"""<section aria-labelledby="results">
+<h2 id="results">Results</h2>
+<div class="scroll" role="region" aria-labelledby="results" tabindex="0"><table>
+<caption>Dice score of each foreground class on the test images, 0 to 1, higher is better; mDSC is their mean.
+{"The best of each column is bold. " if len(models) > 1 else ""}Bars show the mDSC.</caption>
+<thead><tr><th scope="col">Model</th>{head}<th scope="col" class="number">Parameters</th>
+<th scope="col" class="number">Training</th></tr></thead>
+<tbody>
+{_lines(rows)}
+</tbody>
+</table></div>
+</section>"""
+
+
+def _examples(
+    examples: Sequence[Example],
+    models: Sequence[ModelResult],
+    names: Sequence[str],
+    colors: Sequence[Color],
+    ignore: Sequence[int],
+    pictures: Path,
+) -> str:
+    if not examples:
+        return ""
+    entries = list(zip(names, colors, strict=True))
+    if any(np.isin(example.truth, tuple(ignore)).any() for example in examples):
+        entries.append(("not scored", IGNORED_COLOR))
+    legend = "".join(
+        f'<li><span class="swatch" style="background:rgb({r} {g} {b})"></span>{escape(name)}</li>'
+        for name, (r, g, b) in entries
+    )
+    articles = []
+    for number, example in enumerate(examples):
+        window = inset_window(example.truth, ignore)
+        columns = [("Input", example.image, False), ("Truth", colorize(example.truth, colors, ignore=ignore), True)]
+        for model in models:
+            columns.append((model.name, colorize(example.predictions[model.name], colors, ignore=ignore), True))
+        figures = [
+            _figure(pictures, f"example-{number}-{column}", example.title, *picture, window=window)
+            for column, picture in enumerate(columns)
+        ]
+        articles.append(
+            f'<article><h3>{escape(example.title)}</h3>\n<div class="row">\n{_lines(figures)}\n</div></article>'
+        )
+    return f"""<section aria-labelledby="examples">
+<h2 id="examples">What the models see and say</h2>
+<p>Each column shows the whole image above and the framed part of it, magnified, below. The part was chosen by the
+truth alone, where most classes meet.</p>
+<ul class="legend" aria-label="Colours of the classes">{legend}</ul>
+{_lines(articles)}
+</section>"""
+
+
+def _figure(
+    pictures: Path, stem: str, example: str, name: str, pixels: RGB, is_labels: bool, *, window: NDArray[np.int64]
+) -> str:
+    (top, left), (bottom, right) = window
+    whole = fit(pixels, min(_PICTURE_PX, max(pixels.shape)), is_labels=is_labels)
+    whole = outline_boxes(whole, window[None] * (whole.shape[0] / pixels.shape[0]), colors=[_INSET_COLOR])
+    inset = fit(pixels[top:bottom, left:right], _INSET_PX, is_labels=is_labels)
+    images = []
+    for part, shown, what in (("whole", whole, "whole image"), ("inset", inset, "magnified part")):
+        file = f"{stem}-{part}.png"
+        Image.fromarray(shown).save(pictures / file, optimize=True)
+        images.append(
+            f'<img src="pictures/{file}" width="{shown.shape[1]}" height="{shown.shape[0]}" loading="lazy"'
+            f' alt="{escape(f"{name} of {example}, {what}")}">'
+        )
+    return f"<figure><figcaption>{escape(name)}</figcaption>{''.join(images)}</figure>"
+
+
+def inset_window(truth: NDArray[np.integer], ignore: Sequence[int] = ()) -> NDArray[np.int64]:
+    """Box ``(2, 2)`` in yx of the square of a label image where most classes are well represented, corners on pixels.
+
+    Of squares of a quarter of the shorter side on a grid of half squares, the one whose pixels are the most evenly
+    shared by foreground classes: the sum over the classes of the square root of their pixels is largest.
+
+    Args:
+        truth: ``(H, W)``.
+        ignore: label values that are no classes.
+    """
+    side = max(1, min(truth.shape) // _INSET_SHARE)
+    step = max(1, side // 2)
+    starts = [sorted({*range(0, extent - side, step), extent - side}) for extent in truth.shape]
+    merit = np.zeros(tuple(map(len, starts)))
+    for value in set(np.unique(truth).tolist()) - {0, *ignore}:
+        sums = np.pad((truth == value).cumsum(0, dtype=np.int64).cumsum(1), ((1, 0), (1, 0)))
+        rows, columns = np.ix_(*starts)
+        merit += np.sqrt(
+            sums[rows + side, columns + side]
+            - sums[rows, columns + side]
+            - sums[rows + side, columns]
+            + sums[rows, columns]
+        )
+    row, column = np.unravel_index(int(merit.argmax()), merit.shape)
+    corner = np.array([starts[0][row], starts[1][column]], dtype=np.int64)
+    return np.stack([corner, corner + side])
+
+
+def _curves(models: Sequence[ModelResult], pictures: Path) -> str:
+    names = dict.fromkeys(name for model in models for name in model.curves)
+    figures = []
+    for number, name in enumerate(names):
+        series = {model.name: model.curves[name] for model in models if name in model.curves}
+        label = _CURVE_LABELS.get(name, name.replace("_", " "))
+        for is_dark, suffix in ((False, "light"), (True, "dark")):
+            plot = plot_curves(series, xlabel="training step", ylabel=label, is_dark=is_dark)
+            plot.save(pictures / f"curve-{number}-{suffix}.png", optimize=True)
+        last = "; ".join(f"{model} ends at {_score(y[-1])}" for model, (_, y) in series.items() if len(y))
+        figures.append(
+            f"<figure><figcaption>{escape(label[:1].upper() + label[1:])}</figcaption><picture>"
+            f'<source srcset="pictures/curve-{number}-dark.png" media="(prefers-color-scheme: dark)">'
+            f'<img src="pictures/curve-{number}-light.png" width="{plot.width}" height="{plot.height}" loading="lazy"'
+            f' alt="{escape(f"{label} over training steps: {last}.")}"></picture></figure>'
+        )
+    if not figures:
+        return ""
+    is_averaged = any(len(y) > MANY_POINTS for model in models for _, y in model.curves.values())
+    note = '<p class="note">The faint line is the curve, the strong one its running mean.</p>\n' if is_averaged else ""
+    return f"""<section aria-labelledby="training">
+<h2 id="training">Training</h2>
+{note}<div class="plots">
+{_lines(figures)}
+</div>
+</section>"""
+
+
+_CURVE_LABELS = {
+    "train_loss": "training loss",
+    "val_loss": "validation loss",
+    "val_mdsc": "validation mDSC",
+}
+
+
+def _settings(settings: Mapping[str, object]) -> str:
+    if not settings:
+        return ""
+    items = _lines(
+        f"<div><dt>{escape(name)}</dt><dd>{escape(str(value))}</dd></div>" for name, value in settings.items()
+    )
+    return f"""<section aria-labelledby="settings">
+<h2 id="settings">Settings</h2>
+<dl>
+{items}
+</dl>
+</section>"""
+
+
+def _outputs(outputs: Mapping[str, str]) -> str:
+    if not outputs:
+        return ""
+    paths = list(outputs.values())
+    napari = "napari --plugin napari-ome-zarr " + " ".join(map(shlex.quote, paths))
+    python = f"""from muvit.data.slides import open_slide
+
+slide = open_slide({paths[0]!r})
+print(slide.shape, slide.levels, slide.channel_names)
+pixels = slide.read(1, (0, 0), (256, 256))  # level, start, size -> (channels, y, x)"""
+    items = _lines(f"<li>{escape(name)}: <code>{escape(path)}</code></li>" for name, path in outputs.items())
+    return f"""<section aria-labelledby="open">
+<h2 id="open">Open the images and labels</h2>
+<p>They are OME-Zarr 0.5 pyramids in the folder of this page:</p>
+<ul>
+{items}
+</ul>
+<p>In napari, started in that folder (<code>pip install "napari[all]" napari-ome-zarr</code>):</p>
+<pre tabindex="0"><code>{escape(napari)}</code></pre>
+<p>In Python:</p>
+<pre tabindex="0"><code>{escape(python)}</code></pre>
+</section>"""
+
+
+# -- words and numbers ---------------------------------------------------------------------------------------------
+
+
+def _score(value: float) -> str:
+    return "n/a" if math.isnan(value) else f"{value:.3f}"
+
+
+def _best(values: Sequence[float]) -> str | None:
+    """The highest score as it is written, so that what looks equal is treated as equal."""
+    known = [value for value in values if not math.isnan(value)]
+    return _score(max(known)) if known else None
+
+
+def _count(number: int) -> str:
+    for unit, size in (("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{number / size:.2f} {unit}"
+    return str(number)
+
+
+def _duration(seconds: float) -> str:
+    whole = round(seconds)
+    hours, minutes = whole // 3600, whole // 60 % 60
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {whole % 60:02d} s" if minutes else f"{seconds:.1f} s"
+
+
+def _lines(parts: Iterable[str]) -> str:
+    return "\n".join(parts)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+# -- page ----------------------------------------------------------------------------------------------------------
+
+
+def _page(title: str, intro: str, findings: Sequence[str], sections: Sequence[str]) -> str:
+    lead, *rest = map(escape, findings)
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>{escape(title)}</title>
+<style>
+{_STYLE}</style>
+</head>
+<body>
+<header>
+<h1>{escape(title)}</h1>
+<p class="intro">{escape(intro)}</p>
+<p class="finding"><strong>{lead}</strong> {" ".join(rest)}</p>
+</header>
+<main>
+{_lines(filter(None, sections))}
+</main>
+<footer><p>Written by muvit: every token knows where in the world it is.</p></footer>
+</body>
+</html>
+"""

@@ -1,0 +1,1 @@
+"""Prediction on whole slides: the plan of tiles, and the model's way through it."""

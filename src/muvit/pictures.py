@@ -1,0 +1,355 @@
+"""Pictures of images, labels, boxes and curves for people to look at: numpy arrays ``(H, W, 3)`` and Pillow images."""
+
+import io
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from muvit.errors import InputError, ShapeError
+
+Color = tuple[int, int, int]
+"""Red, green, blue, 0 to 255."""
+
+RGB = NDArray[np.uint8]
+"""A colour picture, ``(H, W, 3)`` uint8."""
+
+BACKGROUND_COLOR: Color = (0, 0, 0)
+IGNORED_COLOR: Color = (128, 128, 128)
+MAX_COLORS = 256
+MANY_POINTS = 100
+"""Curves of more points than this are drawn with their running mean."""
+
+_OKABE_ITO: tuple[Color, ...] = (  # Okabe and Ito, "Color Universal Design", 2008; strongest contrasts first
+    (230, 159, 0),
+    (86, 180, 233),
+    (0, 158, 115),
+    (240, 228, 66),
+    (204, 121, 167),
+    (213, 94, 0),
+    (0, 114, 178),
+)
+_LEAST_LIGHTNESS = 0.45  # of OKLab: darker ones drown in the black background
+_PAPER: Color = (255, 255, 255)
+_INK: Color = (32, 33, 36)
+_CHANNEL_TINTS: dict[int, NDArray[np.float32]] = {
+    1: np.array([[1, 1, 1]], np.float32),
+    2: np.array([[0, 1, 0], [1, 0, 1]], np.float32),  # green, magenta: told apart by everybody
+    3: np.array([[0, 1, 1], [1, 0, 1], [1, 1, 0]], np.float32) / np.float32(2),  # cyan, magenta, yellow: sum to white
+}
+
+
+class Picture(NamedTuple):
+    """A picture with its title, for `panel`."""
+
+    title: str
+    pixels: RGB
+    """``(H, W, 3)``."""
+    is_labels: bool = False
+    """Whether its colours are classes, which must not be mixed when the picture is scaled."""
+
+
+@lru_cache(maxsize=32)
+def class_colors(num_classes: int) -> tuple[Color, ...]:
+    """Distinct colours for classes 0 to ``num_classes - 1``, the same for every call; class 0 is black.
+
+    The first seven after black are those of Okabe and Ito. Each further one is the colour farthest from all before it
+    and from the grey of ignored pixels, as seen by people with normal, deuteranope and protanope vision.
+
+    Raises:
+        InputError: ``num_classes`` is not in 1 to 256.
+    """
+    if not 1 <= num_classes <= MAX_COLORS:
+        raise InputError("num_classes", expected=f"1 to {MAX_COLORS}", got=num_classes)
+    colors = [BACKGROUND_COLOR, *_OKABE_ITO]
+    if num_classes > len(colors):
+        steps = np.linspace(0, 255, 16).round()
+        candidates = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), axis=-1).reshape(-1, 3)
+        candidates = candidates[_as_seen(candidates)[0, :, 0] > _LEAST_LIGHTNESS]
+        seen = _as_seen(candidates)
+        taken = _as_seen(np.array([*colors, IGNORED_COLOR, _PAPER]))
+        nearest = np.linalg.norm(seen[:, :, None] - taken[:, None], axis=-1).min((0, 2))
+        while len(colors) < num_classes:
+            pick = int(nearest.argmax())
+            red, green, blue = candidates[pick].astype(int).tolist()
+            colors.append((red, green, blue))
+            nearest = np.minimum(nearest, np.linalg.norm(seen - seen[:, pick, None], axis=-1).min(0))
+    return tuple(colors[:num_classes])
+
+
+def _as_seen(rgb: NDArray[Any]) -> NDArray[np.float64]:
+    """OKLab coordinates of colours ``(N, 3)`` in normal, deuteranope and protanope vision, ``(3, N, 3)``."""
+    scaled = np.asarray(rgb, dtype=np.float64) / 255
+    linear = np.where(scaled <= 0.04045, scaled / 12.92, ((scaled + 0.055) / 1.055) ** 2.4)
+    # Machado, Oliveira and Fernandes 2009, severity 1
+    deuteranope = [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]]
+    protanope = [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]]
+    views = np.stack([linear, *(linear @ np.array(matrix).T for matrix in (deuteranope, protanope))]).clip(0, 1)
+    # Ottosson 2020, OKLab
+    to_cones = [
+        [0.4122214708, 0.5363325363, 0.0514459929],
+        [0.2119034982, 0.6806995451, 0.1073969566],
+        [0.0883024619, 0.2817188376, 0.6299787005],
+    ]
+    to_lab = [
+        [0.2104542553, 0.7936177850, -0.0040720468],
+        [1.9779984951, -2.4285922050, 0.4505937099],
+        [0.0259040371, 0.7827717662, -0.8086757660],
+    ]
+    return np.cbrt(views @ np.array(to_cones).T) @ np.array(to_lab).T
+
+
+def to_rgb(image: ArrayLike, *, low: float = 1.0, high: float = 99.8) -> RGB:
+    """Picture of an image, its contrast stretched so that two percentiles become black and full brightness.
+
+    One channel gives grey. Three are red, green and blue, stretched together so that hues stay. Two become green and
+    magenta; of four or more the first three become cyan, magenta and yellow, each channel stretched by itself.
+
+    Args:
+        image: ``(C, H, W)`` of any real dtype. Values that are not finite come out black.
+        low: lower percentile, at least 0.
+        high: upper percentile, above ``low``, at most 100.
+
+    Returns:
+        ``(H, W, 3)``.
+
+    Raises:
+        ShapeError: the image has not three axes, or an axis without extent.
+        InputError: the image is not real, or the percentiles are out of order.
+    """
+    pixels = np.asarray(image)
+    if pixels.ndim != 3 or 0 in pixels.shape:
+        raise ShapeError("image", expected="shape (C, H, W)", got=pixels.shape)
+    if pixels.dtype.kind not in "biuf":
+        raise InputError("image", expected="real numbers", got=pixels.dtype)
+    if not 0 <= low < high <= 100:
+        raise InputError("low, high", expected="percentiles, 0 <= low < high <= 100", got=(low, high))
+    floats: NDArray[np.floating] = pixels.astype(np.float64 if pixels.dtype.itemsize > 2 else np.float32)
+    if len(floats) == 3:
+        channels = _stretch(floats, low, high)
+    else:
+        shown = np.stack([_stretch(channel, low, high) for channel in floats[:3]])
+        channels = np.tensordot(_CHANNEL_TINTS[len(shown)], shown, axes=(0, 0))  # (C, 3), (C, H, W) -> (3, H, W)
+    return np.moveaxis((channels * 255).round().clip(0, 255).astype(np.uint8), 0, -1).copy()  # (C, H, W) -> (H, W, C)
+
+
+def _stretch(values: NDArray[np.floating], low: float, high: float) -> NDArray[np.floating]:
+    finite = np.isfinite(values)
+    if not finite.any():
+        return np.zeros_like(values)
+    bottom, top = np.percentile(values[finite], (low, high))
+    if top <= bottom:  # a flat image, or one whose content is rarer than the percentiles: show its whole range
+        bottom, top = values[finite].min(), values[finite].max()
+    return np.where(finite, (values - bottom) / max(top - bottom, np.finfo(np.float32).tiny), 0).clip(0, 1)
+
+
+def colorize(labels: ArrayLike, colors: Sequence[Color], *, ignore: Sequence[int] = ()) -> RGB:
+    """Picture of labels, each class in its colour, ignored values grey.
+
+    Args:
+        labels: ``(H, W)``, integers.
+        colors: colour of each class, from class 0.
+        ignore: label values that are no classes.
+
+    Returns:
+        ``(H, W, 3)``.
+
+    Raises:
+        ShapeError: the labels have not two axes.
+        InputError: they are not integers, or one has no colour and is not ignored.
+    """
+    values = np.asarray(labels)
+    if values.ndim != 2:
+        raise ShapeError("labels", expected="shape (H, W)", got=values.shape)
+    if values.dtype.kind not in "biu":
+        raise InputError("labels", expected="integers", got=values.dtype)
+    ignored = np.isin(values, tuple(ignore))
+    classes = np.where(ignored, 0, values).astype(np.int64)
+    if classes.size and not (classes.min() >= 0 and classes.max() < len(colors)):
+        raise InputError(
+            "labels",
+            expected=f"0 to {len(colors) - 1}, as there are colours",
+            got=f"{classes.min()} to {classes.max()}",
+        )
+    picture = np.array(colors, dtype=np.uint8).reshape(-1, 3)[classes]
+    picture[ignored] = IGNORED_COLOR
+    return picture
+
+
+def overlay(
+    image: RGB, labels: ArrayLike, colors: Sequence[Color], *, alpha: float = 0.5, ignore: Sequence[int] = ()
+) -> RGB:
+    """Picture with classes painted over it; background (class 0) and ignored pixels stay as they are.
+
+    Args:
+        image: ``(H, W, 3)``.
+        labels: ``(H, W)``, integers.
+        colors: colour of each class, from class 0.
+        alpha: opacity of the paint, 0 to 1.
+        ignore: label values that are no classes.
+
+    Raises:
+        ShapeError: the picture and the labels are not of one size.
+        InputError: a label has no colour, or ``alpha`` is out of range.
+    """
+    _check_rgb(image)
+    values = np.asarray(labels)
+    if values.shape != image.shape[:2]:
+        raise ShapeError("labels", expected=f"shape {image.shape[:2]}, as the image", got=values.shape)
+    if not 0 <= alpha <= 1:
+        raise InputError("alpha", expected="0 to 1", got=alpha)
+    paint = colorize(values, colors, ignore=ignore)
+    painted = (values != 0) & ~np.isin(values, tuple(ignore))
+    mixed = ((1 - alpha) * image + alpha * paint).round().astype(np.uint8)
+    return np.where(painted[..., None], mixed, image)
+
+
+def outline_boxes(image: RGB, boxes: ArrayLike, *, colors: Sequence[Color] = _OKABE_ITO) -> RGB:
+    """Picture with the outlines of boxes, drawn just inside them with a thin dark rim; the first box lies on top.
+
+    Args:
+        image: ``(H, W, 3)``.
+        boxes: ``(N, 2, 2)``: lower and upper corner (exclusive) in yx, in pixels of the picture; may leave it.
+        colors: of the boxes, repeated if there are more boxes.
+
+    Raises:
+        ShapeError: the boxes are not ``(N, 2, 2)``.
+        InputError: an upper corner does not lie above its lower corner.
+    """
+    _check_rgb(image)
+    corners = np.asarray(boxes, dtype=np.float64)
+    if corners.ndim != 3 or corners.shape[1:] != (2, 2):
+        raise ShapeError("boxes", expected="shape (N, 2, 2)", got=corners.shape)
+    if not (corners[:, 1] > corners[:, 0]).all():  # also refuses NaN
+        raise InputError("boxes", expected="upper corners above lower corners", got=corners.tolist())
+    picture = Image.fromarray(image)
+    draw = ImageDraw.Draw(picture)
+    width = max(1, round(max(image.shape[:2]) / 200))
+    for index in reversed(range(len(corners))):
+        (top, left), (bottom, right) = corners[index].round().astype(int).tolist()
+        last = (max(left, right - 1), max(top, bottom - 1))
+        draw.rectangle((left, top, *last), outline=_INK, width=width + 1)
+        draw.rectangle((left, top, *last), outline=colors[index % len(colors)], width=width)
+    return np.array(picture)
+
+
+def fit(pixels: RGB, size: int, *, is_labels: bool = False) -> RGB:
+    """Scale a picture ``(H, W, 3)`` so that its longer side has ``size`` pixels; labels keep their exact colours."""
+    _check_rgb(pixels)
+    height, width = pixels.shape[:2]
+    scale = size / max(height, width)
+    target = (max(1, round(width * scale)), max(1, round(height * scale)))
+    resampling = Image.Resampling.NEAREST if is_labels else Image.Resampling.BICUBIC
+    return np.array(Image.fromarray(pixels).resize(target, resampling))
+
+
+def panel(
+    rows: Sequence[Sequence[Picture | tuple[str, RGB]]], *, size: int = 256, gap: int = 12, font_size: int = 16
+) -> Image.Image:
+    """Titled pictures in a grid on white: the title above, each picture scaled to fit a square and centred in it.
+
+    Args:
+        rows: pictures (or pairs of title and pixels) from top to bottom and left to right; rows may differ in length.
+        size: side of the squares, in pixels.
+        gap: space around them, in pixels.
+        font_size: of the titles, in pixels; a title too long for its square is cut.
+
+    Raises:
+        InputError: there is no picture.
+    """
+    if not any(rows):
+        raise InputError("rows", expected="at least one picture", got="none")
+    font = ImageFont.load_default(font_size)
+    header = round(font_size * 1.5)
+    columns = max(map(len, rows))
+    sheet = Image.new("RGB", (gap + columns * (size + gap), gap + len(rows) * (header + size + gap)), _PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for r, row in enumerate(rows):
+        for c, item in enumerate(row):
+            picture = Picture(*item)
+            left, top = gap + c * (size + gap), gap + r * (header + size + gap)
+            title = _shorten(picture.title, font, size)
+            draw.text((left + size / 2, top + header / 2), title, fill=_INK, font=font, anchor="mm")
+            scaled = fit(picture.pixels, size, is_labels=picture.is_labels)
+            height, width = scaled.shape[:2]
+            sheet.paste(Image.fromarray(scaled), (left + (size - width) // 2, top + header + (size - height) // 2))
+    return sheet
+
+
+def _shorten(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+    line = " ".join(text.split())
+    if font.getlength(line) <= width:
+        return line
+    while line and font.getlength(f"{line}...") > width:
+        line = line[:-1]
+    return f"{line}..."
+
+
+def _check_rgb(image: RGB) -> None:
+    if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape or image.dtype != np.uint8:
+        raise ShapeError("image", expected="shape (H, W, 3), uint8", got=f"{image.shape}, {image.dtype}")
+
+
+def plot_curves(
+    series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    *,
+    xlabel: str,
+    ylabel: str,
+    size: tuple[int, int] = (1280, 720),
+    is_dark: bool = False,
+) -> Image.Image:
+    """Plot curves with a legend; each has its own colour and dash. Values that are not finite leave gaps.
+
+    A curve of more than `MANY_POINTS` is drawn faint, and its running mean over a fiftieth of the points on top.
+
+    Args:
+        series: x and y of each curve, by name.
+        xlabel: title of the x axis, with its unit.
+        ylabel: title of the y axis, with its unit.
+        size: width and height of the picture in pixels; letters are made for showing it at half that size.
+        is_dark: light lines on a dark ground, instead of the reverse.
+
+    Raises:
+        ShapeError: a curve has not as many y as x.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    paper, ink, grid = ("#15181d", "#e7e9ee", "#333944") if is_dark else ("#ffffff", "#202124", "#dfe2e7")
+    order = (1, 0, 2, 4, 3, 5, 6) if is_dark else (6, 5, 2, 4, 0, 1)  # those with contrast to the ground
+    figure = Figure(figsize=(size[0] / 200, size[1] / 200), dpi=200, facecolor=paper, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot(facecolor=paper)
+    for index, (name, (x, y)) in enumerate(series.items()):
+        if len(x) != len(y):
+            raise ShapeError(f"curve {name!r}", expected=f"{len(x)} values of y, as of x", got=len(y))
+        color = tuple(part / 255 for part in _OKABE_ITO[order[index % len(order)]])
+        style: dict[str, Any] = {"color": color, "linewidth": 1.8, "linestyle": ("-", "--", "-.", ":")[index % 4]}
+        values = np.asarray(y, dtype=np.float64)
+        if len(y) > MANY_POINTS:
+            axes.plot(x, values, color=color, linewidth=0.7, alpha=0.22)
+            values = _running_mean(values, len(y) // 50)
+        axes.plot(x, values, label=name.lstrip("_"), marker="o" if len(y) <= 30 else "", markersize=3.5, **style)
+    axes.set_xlabel(xlabel, color=ink)
+    axes.set_ylabel(ylabel, color=ink)
+    axes.grid(color=grid, linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.tick_params(colors=ink, length=0)
+    axes.spines[:].set_visible(False)
+    if series:
+        axes.legend(frameon=False, labelcolor=ink, handlelength=2.6)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return Image.open(buffer).convert("RGB")
+
+
+def _running_mean(values: NDArray[np.float64], window: int) -> NDArray[np.float64]:
+    """Mean of the finite values among ``window`` neighbours of each, fewer at the ends."""
+    finite = np.isfinite(values)
+    kernel = np.ones(window)
+    total = np.convolve(np.where(finite, values, 0), kernel, mode="same")
+    count = np.convolve(finite, kernel, mode="same")
+    return np.divide(total, count, out=np.full_like(values, np.nan), where=count > 0.5)

@@ -1,0 +1,1 @@
+"""Training with Lightning, as a thin shell around models that know nothing of it."""

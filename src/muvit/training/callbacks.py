@@ -1,0 +1,90 @@
+"""What happens beside the training steps: keeping models, drawing examples."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from lightning import Callback, LightningModule, Trainer
+from torch.utils.data import Dataset, default_collate
+
+from muvit.data.preprocessing import FILE, Preprocessing
+from muvit.labels import IGNORE
+from muvit.pictures import colorize, panel, to_rgb
+from muvit.training.segment import SegmentationTask
+
+
+class KeepModels(Callback):
+    """Writes the model folders ``last`` (after every epoch) and ``best`` (highest validation mDSC so far).
+
+    Args:
+        folder: where they go.
+        preprocessing: written into both.
+    """
+
+    def __init__(self, folder: Path, preprocessing: Preprocessing) -> None:
+        self.folder, self.preprocessing = folder, preprocessing
+        self.best = float("-inf")
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Runs after the epoch's validation."""
+        if not trainer.is_global_zero:
+            return
+        self._save(pl_module, "last")
+        score = float(trainer.callback_metrics.get("val_mdsc", float("nan")))
+        if score > self.best:
+            self.best = score
+            self._save(pl_module, "best")
+
+    def state_dict(self) -> dict[str, float]:
+        """The best score, so that a resumed run keeps it."""
+        return {"best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, float]) -> None:
+        """Continue from a saved best score."""
+        self.best = state_dict["best"]
+
+    def _save(self, task: LightningModule, name: str) -> None:
+        assert isinstance(task, SegmentationTask)
+        task.model.save(self.folder / name, overwrite=True, extra_files={FILE: self.preprocessing.to_yaml()})
+
+
+class ExamplePictures(Callback):
+    """Draws the same few validation crops after each validation: views, truth and prediction, as PNG and in TensorBoard.
+
+    Args:
+        folder: receives ``epoch_<n>.png``.
+        dataset: validation crops.
+        count: number of crops, spread evenly over the data set.
+        preprocessing: class colours.
+    """
+
+    def __init__(self, folder: Path, dataset: Dataset, count: int, preprocessing: Preprocessing) -> None:
+        self.folder, self.preprocessing = folder, preprocessing
+        size = len(dataset)  # type: ignore[arg-type]
+        chosen = sorted({int(i) for i in np.linspace(0, size - 1, count + 2)[1:-1]})
+        self.samples = [dataset[i] for i in chosen]
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw, unless Lightning is only trying out the validation."""
+        if trainer.sanity_checking or not trainer.is_global_zero:
+            return
+        assert isinstance(pl_module, SegmentationTask)
+        batch = default_collate(self.samples)
+        with torch.inference_mode():
+            logits = pl_module.model(batch["img"].to(pl_module.device), batch["bbox"].to(pl_module.device))
+        guesses = logits.argmax(1).cpu().numpy()
+        picture = panel([self._row(s, guess, pl_module) for s, guess in zip(self.samples, guesses, strict=True)])
+        self.folder.mkdir(parents=True, exist_ok=True)
+        picture.save(self.folder / f"epoch_{trainer.current_epoch:04d}.png")
+        for logger in trainer.loggers:
+            if hasattr(logger.experiment, "add_image"):
+                logger.experiment.add_image("examples", np.asarray(picture), trainer.global_step, dataformats="HWC")
+
+    def _row(self, sample: dict, guess: np.ndarray, task: SegmentationTask) -> list:
+        colors = self.preprocessing.class_colors
+        views = [
+            (f"level {level:g}", to_rgb(view.numpy()))
+            for level, view in zip(task.model.config.encoder.levels, sample["img"], strict=True)
+        ]
+        truth = colorize(sample["label"].numpy(), colors, ignore=(IGNORE,))
+        return [*views, ("truth", truth), ("prediction", colorize(guess, colors))]

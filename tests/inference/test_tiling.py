@@ -1,0 +1,156 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from muvit.data.crops import CropConfig, GridCrops
+from muvit.data.normalize import Range
+from muvit.data.slides import Slide
+from muvit.errors import InputError
+from muvit.geometry import is_inside
+from muvit.inference.tiling import TilePlan, assemble
+
+
+class ArraySlide(Slide):
+    def __init__(self, pixels):
+        shapes = {float(level): array.shape[1:] for level, array in pixels.items()}
+        super().__init__(
+            Path("fake.tif"),
+            level_shapes=shapes,
+            num_channels=1,
+            dtype=np.dtype(np.uint8),
+            pixel_size_um=None,
+            channel_names=("grey",),
+        )
+        self.pixels = {float(level): array.astype(np.uint8) for level, array in pixels.items()}
+
+    def _read_window(self, level, start, stop):
+        window = tuple(slice(a, b) for a, b in zip(start, stop, strict=True))
+        return self.pixels[level][(slice(None), *window)].copy()
+
+
+def make_plan(shape, crop, block, levels=(1, 4)):
+    shapes = tuple(tuple(-(-extent // level) for extent in shape) for level in levels)
+    return TilePlan(shapes=shapes, levels=levels, crop_size=crop, block_size=block)
+
+
+@st.composite
+def plans(draw):
+    ndim = draw(st.integers(1, 3))
+    sides = st.tuples(*[st.integers(1, 40)] * ndim)
+    crops = st.tuples(*[st.integers(3, 16)] * ndim)
+    return make_plan(draw(sides), draw(crops), draw(st.tuples(*[st.integers(4, 30)] * ndim)))
+
+
+def cut(world, window):
+    padded = np.pad(world, [(0, n) for n in window.size], constant_values=-1)
+    return padded[tuple(slice(a, a + n) for a, n in zip(window.start, window.size, strict=True))]
+
+
+@settings(deadline=None, max_examples=60)
+@given(plans(), st.randoms(use_true_random=False))
+def test_tiles_in_any_order_make_the_image_and_write_each_pixel_once(plan, random):
+    world = np.arange(np.prod(plan.shape)).reshape(plan.shape)
+    times_written = np.zeros(plan.shape, int)
+    for tile in plan:
+        times_written[tuple(slice(a, a + n) for a, n in zip(tile.start, tile.size, strict=True))] += 1
+    assert (times_written == 1).all()
+
+    order = list(range(len(plan)))
+    random.shuffle(order)
+    output = np.full(plan.shape, -2)
+    blocks = list(assemble(plan, ((i, cut(world, plan.tile(i).windows[0])) for i in order), np.int64))
+    for block, pixels in blocks:
+        output[tuple(slice(a, a + n) for a, n in zip(block.start, block.size, strict=True))] = pixels
+    assert (output == world).all()
+    assert sorted(block.start for block, _ in blocks) == [plan.block(i).start for i in range(plan.num_blocks)]
+
+
+@settings(deadline=None, max_examples=60)
+@given(plans())
+def test_context_holds_the_tile_and_the_tile_stays_in_the_image(plan):
+    for tile in plan:
+        fine, coarse = tile.windows
+        assert fine.size == coarse.size == plan.crop_size
+        assert (fine.level, coarse.level) == plan.levels
+        assert is_inside(fine.box, coarse.box)
+        for start, size, extent in zip(fine.start, fine.size, plan.shape, strict=True):
+            assert start == 0 or start + size <= extent
+
+
+def test_tiles_are_the_crops_that_validation_sees():
+    config = CropConfig(levels=(1, 4), size=(16, 16), normalization=Range(high=255))
+    rng = np.random.default_rng(0)
+    image = ArraySlide({1: rng.integers(0, 255, (1, 50, 70)), 4: rng.integers(0, 255, (1, 13, 18))})
+    crops = GridCrops([(image, None)], config)
+    plan = make_plan((50, 70), (16, 16), (64, 80))
+    assert len(crops) == len(plan)
+    for crop, tile in zip(map(crops.__getitem__, range(len(crops))), plan, strict=True):
+        assert torch.equal(crop["bbox"], torch.stack([w.box for w in tile.windows]).float())
+
+
+def test_blocks_are_complete_as_early_as_possible():
+    plan = make_plan((64, 96), (16, 16), (32, 32))
+    seen = []
+
+    def tiles():
+        for number in range(len(plan)):
+            seen.append(number)
+            yield number, np.zeros((16, 16))
+
+    assert [len(seen) for _ in assemble(plan, tiles(), np.uint8)] == [4, 8, 12, 16, 20, 24]
+
+
+@settings(deadline=None, max_examples=30)
+@given(plans(), st.integers(4, 50))
+def test_what_a_pixel_sees_does_not_depend_on_the_blocks(plan, side):
+    other = make_plan(plan.shape, plan.crop_size, (side,) * len(plan.shape))
+
+    def views(some):
+        return {tuple(a // n for a, n in zip(tile.start, plan.crop_size, strict=True)): tile.windows for tile in some}
+
+    assert views(plan) == views(other)
+
+
+def test_a_crop_that_divides_the_block_is_computed_once():
+    plan = make_plan((1000, 700), (64, 64), (256, 256))
+    assert len(plan) == 16 * 11
+    assert plan.num_blocks == 4 * 3
+    assert [plan.tile(i).block for i in range(len(plan))] == sorted(plan.tile(i).block for i in range(len(plan)))
+
+
+def test_context_is_centred_and_stays_in_the_image():
+    plan = make_plan((512, 512), (64, 64), (512, 512))
+    corner, inner = plan.tile(0), plan.tile(3 * 8 + 3)
+    assert corner.windows[1].start == (0, 0)
+    assert inner.windows[1].start == (24, 24)  # centre (192 + 32) / 4, half a crop before it
+    assert torch.equal(plan.tile(63).windows[1].box[1], torch.tensor([512.0, 512.0], dtype=torch.float64))
+
+
+def test_the_plan_of_a_gigapixel_slide_is_small_and_quick_to_address():
+    plan = make_plan((200_000, 300_000), (256, 256), (4096, 4096), levels=(1, 8, 32))
+    assert len(plan) == 782 * 1172
+    last = plan.tile(len(plan) - 1)
+    assert last.windows[0].start == (200_000 - 256, 300_000 - 256)
+    assert last.size == (200_000 - 781 * 256, 300_000 - 1171 * 256)
+    with pytest.raises(IndexError):
+        plan.tile(len(plan))
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ({"crop_size": (64,)}, "crop_size"),
+        ({"block_size": (64, 0)}, "block_size"),
+        ({"levels": (4, 1)}, "levels"),
+        ({"shapes": ((100, 100),)}, "shapes"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused(change, name):
+    good = {"shapes": ((100, 100), (25, 25)), "levels": (1, 4), "crop_size": (64, 64), "block_size": (64, 64)}
+    TilePlan(**good)
+    with pytest.raises(InputError, match=name):
+        TilePlan(**good | change)
