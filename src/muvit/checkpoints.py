@@ -118,9 +118,7 @@ class FolderModel(nn.Module):
     def _config(self) -> dict[str, Any]:
         return asdict(self.config)
 
-    def save(
-        self, path: Path | str, overwrite: bool = False, extra_files: Mapping[str, str] | None = None
-    ) -> None:
+    def save(self, path: Path | str, overwrite: bool = False, extra_files: Mapping[str, str] | None = None) -> None:
         """Write configuration and weights to the folder ``path``; arguments as in `save_folder`.
 
         Raises:

@@ -165,7 +165,7 @@ class MuViTEncoder(FolderModel):
     def run_blocks(
         self, tokens: Tensor, positions: Tensor, mask: Tensor | Spans | None, keep: Sequence[int] = ()
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Send tokens ``(B, N, D)`` at ``positions`` ``(B, N, ndim)`` through all blocks; return outputs to keep too."""
+        """Send tokens ``(B, N, D)`` at ``positions`` ``(B, N, ndim)`` through all blocks, keeping some outputs."""
         rotations: dict[int, Any] = {}
         kept = []
         for i, block in enumerate(self.layers):

@@ -11,12 +11,6 @@ class MuViTError(Exception):
         return _restored, (type(self), *self.args)
 
 
-def _restored(kind: type[MuViTError], *args: Any) -> MuViTError:
-    error = kind.__new__(kind)
-    error.args = args
-    return error
-
-
 class InputError(MuViTError, ValueError):
     """An argument, file, array or setting does not fit.
 
@@ -49,3 +43,9 @@ class ExistsError(MuViTError, FileExistsError):
 
     def __init__(self, path: object, *, hint: str = "Choose another output, or pass overwrite (--overwrite).") -> None:
         super().__init__(f"{path}: exists already and is not overwritten. {hint}")
+
+
+def _restored(kind: type[MuViTError], *args: Any) -> MuViTError:
+    error = kind("", expected="", got="") if issubclass(kind, InputError) else kind("")
+    error.args = args
+    return error

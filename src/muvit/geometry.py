@@ -94,21 +94,6 @@ def window_to_box(start: Sequence[int], size: Sequence[int], level: Level) -> Te
     return torch.stack([lower * factors, (lower + torch.tensor(tuple(size), dtype=torch.float64)) * factors])
 
 
-def box_to_window(box: Tensor, level: Level) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Pixel window ``(start, size)`` of one level that a world box ``(2, ndim)`` covers: undoes `window_to_box`.
-
-    Raises:
-        InputError: an edge of the box falls between two pixels of the level.
-    """
-    factors = torch.tensor(level_factors(level, box.shape[-1]), dtype=torch.float64)
-    edges = box.to(torch.float64) / factors
-    whole = edges.round()
-    if not torch.allclose(edges, whole, rtol=0, atol=1e-6):
-        raise InputError("box", expected=f"edges on whole pixels of level {level}", got=box.tolist())
-    start, stop = whole.to(torch.int64).tolist()
-    return tuple(start), tuple(b - a for a, b in zip(start, stop, strict=True))
-
-
 def patch_centers(bbox: Tensor, grid: Sequence[int], spacing: PatchSpacing = "center") -> Tensor:
     """World coordinates of the patches of each box, row-major.
 

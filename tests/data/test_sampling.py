@@ -1,6 +1,5 @@
 import math
 from fractions import Fraction
-from itertools import pairwise
 
 import numpy as np
 import pytest

@@ -13,7 +13,6 @@ from muvit.data.synthetic import (
     LEVELS,
     SyntheticConfig,
     build_scene,
-    fractal_noise,
     generate,
     write_synthetic,
 )
@@ -59,31 +58,6 @@ def test_image_and_label_depend_on_seed_and_index_alone():
     for other in (generate(6, SMALL), generate(5, replace(SMALL, seed=1))):
         assert (other[1] != label).any()
         assert (other[0] != image).mean() > 0.9
-
-
-def test_gradient_noise_equals_its_definition():
-    size, lattice = 24, 5.5
-    noise = fractal_noise(size, (lattice,), np.random.default_rng(4))
-    angle = np.random.default_rng(4).uniform(0, 2 * np.pi, (6, 6))
-    gradients = np.stack([np.sin(angle), np.cos(angle)], -1)
-    for y in range(size):
-        for x in range(size):
-            point = np.array([y + 0.5, x + 0.5]) / lattice
-            expected = 0.0
-            for corner in np.ndindex(2, 2):
-                node = np.floor(point).astype(int) + corner
-                distance = point - node
-                u = 1 - np.abs(distance)
-                expected += np.prod(6 * u**5 - 15 * u**4 + 10 * u**3) * (gradients[*node] @ distance)
-            assert noise[y, x] == pytest.approx(np.sqrt(2) * expected, abs=1e-5)
-
-
-def test_octaves_are_weighted_by_halves_and_normalised():
-    rng = np.random.default_rng(1)
-    single = [fractal_noise(64, (lattice,), rng) for lattice in (32.0, 16.0, 8.0)]
-    together = fractal_noise(64, (32.0, 16.0, 8.0), np.random.default_rng(1))
-    np.testing.assert_allclose(together, (4 * single[0] + 2 * single[1] + single[2]) / 7, atol=1e-6)
-    assert np.abs(together).max() <= 1
 
 
 def test_without_warp_offset_is_the_distance_from_the_nearest_ring():
@@ -151,7 +125,9 @@ def test_label_holds_whole_cells_of_one_class(index):
 def test_cells_are_brighter_than_their_surroundings(config):
     image, label = generate(1, config)
     is_cell = label > 0
-    is_around = binary_dilation(is_cell, iterations=4) & ~binary_dilation(is_cell, iterations=2 if config.blur_px == 1 else 1)
+    is_around = binary_dilation(is_cell, iterations=4) & ~binary_dilation(
+        is_cell, iterations=2 if config.blur_px == 1 else 1
+    )
     assert is_around.any()
     assert image[is_cell].mean() > image[is_around].mean() + 0.3
     assert (image[is_cell] > image[is_around].mean() + 0.15).mean() > 0.98
@@ -180,7 +156,13 @@ def statistics():
         is_band = np.abs(scene.offset) < SMALL.half_width_px
         for k, is_side in enumerate((scene.offset > 0, scene.offset < 0)):
             pixels = image[label == k + 1].astype(np.float64)
-            row = ((is_band & is_side).sum(), (scene.classes == k + 1).sum(), pixels.size, pixels.sum(), (pixels**2).sum())
+            row = (
+                (is_band & is_side).sum(),
+                (scene.classes == k + 1).sum(),
+                pixels.size,
+                pixels.sum(),
+                (pixels**2).sum(),
+            )
             table[k] += row
     return table
 
@@ -215,6 +197,8 @@ def test_no_statistic_of_the_cells_tells_their_class(statistics):
         ("warp_amplitude_px", float("nan")),
         ("radius_px", (430.0, 500.0)),
         ("peak", (1.0, 0.5)),
+        ("drop_rate", 1.5),
+        ("axis_ratio", (0.75, 1.2)),
         ("seed", -1),
     ],
 )
@@ -236,9 +220,7 @@ def read(path: Path, level: int = 1) -> np.ndarray:
 def test_data_set_is_the_same_for_any_number_of_workers(tmp_path):
     counts = {"num_train": 2, "num_val": 1, "num_test": 1}
     seen: list[tuple[int, int]] = []
-    one = write_synthetic(
-        tmp_path / "one", **counts, config=SMALL, workers=1, progress=lambda *done: seen.append(done)
-    )
+    one = write_synthetic(tmp_path / "one", **counts, config=SMALL, workers=1, progress=lambda *done: seen.append(done))
     two = write_synthetic(tmp_path / "deep" / "two", **counts, config=SMALL, workers=2)
     assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["deep", "one"]

@@ -1,5 +1,3 @@
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -8,28 +6,10 @@ from hypothesis import strategies as st
 
 from muvit.data.crops import CropConfig, GridCrops
 from muvit.data.normalize import Range
-from muvit.data.slides import Slide
+from muvit.data.ome_zarr import OmeZarrSlide, PyramidWriter
 from muvit.errors import InputError
 from muvit.geometry import is_inside
 from muvit.inference.tiling import TilePlan, assemble
-
-
-class ArraySlide(Slide):
-    def __init__(self, pixels):
-        shapes = {float(level): array.shape[1:] for level, array in pixels.items()}
-        super().__init__(
-            Path("fake.tif"),
-            level_shapes=shapes,
-            num_channels=1,
-            dtype=np.dtype(np.uint8),
-            pixel_size_um=None,
-            channel_names=("grey",),
-        )
-        self.pixels = {float(level): array.astype(np.uint8) for level, array in pixels.items()}
-
-    def _read_window(self, level, start, stop):
-        window = tuple(slice(a, b) for a, b in zip(start, stop, strict=True))
-        return self.pixels[level][(slice(None), *window)].copy()
 
 
 def make_plan(shape, crop, block, levels=(1, 4)):
@@ -81,11 +61,12 @@ def test_context_holds_the_tile_and_the_tile_stays_in_the_image(plan):
             assert start == 0 or start + size <= extent
 
 
-def test_tiles_are_the_crops_that_validation_sees():
+def test_tiles_are_the_crops_that_validation_sees(tmp_path):
     config = CropConfig(levels=(1, 4), size=(16, 16), normalization=Range(high=255))
-    rng = np.random.default_rng(0)
-    image = ArraySlide({1: rng.integers(0, 255, (1, 50, 70)), 4: rng.integers(0, 255, (1, 13, 18))})
-    crops = GridCrops([(image, None)], config)
+    store = tmp_path / "image.ome.zarr"
+    writer = PyramidWriter.create(store, shape=(50, 70), num_channels=1, dtype=np.uint8, levels=(1, 4))
+    writer.finish()
+    crops = GridCrops([(OmeZarrSlide(store), None)], config)
     plan = make_plan((50, 70), (16, 16), (64, 80))
     assert len(crops) == len(plan)
     for crop, tile in zip(map(crops.__getitem__, range(len(crops))), plan, strict=True):

@@ -1,10 +1,11 @@
 """The command ``muvit``: one verb for each step from images to a labelled slide."""
 
 import sys
+from argparse import ArgumentError
 from collections.abc import Sequence
 from importlib import import_module
 
-from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+from jsonargparse import ArgumentParser, set_parsing_settings
 
 from muvit import __version__
 from muvit.errors import MuViTError
@@ -17,8 +18,9 @@ VERBS = {
     "train": "train a segmentation model from a recipe",
     "predict": "label whole slides with a trained model",
     "evaluate": "score predicted labels against true ones",
+    "compare": "train a recipe's model and its controls, and report how they differ",
 }
-"""Verbs and what they do; the module ``muvit.cli.<verb>`` holds its ``add_arguments(parser)`` and ``run(arguments)``."""
+"""Verbs and what they do; ``muvit.cli.<verb>`` holds the ``add_arguments(parser)`` and ``run(arguments)`` of each."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,12 +34,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     # only the verb that is called is imported: `muvit info` need not wait for Lightning
-    chosen = next((verb for verb in VERBS if arguments[:1] == [verb]), None)
+    chosen = arguments[0] if arguments[:1] and arguments[0] in VERBS else ""
     try:
         settings = _parser(chosen).parse_args(arguments)
         import_module(f"muvit.cli.{chosen}").run(settings[chosen])
-    except SystemExit as stop:  # how the parser ends after --help, --version and wrong arguments
+    except SystemExit as stop:  # how the parser ends after --help and --version
         return int(stop.code or 0)
+    except ArgumentError as error:
+        command = f"muvit {chosen}" if chosen else "muvit"
+        print(f"{command}: {' '.join(str(error).split())} (see {command} --help)", file=sys.stderr)
+        return 2
     except MuViTError as error:
         print(f"muvit: {error}", file=sys.stderr)
         return 1
@@ -52,20 +58,18 @@ def entrypoint() -> None:
     sys.exit(main())
 
 
-def _parser(chosen: str | None) -> ArgumentParser:
+def _parser(chosen: str) -> ArgumentParser:
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(
         prog="muvit",
         description="Multi-resolution vision transformers for gigapixel microscopy.",
-        version=f"muvit {__version__}",
+        version=__version__,
+        exit_on_error=False,
     )
     verbs = parser.add_subcommands(required=True, dest="verb", metavar="VERB")
     for verb, summary in VERBS.items():
-        verb_parser = ArgumentParser(description=f"{summary[0].upper()}{summary[1:]}.")
+        verb_parser = ArgumentParser(description=f"{summary[0].upper()}{summary[1:]}.", exit_on_error=False)
         if verb == chosen:
             import_module(f"muvit.cli.{verb}").add_arguments(verb_parser)
         verbs.add_subcommand(verb, verb_parser, help=summary)
     return parser
-
-
-__all__ = ["VERBS", "Namespace", "entrypoint", "main"]

@@ -20,7 +20,9 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--batch_size", type=int, default=8, help="tiles computed at once")
     parser.add_argument("--num_workers", type=int, default=0, help="processes that read ahead")
-    parser.add_argument("--device", type=str | None, default=None, help="cpu, cuda, mps (default: a GPU if there is one)")
+    parser.add_argument(
+        "--device", type=str | None, default=None, help="cpu, cuda, mps (default: a GPU if there is one)"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace labels that are there already")
 
 

@@ -18,6 +18,7 @@ class Progress:
         self._bar = tqdm(desc=title, unit=unit, file=sys.stderr, mininterval=0.5, leave=True)
 
     def __call__(self, done: int, total: int) -> None:
+        """Show ``done`` of ``total``."""
         self._bar.total = total
         self._bar.update(done - self._bar.n)
 

@@ -33,13 +33,18 @@ class ClassPixels(NamedTuple):
     """World pixels from one looked-at pixel to the next."""
 
 
-def locate_classes(slide: int, label: Slide) -> list[ClassPixels]:
+def locate_classes(slide: int, label: Slide, level: float) -> list[ClassPixels]:
     """Look once at a label image, coarsely enough to take bounded time and memory, and say where each class lies.
 
     Looks at the finest stored level of at most a million pixels; where even the coarsest has more, at every n-th
     pixel of that, read in blocks. A class of which nothing is left at that level is not found.
+
+    Args:
+        slide: number to enter in the result.
+        label: the label image.
+        level: stored level at which labels will be used; nothing finer is looked at.
     """
-    seen, spacing = _look(label)
+    seen, spacing = _look(label, level)
     flat = seen.ravel()
     order = np.argsort(flat, kind="stable")
     values, firsts, counts = np.unique(flat[order], return_index=True, return_counts=True)
@@ -51,10 +56,11 @@ def locate_classes(slide: int, label: Slide) -> list[ClassPixels]:
     return found
 
 
-def _look(label: Slide) -> tuple[np.ndarray, float]:
+def _look(label: Slide, finest: float) -> tuple[np.ndarray, float]:
     """Pixels of a label image on a coarse grid ``(*space)``, and the grid's spacing in world pixels."""
-    small = (level for level in label.levels if math.prod(label.level_shape(level)) <= _MAX_SCANNED_PX)
-    level = next(small, label.levels[-1])
+    usable = [level for level in label.levels if level >= finest]
+    small = (level for level in usable if math.prod(label.level_shape(level)) <= _MAX_SCANNED_PX)
+    level = next(small, usable[-1])
     shape = label.level_shape(level)
     step = math.ceil((math.prod(shape) / _MAX_SCANNED_PX) ** (1 / len(shape)))
     block = step * max(1, int(_MAX_BLOCK_PX ** (1 / len(shape))) // step)
@@ -97,9 +103,10 @@ class ForegroundIndex:
             raise InputError(f"balance '{balance}'", expected="labels with some foreground", got="background only")
         self._labels = tuple(labels)
         self._level = level
-        classes = sorted({entry.value for entry in foreground})
-        groups = [[e for e in foreground if e.value == c] for c in classes] if balance == "classes" else [foreground]
-        self._groups = [(np.cumsum([entry.area for entry in group]), group) for group in groups]
+        groups: dict[int, list[ClassPixels]] = {}
+        for entry in foreground:
+            groups.setdefault(entry.value if balance == "classes" else 0, []).append(entry)
+        self._groups = [(np.cumsum([entry.area for entry in group]), group) for group in groups.values()]
 
     def draw(self, rng: np.random.Generator) -> tuple[int, tuple[int, ...]]:
         """A label image's number and one of its foreground pixels ``(ndim)``, in pixels of the wanted level."""

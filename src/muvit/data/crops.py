@@ -17,9 +17,7 @@ from muvit.data.sampling import Window, centered_nested, sample_nested
 from muvit.data.slides import Padding, Slide
 from muvit.errors import InputError
 from muvit.geometry import check_levels
-
-IGNORE = -100
-"""Label of pixels that no loss or metric may count: outside the image, or of an ignored class (torch's own choice)."""
+from muvit.labels import IGNORE
 
 LabelledSlide = tuple[Slide, Slide | None]
 """An image and its label image (None: no labels)."""
@@ -128,11 +126,13 @@ class SlideCrops(MuViTDataset):
         Raises:
             InputError: a label value is no class and not ignored.
         """
-        found = [entry for i, label in enumerate(self.labels) for entry in locate_classes(i, label)]
-        for entry in found:
-            if entry.value not in self.config.ignore_labels:
-                _check_label_values(self.labels[entry.slide], np.array([entry.value]), self.config)
-        return found
+        located = []
+        for i, label in enumerate(self.labels):
+            found = locate_classes(i, label, self.config.levels[0])
+            values = np.array([entry.value for entry in found])
+            _check_label_values(label, values[~np.isin(values, self.config.ignore_labels)], self.config)
+            located += found
+        return located
 
     def read(self, slide: int, windows: Sequence[Window]) -> dict[str, Tensor]:
         """The sample at ``windows`` of one slide: ``img``, ``bbox`` and, if there are labels, ``label``."""

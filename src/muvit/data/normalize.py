@@ -57,7 +57,7 @@ class Percentile:
         seen = pixels[finite if valid is None else finite & valid]
         if seen.size == 0:
             return np.zeros_like(pixels)
-        low, high = (float(p) for p in np.percentile(seen, (self.low, self.high)))
+        low, high = (float(p) for p in np.percentile(seen, (self.low, self.high), overwrite_input=True))
         if high - low <= _MIN_RELATIVE_SPREAD * max(abs(low), abs(high)):
             return np.zeros_like(pixels)
         return (np.where(finite, pixels, low) - low) / (high - low)

@@ -26,8 +26,8 @@ class OmeZarrSlide(Slide):
     is coarsened in its planes only) are not offered; a warning in the log says so.
 
     NGFF states where the centre of the first pixel of a level lies (``translation``). Levels whose pixels cover blocks
-    of finest pixels, or that state nothing, lie where this package's world coordinates have them. Others are read at the
-    nearest whole pixel; `level_shifts` tells by how much each level is off.
+    of finest pixels, or that state nothing, lie where this package's world coordinates have them. Others are read at
+    the nearest whole pixel; `level_shifts` tells by how much each level is off.
 
     Args:
         path: folder of the image.
@@ -54,7 +54,7 @@ class OmeZarrSlide(Slide):
         finest = arrays[0]
         extent = dict(zip(image.axes, finest.shape, strict=True))
         self._stored_axes = image.axes
-        self._axes = tuple(a for a in _AXES if a != "c" and extent.get(a, 0) > (1 if a in "tz" else 0))
+        self.axes = "".join(a for a in "tzyx" if extent.get(a, 0) > (1 if a in "tz" else 0))
         self._arrays: dict[float, ZarrArray] = {}
         self._shifts: dict[float, tuple[float, ...]] = {}
         for index, array in enumerate(arrays):
@@ -64,7 +64,7 @@ class OmeZarrSlide(Slide):
         channels = extent.get("c", 1)
         dtype = np.dtype(np.uint8) if finest.dtype.kind == "b" else finest.dtype
         names = image.channel_names if len(image.channel_names) == channels else ()
-        sizes = pixel_size_um(self._axes, *(self._along(values, image) for values in (image.units, image.scales[0])))
+        sizes = pixel_size_um(self.axes, *(self._along(values, image) for values in (image.units, image.scales[0])))
         super().__init__(
             path,
             level_shapes={level: self._along(array.shape, image) for level, array in self._arrays.items()},
@@ -72,6 +72,7 @@ class OmeZarrSlide(Slide):
             dtype=dtype,
             pixel_size_um=sizes,
             channel_names=names or (("label",) if "image-label" in ome else default_channel_names(channels, dtype)),
+            axes=self.axes,
         )
         self._folder = folder
         self.label_names: dict[int, str] = image.label_names
@@ -106,7 +107,7 @@ class OmeZarrSlide(Slide):
         return OmeZarrSlide(self._folder / "labels" / name)
 
     def _along(self, values: tuple[Any, ...], image: Multiscale) -> tuple[Any, ...]:
-        return tuple(values[image.axes.index(axis)] for axis in self._axes)
+        return tuple(values[image.axes.index(axis)] for axis in self.axes)
 
     def _add_level(self, image: Multiscale, index: int, array: ZarrArray, path: Path) -> None:
         base, scale = self._along(image.scales[0], image), self._along(image.scales[index], image)
@@ -133,11 +134,11 @@ class OmeZarrSlide(Slide):
         )
 
     def _read_window(self, level: float, start: tuple[int, ...], stop: tuple[int, ...]) -> np.ndarray[Any, Any]:
-        bounds = dict(zip(self._axes, zip(start, stop, strict=True), strict=True))
+        bounds = dict(zip(self.axes, zip(start, stop, strict=True), strict=True))
         bounds["c"] = (0, self.num_channels)
         stored = [bounds.get(axis, (0, 1)) for axis in self._stored_axes]
         pixels = self._arrays[level].read(tuple(a for a, _ in stored), tuple(b for _, b in stored))
-        order = [axis for axis in ("c", *self._axes) if axis in self._stored_axes]
+        order = [axis for axis in "c" + self.axes if axis in self._stored_axes]
         dropped = tuple(i for i, axis in enumerate(self._stored_axes) if axis not in order)
         kept = [axis for axis in self._stored_axes if axis in order]
         pixels = pixels.squeeze(dropped).transpose([kept.index(axis) for axis in order])

@@ -2,6 +2,7 @@
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -31,7 +32,9 @@ class Preprocessing:
     def __post_init__(self) -> None:
         if len(self.class_names) != len(self.class_colors):
             raise InputError(
-                "class_colors", expected=f"one colour for each of {len(self.class_names)} classes", got=self.class_colors
+                "class_colors",
+                expected=f"one colour for each of {len(self.class_names)} classes",
+                got=self.class_colors,
             )
 
     def to_yaml(self) -> str:
@@ -50,7 +53,8 @@ class Preprocessing:
         try:
             values = yaml.safe_load(file.read_text())
             values["normalization"] = normalization_from_dict(values["normalization"])
-            return cls(**{k: _tuples(v) for k, v in values.items()})
+            fields: dict[str, Any] = {k: _tuples(v) for k, v in values.items()}
+            return cls(**fields)
         except FileNotFoundError:
             raise CheckpointError(folder, expected=f"a trained model, with {FILE}", got="none") from None
         except (yaml.YAMLError, KeyError, TypeError, InputError) as error:

@@ -37,7 +37,7 @@ Progress = Callable[[int, int], None]
 
 _IMAGE_DTYPES = ("uint8", "uint16", "uint32", "int8", "int16", "int32", "float16", "float32", "float64")
 _LABEL_DTYPES = ("uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64")
-_AXES = {2: "yx", 3: "zyx", 4: "tzyx"}
+_AXES = ("yx", "zyx", "tyx", "tzyx")
 # per axis: chunks of about 65 thousand to 260 thousand pixels, shards of some 256 of them
 _CHUNK = {2: 256, 3: 64, 4: 16}
 _SHARD = {2: 4096, 3: 512, 4: 64}
@@ -51,6 +51,8 @@ class PyramidSpec:
 
     shape: tuple[int, ...]
     """Pixels of the finest level, (t)(z)yx."""
+    axes: str
+    """One letter per axis of ``shape``: ``yx``, ``zyx``, ``tyx`` or ``tzyx``."""
     num_channels: int
     """Length of the channel axis; label images have 1, and no channel axis on disk."""
     dtype: str
@@ -73,9 +75,9 @@ class PyramidSpec:
     """Edge of a shard, the unit of writing and one file, in pixels: a multiple of ``chunk``."""
 
     @property
-    def axes(self) -> str:
-        """One letter per stored axis."""
-        return _AXES[len(self.shape)] if self.kind == "label" else "c" + _AXES[len(self.shape)]
+    def stored_axes(self) -> str:
+        """One letter per axis on disk."""
+        return self.axes if self.kind == "label" else "c" + self.axes
 
     def level_shape(self, index: int) -> tuple[int, ...]:
         """Pixels of a level, (t)(z)yx."""
@@ -90,14 +92,21 @@ class PyramidSpec:
         extents = zip(self.chunk_shape(index), self.level_shape(index), strict=True)
         return tuple(chunk * -(-min(self.shard, n) // chunk) for chunk, n in extents)
 
+    def num_bytes(self, shape: Sequence[int]) -> int:
+        """Size in memory of all channels of so many pixels."""
+        return math.prod(shape) * self.num_channels * np.dtype(self.dtype).itemsize
+
     def to_json(self) -> dict[str, Any]:
         """As a JSON object."""
-        return json.loads(json.dumps(asdict(self)))
+        content: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return content
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "PyramidSpec":
         """The inverse of `to_json`."""
-        fixed = {name: tuple(value) if isinstance(value, list) else value for name, value in content.items()}
+        fixed: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in content.items()
+        }
         fixed["label_names"] = {int(value): name for value, name in content["label_names"].items()}
         fixed["label_colors"] = {int(value): tuple(color) for value, color in content["label_colors"].items()}
         return cls(**fixed)
@@ -130,6 +139,7 @@ class PyramidWriter:
         shape: Sequence[int],
         num_channels: int,
         dtype: Any,
+        axes: str | None = None,
         levels: Sequence[int] | None = None,
         kind: Kind = "image",
         pixel_size_um: float | Sequence[float] | None = None,
@@ -147,6 +157,7 @@ class PyramidWriter:
                 becomes one of that image's labels.
             shape: pixels of the finest level, (t)(z)yx.
             num_channels: number of channels, 1 for labels.
+            axes: one letter per axis of ``shape``, ``yx``, ``zyx`` (what three axes are by default), ``tyx`` or ``tzyx``.
             dtype: integers up to 32 bits or floats; for labels any integers.
             levels: downsampling factors from 1 up, each a multiple of the one before; by default powers of two until
                 the longest side fits into one chunk.
@@ -164,20 +175,30 @@ class PyramidWriter:
             InputError: an argument does not fit; nothing was touched.
             ExistsError: something is there and overwriting was not asked for, or it is no zarr store.
         """
-        path = Path(path)
-        spec = _checked_spec(
-            shape,
-            num_channels,
-            dtype,
-            levels,
-            kind,
-            pixel_size_um,
-            channel_names,
-            label_names,
-            label_colors,
-            chunk,
-            shard,
+        spec = check_spec(
+            shape=shape,
+            num_channels=num_channels,
+            dtype=dtype,
+            axes=axes,
+            levels=levels,
+            kind=kind,
+            pixel_size_um=pixel_size_um,
+            channel_names=channel_names,
+            label_names=label_names,
+            label_colors=label_colors,
+            chunk=chunk,
+            shard=shard,
         )
+        return cls.create_from(path, spec, overwrite=overwrite)
+
+    @classmethod
+    def create_from(cls, path: str | Path, spec: PyramidSpec, *, overwrite: bool = False) -> "PyramidWriter":
+        """Create an empty store from settings that `check_spec` has made.
+
+        Raises:
+            ExistsError: something is there and overwriting was not asked for, or it is no zarr store.
+        """
+        path = Path(path)
         check_replaceable(path, overwrite)
         if path.exists():
             shutil.rmtree(path)
@@ -258,7 +279,7 @@ class PyramidWriter:
                     progress(done, self.num_coarse_shards)
         write_json(self.path / "zarr.json", group_json(self._attributes()))
         (self.path / UNFINISHED).unlink(missing_ok=True)
-        _register_label(self.path)
+        register_label(self.path)
 
     def _reduced(self, index: int, start: tuple[int, ...], size: tuple[int, ...]) -> np.ndarray[Any, Any]:
         """Window of a level computed from the level before, piece by piece."""
@@ -282,7 +303,7 @@ class PyramidWriter:
         spec = self.spec
         entry = multiscale_attributes(
             name=slide_name(self.path),
-            axes=spec.axes,
+            axes=spec.stored_axes,
             levels=spec.levels,
             pixel_size_um=spec.pixel_size_um,
             kind=spec.kind,
@@ -339,7 +360,7 @@ def _create_level(path: Path, spec: PyramidSpec, index: int) -> None:
     metadata = sharded_metadata(
         shape=channels + spec.level_shape(index),
         dtype=np.dtype(spec.dtype),
-        axes=spec.axes,
+        axes=spec.stored_axes,
         chunk=channels + spec.chunk_shape(index),
         shard=channels + spec.shard_shape(index),
     )
@@ -347,7 +368,7 @@ def _create_level(path: Path, spec: PyramidSpec, index: int) -> None:
     write_json(path / str(index) / "zarr.json", metadata)
 
 
-def _register_label(path: Path) -> None:
+def register_label(path: Path) -> None:
     """List a store inside an image's ``labels`` folder among that image's labels."""
     folder = path.parent
     if folder.name != "labels" or read_attributes(folder.parent) is None:
@@ -363,24 +384,36 @@ def _blocks(extent: Sequence[int], block: Sequence[int]) -> Iterator[tuple[tuple
         yield start, tuple(min(b, n - a) for a, b, n in zip(start, block, extent, strict=True))
 
 
-def _checked_spec(
+def check_spec(
+    *,
     shape: Sequence[int],
     num_channels: int,
     dtype: Any,
-    levels: Sequence[int] | None,
-    kind: Kind,
-    pixel_size_um: float | Sequence[float] | None,
-    channel_names: Sequence[str] | None,
-    label_names: dict[int, str] | None,
-    label_colors: dict[int, Color] | None,
-    chunk: int | None,
-    shard: int | None,
+    axes: str | None = None,
+    levels: Sequence[int] | None = None,
+    kind: Kind = "image",
+    pixel_size_um: float | Sequence[float] | None = None,
+    channel_names: Sequence[str] | None = None,
+    label_names: dict[int, str] | None = None,
+    label_colors: dict[int, Color] | None = None,
+    chunk: int | None = None,
+    shard: int | None = None,
 ) -> PyramidSpec:
+    """Check the arguments of `PyramidWriter.create` and fill in its defaults.
+
+    Raises:
+        InputError: an argument does not fit.
+    """
     shape = tuple(int(n) for n in shape)
     if kind not in get_args(Kind):
         raise InputError("kind", expected="image or label", got=repr(kind))
-    if len(shape) not in _AXES or min(shape) < 1:
+    if len(shape) not in (2, 3, 4) or min(shape) < 1:
         raise InputError("shape", expected="2 to 4 positive numbers, (t)(z)yx", got=shape)
+    axes = "tzyx"[-len(shape) :] if axes is None else axes
+    if axes not in _AXES or len(axes) != len(shape):
+        raise InputError(
+            "axes", expected=f"one of {', '.join(_AXES)}, a letter for each of {len(shape)} axes", got=axes
+        )
     if num_channels < 1 or (kind == "label" and num_channels != 1):
         raise InputError("num_channels", expected="1" if kind == "label" else "at least 1", got=num_channels)
     known = _LABEL_DTYPES if kind == "label" else _IMAGE_DTYPES
@@ -394,6 +427,7 @@ def _checked_spec(
     chunk, shard = _checked_tiling(chunk, shard, len(shape), num_channels * np.dtype(dtype).itemsize)
     return PyramidSpec(
         shape=shape,
+        axes=axes,
         num_channels=num_channels,
         dtype=np.dtype(dtype).name,
         levels=_checked_levels(levels, shape, chunk),

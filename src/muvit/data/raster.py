@@ -1,6 +1,5 @@
 """PNG and JPEG files as slides of one level."""
 
-import logging
 import weakref
 from collections import OrderedDict
 from pathlib import Path
@@ -86,7 +85,9 @@ class RasterSlide(Slide):
         if isinstance(self._decoded, np.ndarray):
             return self._decoded.nbytes
         # Pillow stores colours in 4 bytes per pixel
-        return self.shape[0] * self.shape[1] * (4 if self.num_channels == 3 and not self._expands else self.dtype.itemsize)
+        return (
+            self.shape[0] * self.shape[1] * (4 if self.num_channels == 3 and not self._expands else self.dtype.itemsize)
+        )
 
 
 _kept: "OrderedDict[int, tuple[weakref.ref[RasterSlide], int]]" = OrderedDict()

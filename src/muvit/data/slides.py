@@ -43,6 +43,7 @@ class Slide(ABC):
     Attributes:
         path: the file or folder it was opened from.
         name: file name without its image suffixes.
+        axes: one letter per axis of `shape`: ``yx``, ``zyx``, ``tyx`` or ``tzyx``.
         shape: pixels of the finest level, axis order (t)(z)yx.
         num_channels: length of the channel axis of `read`.
         dtype: dtype of `read`, in native byte order (bilevel images are uint8 0 and 1).
@@ -61,12 +62,14 @@ class Slide(ABC):
         dtype: np.dtype[Any],
         pixel_size_um: tuple[float, ...] | None,
         channel_names: tuple[str, ...],
+        axes: str | None = None,
     ) -> None:
         self.path = path
         self.name = slide_name(path)
         self._level_shapes = dict(sorted(level_shapes.items()))
         self.levels = tuple(self._level_shapes)
         self.shape = self._level_shapes[1.0]
+        self.axes = "tzyx"[-len(self.shape) :] if axes is None else axes
         self.num_channels = num_channels
         self.dtype = dtype.newbyteorder("=")
         self.pixel_size_um = pixel_size_um
@@ -121,7 +124,7 @@ class Slide(ABC):
             )
         if padding not in get_args(Padding):
             raise InputError("padding", expected=f"one of {', '.join(get_args(Padding))}", got=repr(padding))
-        if all(0 <= a and a + n <= extent for a, n, extent in zip(start, size, shape, strict=True)):
+        if all(a >= 0 and a + n <= extent for a, n, extent in zip(start, size, shape, strict=True)):
             return self._read_inside(level, start, size)
         if padding == "zero":
             return self._read_zero_padded(level, start, size, shape)

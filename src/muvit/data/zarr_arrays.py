@@ -164,8 +164,9 @@ class ShardedArray:
             os.close(file)
 
     def _decode(self, data: bytes) -> np.ndarray[Any, Any]:
-        frame = memoryview(data)[: len(data) - self._trailer]
-        decoded = imagecodecs.zstd_decode(frame, out=math.prod(self._chunk) * self.dtype.itemsize)
+        decoded = imagecodecs.zstd_decode(
+            data[: len(data) - self._trailer], out=math.prod(self._chunk) * self.dtype.itemsize
+        )
         return np.frombuffer(decoded, self.dtype.newbyteorder("<")).reshape(self._chunk)
 
     def _file(self, shard: tuple[int, ...]) -> Path:

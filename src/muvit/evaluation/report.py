@@ -20,13 +20,14 @@ SMALL_DIFFERENCE = 0.02
 _PICTURE_PX = 640  # longer side of a whole picture, enough for the widest column at double density
 _INSET_PX = 480
 _INSET_SHARE = 4  # the inset shows one of so many parts of the shorter side
+_MAX_CLASS_COLUMNS = 6  # more classes get a table of their own, one row each
 _INSET_COLOR: Color = (255, 255, 255)
 _STYLE = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelResult:
-    """What one model is and what it reached."""
+    """What one model is and what it reached in one training run."""
 
     name: str
     description: str
@@ -92,9 +93,10 @@ def write_report(
 
     Raises:
         ExistsError: there is a report and ``overwrite`` was not asked for.
-        InputError: there are no models, two of one name, or their names, classes and pictures do not fit together.
+        InputError: there are no models, two of one name, or names, classes, labels and curves do not fit together;
+            found before anything is written.
     """
-    _check(models, examples, class_names, class_colors)
+    _check(models, examples, class_names, class_colors, ignore)
     folder = Path(folder)
     page = folder / "index.html"
     if page.exists() and not overwrite:
@@ -149,63 +151,100 @@ def conclusion(models: Sequence[ModelResult]) -> list[str]:
 
 
 def _check(
-    models: Sequence[ModelResult], examples: Sequence[Example], names: Sequence[str], colors: Sequence[Color]
+    models: Sequence[ModelResult],
+    examples: Sequence[Example],
+    class_names: Sequence[str],
+    class_colors: Sequence[Color],
+    ignore: Sequence[int],
 ) -> None:
-    if not models:
-        raise InputError("models", expected="at least one", got="none")
-    known = [model.name for model in models]
-    if len(set(known)) != len(known):
-        raise InputError("models", expected="different names", got=known)
+    names = [model.name for model in models]
+    if not models or len(set(names)) != len(names):
+        raise InputError("models", expected="at least one, of different names", got=names)
     for model in models:
-        if list(model.dice) != list(models[0].dice):
-            raise InputError(
-                f"dice of {model.name}", expected=f"the classes {list(models[0].dice)}", got=list(model.dice)
-            )
-    if len(names) != len(colors):
-        raise InputError("class_colors", expected=f"{len(names)} colours, one for each class", got=len(colors))
+        classes = list(models[0].dice)
+        if list(model.dice) != classes:
+            raise InputError(f"dice of {model.name!r}", expected=f"the classes {classes}", got=list(model.dice))
+        for curve, (steps, values) in model.curves.items():
+            if len(steps) != len(values):
+                raise ShapeError(f"{curve} of {model.name!r}", expected=f"{len(steps)} values", got=len(values))
+    if len(class_names) != len(class_colors):
+        raise InputError("class_colors", expected=f"{len(class_names)} colours, one per class", got=len(class_colors))
     for example in examples:
-        if sorted(example.predictions) != sorted(known):
+        if set(example.predictions) != set(names):
             raise InputError(
-                f"predictions of {example.title!r}", expected=f"one of each model, {known}", got=[*example.predictions]
+                f"predictions of {example.title!r}", expected=f"one of each model, {names}", got=[*example.predictions]
             )
-        size = example.image.shape[:2]
         for name, labels in {"truth": example.truth, **example.predictions}.items():
-            if labels.shape != size:
-                raise ShapeError(f"{name} of {example.title!r}", expected=f"{size}, as its image", got=labels.shape)
+            if labels.shape != example.image.shape[:2]:
+                shape = example.image.shape[:2]
+                raise ShapeError(f"{name} of {example.title!r}", expected=f"{shape}, as its image", got=labels.shape)
+            strange = set(np.unique(labels).tolist()) - set(ignore) - set(range(len(class_names)))
+            if strange:
+                raise InputError(
+                    f"{name} of {example.title!r}", expected=f"labels 0 to {len(class_names) - 1}", got=sorted(strange)
+                )
 
 
 # -- sections ------------------------------------------------------------------------------------------------------
 
 
 def _results(models: Sequence[ModelResult]) -> str:
-    columns = ["mDSC", *models[0].dice]
-    table = [[model.mean_dice, *model.dice.values()] for model in models]
-    best = [_best(column) for column in zip(*table, strict=True)]
-    head = "".join(f'<th scope="col" class="number">{escape(name)}</th>' for name in columns)
+    classes = list(models[0].dice)
+    is_wide = len(classes) > _MAX_CLASS_COLUMNS
+    columns = ["mDSC", *([] if is_wide else classes)]
+    table = [[model.mean_dice, *(model.dice[name] for name in columns[1:])] for model in models]
+    marked = zip(*(_mark_best(column) for column in zip(*table, strict=True)), strict=True)
     rows = []
-    for model, values in zip(models, table, strict=True):
-        cells = [
-            f'<td class="number">{f"<strong>{text}</strong>" if text == top and len(models) > 1 else text}</td>'
-            for text, top in zip(map(_score, values), best, strict=True)
-        ]
+    for model, cells in zip(models, marked, strict=True):
         share = 0.0 if math.isnan(model.mean_dice) else 100 * min(max(model.mean_dice, 0.0), 1.0)
         rows.append(
             f'<tr><th scope="row">{escape(model.name)}<span class="note">{escape(model.description)}</span>'
-            f'<span class="bar" aria-hidden="true"><span style="width:{share:.1f}%"></span></span></th>{"".join(cells)}'
-            f'<td class="number">{_count(model.parameters)}</td><td class="number">{_duration(model.seconds)}</td></tr>'
+            f'<span class="bar" aria-hidden="true"><span style="width:{share:.1f}%"></span></span></th>'
+            f"{_cells([*cells, _count(model.parameters), _duration(model.seconds)])}</tr>"
         )
+    caption = (
+        "Mean of the Dice scores of the foreground classes (mDSC)"
+        if is_wide
+        else "Dice score of each foreground class, and their mean (mDSC),"
+    ) + " on the test images, 0 to 1, higher is better. Bars show the mDSC."
+    tables = [_table("results", caption, ["Model", *columns, "Parameters", "Training"], rows, len(models))]
+    if is_wide:
+        rows = [
+            f'<tr><th scope="row">{escape(name)}</th>{_cells(_mark_best([m.dice[name] for m in models]))}</tr>'
+            for name in classes
+        ]
+        head = ["Class", *(model.name for model in models)]
+        tables.append(_table("results", "Dice score of each foreground class.", head, rows, len(models)))
     return f"""<section aria-labelledby="results">
 <h2 id="results">Results</h2>
-<div class="scroll" role="region" aria-labelledby="results" tabindex="0"><table>
-<caption>Dice score of each foreground class on the test images, 0 to 1, higher is better; mDSC is their mean.
-{"The best of each column is bold. " if len(models) > 1 else ""}Bars show the mDSC.</caption>
-<thead><tr><th scope="col">Model</th>{head}<th scope="col" class="number">Parameters</th>
-<th scope="col" class="number">Training</th></tr></thead>
+{_lines(tables)}
+</section>"""
+
+
+def _table(label: str, caption: str, head: Sequence[str], rows: Sequence[str], num_models: int) -> str:
+    headings = "".join(
+        f'<th scope="col"{" class=number" if column else ""}>{escape(name)}</th>' for column, name in enumerate(head)
+    )
+    bold = " The best is bold." if num_models > 1 else ""
+    return f"""<div class="scroll" role="region" aria-labelledby="{label}" tabindex="0"><table>
+<caption>{caption}{bold}</caption>
+<thead><tr>{headings}</tr></thead>
 <tbody>
 {_lines(rows)}
 </tbody>
-</table></div>
-</section>"""
+</table></div>"""
+
+
+def _cells(texts: Iterable[str]) -> str:
+    return "".join(f'<td class="number">{text}</td>' for text in texts)
+
+
+def _mark_best(values: Sequence[float]) -> list[str]:
+    """Scores as written, the highest of several in bold; what is written equal is bold together."""
+    texts = list(map(_score, values))
+    known = [value for value in values if not math.isnan(value)]
+    best = _score(max(known)) if known and len(values) > 1 else None
+    return [f"<strong>{text}</strong>" if text == best else text for text in texts]
 
 
 def _examples(
@@ -355,7 +394,7 @@ pixels = slide.read(1, (0, 0), (256, 256))  # level, start, size -> (channels, y
     items = _lines(f"<li>{escape(name)}: <code>{escape(path)}</code></li>" for name, path in outputs.items())
     return f"""<section aria-labelledby="open">
 <h2 id="open">Open the images and labels</h2>
-<p>They are OME-Zarr 0.5 pyramids in the folder of this page:</p>
+<p>They are OME-Zarr 0.5 pyramids; the paths start from the folder of this page:</p>
 <ul>
 {items}
 </ul>
@@ -371,12 +410,6 @@ pixels = slide.read(1, (0, 0), (256, 256))  # level, start, size -> (channels, y
 
 def _score(value: float) -> str:
     return "n/a" if math.isnan(value) else f"{value:.3f}"
-
-
-def _best(values: Sequence[float]) -> str | None:
-    """The highest score as it is written, so that what looks equal is treated as equal."""
-    known = [value for value in values if not math.isnan(value)]
-    return _score(max(known)) if known else None
 
 
 def _count(number: int) -> str:

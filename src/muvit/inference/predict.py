@@ -1,4 +1,4 @@
-"""Whole-slide prediction: tiles with their context in, an OME-Zarr label pyramid out. Memory does not grow with the slide."""
+"""Whole-slide prediction: tiles with their context in, an OME-Zarr label pyramid out, in memory for one block."""
 
 import logging
 import multiprocessing
@@ -269,5 +269,5 @@ def _check_pixel_size(slide: Slide, preprocessing: Preprocessing) -> None:
             f"pixel size of {slide.path}",
             expected=f"{trained} um, as in training (within {PIXEL_SIZE_TOLERANCE:.0%})",
             got=f"{own} um",
-            hint="Resample the image, or remove pixel_size_um from the model's preprocessing.yaml to go without this check.",
+            hint="Resample the image, or remove pixel_size_um from preprocessing.yaml to go without this check.",
         )

@@ -1,9 +1,9 @@
 """The plan of a whole-slide prediction: which crops to look at, and what each of them writes. Plain data, no pixels.
 
 A grid of cells of the training crop's size, from the first pixel on and without overlap, covers the finest level (SPEC
-A.8, inference). The tile of a cell is the crop there; where the last cells stick out of the image, their crops move back
-into it, as in training no crop leaves a larger image, and write only what lies in their cell. The output is cut into
-blocks, and every block lists all tiles that meet it, so a block can be made by itself, by anybody, in any order.
+A.8, inference). The tile of a cell is the crop there; where the last cells stick out of the image, their crops move
+back into it, as in training no crop leaves a larger image, and write only what lies in their cell. The output is cut
+into blocks, and every block lists all tiles that meet it, so it can be made by itself, by anybody, in any order.
 """
 
 from bisect import bisect_right
@@ -55,9 +55,9 @@ class Tile(NamedTuple):
 class TilePlan:
     """Tiles of a slide, numbered block by block, and row-major inside a block.
 
-    Nothing but the fields is stored: tiles and blocks are worked out when asked for, so the plan of a gigapixel slide is
-    as small as any. Tiles write disjoint parts that together are the image. Where the crop does not divide the block, a
-    tile on the seam belongs to both blocks and is computed for each.
+    Nothing but the fields is stored: tiles and blocks are worked out when asked for, so the plan of a gigapixel slide
+    is as small as any. Tiles write disjoint parts that together are the image. Where the crop does not divide the
+    block, a tile on the seam belongs to both blocks and is computed for each.
 
     Raises:
         InputError: the sizes do not fit the slide's axes, or the levels do not ascend.

@@ -5,11 +5,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.data import Dataset, default_collate
 
 from muvit.data.preprocessing import FILE, Preprocessing
 from muvit.labels import IGNORE
-from muvit.pictures import colorize, panel, to_rgb
+from muvit.pictures import Picture, colorize, panel, to_rgb
 from muvit.training.segment import SegmentationTask
 
 
@@ -49,7 +50,7 @@ class KeepModels(Callback):
 
 
 class ExamplePictures(Callback):
-    """Draws the same few validation crops after each validation: views, truth and prediction, as PNG and in TensorBoard.
+    """Draws the same few validation crops after each validation: views, truth, prediction; as PNG and in TensorBoard.
 
     Args:
         folder: receives ``epoch_<n>.png``.
@@ -77,7 +78,7 @@ class ExamplePictures(Callback):
         self.folder.mkdir(parents=True, exist_ok=True)
         picture.save(self.folder / f"epoch_{trainer.current_epoch:04d}.png")
         for logger in trainer.loggers:
-            if hasattr(logger.experiment, "add_image"):
+            if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_image("examples", np.asarray(picture), trainer.global_step, dataformats="HWC")
 
     def _row(self, sample: dict, guess: np.ndarray, task: SegmentationTask) -> list:
@@ -87,4 +88,4 @@ class ExamplePictures(Callback):
             for level, view in zip(task.model.config.encoder.levels, sample["img"], strict=True)
         ]
         truth = colorize(sample["label"].numpy(), colors, ignore=(IGNORE,))
-        return [*views, ("truth", truth), ("prediction", colorize(guess, colors))]
+        return [*views, Picture("truth", truth, True), Picture("prediction", colorize(guess, colors), True)]

@@ -3,11 +3,12 @@
 import logging
 import shutil
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
 import lightning
-import torch
 import yaml
 from lightning import Trainer
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
@@ -26,7 +27,12 @@ RECIPE = "recipe.yaml"
 
 
 def train_segmenter(
-    recipe: Recipe, output: Path, *, resume: bool = False, overwrite: bool = False, callbacks: list[Callback] | None = None
+    recipe: Recipe,
+    output: Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    callbacks: list[Callback] | None = None,
 ) -> Path:
     """Train a segmenter.
 
@@ -75,7 +81,9 @@ def _prepare(recipe: Recipe, output: Path, resume: bool, overwrite: bool) -> Pat
         changed = sorted(key for key in settings if key != "run" and before.get(key) != settings[key])
         if changed:
             raise InputError(
-                output / RECIPE, expected="the settings that the run was started with", got=f"others in {', '.join(changed)}"
+                output / RECIPE,
+                expected="the settings that the run was started with",
+                got=f"others in {', '.join(changed)}",
             )
         return checkpoint
     if output.exists() and any(output.iterdir()):
@@ -115,11 +123,15 @@ def _trainer(recipe: Recipe, output: Path, callbacks: list[Callback]) -> Trainer
     )
 
 
-class _quiet(warnings.catch_warnings):  # noqa: N801
+@contextmanager
+def _quiet() -> Iterator[None]:
     """Leave out what Lightning says of its own making and no user can act on."""
-
-    def __enter__(self) -> None:
-        super().__enter__()
-        warnings.filterwarnings("ignore", module="lightning")
-        logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-        torch.set_float32_matmul_precision("high")
+    log = logging.getLogger("lightning.pytorch")
+    before = log.level
+    log.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="lightning")
+            yield
+    finally:
+        log.setLevel(before)

@@ -1,0 +1,93 @@
+"""``muvit convert``."""
+
+import json
+from pathlib import Path
+from typing import Literal
+
+from jsonargparse import ArgumentParser, Namespace
+
+from muvit.cli.progress import Progress
+from muvit.data.convert import convert_image
+from muvit.data.slides import OME_ZARR_SUFFIXES, open_slide
+from muvit.errors import ExistsError, InputError, ReadError
+from muvit.pictures import class_colors
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Arguments of the verb."""
+    parser.add_argument(
+        "source", nargs="+", type=Path, help="images: PNG, JPEG, TIFF, OME-TIFF, SVS, NDPI, ... OME-Zarr"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        required=True,
+        help="folder that receives <name>.ome.zarr of each image; for one image also a path that ends in .zarr",
+    )
+    parser.add_argument(
+        "--kind", type=Literal["image", "label"], default="image", help="labels are coarsened without mixing values"
+    )
+    parser.add_argument(
+        "--levels",
+        type=list[int] | None,
+        default=None,
+        help="downsampling factors to store, such as [1,4,8] (default: powers of two down to 256 pixels)",
+    )
+    parser.add_argument(
+        "--pixel_size_um", type=float | None, default=None, help="micrometers per pixel (default: what the source says)"
+    )
+    parser.add_argument(
+        "--channel_names", type=list[str] | None, default=None, help="names of the channels, such as [DAPI,GFP]"
+    )
+    parser.add_argument(
+        "--classes",
+        type=Path | None,
+        default=None,
+        help='names of the label values: a JSON file such as {"0": "background", "1": "tumour"}',
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace pyramids that are there already")
+
+
+def run(arguments: Namespace) -> None:
+    """Convert each image."""
+    names = _class_names(arguments.classes) if arguments.classes else None
+    if names and arguments.kind != "label":
+        raise InputError("--classes", expected="--kind label", got=f"--kind {arguments.kind}")
+    colors = None if names is None else dict(enumerate(class_colors(max(names) + 1)))
+    targets = {source: _target(source, arguments) for source in arguments.source}
+    if len(set(targets.values())) < len(targets):
+        raise InputError("source", expected="images of different names", got="two of one name")
+    for target in targets.values():  # all before any work starts
+        if target.exists() and not arguments.overwrite:
+            raise ExistsError(target)
+    for source, target in targets.items():
+        with Progress(target.name, "block") as progress:
+            convert_image(
+                source,
+                target,
+                kind=arguments.kind,
+                levels=arguments.levels,
+                pixel_size_um=arguments.pixel_size_um,
+                channel_names=arguments.channel_names,
+                label_names=names,
+                label_colors=None if colors is None else {value: colors[value] for value in names or ()},
+                overwrite=arguments.overwrite,
+                progress=progress,
+            )
+        print(target)
+
+
+def _target(source: Path, arguments: Namespace) -> Path:
+    output: Path = arguments.output
+    if output.name.endswith(OME_ZARR_SUFFIXES):
+        if len(arguments.source) > 1:
+            raise InputError("--output", expected="a folder, for several images", got=output)
+        return output
+    return output / f"{open_slide(source).name}.ome.zarr"
+
+
+def _class_names(file: Path) -> dict[int, str]:
+    try:
+        return {int(value): str(name) for value, name in json.loads(file.read_text()).items()}
+    except (OSError, ValueError, AttributeError) as error:
+        raise ReadError(file, expected="JSON that names label values", got=error) from error

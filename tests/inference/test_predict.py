@@ -1,0 +1,317 @@
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from muvit.data.normalize import Percentile, Range, Standardize
+from muvit.data.ome_zarr import OmeZarrSlide, PyramidWriter
+from muvit.data.preprocessing import Preprocessing
+from muvit.data.slides import open_slide
+from muvit.errors import ExistsError, InputError, ReadError
+from muvit.inference.predict import predict_slide, resolve_device
+from muvit.segmentation import Segmenter
+
+NUM_CLASSES = 4
+PREPROCESSING = Preprocessing(
+    crop_size=(16, 24),
+    normalization=Range(high=255),
+    class_names=("background", "one", "two", "three"),
+    class_colors=((0, 0, 0), (255, 0, 0), (0, 255, 0), (0, 0, 255)),
+)
+
+
+class Toy(Segmenter):
+    """A segmenter whose answer is a known function of pixels and boxes."""
+
+    def __init__(self, *, levels=(1, 4), num_classes=NUM_CLASSES, decode="finest", channels=1):
+        torch.manual_seed(0)
+        encoder = {"in_channels": channels, "levels": levels, "num_layers": 4, "dim": 16, "heads": 1}
+        super().__init__(
+            encoder=encoder, num_classes=num_classes, decoder_widths=(8, 8, 8, 8), stem_width=4, decode=decode
+        )
+
+
+class Quantizer(Toy):
+    def forward(self, img, bbox):
+        classes = (img[:, 0, 0] * 255).round().long() // 64
+        return torch.nn.functional.one_hot(classes, NUM_CLASSES).movedim(-1, 1).float()
+
+
+class Surveyor(Toy):
+    """Labels every pixel by its world coordinates, which it knows from the box of the finest view alone."""
+
+    def forward(self, img, bbox):
+        _, _, _, h, w = img.shape
+        lower, upper = bbox[:, 0].unbind(1)
+        step = (upper - lower) / torch.tensor([h, w])
+        assert (step == 1).all()
+        y = lower[:, 0, None] + torch.arange(h)
+        x = lower[:, 1, None] + torch.arange(w)
+        classes = (y[:, :, None] // 5 + x[:, None, :] // 3).long() % NUM_CLASSES
+        return torch.nn.functional.one_hot(classes, NUM_CLASSES).movedim(-1, 1).float()
+
+
+def write_image(path, pixels, levels=(1, 4), pixel_size_um=None):
+    writer = PyramidWriter.create(
+        path,
+        shape=pixels.shape[1:],
+        num_channels=len(pixels),
+        dtype=pixels.dtype,
+        levels=levels,
+        pixel_size_um=pixel_size_um,
+        chunk=16,
+        shard=64,
+    )
+    writer.write((0,) * (pixels.ndim - 1), pixels)
+    writer.finish()
+    return OmeZarrSlide(path)
+
+
+@pytest.fixture
+def pixels():
+    return np.random.default_rng(0).integers(0, 256, (1, 75, 101), dtype=np.uint8)
+
+
+@pytest.fixture
+def slide(tmp_path, pixels):
+    return write_image(tmp_path / "image.ome.zarr", pixels, pixel_size_um=(0.5, 0.25))
+
+
+@pytest.fixture
+def small_shards(monkeypatch):
+    """Outputs of several shards, whose edges the tiles do not divide."""
+    create = PyramidWriter.create
+    sizes = {"chunk": 20, "shard": 40}
+    monkeypatch.setattr(PyramidWriter, "create", lambda *args, **fields: create(*args, **fields | sizes))
+
+
+def read(path):
+    labels = open_slide(path)
+    return labels.read(1, (0,) * labels.ndim, labels.shape)[0]
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_every_pixel_of_an_odd_slide_gets_its_own_answer(tmp_path, slide, pixels):
+    output = predict_slide(Quantizer(), slide, tmp_path / "labels.ome.zarr", PREPROCESSING, batch_size=3)
+    assert output == tmp_path / "labels.ome.zarr"
+    assert (read(output) == pixels[0] // 64).all()
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_the_model_is_told_where_each_tile_lies(tmp_path, slide):
+    output = predict_slide(Surveyor(), slide, tmp_path / "labels.ome.zarr", PREPROCESSING)
+    y, x = np.indices(slide.shape)
+    assert (read(output) == (y // 5 + x // 3) % NUM_CLASSES).all()
+
+
+@pytest.mark.parametrize("shape", [(256, 320), (7, 200)])
+def test_every_view_shows_what_its_box_says(tmp_path, shape):
+    world = np.stack(np.indices(shape)).astype(np.float32) + 0.5
+    levels = (1, 2, 4)
+    slide = write_image(tmp_path / "image.ome.zarr", world, levels=levels)
+    seen = []
+
+    class Checker(Toy):
+        def forward(self, img, bbox):
+            sizes = bbox[:, :, 1] - bbox[:, :, 0]
+            assert (sizes == torch.tensor([[16.0, 24.0]]) * torch.tensor(levels)[:, None]).all()
+            for axis, extent in enumerate(shape):
+                n = img.shape[3 + axis]
+                center = bbox[:, :, 0, axis, None] + (torch.arange(n) + 0.5) * sizes[:, :, axis, None] / n
+                view = img[:, :, axis]
+                truth = center[:, :, :, None] if axis == 0 else center[:, :, None, :]
+                # a coarse pixel at the border is the mean of the pixels that exist
+                inside = (view != 0) & (truth + 2 < extent)
+                assert torch.allclose(view[inside], truth.expand_as(view)[inside])
+                seen.append(inside.float().mean().item())
+            return torch.zeros(len(img), NUM_CLASSES, *img.shape[3:])
+
+    settings = replace(PREPROCESSING, normalization=Range(high=1))
+    predict_slide(Checker(levels=levels, channels=2), slide, tmp_path / "labels.ome.zarr", settings)
+    assert np.mean(seen) > 0.2
+
+
+def test_labels_do_not_depend_on_batches_blocks_or_workers(tmp_path, slide, monkeypatch):
+    model, settings = Toy(), replace(PREPROCESSING, normalization=Percentile())
+    runs = {"one": {"batch_size": 1}, "many": {"batch_size": 64}, "workers": {"batch_size": 5, "num_workers": 1}}
+    labels = [read(predict_slide(model, slide, tmp_path / f"{k}.ome.zarr", settings, **v)) for k, v in runs.items()]
+    create = PyramidWriter.create
+    monkeypatch.setattr(PyramidWriter, "create", lambda *args, **fields: create(*args, **fields, chunk=10, shard=30))
+    labels.append(read(predict_slide(model, slide, tmp_path / "blocks.ome.zarr", settings)))
+    assert len(np.unique(labels[0])) > 1
+    assert all((other == labels[0]).all() for other in labels[1:])
+
+
+def test_the_logits_of_the_finest_level_count(tmp_path, slide):
+    one = predict_slide(Toy(), slide, tmp_path / "finest.ome.zarr", PREPROCESSING)
+    all_levels = Toy(decode="all")
+    all_levels.load_state_dict(Toy().state_dict())
+    two = predict_slide(all_levels, slide, tmp_path / "all.ome.zarr", PREPROCESSING)
+    assert (read(one) == read(two)).all()
+
+
+def test_the_output_says_what_it_shows(tmp_path, slide):
+    steps = []
+    output = predict_slide(
+        Quantizer(),
+        slide,
+        tmp_path / "labels.ome.zarr",
+        PREPROCESSING,
+        batch_size=10,
+        progress=lambda *step: steps.append(step),
+    )
+    labels = open_slide(output)
+    assert labels.pixel_size_um == slide.pixel_size_um == (0.5, 0.25)
+    assert (labels.shape, labels.dtype, labels.num_channels) == (slide.shape, np.uint8, 1)
+    assert labels.label_names == dict(enumerate(PREPROCESSING.class_names))
+    assert labels.label_colors[2] == (0, 255, 0, 255)
+    assert steps == [(10, 25), (20, 25), (25, 25)]
+
+
+def test_many_classes_take_two_bytes_and_a_coarse_model_gives_coarse_labels(tmp_path, slide):
+    class Constant(Toy):
+        def forward(self, img, bbox):
+            return torch.nn.functional.one_hot(torch.full((len(img), 16, 24), 299), 300).movedim(-1, 1)
+
+    names = tuple(f"class {i}" for i in range(300))
+    settings = replace(PREPROCESSING, class_names=names, class_colors=((0, 0, 0),) * 300)
+    labels = open_slide(
+        predict_slide(Constant(levels=(4,), num_classes=300), slide, tmp_path / "labels.ome.zarr", settings)
+    )
+    assert labels.dtype == np.uint16
+    assert labels.shape == slide.level_shape(4)
+    assert labels.pixel_size_um == (2.0, 1.0)
+    assert (labels.read(1, (0, 0), labels.shape) == 299).all()
+
+
+def test_labels_inside_the_image_are_listed_there(tmp_path, slide, pixels):
+    predict_slide(Quantizer(), slide, slide.path / "labels" / "guess", PREPROCESSING)
+    inside = OmeZarrSlide(slide.path).label("guess")
+    assert (inside.read(1, (0, 0), inside.shape)[0] == pixels[0] // 64).all()
+
+
+def test_the_model_comes_back_as_it_was(tmp_path, slide):
+    model = Toy().train()
+    model.encoder.eval()
+    modes = [module.training for module in model.modules()]
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    predict_slide(model, slide, tmp_path / "labels.ome.zarr", PREPROCESSING)
+    assert [module.training for module in model.modules()] == modes
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_an_existing_output_is_replaced_only_if_asked(tmp_path, slide):
+    output = predict_slide(Quantizer(), slide, tmp_path / "labels.ome.zarr", PREPROCESSING)
+    first = read(output)
+    with pytest.raises(ExistsError, match=r"labels\.ome\.zarr"):
+        predict_slide(Surveyor(), slide, output, PREPROCESSING)
+    assert (read(output) == first).all()
+    predict_slide(Surveyor(), slide, output, PREPROCESSING, overwrite=True)
+    assert (read(output) != first).any()
+    with pytest.raises(InputError, match="does not hold the image"):
+        predict_slide(Quantizer(), slide, slide.path, PREPROCESSING, overwrite=True)
+    assert OmeZarrSlide(slide.path).levels == slide.levels
+
+
+def test_a_failure_leaves_nothing_behind(tmp_path, slide):
+    class Crashing(Toy):
+        def forward(self, img, bbox):
+            if bbox[0, 0, 0, 0] > 40:
+                raise RuntimeError("out of luck")
+            return torch.zeros(len(img), NUM_CLASSES, *img.shape[3:])
+
+    model = Crashing().train()
+    with pytest.raises(RuntimeError, match="out of luck"):
+        predict_slide(model, slide, tmp_path / "labels.ome.zarr", PREPROCESSING, batch_size=2)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["image.ome.zarr"]
+    assert model.training
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_corrupt_pixels_are_named(tmp_path, slide, num_workers):
+    shard = sorted((slide.path / "0").rglob("1/1"))[-1]
+    shard.write_bytes(shard.read_bytes()[:20])
+    with pytest.raises(ReadError, match=r"image\.ome\.zarr, level 1, window") as caught:
+        predict_slide(
+            Quantizer(), slide, tmp_path / "labels.ome.zarr", PREPROCESSING, batch_size=2, num_workers=num_workers
+        )
+    assert "Traceback" not in str(caught.value)
+    assert not (tmp_path / "labels.ome.zarr").exists()
+
+
+def broken_model():
+    model = Toy()
+    with torch.no_grad():
+        model.head.weight[0] = float("nan")
+    return model
+
+
+@pytest.mark.parametrize(
+    ("model", "changes", "options", "message"),
+    [
+        (lambda: Toy(channels=3), {}, {}, r"channels of .*image\.ome\.zarr: expected 3"),
+        (lambda: Toy(levels=(1, 8)), {}, {}, r"image\.ome\.zarr, level 8: expected one of its stored levels 1, 4"),
+        (Toy, {"crop_size": (16, 20)}, {}, r"crop_size: expected multiples of the model's patch \(8, 8\)"),
+        (Toy, {"crop_size": (16,)}, {}, "crop_size"),
+        (lambda: Toy(num_classes=3), {}, {}, "class_names: expected one for each of the model's 3 classes"),
+        (broken_model, {}, {}, r"weights of the model, head\.weight: expected finite"),
+        (Toy, {"pixel_size_um": (0.5, 0.5)}, {}, r"pixel size of .*image\.ome\.zarr"),
+        (Toy, {"normalization": Standardize(mean=(0.0, 0.0), std=(1.0, 1.0))}, {}, "mean and std: expected 1 channels"),
+        (Toy, {}, {"batch_size": 0}, "batch_size: expected at least 1"),
+        (Toy, {}, {"num_workers": -1}, "num_workers: expected at least 0"),
+        (Toy, {}, {"device": "abacus"}, "device: expected a device of this machine"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_anything_is_written(tmp_path, slide, model, changes, options, message):
+    with pytest.raises(InputError, match=message):
+        predict_slide(model(), slide, tmp_path / "labels.ome.zarr", replace(PREPROCESSING, **changes), **options)
+    assert not (tmp_path / "labels.ome.zarr").exists()
+
+
+def test_a_slide_of_another_dimension_is_refused(tmp_path):
+    stack = write_image(tmp_path / "stack.ome.zarr", np.zeros((1, 20, 30, 30), np.uint8))
+    with pytest.raises(InputError, match="expected 2 spatial axes"):
+        predict_slide(Toy(), stack, tmp_path / "labels.ome.zarr", PREPROCESSING)
+
+
+def test_nearly_equal_pixel_sizes_are_accepted(tmp_path, slide):
+    settings = replace(PREPROCESSING, pixel_size_um=(0.51, 0.245))
+    assert predict_slide(Quantizer(), slide, tmp_path / "labels.ome.zarr", settings).exists()
+
+
+def test_volumes_are_labelled_too(tmp_path):
+    pixels = np.random.default_rng(1).integers(0, 256, (1, 9, 21, 33), dtype=np.uint8)
+    stack = write_image(tmp_path / "stack.ome.zarr", pixels, levels=(1, 2))
+    encoder = {"in_channels": 1, "levels": (1, 2), "num_layers": 4, "dim": 32, "heads": 1, "ndim": 3}
+
+    class Volume(Quantizer):
+        def __init__(self):
+            Segmenter.__init__(
+                self, encoder=encoder, num_classes=NUM_CLASSES, decoder_widths=(4, 4, 4, 4), stem_width=4
+            )
+
+    settings = replace(PREPROCESSING, crop_size=(8, 16, 16))
+    output = predict_slide(Volume(), stack, tmp_path / "labels.ome.zarr", settings)
+    assert (read(output) == pixels[0] // 64).all()
+
+
+def test_the_default_device_is_cuda_where_there_is_one(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert resolve_device(None) == torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert resolve_device(None) == torch.device("cuda")
+
+
+def test_the_store_is_valid_only_when_complete(tmp_path, slide):
+    output = tmp_path / "labels.ome.zarr"
+
+    class Peeking(Quantizer):
+        def forward(self, img, bbox):
+            with pytest.raises(ReadError):
+                open_slide(output)
+            return super().forward(img, bbox)
+
+    predict_slide(Peeking(), slide, output, PREPROCESSING)
+    assert json.loads((output / "zarr.json").read_text())["node_type"] == "group"
