@@ -6,7 +6,7 @@ place. Both are scored on the cell pixels of the same fine crops. The small vari
 divided by four. SPEC B.2 requires mDSC < 0.57 at 256 px and > 0.88 at 1024 px.
 
     python benchmarks/synthetic_leak_probe.py
-    python benchmarks/synthetic_leak_probe.py --variants small --epochs 5 2 --train-crops 500 --output /tmp/probe.md
+    python benchmarks/synthetic_leak_probe.py --variants small --epochs 5 2 --train-crops 500 --output probe.md
 """
 
 import argparse
@@ -203,8 +203,8 @@ def report(rows: list[dict[str, object]], args: argparse.Namespace) -> str:
         f"- command: `{' '.join(['python benchmarks/synthetic_leak_probe.py', *sys.argv[1:]])}`",
         f"- hardware: {torch.get_num_threads()} of {os.cpu_count()} CPU cores",
         f"- seeds: data set 0, crops and network {args.seed}",
-        f"- U-Net of {num_parameters:,} parameters, AdamW {args.learning_rate:g}, batch {args.batch_size}, random flips "
-        f"and quarter turns, {args.epochs[0]} epochs (small field of view) and {args.epochs[1]} (large)",
+        f"- U-Net of {num_parameters:,} parameters, AdamW {args.learning_rate:g}, batch {args.batch_size}, "
+        f"random flips, {args.epochs[0]} epochs (small field of view) and {args.epochs[1]} (large)",
         f"- {args.train_crops} crops of {args.train_images} images for training, {args.test_crops} crops of "
         f"{args.test_images} other images for testing",
         "",

@@ -12,7 +12,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from muvit.errors import CheckpointError, ExistsError
+from muvit.errors import CheckpointError, ExistsError, InputError
+from muvit.legacy import is_legacy, load_legacy_config, load_legacy_weights
 
 CONFIG, WEIGHTS = "config.yaml", "model.safetensors"
 
@@ -49,9 +50,13 @@ def save_folder(
             (fresh / name).write_text(text)
         # safetensors refuses tensors that share memory, as shared rotary frequencies do
         save_file({k: v.detach().cpu().clone().contiguous() for k, v in state.items()}, fresh / WEIGHTS)
-        if path.exists():
-            path.rename(Path(scratch) / "old")
-        fresh.rename(path)
+        old = path.rename(Path(scratch) / "old") if path.exists() else None
+        try:
+            fresh.rename(path)
+        except OSError:
+            if old is not None:
+                old.rename(path)
+            raise
 
 
 def load_config(path: Path | str) -> dict[str, Any]:
@@ -64,7 +69,7 @@ def load_config(path: Path | str) -> dict[str, Any]:
     if not file.is_file():
         raise CheckpointError(path, expected=f"a model folder that holds {CONFIG} and {WEIGHTS}", got="none")
     try:
-        config = yaml.safe_load(file.read_text())
+        config = load_legacy_config(file) if is_legacy(file.parent) else yaml.safe_load(file.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise CheckpointError(file, expected="plain YAML", got=str(error).splitlines()[0]) from error
     if not isinstance(config, dict):
@@ -78,6 +83,8 @@ def load_weights(path: Path | str, device: str | torch.device = "cpu") -> dict[s
     Raises:
         CheckpointError: the file is missing, truncated or no safetensors file.
     """
+    if is_legacy(Path(path)):
+        return load_legacy_weights(Path(path), device)
     file = Path(path) / WEIGHTS
     try:
         return load_file(file, device=str(device))
@@ -112,6 +119,8 @@ class FolderModel(nn.Module):
     """
 
     ndim: ClassVar[int | None] = None
+    legacy_settings: ClassVar[dict[str, Any]] = {}
+    """What release 0.1.0 did otherwise; its checkpoints get these settings when they are loaded."""
     config: Any
 
     @property
@@ -128,7 +137,7 @@ class FolderModel(nn.Module):
 
     @classmethod
     def from_folder(cls, path: Path | str, device: str | torch.device = "cpu") -> Self:
-        """Build the model that `save` wrote.
+        """Build the model that `save` wrote, or release 0.1.0.
 
         Raises:
             CheckpointError: the folder is missing, damaged, or holds another kind or dimensionality of model.
@@ -140,10 +149,12 @@ class FolderModel(nn.Module):
             )
         if "use_rotary_embed" in config:  # name of release 0.1.0's early checkpoints
             config["rotary_mode"] = "per_layer" if config.pop("use_rotary_embed") else "none"
+        if is_legacy(Path(path)):
+            config |= cls.legacy_settings
         try:
             model = cls(**config)
-        except TypeError as error:
-            raise CheckpointError(path, expected=f"settings of {cls.__name__}", got=str(error)) from error
+        except (TypeError, InputError) as error:
+            raise CheckpointError(path, expected=f"settings of {cls.__name__}", got=str(error).rstrip(".")) from error
         load_into(model, load_weights(path, device), path)
         return model.to(device)
 

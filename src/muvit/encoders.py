@@ -3,8 +3,8 @@
 import copy as copying
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from math import prod
-from typing import Any, ClassVar, Literal, Self
+from math import inf, prod
+from typing import Any, ClassVar, Literal, Self, get_args, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -69,11 +69,17 @@ class EncoderConfig:
             raise InputError("levels", expected="distinct positive downsampling factors", got=self.levels)
         if len(self.patch) != self.ndim or min(self.patch) < 1:
             raise InputError("patch_size", expected=f"a positive number, or {self.ndim} of them", got=patch)
-        for name, allowed in (("rotary_mode", RotaryMode), ("attention_mode", AttentionMode)):
-            if getattr(self, name) not in allowed.__args__:  # type: ignore[attr-defined]
-                raise InputError(name, expected=" or ".join(allowed.__args__), got=repr(getattr(self, name)))  # type: ignore[attr-defined]
-        if self.input_space != "real":
-            raise InputError("input_space", expected="'real'", got=repr(self.input_space))
+        for name in ("attention_mode", "rotary_mode", "rotary_param", "patch_spacing", "input_space"):
+            allowed = get_args(get_type_hints(EncoderConfig)[name])
+            if getattr(self, name) not in allowed:
+                raise InputError(name, expected=" or ".join(allowed), got=repr(getattr(self, name)))
+        for name, fits, expected in (
+            ("level_embed_std", 0 <= self.level_embed_std < inf, "a number >= 0"),
+            ("rotary_base", 1 < self.rotary_base < inf, "a number above 1"),
+            ("dropout", 0 <= self.dropout < 1, "a share in [0, 1)"),
+        ):
+            if not fits:
+                raise InputError(name, expected=expected, got=getattr(self, name))
 
     @property
     def patch(self) -> tuple[int, ...]:
@@ -92,6 +98,7 @@ class MuViTEncoder(FolderModel):
     """
 
     config: EncoderConfig
+    legacy_settings: ClassVar[dict[str, Any]] = {"patch_spacing": "corner"}
 
     def __init__(self, **fields: Any) -> None:
         super().__init__()
@@ -107,7 +114,14 @@ class MuViTEncoder(FolderModel):
             if config.use_level_embed
             else None
         )
-        ropes = build_ropes(config.rotary_mode, config.num_layers, config.dim // config.heads, config)
+        ropes = build_ropes(
+            config.rotary_mode,
+            config.num_layers,
+            config.dim // config.heads,
+            self.ndim,
+            config.rotary_base,
+            config.rotary_param,
+        )
         self.layers = nn.ModuleList(Block(config.dim, config.heads, rope, config.dropout) for rope in ropes)
 
     @property
@@ -252,11 +266,18 @@ class MuViTEncoder4d(MuViTEncoder):
     ndim: ClassVar[int] = 4
 
 
-def build_ropes(mode: RotaryMode, num_layers: int, head_dim: int, config: EncoderConfig) -> list[AxialRope | None]:
+def build_ropes(
+    mode: RotaryMode,
+    num_layers: int,
+    head_dim: int,
+    ndim: int,
+    base: float,
+    param: Literal["freq", "base"] = "freq",
+) -> list[AxialRope | None]:
     """One rotary embedding per block: none, all the same object, or each its own."""
     if mode == "none":
         return [None] * num_layers
-    learn: Literal["freq", "base", "none"] = "none" if mode == "fixed" else config.rotary_param
+    learn: Literal["freq", "base", "none"] = "none" if mode == "fixed" else param
     count = num_layers if mode == "per_layer" else 1
-    ropes = [AxialRope(head_dim, config.ndim, config.rotary_base, learn) for _ in range(count)]
+    ropes = [AxialRope(head_dim, ndim, base, learn) for _ in range(count)]
     return [ropes[i % count] for i in range(num_layers)]

@@ -103,7 +103,7 @@ def patch_centers(bbox: Tensor, grid: Sequence[int], spacing: PatchSpacing = "ce
         bbox: ``(..., 2, ndim)``.
         grid: number of patches along each axis.
         spacing: ``center`` puts a patch at its true centre; ``corner`` spreads the patches from the lower to the upper
-            corner of the box, as release 0.1.0 did (a single patch then lies at the box's centre).
+            corner of the box, as release 0.1.0 did (a single patch then lies on the lower corner).
 
     Returns:
         ``(..., prod(grid), ndim)``.
@@ -119,7 +119,7 @@ def patch_centers(bbox: Tensor, grid: Sequence[int], spacing: PatchSpacing = "ce
 def _patch_offsets(n: int, extent: Tensor, spacing: PatchSpacing) -> Tensor:
     # multiplied before divided: an offset that the dtype can hold comes out exactly, for any number of patches
     index = torch.arange(n, device=extent.device)
-    return index * extent / (n - 1) if spacing == "corner" and n > 1 else (2 * index + 1) * extent / (2 * n)
+    return index * extent / max(n - 1, 1) if spacing == "corner" else (2 * index + 1) * extent / (2 * n)
 
 
 def naive_boxes(levels: Sequence[Level], size: Sequence[int], spacing: PatchSpacing = "center") -> Tensor:

@@ -50,6 +50,8 @@ class SegmentationLoss(nn.Module):
             )
         self.ce_weight, self.dice_weight = ce_weight, dice_weight
         weights = None if class_weights is None else torch.tensor(tuple(class_weights), dtype=torch.float32)
+        if weights is not None and not (weights.isfinite().all() and (weights >= 0).all() and weights.sum() > 0):
+            raise InputError("class_weights", expected="weights >= 0, not all 0", got=class_weights)
         self.register_buffer("class_weights", weights, persistent=False)
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:

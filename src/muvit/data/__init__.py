@@ -1,1 +1,5 @@
-"""Images, labels and the samples made of them: slides, pyramids, conversion, nested crops."""
+"""Slides, pyramids, nested crops: everything that makes views and boxes out of images."""
+
+from muvit.data.dataset import MuViTDataset
+
+__all__ = ["MuViTDataset"]

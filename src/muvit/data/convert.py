@@ -7,7 +7,8 @@ from pathlib import Path
 
 from muvit.data.ngff import Color, Kind
 from muvit.data.ome_zarr import OmeZarrSlide
-from muvit.data.pyramid_writer import Progress, PyramidWriter, check_replaceable, check_spec, register_label
+from muvit.data.pyramid_spec import check_spec
+from muvit.data.pyramid_writer import Progress, PyramidWriter, check_replaceable, register_label
 from muvit.data.slides import Slide, open_slide
 from muvit.errors import ExistsError, InputError
 

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from muvit.data.ngff import Color, Multiscale, parse_multiscale, pixel_size_um, read_attributes
-from muvit.data.pyramid_writer import UNFINISHED, PyramidSpec, PyramidWriter
+from muvit.data.pyramid_spec import PyramidSpec
+from muvit.data.pyramid_writer import UNFINISHED, PyramidWriter
 from muvit.data.slides import Padding, Slide, default_channel_names, whole_if_near
 from muvit.data.zarr_arrays import ZarrArray, open_array
 from muvit.errors import InputError, ReadError

@@ -2,6 +2,8 @@
 
 import weakref
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +67,8 @@ class RasterSlide(Slide):
             self._decoded = self._decode()
             _keep(self, self._decoded_bytes())
         if isinstance(self._decoded, Image.Image):
-            image = self._decoded.crop((start[1], start[0], stop[1], stop[0]))
+            with _without_pixel_limit():
+                image = self._decoded.crop((start[1], start[0], stop[1], stop[0]))
             pixels = np.asarray(image.convert("RGB") if self._expands else image)
         else:
             pixels = self._decoded[start[0] : stop[0], start[1] : stop[1]]
@@ -79,7 +82,7 @@ class RasterSlide(Slide):
             return np.asarray(imagecodecs.png_decode(self.path.read_bytes()))
         with _opened(self.path) as image:
             image.load()
-            return image.copy() if image.mode not in _MODES else image
+            return image
 
     def _decoded_bytes(self) -> int:
         if isinstance(self._decoded, np.ndarray):
@@ -105,14 +108,21 @@ def _keep(slide: RasterSlide, size: int) -> None:
             oldest._decoded = None
 
 
-def _opened(path: Path) -> Image.Image:
+@contextmanager
+def _without_pixel_limit() -> Iterator[None]:
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try:
-        return Image.open(path, formats=("PNG", "JPEG"))
-    except (OSError, ValueError, SyntaxError) as error:
-        raise ReadError(path, expected="a PNG or JPEG image", got=first_line(error)) from error
+        yield
     finally:
         Image.MAX_IMAGE_PIXELS = limit
+
+
+def _opened(path: Path) -> Image.Image:
+    try:
+        with _without_pixel_limit():
+            return Image.open(path, formats=("PNG", "JPEG"))
+    except (OSError, ValueError, SyntaxError) as error:
+        raise ReadError(path, expected="a PNG or JPEG image", got=first_line(error)) from error
 
 
 def _png_bit_depth(path: Path) -> int:

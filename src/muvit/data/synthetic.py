@@ -51,7 +51,7 @@ One grey level is 1/6 of the noise's standard deviation, so nothing is lost agai
 
 @dataclass(frozen=True, kw_only=True)
 class SyntheticConfig:
-    """What a Synthetic image looks like. The defaults are those of the SPEC, lengths in pixels of the finest level."""
+    """What a Synthetic image looks like; all lengths (``*_px``) in pixels of the finest level."""
 
     seed: int = 0
     """Seed of the whole data set, 0 or more."""
@@ -193,10 +193,10 @@ def _build_scene(config: SyntheticConfig, geometry: np.random.Generator, placing
 def _draw_radii(config: SyntheticConfig, rng: np.random.Generator) -> NDArray[np.float64]:
     """Ascending mid radii of 1 to ``max_rings`` rings, uniform among those that keep their distance."""
     count = rng.integers(1, config.max_rings, endpoint=True)
-    while True:
-        radii = np.sort(rng.uniform(*config.radius_px, count))
-        if (np.diff(radii) > config.ring_distance_px).all():
-            return radii
+    distances = config.ring_distance_px * np.arange(count)
+    low, high = config.radius_px
+    # sorted draws from the range less all distances, which are then put in between: no draw has to be rejected
+    return np.sort(rng.uniform(low, high - distances[-1], count)) + distances
 
 
 def _signed_offset(

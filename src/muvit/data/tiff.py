@@ -100,7 +100,7 @@ class TiffSlide(Slide):
         bounds = dict(zip(spatial, zip(start, stop, strict=True), strict=True))
         pixels, letters = table.read(bounds)
         if "S" in letters:
-            pixels = pixels.take(range(self._num_samples), axis=letters.index("S"))
+            pixels = pixels[(slice(None),) * letters.index("S") + (slice(self._num_samples),)]
         order = [axis for axis in ("C", "S", *spatial) if axis in letters]
         rest = tuple(i for i, axis in enumerate(letters) if axis not in order)
         kept = [axis for axis in letters if axis in order]

@@ -20,6 +20,7 @@ from muvit.data.ngff import read_json
 from muvit.errors import ReadError
 
 _MISSING = 2**64 - 1
+_CACHED_INDICES = 1024
 _INDEX_CODECS = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
 _tensorstore_process: int | None = None
 
@@ -115,14 +116,14 @@ class ShardedArray:
         self._grid = tuple(s // c for s, c in zip(self._shard, self._chunk, strict=True))
         self._fill = metadata["fill_value"]
         self._trailer = 4 if sharding["codecs"][-1]["name"] == "crc32c" else 0
-        self._index = lru_cache(maxsize=64)(self._read_index)
+        self._index = lru_cache(maxsize=_CACHED_INDICES)(self._read_index)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_index"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._index = lru_cache(maxsize=64)(self._read_index)
+        self._index = lru_cache(maxsize=_CACHED_INDICES)(self._read_index)
 
     def read(self, start: tuple[int, ...], stop: tuple[int, ...]) -> np.ndarray[Any, Any]:
         """The window ``start`` to ``stop``; a chunk that is not stored has the fill value.

@@ -102,6 +102,14 @@ def level_spans(mode: AttentionMode, num_levels: int, tokens_per_level: int) -> 
     return [(slice(edge[i], edge[i + 1]), seen[mode](i)) for i in range(num_levels)]
 
 
+def level_mask(mode: AttentionMode, query_level: Tensor, key_level: Tensor) -> Tensor | None:
+    """The same patterns for tokens in any order: ``(B, 1, N, M)`` bool from level indices ``(B, N)`` and ``(B, M)``."""
+    query, key = query_level[:, None, :, None], key_level[:, None, None, :]
+    if mode == "random":
+        return random_key_mask(query.shape[2], key.shape[3], query_level.device)
+    return {"all": None, "causal": query >= key, "same": query == key, "coarse_to_fine": query <= key}[mode]
+
+
 def random_key_mask(num_queries: int, num_keys: int, device: torch.device) -> Tensor:
     """Let each query see one random key, ``(1, 1, num_queries, num_keys)`` bool (mode ``random`` of release 0.1.0)."""
     chosen = torch.randint(num_keys, (num_queries, 1), device=device)

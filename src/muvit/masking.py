@@ -1,0 +1,166 @@
+"""Which tokens a masked autoencoder sees: Dirichlet budgets over the levels, uniform choice within a level.
+
+Every mode is one draw of keys: a token of weight ``w`` gets the key ``Exponential(1) / w``, and the tokens with the
+smallest keys are visible. That is weighted sampling without replacement, for the whole batch at once.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from muvit.errors import InputError
+
+MaskingMode = Literal["dirichlet", "random"] | Sequence[float]
+"""``dirichlet``: levels weighted by a draw from a Dirichlet distribution; ``random``: all tokens alike; numbers: the
+weight of each level, or with ``is_ratio`` the share of each level that is masked."""
+
+
+@dataclass(frozen=True)
+class TokenMask:
+    """Order of the tokens of each sample, ``(B, N)`` int64, the visible ones first."""
+
+    order: Tensor
+    num_visible: int
+    """Visible tokens of each sample; the same for all, so that shapes are fixed."""
+
+    @property
+    def visible(self) -> Tensor:
+        """Indices of the visible tokens, ``(B, num_visible)``."""
+        return self.order[:, : self.num_visible]
+
+    @property
+    def masked(self) -> Tensor:
+        """Indices of the masked tokens, ``(B, N - num_visible)``."""
+        return self.order[:, self.num_visible :]
+
+    @property
+    def is_masked(self) -> Tensor:
+        """Whether each token is masked, ``(B, N)`` bool, in token order."""
+        return torch.ones_like(self.order, dtype=torch.bool).scatter(1, self.visible, False)
+
+
+def draw_mask(
+    batch: int,
+    num_levels: int,
+    tokens_per_level: int,
+    *,
+    ratio: float = 0.75,
+    mode: MaskingMode = "dirichlet",
+    is_ratio: bool = False,
+    alpha: float = 0.5,
+    share_draw: bool = False,
+    generator: torch.Generator | None = None,
+    device: torch.device | str = "cpu",
+) -> TokenMask:
+    """Choose visible tokens (MuViT, multi-resolution masked autoencoding).
+
+    Args:
+        batch: samples.
+        num_levels: views of each sample.
+        tokens_per_level: tokens of each view.
+        ratio: share of all tokens that is masked; ``int((1 - ratio) * N)`` stay visible.
+        mode: how the visible tokens are shared out between the levels.
+        is_ratio: the numbers in ``mode`` are masked shares of each level, and ``ratio`` is not used.
+        alpha: concentration of the Dirichlet distribution.
+        share_draw: one Dirichlet draw for the whole batch, as release 0.1.0 does, instead of one per sample.
+        generator: source of randomness, on ``device``.
+        device: where the mask lives.
+
+    Raises:
+        InputError: a ratio is not in [0, 1), or the mode does not fit the levels.
+    """
+    shape = (batch, num_levels, tokens_per_level)
+    weights = _level_weights(mode, batch, num_levels, is_ratio, alpha, share_draw, generator, device)
+    # in logarithms, as a Dirichlet weight may underflow
+    keys = _exponential(shape, generator, device).log() - weights.log()[..., None]
+    if not is_ratio:
+        _check_ratio("masking_ratio", ratio)
+        return TokenMask(keys.flatten(1).argsort(dim=1), int(num_levels * tokens_per_level * (1 - ratio)))
+    assert not isinstance(mode, str)
+    return _mask_by_ratios(keys, mode)
+
+
+def draw_consistent_mask(
+    batch: int,
+    levels: Sequence[float],
+    tokens_per_level: int,
+    *,
+    ratio: float = 0.75,
+    generator: torch.Generator | None = None,
+    device: torch.device | str = "cpu",
+) -> TokenMask:
+    """Mask each level alike, the same tokens in every model that has the level.
+
+    The mask of a level depends on the generator's state, the sample's place in the batch and the value of the level
+    alone, so that models with different sets of levels are compared on common ground. Drawn on the CPU.
+    """
+    _check_ratio("masking_ratio", ratio)
+    base = int(torch.randint(2**31, (1,), generator=generator, device=generator.device if generator else "cpu"))
+    keys = torch.stack(
+        [
+            torch.rand(
+                batch, tokens_per_level, generator=torch.Generator().manual_seed(base * 1009 + round(level * 1000))
+            )
+            for level in levels
+        ],
+        dim=1,
+    )
+    return _mask_by_ratios(keys.to(device), [ratio] * len(levels))
+
+
+def _mask_by_ratios(keys: Tensor, ratios: Sequence[float]) -> TokenMask:
+    """Keep the tokens with the smallest keys of each level; keys ``(B, L, n)``."""
+    num_tokens = keys.shape[-1]
+    kept = [int(num_tokens * (1 - ratio)) for ratio in ratios]
+    ranks = keys.argsort(dim=-1).argsort(dim=-1)
+    is_visible = ranks < torch.tensor(kept, device=keys.device)[None, :, None]
+    order = (~is_visible).flatten(1).to(torch.uint8).argsort(dim=1, stable=True)
+    return TokenMask(order, sum(kept))
+
+
+def _level_weights(
+    mode: MaskingMode,
+    batch: int,
+    num_levels: int,
+    is_ratio: bool,
+    alpha: float,
+    share_draw: bool,
+    generator: torch.Generator | None,
+    device: torch.device | str,
+) -> Tensor:
+    """Weight of each level in each sample, ``(B, L)``."""
+    if mode == "random" or is_ratio:
+        if is_ratio:
+            _check_numbers(mode, num_levels)
+            for number in mode:
+                _check_ratio("masking_mode", float(number))
+        return torch.ones(batch, num_levels, device=device)
+    if mode == "dirichlet":
+        draws = 1 if share_draw else batch
+        gamma = torch._standard_gamma(torch.full((draws, num_levels), alpha, device=device), generator)
+        weights = gamma / gamma.sum(dim=1, keepdim=True)
+        return weights.clamp(min=torch.finfo(weights.dtype).tiny).expand(batch, -1)
+    _check_numbers(mode, num_levels)
+    weights = torch.tensor([float(number) for number in mode], device=device)
+    return weights.clamp(min=torch.finfo(weights.dtype).tiny).expand(batch, -1)
+
+
+def _check_numbers(mode: MaskingMode, num_levels: int) -> None:
+    if isinstance(mode, str) or len(mode) != num_levels or min(mode) < 0 or max(mode) == 0:
+        raise InputError(
+            "masking_mode", expected=f"'dirichlet', 'random', or {num_levels} numbers >= 0, not all 0", got=repr(mode)
+        )
+
+
+def _check_ratio(name: str, ratio: float) -> None:
+    if not 0 <= ratio <= 1:
+        raise InputError(name, expected="a share from 0 to 1", got=ratio)
+
+
+def _exponential(shape: Sequence[int], generator: torch.Generator | None, device: torch.device | str) -> Tensor:
+    # the smallest positive float keeps the logarithm finite
+    draws = torch.empty(tuple(shape), device=device).exponential_(generator=generator)
+    return draws.clamp_(min=torch.finfo(torch.float32).tiny)

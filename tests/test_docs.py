@@ -1,0 +1,157 @@
+"""The README and the documentation are true: their commands and snippets run as written, their links lead somewhere."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+import muvit
+from muvit.cli import main
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+DOCS = ROOT / "docs"
+# every page goes on with the files that the README's commands made
+PAGES = [README, *sorted(DOCS.rglob("*.md")), ROOT / "CONTRIBUTING.md"]
+RUN = {"bash", "python", "console"}
+SHOWN = {"text", "bibtex"}
+
+
+class Snippet(NamedTuple):
+    """A fenced block of a page."""
+
+    place: str
+    language: str
+    code: str
+    excuse: str
+    """Why it is not run; empty if it is."""
+
+
+def snippets(page: Path) -> list[Snippet]:
+    fence = re.compile(
+        r"(?:<!-- not run: (?P<excuse>.+?) -->\n)?^```(?P<language>\w*).*?\n(?P<code>.*?)^```$", re.M | re.S
+    )
+    text = page.read_text()
+    return [
+        Snippet(
+            f"{page.relative_to(ROOT)}:{text.count(chr(10), 0, match.start('code'))}",
+            match["language"],
+            match["code"],
+            match["excuse"] or "",
+        )
+        for match in fence.finditer(text)
+    ]
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a reader has before the first command: pictures of their own, and names for the values of their masks."""
+    folder = tmp_path_factory.mktemp("reader")
+    rng = np.random.default_rng(0)
+    for kind, high in (("photos", 256), ("masks", 3)):
+        (folder / kind).mkdir()
+        for name in "ab":
+            Image.fromarray(rng.integers(0, high, (300, 400), dtype=np.uint8)).save(folder / kind / f"{name}.png")
+    (folder / "classes.json").write_text(json.dumps({"0": "background", "1": "tumour", "2": "stroma"}))
+    return folder
+
+
+def test_commands_and_snippets_run_as_written(workspace: Path, monkeypatch, capfd) -> None:
+    monkeypatch.chdir(workspace)
+    for page in PAGES:
+        names: dict[str, object] = {"__name__": page.stem}
+        for snippet in snippets(page):
+            if snippet.excuse or snippet.language not in RUN:
+                continue
+            if snippet.language == "bash":
+                run_shell(snippet, workspace)
+            elif snippet.language == "console":
+                run_console(snippet, capfd)
+            else:
+                exec(compile(snippet.code, snippet.place, "exec"), names)
+
+
+def run_shell(snippet: Snippet, folder: Path) -> None:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", snippet.code],
+        cwd=folder,
+        env=os.environ | {"PATH": path},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, f"{snippet.place}\n{done.stdout}\n{done.stderr}"
+
+
+def run_console(snippet: Snippet, capfd) -> None:
+    """Commands after ``$``, each with the very output that the page shows."""
+    for session in re.split(r"^\$ ", snippet.code, flags=re.M)[1:]:
+        command, _, shown = session.partition("\n")
+        program, *arguments = shlex.split(command)
+        assert program == "muvit", f"{snippet.place}: only muvit can be shown with its output, not {program}"
+        capfd.readouterr()
+        main(arguments)
+        captured = capfd.readouterr()
+        assert (captured.out + captured.err).strip() == shown.strip(), f"{snippet.place}: {command}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_blocks_are_run_or_say_why_not(page: Path) -> None:
+    text = page.read_text()
+    found = snippets(page)
+    assert len(found) == len(re.findall(r"^```", text, re.M)) // 2, "a fenced block is not recognised"
+    assert text.count("<!-- not run") == sum(bool(s.excuse) for s in found), "an excuse does not stand before a block"
+    silent = [s.place for s in found if s.language not in RUN | SHOWN and not s.excuse]
+    assert not silent, "say what language it is, or why it is not run"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    prose = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.M | re.S)
+    for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", prose):
+        if "://" not in target:
+            assert (page.parent / target).exists(), target
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    class Loader(yaml.SafeLoader):  # MkDocs' own tags name functions, which are of no interest here
+        pass
+
+    Loader.add_multi_constructor("tag:yaml.org,2002:python/", lambda *_: None)
+    navigation = json.dumps(yaml.load((ROOT / "mkdocs.yml").read_text(), Loader)["nav"])
+    for page in DOCS.rglob("*.md"):
+        assert f'"{page.relative_to(DOCS).as_posix()}"' in navigation, page
+
+
+def test_architecture_lists_the_modules_that_are_there() -> None:
+    source = ROOT / "src"
+    listed = set(re.findall(r"`(muvit(?:\.\w+)+)`", (DOCS / "architecture.md").read_text()))
+    files = [f for f in (source / "muvit").rglob("*.py") if f.name != "__init__.py"]
+    modules = {".".join(f.relative_to(source).with_suffix("").parts) for f in files}
+    packages = {".".join(f.parent.relative_to(source).parts) for f in source.rglob("__init__.py")}
+    missing = {m for m in modules if not m.startswith("muvit.cli.")} - listed
+    assert not missing, "describe them in docs/architecture.md"
+    gone = {name for name in listed if name not in modules | packages}
+    assert not gone, "docs/architecture.md describes what is not there"
+
+
+def test_version_is_stated_alike_everywhere() -> None:
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == muvit.__version__
+    latest = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.M)
+    assert latest and latest[1] == muvit.__version__
+
+
+@pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=lambda file: file.stem)
+def test_examples_run(example: Path, tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, example, "--output", tmp_path], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert any(tmp_path.iterdir()), "an example leaves a result"
