@@ -147,7 +147,7 @@ def test_patch_centers_lie_half_a_patch_inside_the_box_and_one_patch_apart(crop)
 def test_corner_spacing_reaches_from_edge_to_edge():
     box = torch.tensor([[0.0, 8.0], [64.0, 16.0]])
     centers = patch_centers(box, (3, 1), spacing="corner")
-    assert torch.equal(centers, torch.tensor([[0.0, 12.0], [32.0, 12.0], [64.0, 12.0]]))
+    assert torch.equal(centers, torch.tensor([[0.0, 8.0], [32.0, 8.0], [64.0, 8.0]]))
 
 
 @given(crops(), st.data())

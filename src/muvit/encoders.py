@@ -22,7 +22,7 @@ RotaryMode = Literal["none", "fixed", "shared", "per_layer"]
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderConfig:
-    """Sizes and choices of a `MuViTEncoder`; the defaults are the paper's (SPEC A.2-A.4)."""
+    """Sizes and choices of a `MuViTEncoder`; the defaults are the paper's (MuViT sections 3.1 and 3.2)."""
 
     in_channels: int
     """Channels of the images."""
@@ -88,7 +88,7 @@ class EncoderConfig:
 
 
 class MuViTEncoder(FolderModel):
-    """Transformer over the patches of several views of one scene (SPEC A.2-A.4).
+    """Transformer over the patches of several views of one scene (MuViT sections 3.1 and 3.2).
 
     Every patch becomes a token through its level's own embedding; all tokens attend to each other, rotated by the world
     coordinates of their patch centres. Tokens are ordered by level (in the order of ``levels``), then row-major.
@@ -166,7 +166,7 @@ class MuViTEncoder(FolderModel):
         return tokens, patches
 
     def patch_coords(self, x: Tensor, bbox: Tensor | None = None) -> Tensor:
-        """World coordinates ``(B, N, ndim)`` of the patch centres of all views (SPEC A.1)."""
+        """World coordinates ``(B, N, ndim)`` of the patch centres of all views (MuViT section 3.1)."""
         space = x.shape[3:]
         grid = patch_grid(space, self.config.patch)
         boxes = self._naive_boxes(x) if bbox is None else self._checked_boxes(x, bbox)

@@ -1,4 +1,4 @@
-"""Segmentation losses (SPEC A.7, equation 5)."""
+"""Segmentation losses (MuViT section 3.4, equation 5)."""
 
 from collections.abc import Sequence
 
@@ -30,7 +30,7 @@ def dice_loss(logits: Tensor, target: Tensor, *, eps: float = 1e-6) -> Tensor:
 
 
 class SegmentationLoss(nn.Module):
-    """``ce_weight * cross entropy + dice_weight * Dice``, on the finest level (SPEC A.7).
+    """``ce_weight * cross entropy + dice_weight * Dice``, on the finest level (MuViT sections 3.4 and 4.2).
 
     Args:
         ce_weight: weight of the cross entropy.

@@ -1,4 +1,4 @@
-"""Overlap scores from a confusion matrix (SPEC A.7): exact, additive over tiles, slides and devices."""
+"""Overlap scores from a confusion matrix (MuViT section 4.2): exact, additive over tiles, slides and devices."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -47,7 +47,7 @@ class Evaluation:
 
     @property
     def pooled(self) -> Scores:
-        """Scores of all pixels together, as if the slides were one (Synthetic and Mouse, SPEC A.7)."""
+        """Scores of all pixels together, as if the slides were one (Synthetic and Mouse, MuViT section 4.2)."""
         return scores(self.confusion)
 
     @property

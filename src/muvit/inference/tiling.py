@@ -1,7 +1,7 @@
 """The plan of a whole-slide prediction: which crops to look at, and what each of them writes. Plain data, no pixels.
 
-A grid of cells of the training crop's size, from the first pixel on and without overlap, covers the finest level (SPEC
-A.8, inference). The tile of a cell is the crop there; where the last cells stick out of the image, their crops move
+A grid of cells of the training crop's size, from the first pixel on and without overlap, covers the finest level.
+ The tile of a cell is the crop there; where the last cells stick out of the image, their crops move
 back into it, as in training no crop leaves a larger image, and write only what lies in their cell. The output is cut
 into blocks, and every block lists all tiles that meet it, so it can be made by itself, by anybody, in any order.
 """

@@ -1,4 +1,4 @@
-"""The transformer block that encoder and decoders are made of (SPEC A.4)."""
+"""The transformer block that encoder and decoders are made of (MuViT section 3.2)."""
 
 from torch import Tensor, nn
 

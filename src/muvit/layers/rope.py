@@ -1,4 +1,4 @@
-"""Axial rotary position embedding on world coordinates (SPEC A.3)."""
+"""Axial rotary position embedding on world coordinates (MuViT section 3.2)."""
 
 from typing import Literal
 

@@ -17,7 +17,7 @@ _ENCODERS: dict[int, type[MuViTEncoder]] = {2: MuViTEncoder2d, 3: MuViTEncoder3d
 
 @dataclass(frozen=True, kw_only=True)
 class SegmenterConfig:
-    """Sizes and choices of a `Segmenter`; the defaults are the paper's (SPEC A.6)."""
+    """Sizes and choices of a `Segmenter`; the defaults are the paper's (MuViT section 3.4, supplement C.2)."""
 
     encoder: EncoderConfig
     """The multi-resolution encoder."""
@@ -39,6 +39,8 @@ class SegmenterConfig:
             object.__setattr__(self, "decoder_widths", tuple(self.decoder_widths))
         if self.num_classes < 2:
             raise InputError("num_classes", expected="at least 2, background included", got=self.num_classes)
+        if self.stem_width < 1:
+            raise InputError("stem_width", expected="a positive number", got=self.stem_width)
         if self.encoder.ndim not in _ENCODERS:
             raise InputError("encoder.ndim", expected="2 or 3 for segmentation", got=self.encoder.ndim)
         for name, allowed in (("boxes", ("true", "naive")), ("decode", ("finest", "all"))):

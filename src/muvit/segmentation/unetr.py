@@ -1,5 +1,6 @@
-"""UNETR-style decoder: encoder maps of several depths, up-sampled step by step to the pixels (SPEC A.6).
+"""UNETR-style decoder: encoder maps of several depths, up-sampled step by step to the pixels.
 
+MuViT section 3.4 and supplement C.2.
 The layers follow the list that matches the paper's parameter counts; the order of a stage is up-sample, add the
 skip, convolve. A ViT keeps one grid, so every skip starts at 1/P and is brought to its stage's size.
 """

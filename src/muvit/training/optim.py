@@ -1,4 +1,4 @@
-"""Optimiser and learning-rate schedule (SPEC A.9)."""
+"""Optimiser and learning-rate schedule (MuViT supplement B)."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from muvit.errors import InputError
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """AdamW with a cosine schedule; the defaults are the paper's for segmentation (SPEC A.9)."""
+    """AdamW with a cosine schedule; the defaults are the paper's for segmentation (MuViT supplement B)."""
 
     lr: float = 1e-4
     """Peak learning rate of the decoder."""

@@ -59,7 +59,7 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """Weights of the segmentation loss (SPEC A.7)."""
+    """Weights of the segmentation loss (MuViT sections 3.4 and 4.2)."""
 
     ce_weight: float = 1.0
     """Weight of the cross entropy."""
