@@ -1,3 +1,39 @@
-"""Multi-resolution vision transformers for gigapixel microscopy."""
+"""Multi-resolution vision transformers for gigapixel microscopy.
+
+The names below are imported when they are first used, so that ``import muvit`` itself costs nothing.
+"""
+
+from importlib import import_module
+from typing import Any
 
 __version__ = "0.2.0"
+
+_HOME = {
+    "MuViTEncoder2d": "encoders",
+    "MuViTEncoder3d": "encoders",
+    "MuViTEncoder4d": "encoders",
+    "EncoderConfig": "encoders",
+    "MuViTMAE2d": "mae",
+    "MuViTMAE3d": "mae",
+    "MuViTMAE4d": "mae",
+    "Segmenter": "segmentation",
+    "SegmenterConfig": "segmentation",
+    "MuViTDataset": "data.dataset",
+    "open_slide": "data.slides",
+    "convert_image": "data.convert",
+    "predict_slide": "inference.predict",
+    "evaluate_slides": "evaluation.segmentation",
+    "MuViTError": "errors",
+}
+
+__all__ = ["__version__", *_HOME]  # noqa: PLE0604 (names are the keys)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'muvit' has no attribute {name!r}")
+    return getattr(import_module(f"muvit.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

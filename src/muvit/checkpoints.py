@@ -59,6 +59,14 @@ def save_folder(
             raise
 
 
+def model_folder(path: Path | str) -> Path:
+    """The folder of the model that ``path`` stands for: itself, or the best (else the last) model of a run."""
+    path = Path(path)
+    if (path / CONFIG).exists():
+        return path
+    return next((path / name for name in ("best", "last") if (path / name / CONFIG).exists()), path)
+
+
 def load_config(path: Path | str) -> dict[str, Any]:
     """Read the configuration of a model folder.
 
@@ -137,11 +145,12 @@ class FolderModel(nn.Module):
 
     @classmethod
     def from_folder(cls, path: Path | str, device: str | torch.device = "cpu") -> Self:
-        """Build the model that `save` wrote, or release 0.1.0.
+        """Build the model that `save` wrote, or release 0.1.0; the folder of a run stands for its best model.
 
         Raises:
             CheckpointError: the folder is missing, damaged, or holds another kind or dimensionality of model.
         """
+        path = model_folder(path)
         config = load_config(path)
         if cls.ndim is not None and config.pop("ndim", cls.ndim) != cls.ndim:
             raise CheckpointError(

@@ -32,6 +32,8 @@ class DecoderConfig:
     """Dropout inside the feed-forward networks."""
     attention_mode: AttentionMode = "all"
     """A decoder does not know levels: ``all`` is the only mode (kept from release 0.1.0)."""
+    ndim: int = 2
+    """Spatial axes: 2 (yx), 3 (zyx) or 4 (tzyx)."""
 
     def __post_init__(self) -> None:
         for name in ("in_channels", "dim", "num_layers", "heads"):
@@ -45,7 +47,7 @@ class MuViTDecoder(FolderModel):
     """Projection, then transformer blocks; the first block attends to the context instead of to its own tokens.
 
     Args:
-        **fields: the fields of `DecoderConfig`.
+        **fields: the fields of `DecoderConfig` but ``ndim``, which the class binds.
     """
 
     config: DecoderConfig
@@ -54,7 +56,7 @@ class MuViTDecoder(FolderModel):
         super().__init__()
         if self.ndim is None:
             raise TypeError("build MuViTDecoder2d, MuViTDecoder3d or MuViTDecoder4d")
-        self.config = config = DecoderConfig(**fields)
+        self.config = config = DecoderConfig(ndim=self.ndim, **fields)
         self.proj = nn.Sequential(nn.Linear(config.in_channels, config.dim), nn.GELU(), nn.LayerNorm(config.dim))
         ropes = build_ropes(
             config.rotary_mode, config.num_layers, config.dim // config.heads, self.ndim, config.rotary_base

@@ -245,7 +245,7 @@ class MuViTEncoder(FolderModel):
 
     def _naive_boxes(self, x: Tensor) -> Tensor:
         boxes = naive_boxes(self.levels, x.shape[3:], self.config.patch_spacing)
-        return boxes.to(x.device).expand(len(x), *boxes.shape)
+        return boxes.to(x.device, non_blocking=True).expand(len(x), *boxes.shape)
 
 
 class MuViTEncoder2d(MuViTEncoder):

@@ -76,12 +76,15 @@ class MAEConfig:
     (release 0.1.0)."""
     share_masking_draw: bool = False
     """One Dirichlet draw for the whole batch (release 0.1.0) instead of one per sample."""
+    ndim: int = 2
+    """Spatial axes: 2 (yx), 3 (zyx) or 4 (tzyx)."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "levels", tuple(self.levels))
         for name in ("patch_size", "masking_mode"):
             if isinstance(getattr(self, name), list):
                 object.__setattr__(self, name, tuple(getattr(self, name)))
+        _ = self.encoder  # which checks what encoder and model share
         if not 0 < self.masking_ratio < 1:
             raise InputError("masking_ratio", expected="a share between 0 and 1", got=self.masking_ratio)
         for name, allowed in (
@@ -93,12 +96,23 @@ class MAEConfig:
             if getattr(self, name) not in allowed:
                 raise InputError(name, expected=" or ".join(allowed), got=repr(getattr(self, name)))
 
+    @property
+    def encoder(self) -> EncoderConfig:
+        """Settings of the encoder."""
+        shared = {f.name for f in fields_of(EncoderConfig)} & {f.name for f in fields_of(self)}
+        return EncoderConfig(**{name: getattr(self, name) for name in shared})
+
+    @property
+    def patch(self) -> tuple[int, ...]:
+        """Patch side along each axis."""
+        return self.encoder.patch
+
 
 class MuViTMAE(FolderModel):
     """Encoder for the visible tokens of all views, light decoders for the masked ones.
 
     Args:
-        **fields: the fields of `MAEConfig`.
+        **fields: the fields of `MAEConfig` but ``ndim``, which the class binds.
     """
 
     config: MAEConfig
@@ -115,13 +129,12 @@ class MuViTMAE(FolderModel):
         super().__init__()
         if self.ndim is None:
             raise TypeError("build MuViTMAE2d, MuViTMAE3d or MuViTMAE4d")
-        self.config = config = MAEConfig(**fields)
-        shared = {f.name for f in fields_of(EncoderConfig)} & {f.name for f in fields_of(config)}
-        self.encoder = self.encoder_class(**{name: getattr(config, name) for name in shared})
+        self.config = config = MAEConfig(ndim=self.ndim, **fields)
+        self.encoder = self.encoder_class(**_without_ndim(config.encoder))
         decoders = [self._build_decoder() for _ in range(1 if config.decoder_mode == "single" else len(config.levels))]
         self.decoder = nn.ModuleList(decoders)
         self.mask_token = nn.Parameter(torch.randn(1, len(decoders), config.dim))
-        width = prod(self.encoder.config.patch) * config.in_channels
+        width = prod(config.patch) * config.in_channels
         self.final = nn.Linear(decoders[0].config.dim, width)
 
     @property
@@ -153,10 +166,10 @@ class MuViTMAE(FolderModel):
             mask: the mask to use, instead of drawing one.
 
         Returns:
-            ``input`` and ``output``: true and predicted patches ``(B, N, P...C)``; ``loss``: scalar. ``return_all``
-            adds ``encoded`` ``(B, N_vis, D)``; ``decoded`` ``(B, N, D_dec)``; ``reco`` and ``input_masked``: views
-            ``(B, L, C, *space)`` whose masked patches are reconstructed or grey; ``mask``: bool, of the same shape;
-            ``loss_per_level`` ``(L)``, NaN for a level without masked tokens.
+            ``input`` and ``output``: true and predicted patches ``(B, N, P...C)``; ``loss``: scalar;
+            ``loss_per_level``: ``(L)``, NaN for a level without masked tokens. ``return_all`` adds ``encoded``
+            ``(B, N_vis, D)``; ``decoded`` ``(B, N, D_dec)``; ``reco`` and ``input_masked``: views
+            ``(B, L, C, *space)`` whose masked patches are reconstructed or grey; ``mask``: bool, of the same shape.
         """
         tokens, patches = (t.flatten(1, 2) for t in self.encoder.embed(x))
         positions = self.encoder.token_positions(x, bbox)
@@ -168,7 +181,7 @@ class MuViTMAE(FolderModel):
         target, mean, scale = self._target(patches, eps)
         error = (output.float() - target).square().mean(-1)
         per_level, loss = self._average(error, mask.is_masked)
-        result = {"input": patches, "output": output, "loss": loss}
+        result = {"input": patches, "output": output, "loss": loss, "loss_per_level": per_level}
         if not return_all:
             return result
         hidden = mask.is_masked[..., None]
@@ -176,7 +189,7 @@ class MuViTMAE(FolderModel):
         greyed = patches.masked_fill(hidden, MASK_GREY)
         views = {"reco": restored, "input_masked": greyed, "mask": hidden.expand_as(patches)}
         images = {name: self.patch_token_to_image(value, *x.shape[2:]) for name, value in views.items()}
-        return result | images | {"encoded": encoded, "decoded": decoded, "loss_per_level": per_level}
+        return result | images | {"encoded": encoded, "decoded": decoded}
 
     def encode_visible(self, tokens: Tensor, positions: Tensor, mask: TokenMask) -> Tensor:
         """Encode the visible ones of tokens ``(B, N, D)`` at ``positions`` ``(B, N, ndim)``: ``(B, N_vis, D)``."""
@@ -309,6 +322,25 @@ class MuViTMAE4d(MuViTMAE):
     ndim: ClassVar[int] = 4
     encoder_class = MuViTEncoder4d
     decoder_class = MuViTDecoder4d
+
+
+MAES: dict[int, type[MuViTMAE]] = {2: MuViTMAE2d, 3: MuViTMAE3d, 4: MuViTMAE4d}
+"""The model for each number of spatial axes."""
+
+
+def build_mae(config: MAEConfig) -> MuViTMAE:
+    """The model of a config, for its number of axes.
+
+    Raises:
+        InputError: there is no model for so many axes.
+    """
+    if config.ndim not in MAES:
+        raise InputError("ndim", expected=f"one of {sorted(MAES)}", got=config.ndim)
+    return MAES[config.ndim](**_without_ndim(config))
+
+
+def _without_ndim(config: EncoderConfig | MAEConfig) -> dict[str, Any]:
+    return {f.name: getattr(config, f.name) for f in fields_of(config) if f.name != "ndim"}
 
 
 def _take(tokens: Tensor, indices: Tensor) -> Tensor:

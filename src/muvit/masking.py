@@ -6,6 +6,7 @@ smallest keys are visible. That is weighted sampling without replacement, for th
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import log
 from typing import Literal
 
 import torch
@@ -73,9 +74,9 @@ def draw_mask(
         InputError: a ratio is not in [0, 1), or the mode does not fit the levels.
     """
     shape = (batch, num_levels, tokens_per_level)
-    weights = _level_weights(mode, batch, num_levels, is_ratio, alpha, share_draw, generator, device)
+    log_weights = _log_weights(mode, batch, num_levels, is_ratio, alpha, share_draw, generator, device)
     # in logarithms, as a Dirichlet weight may underflow
-    keys = _exponential(shape, generator, device).log() - weights.log()[..., None]
+    keys = _exponential(shape, generator, device).log() - log_weights[..., None]
     if not is_ratio:
         _check_ratio("masking_ratio", ratio)
         return TokenMask(keys.flatten(1).argsort(dim=1), int(num_levels * tokens_per_level * (1 - ratio)))
@@ -116,12 +117,12 @@ def _mask_by_ratios(keys: Tensor, ratios: Sequence[float]) -> TokenMask:
     num_tokens = keys.shape[-1]
     kept = [int(num_tokens * (1 - ratio)) for ratio in ratios]
     ranks = keys.argsort(dim=-1).argsort(dim=-1)
-    is_visible = ranks < torch.tensor(kept, device=keys.device)[None, :, None]
+    is_visible = torch.stack([ranks[:, i] < count for i, count in enumerate(kept)], dim=1)
     order = (~is_visible).flatten(1).to(torch.uint8).argsort(dim=1, stable=True)
     return TokenMask(order, sum(kept))
 
 
-def _level_weights(
+def _log_weights(
     mode: MaskingMode,
     batch: int,
     num_levels: int,
@@ -131,21 +132,24 @@ def _level_weights(
     generator: torch.Generator | None,
     device: torch.device | str,
 ) -> Tensor:
-    """Weight of each level in each sample, ``(B, L)``."""
+    """Logarithm of the weight of each level in each sample, ``(B, L)``, up to a constant of the sample."""
     if mode == "random" or is_ratio:
         if is_ratio:
             _check_numbers(mode, num_levels)
             for number in mode:
                 _check_ratio("masking_mode", float(number))
-        return torch.ones(batch, num_levels, device=device)
+        return torch.zeros(batch, num_levels, device=device)
     if mode == "dirichlet":
-        draws = 1 if share_draw else batch
-        gamma = torch._standard_gamma(torch.full((draws, num_levels), alpha, device=device), generator)
-        weights = gamma / gamma.sum(dim=1, keepdim=True)
-        return weights.clamp(min=torch.finfo(weights.dtype).tiny).expand(batch, -1)
+        shape = (1 if share_draw else batch, num_levels)
+        # Gamma(alpha) = Gamma(alpha + 1) * U ** (1 / alpha), whose logarithm is finite for any alpha
+        gamma = torch._standard_gamma(torch.full(shape, alpha + 1, device=device), generator)
+        logs = gamma.log() - _exponential(shape, generator, device) / alpha
+        return (logs - logs.amax(dim=1, keepdim=True)).expand(batch, -1)
     _check_numbers(mode, num_levels)
-    weights = torch.tensor([float(number) for number in mode], device=device)
-    return weights.clamp(min=torch.finfo(weights.dtype).tiny).expand(batch, -1)
+    # filled on the device: copying numbers there would wait for it
+    least = torch.finfo(torch.float32).tiny
+    logs_of = (log(max(float(number), least)) for number in mode)
+    return torch.stack([torch.full((batch,), value, device=device) for value in logs_of], dim=1)
 
 
 def _check_numbers(mode: MaskingMode, num_levels: int) -> None:

@@ -279,6 +279,8 @@ def test_an_unfinished_store_is_refused_until_it_is_finished(tmp_path):
     assert (whole(open_slide(folder), 2) == 1).all()
     with pytest.raises(ReadError, match="expected an unfinished OME-Zarr store, got a finished one"):
         PyramidWriter.open(folder)
+    with pytest.raises(InputError, match="expected an unfinished store, got a finished one"):
+        writer.write((0, 0), np.zeros((1, 50, 40), np.uint8))
 
 
 def test_a_crash_while_building_levels_leaves_a_refused_store_that_can_be_finished(tmp_path):

@@ -8,7 +8,7 @@ from muvit.layers.rope import AxialRope, axis_dims, rotate
 
 
 def turned_as_complex_numbers(x, coords, dims, base):
-    """Feature pairs (u, v) as u + iv, times exp(i p_a b^(-2k / d_a)): the formula of SPEC A.3, pair by pair."""
+    """Feature pairs (u, v) as u + iv, times exp(i p_a b^(-2k / d_a)): MuViT section 3.2, pair by pair."""
     out, pair = torch.empty_like(x), 0
     for axis, width in enumerate(dims):
         for k in range(width // 2):

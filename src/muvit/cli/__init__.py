@@ -4,6 +4,7 @@ import sys
 from argparse import ArgumentError
 from collections.abc import Sequence
 from importlib import import_module
+from types import ModuleType
 
 from jsonargparse import ArgumentParser, set_parsing_settings
 
@@ -15,12 +16,14 @@ VERBS = {
     "convert": "turn images or label masks into OME-Zarr pyramids",
     "info": "show what is in an image: size, levels, channels, pixel size, labels",
     "synthetic": "make the Synthetic data set, whose classes show only at a coarse scale",
+    "pretrain": "pre-train a masked autoencoder on unlabelled images",
     "train": "train a segmentation model from a recipe",
     "predict": "label whole slides with a trained model",
     "evaluate": "score predicted labels against true ones",
+    "convert-checkpoint": "turn a model folder of release 0.1.0 into ours",
     "compare": "train a recipe's model and its controls, and report how they differ",
 }
-"""Verbs and what they do; ``muvit.cli.<verb>`` holds the ``add_arguments(parser)`` and ``run(arguments)`` of each."""
+"""Verbs and what they do; ``muvit.cli.<verb>`` (with _ for -) has the ``add_arguments`` and ``run`` of each."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     chosen = arguments[0] if arguments[:1] and arguments[0] in VERBS else ""
     try:
         settings = _parser(chosen).parse_args(arguments)
-        import_module(f"muvit.cli.{chosen}").run(settings[chosen])
+        _module(chosen).run(settings[chosen])
     except SystemExit as stop:  # how the parser ends after --help and --version
         return int(stop.code or 0)
     except ArgumentError as error:
@@ -58,6 +61,10 @@ def entrypoint() -> None:
     sys.exit(main())
 
 
+def _module(verb: str) -> ModuleType:
+    return import_module(f"muvit.cli.{verb.replace('-', '_')}")
+
+
 def _parser(chosen: str) -> ArgumentParser:
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(
@@ -70,6 +77,6 @@ def _parser(chosen: str) -> ArgumentParser:
     for verb, summary in VERBS.items():
         verb_parser = ArgumentParser(description=f"{summary[0].upper()}{summary[1:]}.", exit_on_error=False)
         if verb == chosen:
-            import_module(f"muvit.cli.{verb}").add_arguments(verb_parser)
+            _module(verb).add_arguments(verb_parser)
         verbs.add_subcommand(verb, verb_parser, help=summary)
     return parser

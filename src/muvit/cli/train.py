@@ -1,10 +1,14 @@
 """``muvit train``."""
 
+import dataclasses
 from pathlib import Path
+from typing import TypeVar
 
 from jsonargparse import ArgumentParser, Namespace
 
-from muvit.training.recipe import Recipe
+from muvit.training.recipe import PretrainRecipe, Recipe
+
+Kind = TypeVar("Kind", Recipe, PretrainRecipe)
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -26,9 +30,9 @@ def run(arguments: Namespace) -> None:
     print(model)
 
 
-def recipe_from(arguments: Namespace) -> Recipe:
+def recipe_from(arguments: Namespace, kind: type[Kind] = Recipe) -> Kind:  # type: ignore[assignment]
     """The recipe that parsed arguments describe."""
     parser = ArgumentParser()
-    parser.add_class_arguments(Recipe, "recipe")
-    fields = {name: arguments[name] for name in Recipe.__dataclass_fields__}
-    return parser.instantiate_classes(Namespace(recipe=Namespace(**fields))).recipe
+    parser.add_class_arguments(kind, "recipe")
+    fields = {field.name: arguments[field.name] for field in dataclasses.fields(kind)}
+    return parser.instantiate(Namespace(recipe=Namespace(**fields))).recipe

@@ -111,13 +111,17 @@ def _copy(slide: Slide, writer: PyramidWriter, progress: Progress | None) -> Non
     bands = list(_bands(writer))
     total = len(bands) + writer.num_coarse_shards
     for done, (start, size) in enumerate(bands, start=1):
-        band = slide.read(1, start, size)
-        width = writer.spec.shard_shape(0)[-1]
-        for column in range(0, size[-1], width):
-            writer.write((*start[:-1], start[-1] + column), band[..., column : column + width])
+        _copy_band(slide, writer, start, size)
         if progress is not None:
             progress(done, total)
     writer.finish(None if progress is None else lambda done, _: progress(len(bands) + done, total))
+
+
+def _copy_band(slide: Slide, writer: PyramidWriter, start: tuple[int, ...], size: tuple[int, ...]) -> None:
+    band = slide.read(1, start, size)
+    width = writer.spec.shard_shape(0)[-1]
+    for column in range(0, size[-1], width):
+        writer.write((*start[:-1], start[-1] + column), band[..., column : column + width])
 
 
 def _bands(writer: PyramidWriter) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:

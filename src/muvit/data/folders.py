@@ -46,5 +46,5 @@ def class_legend(label: Slide, num_classes: int) -> tuple[dict[int, str], dict[i
     if not isinstance(label, OmeZarrSlide):
         return {}, {}
     names = {value: name for value, name in label.label_names.items() if value < num_classes}
-    colors = {value: color[:3] for value, color in label.label_colors.items() if value < num_classes}
+    colors = {value: (r, g, b) for value, (r, g, b, *_) in label.label_colors.items() if value < num_classes}
     return names, colors

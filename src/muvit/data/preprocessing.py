@@ -2,11 +2,12 @@
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 
 from muvit.data.normalize import Normalization, normalization_from_dict, normalization_to_dict
+from muvit.data.slides import Padding
 from muvit.errors import CheckpointError, InputError
 
 FILE = "preprocessing.yaml"
@@ -20,7 +21,7 @@ class Preprocessing:
     """Side of every view in pixels of its level, (z)yx."""
     normalization: Normalization
     """From native pixel values to the model's input."""
-    padding: str = "zero"
+    padding: Padding = "zero"
     """Policy beyond the border of the image: zero, edge or reflect."""
     class_names: tuple[str, ...]
     """Name of each class, background first."""
@@ -30,6 +31,10 @@ class Preprocessing:
     """Finest pixel size that the model was trained at, (z)yx; None if unknown."""
 
     def __post_init__(self) -> None:
+        if not self.crop_size or not all(isinstance(n, int) and n > 0 for n in self.crop_size):
+            raise InputError("crop_size", expected="a positive number of pixels for each axis", got=self.crop_size)
+        if self.padding not in get_args(Padding):
+            raise InputError("padding", expected=f"one of {', '.join(get_args(Padding))}", got=repr(self.padding))
         if len(self.class_names) != len(self.class_colors):
             raise InputError(
                 "class_colors",
@@ -57,7 +62,7 @@ class Preprocessing:
             return cls(**fields)
         except FileNotFoundError:
             raise CheckpointError(folder, expected=f"a trained model, with {FILE}", got="none") from None
-        except (yaml.YAMLError, KeyError, TypeError, InputError) as error:
+        except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
             raise CheckpointError(file, expected="the settings of a trained model", got=error) from error
 
 

@@ -176,6 +176,8 @@ class PyramidWriter:
         spec = self.spec
         start = tuple(int(v) for v in start)
         subject = f"block at {start} for {self.path}"
+        if (self.path / "zarr.json").exists():
+            raise InputError(subject, expected="an unfinished store", got="a finished one")
         if block.dtype != np.dtype(spec.dtype):
             raise InputError(subject, expected=f"dtype {spec.dtype}", got=block.dtype)
         if block.ndim != len(spec.shape) + 1 or block.shape[0] != spec.num_channels or len(start) != len(spec.shape):

@@ -14,6 +14,7 @@ from muvit.data.slides import Palette, Slide, default_channel_names, first_line
 from muvit.errors import ReadError
 
 _DECODED_BYTES = 1 << 30
+_ROWS = 512
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "I;16", "I;16L", "I;16B", "I", "F")
 
 
@@ -66,14 +67,21 @@ class RasterSlide(Slide):
         if self._decoded is None:
             self._decoded = self._decode()
             _keep(self, self._decoded_bytes())
-        if isinstance(self._decoded, Image.Image):
-            with _without_pixel_limit():
-                image = self._decoded.crop((start[1], start[0], stop[1], stop[0]))
-            pixels = np.asarray(image.convert("RGB") if self._expands else image)
-        else:
-            pixels = self._decoded[start[0] : stop[0], start[1] : stop[1]]
-        pixels = pixels.reshape(*pixels.shape[:2], -1)[..., : self.num_channels]
-        return np.array(pixels.transpose(2, 0, 1), self.dtype, order="C")
+        pixels = np.empty((self.num_channels, *(b - a for a, b in zip(start, stop, strict=True))), self.dtype)
+        # some rows at a time: Pillow copies what it hands out, more than once
+        for row in range(start[0], stop[0], _ROWS):
+            part = self._rows((row, start[1]), (min(row + _ROWS, stop[0]), stop[1]))
+            part = part.reshape(*part.shape[:2], -1)[..., : self.num_channels]
+            pixels[:, row - start[0] : row - start[0] + len(part)] = part.transpose(2, 0, 1)
+        return pixels
+
+    def _rows(self, start: tuple[int, int], stop: tuple[int, int]) -> np.ndarray[Any, Any]:
+        if isinstance(self._decoded, np.ndarray):
+            return self._decoded[start[0] : stop[0], start[1] : stop[1]]
+        assert self._decoded is not None
+        with _without_pixel_limit():
+            image = self._decoded.crop((start[1], start[0], stop[1], stop[0]))
+        return np.asarray(image.convert("RGB") if self._expands else image)
 
     def _decode(self) -> Image.Image | np.ndarray[Any, Any]:
         if self._is_deep:

@@ -155,7 +155,8 @@ class _Level:
             page = self.pages[int(np.ravel_multi_index(index, lead)) if index else 0]
             planes.append(self._plane(page, (depth, bounds["Y"], bounds["X"])))
         counts = [b - a for a, b in ranges[: self.leading]]
-        pixels = np.stack(planes).reshape(*counts, *planes[0].shape)
+        pixels = planes[0][None] if len(planes) == 1 else np.stack(planes)
+        pixels = pixels.reshape(*counts, *planes[0].shape)
         # a page is planar or interleaved, never both: one of its two sample axes is of length 1
         pixels = np.moveaxis(pixels, -1, len(counts) + 1)
         pixels = pixels.reshape(*counts, -1, *pixels.shape[len(counts) + 2 :])

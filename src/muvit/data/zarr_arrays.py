@@ -240,7 +240,7 @@ def require_unforked(subject: object) -> None:
 def _context() -> Any:
     import tensorstore
 
-    return tensorstore.Context({"cache_pool": {"total_bytes_limit": 64 << 20}})
+    return tensorstore.Context({"cache_pool": {"total_bytes_limit": 16 << 20}})
 
 
 def crc32c(data: bytes) -> int:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from muvit.checkpoints import FolderModel
 from muvit.encoders import EncoderConfig, MuViTEncoder, MuViTEncoder2d, MuViTEncoder3d
 from muvit.errors import InputError
+from muvit.geometry import check_boxes
 from muvit.layers.conv import conv
 from muvit.segmentation.unetr import LevelAdapter, PixelDecoder, skip_layers, upsampling_steps
 
@@ -86,10 +87,15 @@ class Segmenter(FolderModel):
 
         Args:
             img: ``(B, L, C, *space)``.
-            bbox: ``(B, L, 2, ndim)``, world pixels, (t)(z)yx.
+            bbox: ``(B, L, 2, ndim)``, world pixels, (t)(z)yx; None places all levels around one common centre.
 
         Returns:
             Logits ``(B, K, *space)`` of the finest view; with ``decode="all"``, ``(B, L, K, *space)``.
+
+        Raises:
+            ShapeError: images or boxes have the wrong shape.
+            InputError: a box on the CPU is not finite or not of positive extent; on a GPU its values are taken as they
+                are, since looking at them would make the device wait.
         """
         maps = self.encode(img, bbox)
         logits = [self.decode(maps, img, level) for level in range(self.num_decoded)]
@@ -97,6 +103,8 @@ class Segmenter(FolderModel):
 
     def encode(self, img: Tensor, bbox: Tensor | None) -> list[Tensor]:
         """Encoder maps ``(B, L, D, *grid)`` that the decoder reads, deepest block first."""
+        if bbox is not None and bbox.device.type == "cpu":
+            check_boxes(bbox)
         bbox = bbox if self.config.boxes == "true" else None
         kept = self.encoder(img, bbox, return_intermediate_idxs=self.skips)[3]
         return [self.encoder.to_maps(tokens, img.shape[3:]) for tokens in reversed(kept)]

@@ -6,24 +6,37 @@ import numpy as np
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from PIL.Image import Image
+from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from muvit.data.preprocessing import FILE, Preprocessing
 from muvit.labels import IGNORE
 from muvit.pictures import Picture, colorize, panel, to_rgb
+from muvit.training.reconstruct import PretrainTask
 from muvit.training.segment import SegmentationTask
 
 
 class KeepModels(Callback):
-    """Writes the model folders ``last`` (after every epoch) and ``best`` (highest validation mDSC so far).
+    """Writes the model folders ``last`` (after every epoch) and ``best`` (best validation score so far).
 
     Args:
         folder: where they go.
-        preprocessing: written into both.
+        preprocessing: written into both; None if it is not known.
+        metric: the logged score.
+        lower_is_better: whether the score is a loss.
     """
 
-    def __init__(self, folder: Path, preprocessing: Preprocessing) -> None:
-        self.folder, self.preprocessing = folder, preprocessing
+    def __init__(
+        self,
+        folder: Path,
+        preprocessing: Preprocessing | None,
+        *,
+        metric: str = "val_mdsc",
+        lower_is_better: bool = False,
+    ) -> None:
+        self.folder, self.metric, self.sign = folder, metric, -1 if lower_is_better else 1
+        self.extra_files = {} if preprocessing is None else {FILE: preprocessing.to_yaml()}
         self.best = float("-inf")
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -31,7 +44,7 @@ class KeepModels(Callback):
         if not trainer.is_global_zero:
             return
         self._save(pl_module, "last")
-        score = float(trainer.callback_metrics.get("val_mdsc", float("nan")))
+        score = self.sign * float(trainer.callback_metrics.get(self.metric, float("nan")))
         if score > self.best:
             self.best = score
             self._save(pl_module, "best")
@@ -45,8 +58,23 @@ class KeepModels(Callback):
         self.best = state_dict["best"]
 
     def _save(self, task: LightningModule, name: str) -> None:
-        assert isinstance(task, SegmentationTask)
-        task.model.save(self.folder / name, overwrite=True, extra_files={FILE: self.preprocessing.to_yaml()})
+        assert isinstance(task, SegmentationTask | PretrainTask)
+        task.model_to_keep().save(self.folder / name, overwrite=True, extra_files=self.extra_files)
+
+
+def spread(dataset: Dataset, count: int) -> list[dict[str, Tensor]]:
+    """Samples spread evenly over a data set."""
+    size = len(dataset)  # type: ignore[arg-type]
+    return [dataset[i] for i in sorted({int(i) for i in np.linspace(0, size - 1, count + 2)[1:-1]})]
+
+
+def publish(picture: Image, trainer: Trainer, folder: Path, title: str) -> None:
+    """Save a picture as ``epoch_<n>.png`` in ``folder`` and show it in TensorBoard."""
+    folder.mkdir(parents=True, exist_ok=True)
+    picture.save(folder / f"epoch_{trainer.current_epoch:04d}.png")
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_image(title, np.asarray(picture), trainer.global_step, dataformats="HWC")
 
 
 class ExamplePictures(Callback):
@@ -61,9 +89,7 @@ class ExamplePictures(Callback):
 
     def __init__(self, folder: Path, dataset: Dataset, count: int, preprocessing: Preprocessing) -> None:
         self.folder, self.preprocessing = folder, preprocessing
-        size = len(dataset)  # type: ignore[arg-type]
-        chosen = sorted({int(i) for i in np.linspace(0, size - 1, count + 2)[1:-1]})
-        self.samples = [dataset[i] for i in chosen]
+        self.samples = spread(dataset, count)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw, unless Lightning is only trying out the validation."""
@@ -75,11 +101,7 @@ class ExamplePictures(Callback):
             logits = pl_module.model(batch["img"].to(pl_module.device), batch["bbox"].to(pl_module.device))
         guesses = logits.argmax(1).cpu().numpy()
         picture = panel([self._row(s, guess, pl_module) for s, guess in zip(self.samples, guesses, strict=True)])
-        self.folder.mkdir(parents=True, exist_ok=True)
-        picture.save(self.folder / f"epoch_{trainer.current_epoch:04d}.png")
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_image("examples", np.asarray(picture), trainer.global_step, dataformats="HWC")
+        publish(picture, trainer, self.folder, "examples")
 
     def _row(self, sample: dict, guess: np.ndarray, task: SegmentationTask) -> list:
         colors = self.preprocessing.class_colors

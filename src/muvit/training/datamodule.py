@@ -2,25 +2,104 @@
 
 import multiprocessing
 import os
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from muvit.data.crops import CropConfig, GridCrops, LabelledSlide, NestedCrops, SlideCrops
-from muvit.data.folders import class_legend, open_labelled_folder
+from muvit.data.folders import class_legend, open_folder, open_labelled_folder
 from muvit.data.normalize import normalization_from_dict
 from muvit.data.preprocessing import Preprocessing
 from muvit.data.sampling import EpochSampler
+from muvit.data.slides import Slide
 from muvit.errors import InputError
 from muvit.layers.patch import patch_grid
 from muvit.pictures import class_colors
-from muvit.training.recipe import Recipe
+from muvit.training.recipe import CropsConfig, PretrainRecipe, Recipe
 
 
-class SegmentationData(LightningDataModule):
+class CropsData(LightningDataModule):
+    """Training and validation crops of a recipe as batches; what segmentation and pre-training share.
+
+    Args:
+        data: the slides and the crops.
+        seed: of everything random.
+    """
+
+    train_crops: NestedCrops
+
+    def __init__(self, data: CropsConfig, seed: int) -> None:
+        super().__init__()
+        self.data, self.seed = data, seed
+
+    @property
+    def val_crops(self) -> SlideCrops | None:
+        """Validation crops without augmentation, if there are validation slides."""
+        raise NotImplementedError
+
+    def train_dataloader(self) -> DataLoader:
+        """Batches of new random crops in every epoch."""
+        rank, replicas = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        sampler = EpochSampler(len(self.train_crops), rank=rank, num_replicas=replicas)
+        return self._loader(self.train_crops, sampler=sampler, drop_last=True)
+
+    def val_dataloader(self) -> DataLoader | list[DataLoader]:
+        """Batches of the validation crops, shared out between the processes."""
+        if self.val_crops is None:
+            return []
+        rank, replicas = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        return self._loader(Subset(self.val_crops, range(rank, len(self.val_crops), replicas)))
+
+    def _crop_config(self, levels: Sequence[float], patch: Sequence[int], **labels: Any) -> CropConfig:
+        size = self.data.crop_size
+        size = (size,) * len(patch) if isinstance(size, int) else tuple(size)
+        if len(size) != len(patch):
+            raise InputError("data.crop_size", expected=f"one number, or {len(patch)} of them", got=size)
+        patch_grid(size, patch)
+        normalization = normalization_from_dict(self.data.normalization)
+        return CropConfig(
+            levels=tuple(levels), size=size, normalization=normalization, padding=self.data.padding, **labels
+        )
+
+    def _random_crops(self, slides: Sequence[LabelledSlide], crops: CropConfig, **balance: Any) -> NestedCrops:
+        data = self.data
+        return NestedCrops(
+            slides,
+            crops,
+            samples_per_epoch=data.samples_per_epoch,
+            seed=self.seed,
+            augmentation=data.augmentation,
+            **balance,
+        )
+
+    def _fixed_crops(self, slides: Sequence[LabelledSlide], crops: CropConfig) -> SlideCrops:
+        """Every tile once, or a fixed random choice."""
+        if self.data.val_samples is None:
+            return GridCrops(slides, crops)
+        return NestedCrops(slides, crops, samples_per_epoch=self.data.val_samples, seed=self.seed)
+
+    def _loader(self, dataset: Dataset, **options: object) -> DataLoader:
+        workers = self.data.num_workers
+        if workers is None:
+            workers = min(8, os.cpu_count() or 1) if torch.cuda.is_available() else 0
+        return DataLoader(
+            dataset,
+            batch_size=self.data.batch_size,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            # the array store runs threads, which a forked process would lose
+            multiprocessing_context=multiprocessing.get_context("spawn") if workers else None,
+            pin_memory=torch.cuda.is_available(),
+            **options,  # type: ignore[arg-type]
+        )
+
+
+class SegmentationData(CropsData):
     """Training and validation crops of a recipe; opening it checks every slide before any work starts.
 
     Raises:
@@ -29,33 +108,17 @@ class SegmentationData(LightningDataModule):
     """
 
     def __init__(self, recipe: Recipe) -> None:
-        super().__init__()
+        super().__init__(recipe.data, recipe.run.seed)
         self.recipe = recipe
         data, encoder = recipe.data, recipe.model.encoder
-        size = (data.crop_size,) * encoder.ndim if isinstance(data.crop_size, int) else tuple(data.crop_size)
-        patch_grid(size, encoder.patch)
-        self.crops = CropConfig(
-            levels=encoder.levels,
-            size=size,
-            normalization=normalization_from_dict(data.normalization),
-            padding=data.padding,
-            num_classes=recipe.model.num_classes,
-            ignore_labels=data.ignore_labels,
+        self.crops = self._crop_config(
+            encoder.levels, encoder.patch, num_classes=recipe.model.num_classes, ignore_labels=data.ignore_labels
         )
         self.train_slides = open_labelled_folder(Path(data.train))
-        for image, _ in self.train_slides:
-            if image.num_channels != encoder.in_channels:
-                raise InputError(
-                    image.path,
-                    expected=f"{encoder.in_channels} channel(s), as model.encoder.in_channels says",
-                    got=image.num_channels,
-                )
-        self.train_crops = NestedCrops(
+        _check_channels([image for image, _ in self.train_slides], encoder.in_channels, "model.encoder.in_channels")
+        self.train_crops = self._random_crops(
             self._pairs(self.train_slides),
             self.crops,
-            samples_per_epoch=data.samples_per_epoch,
-            seed=recipe.run.seed,
-            augmentation=data.augmentation,
             balance=data.balance,
             foreground_fraction=data.foreground_fraction,
         )
@@ -63,13 +126,10 @@ class SegmentationData(LightningDataModule):
     @cached_property
     def val_crops(self) -> SlideCrops | None:
         """Validation crops without augmentation: every tile once, or a fixed random choice."""
-        data = self.recipe.data
-        if data.val is None:
-            return None
-        slides = self._pairs(open_labelled_folder(Path(data.val)))
-        if data.val_samples is None:
-            return GridCrops(slides, self.crops)
-        return NestedCrops(slides, self.crops, samples_per_epoch=data.val_samples, seed=self.recipe.run.seed)
+        folder = self.recipe.data.val
+        return (
+            None if folder is None else self._fixed_crops(self._pairs(open_labelled_folder(Path(folder))), self.crops)
+        )
 
     @cached_property
     def preprocessing(self) -> Preprocessing:
@@ -90,34 +150,52 @@ class SegmentationData(LightningDataModule):
             pixel_size_um=image.pixel_size_um,
         )
 
-    def train_dataloader(self) -> DataLoader:
-        """Batches of new random crops in every epoch."""
-        rank, replicas = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        sampler = EpochSampler(len(self.train_crops), rank=rank, num_replicas=replicas)
-        return self._loader(self.train_crops, sampler=sampler, drop_last=True)
-
-    def val_dataloader(self) -> DataLoader | list[DataLoader]:
-        """Batches of the validation crops, shared out between the processes."""
-        if self.val_crops is None:
-            return []
-        rank, replicas = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        return self._loader(Subset(self.val_crops, range(rank, len(self.val_crops), replicas)))
-
-    def _loader(self, dataset: Dataset, **options: object) -> DataLoader:
-        workers = self.recipe.data.num_workers
-        if workers is None:
-            workers = min(8, os.cpu_count() or 1) if torch.cuda.is_available() else 0
-        return DataLoader(
-            dataset,
-            batch_size=self.recipe.data.batch_size,
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            # the array store runs threads, which a forked process would lose
-            multiprocessing_context=multiprocessing.get_context("spawn") if workers else None,
-            pin_memory=torch.cuda.is_available(),
-            **options,  # type: ignore[arg-type]
-        )
-
     @staticmethod
     def _pairs(slides: list) -> list[LabelledSlide]:
         return list(slides)
+
+
+class PretrainData(CropsData):
+    """Crops of unlabelled slides; opening it checks every slide before any work starts.
+
+    Raises:
+        ReadError: a folder or slide cannot be read.
+        InputError: slides or levels do not fit the recipe.
+    """
+
+    def __init__(self, recipe: PretrainRecipe) -> None:
+        super().__init__(recipe.data, recipe.run.seed)
+        self.recipe = recipe
+        model = recipe.model
+        self.crops = self._crop_config(model.levels, model.patch)
+        self.train_slides = self._open(Path(recipe.data.train))
+        self.train_crops = self._random_crops(self.train_slides, self.crops)
+
+    @cached_property
+    def val_crops(self) -> SlideCrops | None:
+        """Validation crops without augmentation: every tile once, or a fixed random choice."""
+        folder = self.recipe.data.val
+        return None if folder is None else self._fixed_crops(self._open(Path(folder)), self.crops)
+
+    @cached_property
+    def preprocessing(self) -> Preprocessing:
+        """What the pixels of these crops are; there are no classes."""
+        return Preprocessing(
+            crop_size=self.crops.size,
+            normalization=self.crops.normalization,
+            padding=self.crops.padding,
+            class_names=(),
+            class_colors=(),
+            pixel_size_um=self.train_slides[0][0].pixel_size_um,
+        )
+
+    def _open(self, folder: Path) -> list[LabelledSlide]:
+        slides = list(open_folder(folder / "images").values())
+        _check_channels(slides, self.recipe.model.in_channels, "model.in_channels")
+        return [(slide, None) for slide in slides]
+
+
+def _check_channels(slides: Sequence[Slide], channels: int, setting: str) -> None:
+    for slide in slides:
+        if slide.num_channels != channels:
+            raise InputError(slide.path, expected=f"{channels} channel(s), as {setting} says", got=slide.num_channels)

@@ -2,7 +2,8 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from math import cos, pi
+from math import cos, pi, sqrt
+from typing import Any
 
 import torch
 from torch import nn
@@ -39,35 +40,97 @@ class OptimConfig:
                 raise InputError(name, expected=expected, got=getattr(self, name))
 
 
+@dataclass(frozen=True, kw_only=True)
+class PretrainOptimConfig:
+    """AdamW with a cosine schedule; the defaults are the paper's for pre-training (MuViT supplement B)."""
+
+    lr: float | None = 6e-5
+    """Peak learning rate; unset, 1e-4 * sqrt(samples per step over all devices / 128), as release 0.1.0."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Decay of the running mean of the gradient and of its square."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay of matrices; biases, norms, level vectors, mask tokens and rotary frequencies have
+    none."""
+    warmup_epochs: float = 2.0
+    """Epochs over which the learning rate rises linearly to its peak."""
+    warmup_start: float = 0.01
+    """Share of the peak that it rises from."""
+    gradient_clip: float = 0.5
+    """Largest norm of the gradient."""
+    ema_decay: float | None = None
+    """Validate and keep an exponential moving average of the weights with this decay per step, 0.999 for example;
+    unset, the weights themselves."""
+
+    def __post_init__(self) -> None:
+        for name, fits, expected in (
+            ("lr", self.lr is None or self.lr > 0, "a positive number"),
+            ("betas", all(0 <= beta < 1 for beta in self.betas), "numbers in [0, 1)"),
+            ("weight_decay", self.weight_decay >= 0, "a number >= 0"),
+            ("warmup_epochs", self.warmup_epochs >= 0, "a number >= 0"),
+            ("warmup_start", 0 <= self.warmup_start < 1, "a share in [0, 1)"),
+            ("gradient_clip", self.gradient_clip > 0, "a positive number"),
+            ("ema_decay", self.ema_decay is None or 0 <= self.ema_decay < 1, "a number in [0, 1)"),
+        ):
+            if not fits:
+                raise InputError(f"optim.{name}", expected=expected, got=getattr(self, name))
+
+    def peak_lr(self, total_batch: int) -> float:
+        """Peak learning rate for steps of ``total_batch`` samples over all devices."""
+        return 1e-4 * sqrt(total_batch / 128) if self.lr is None else self.lr
+
+
 def build_optimizer(model: nn.Module, encoder: nn.Module, config: OptimConfig) -> AdamW:
     """AdamW over the trainable parameters of ``model``, those of its ``encoder`` at their own learning rate."""
     in_encoder = {id(p) for p in encoder.parameters()}
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    groups = []
-    for lr, chosen in (
-        (config.lr * config.encoder_lr_factor, [p for p in trainable if id(p) in in_encoder]),
-        (config.lr, [p for p in trainable if id(p) not in in_encoder]),
-    ):
-        for decay, members in ((config.weight_decay, _matrices(chosen)), (0.0, _vectors(chosen))):
-            groups.append({"params": members, "lr": lr, "weight_decay": decay})
-    return AdamW([g for g in groups if g["params"]], fused=torch.cuda.is_available())
+    named = list(model.named_parameters())
+    return _adamw(
+        [
+            *_groups(((n, p) for n, p in named if id(p) in in_encoder), config.lr * config.encoder_lr_factor, config),
+            *_groups(((n, p) for n, p in named if id(p) not in in_encoder), config.lr, config),
+        ]
+    )
 
 
-def build_schedule(optimizer: torch.optim.Optimizer, num_steps: int, warmup_fraction: float) -> LambdaLR:
-    """Linear warm-up over the first share of the steps, then half a cosine down to 0 at ``num_steps``."""
+def build_pretrain_optimizer(model: nn.Module, config: PretrainOptimConfig, total_batch: int) -> AdamW:
+    """AdamW over all parameters, for steps of ``total_batch`` samples over all devices."""
+    return _adamw(_groups(model.named_parameters(), config.peak_lr(total_batch), config), betas=config.betas)
+
+
+def build_schedule(
+    optimizer: torch.optim.Optimizer, num_steps: int, warmup_fraction: float, warmup_start: float = 0.0
+) -> LambdaLR:
+    """Linear warm-up over the first share of the steps, then half a cosine down to 0 at ``num_steps``.
+
+    The warm-up rises from ``warmup_start`` times the peak, at the first step; from 0, the first step is one up already.
+    """
     warmup = max(1, round(num_steps * warmup_fraction))
 
     def factor(step: int) -> float:
         if step < warmup:
-            return (step + 1) / warmup
+            risen = step / warmup if warmup_start else (step + 1) / warmup
+            return warmup_start + (1 - warmup_start) * risen
         return 0.5 * (1 + cos(pi * min(1.0, (step - warmup) / max(1, num_steps - warmup))))
 
     return LambdaLR(optimizer, factor)
 
 
-def _matrices(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
-    return [p for p in parameters if p.ndim > 1]
+def _groups(
+    named: Iterable[tuple[str, nn.Parameter]], lr: float, config: OptimConfig | PretrainOptimConfig
+) -> list[dict[str, Any]]:
+    """Parameter groups with and without weight decay, the trainable ones of ``named``."""
+    trainable = [(name, p) for name, p in named if p.requires_grad]
+    matrices = [p for name, p in trainable if _is_matrix(name, p)]
+    others = [p for name, p in trainable if not _is_matrix(name, p)]
+    return [
+        {"params": matrices, "lr": lr, "weight_decay": config.weight_decay},
+        {"params": others, "lr": lr, "weight_decay": 0.0},
+    ]
 
 
-def _vectors(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
-    return [p for p in parameters if p.ndim <= 1]
+def _is_matrix(name: str, parameter: nn.Parameter) -> bool:
+    # one vector per level, stacked: a table of biases
+    return parameter.ndim > 1 and name.rpartition(".")[2] not in ("level_embed", "mask_token")
+
+
+def _adamw(groups: list[dict[str, Any]], **options: Any) -> AdamW:
+    return AdamW([g for g in groups if g["params"]], fused=torch.cuda.is_available(), **options)

@@ -1,21 +1,22 @@
 """Settings of a training run, as a YAML recipe or the command line gives them."""
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_type_hints
 
 from muvit.data.augment import Augmentation
 from muvit.data.balance import Balance
 from muvit.errors import InputError
+from muvit.mae import MAEConfig
 from muvit.segmentation import SegmenterConfig
-from muvit.training.optim import OptimConfig
+from muvit.training.optim import OptimConfig, PretrainOptimConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig:
+class CropsConfig:
     """Which slides to train on, and how crops are cut from them."""
 
     train: str
-    """Folder with images/<name>.* and labels/<name>.* to train on."""
+    """Folder with images/<name>.* to train on."""
     val: str | None = None
     """Folder of the same layout to validate on after each epoch; unset, the run is not validated."""
     crop_size: int | tuple[int, ...] = 256
@@ -25,14 +26,6 @@ class DataConfig:
     {kind: range, low: 0, high: 255} or {kind: standardize, mean: [...], std: [...]}."""
     padding: Literal["zero", "edge", "reflect"] = "zero"
     """What a view shows beyond the border of the image."""
-    ignore_labels: tuple[int, ...] = ()
-    """Label values that count nowhere."""
-    class_names: tuple[str, ...] | None = None
-    """Name of each class, background first; unset, the names stored with the labels."""
-    balance: Balance = "none"
-    """Make a share of the samples hold a foreground pixel: of any class, or of a class drawn first (classes)."""
-    foreground_fraction: float = 0.5
-    """That share."""
     augmentation: Augmentation = field(default_factory=Augmentation)
     """Flips, intensity jitter and box perturbation of the training samples."""
     samples_per_epoch: int = 4096
@@ -58,6 +51,55 @@ class DataConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DataConfig(CropsConfig):
+    """Which labelled slides to train on, and how crops are cut from them."""
+
+    train: str
+    """Folder with images/<name>.* and labels/<name>.* to train on."""
+    ignore_labels: tuple[int, ...] = ()
+    """Label values that count nowhere."""
+    class_names: tuple[str, ...] | None = None
+    """Name of each class, background first; unset, the names stored with the labels."""
+    balance: Balance = "none"
+    """Make a share of the samples hold a foreground pixel: of any class, or of a class drawn first (classes)."""
+    foreground_fraction: float = 0.5
+    """That share."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainDataConfig(CropsConfig):
+    """Which slides to pre-train on, and how crops are cut from them; no labels. The defaults are the paper's."""
+
+    samples_per_epoch: int = 10_000
+    """Random crops that make an epoch."""
+    batch_size: int = 48
+    """Samples per step and device."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InitConfig:
+    """The pre-trained encoder that a segmenter starts from, and what training may change of it."""
+
+    encoder: str
+    """Folder of a pre-trained model or of its run, ours or of release 0.1.0; other levels than the recipe's are left
+    out."""
+    mode: Literal["full", "frozen", "lora"] = "full"
+    """Train all of the encoder (at optim.encoder_lr_factor), nothing, or low-rank additions to its matrices (needs the
+    extra muvit[lora])."""
+    lora_rank: int = 8
+    """Rank of the additions."""
+    lora_alpha: int = 16
+    """Additions are scaled by lora_alpha / lora_rank."""
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("full", "frozen", "lora"):
+            raise InputError("init.mode", expected="full, frozen or lora", got=repr(self.mode))
+        for name in ("lora_rank", "lora_alpha"):
+            if getattr(self, name) <= 0:
+                raise InputError(f"init.{name}", expected="a positive number", got=getattr(self, name))
+
+
+@dataclass(frozen=True, kw_only=True)
 class LossConfig:
     """Weights of the segmentation loss (MuViT sections 3.4 and 4.2)."""
 
@@ -77,21 +119,36 @@ class RunConfig:
     """Passes of samples_per_epoch samples."""
     seed: int = 0
     """Seed of everything random."""
-    accelerator: str = "auto"
-    """Where to compute: auto, cpu, gpu, mps."""
+    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps", "tpu"] = "auto"
+    """Where to compute; auto takes a GPU if there is one."""
     devices: int = 1
-    """Number of devices."""
+    """Number of devices of each machine."""
+    num_nodes: int = 1
+    """Number of machines."""
     val_every: int = 1
     """Validate after every n-th epoch."""
     pictures: int = 4
     """Validation crops to draw after each validation; 0 draws none."""
     progress: bool = True
     """Show a progress bar."""
+    wandb_project: str | None = None
+    """Also log to this project on Weights & Biases (needs the extra muvit[wandb]); CSV and TensorBoard are always
+    written."""
 
     def __post_init__(self) -> None:
-        for name, least in (("epochs", 1), ("devices", 1), ("val_every", 1), ("pictures", 0), ("seed", 0)):
+        for name, least in (
+            ("epochs", 1),
+            ("devices", 1),
+            ("num_nodes", 1),
+            ("val_every", 1),
+            ("pictures", 0),
+            ("seed", 0),
+        ):
             if getattr(self, name) < least:
                 raise InputError(f"run.{name}", expected=f"a number >= {least}", got=getattr(self, name))
+        accelerators = get_args(get_type_hints(RunConfig)["accelerator"])
+        if self.accelerator not in accelerators:
+            raise InputError("run.accelerator", expected=" or ".join(accelerators), got=repr(self.accelerator))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +162,27 @@ class Recipe:
     loss: LossConfig = field(default_factory=LossConfig)
     """The loss."""
     optim: OptimConfig = field(default_factory=OptimConfig)
+    """Optimiser and schedule."""
+    run: RunConfig = field(default_factory=RunConfig)
+    """Duration, seed and devices."""
+    init: InitConfig | None = None
+    """A pre-trained encoder to start from; unset, training starts from scratch."""
+
+    def __post_init__(self) -> None:
+        weights, num_classes = self.loss.class_weights, self.model.num_classes
+        if weights is not None and len(weights) != num_classes:
+            raise InputError("loss.class_weights", expected=f"{num_classes}, as model.num_classes says", got=weights)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainRecipe:
+    """Everything that a pre-training run depends on."""
+
+    data: PretrainDataConfig
+    """The slides and the crops."""
+    model: MAEConfig
+    """The masked autoencoder."""
+    optim: PretrainOptimConfig = field(default_factory=PretrainOptimConfig)
     """Optimiser and schedule."""
     run: RunConfig = field(default_factory=RunConfig)
     """Duration, seed and devices."""

@@ -1,8 +1,9 @@
 """Training a segmenter: one shared step, scores from a confusion matrix."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
+import numpy as np
 import torch
 from lightning import LightningModule
 from torch import Tensor
@@ -12,6 +13,7 @@ from muvit.labels import IGNORE
 from muvit.losses import SegmentationLoss
 from muvit.metrics import scores
 from muvit.segmentation import Segmenter
+from muvit.training.initial import merged
 from muvit.training.optim import OptimConfig, build_optimizer, build_schedule
 
 
@@ -25,14 +27,40 @@ class SegmentationTask(LightningModule):
         loss: from logits and labels to a scalar.
         optim: optimiser settings.
         class_names: name of each class, background first.
+        freeze_encoder: leave the encoder as it is, in evaluation mode.
+        seed: of whatever is random in the model.
     """
 
     def __init__(
-        self, model: Segmenter, loss: SegmentationLoss, optim: OptimConfig, class_names: Sequence[str]
+        self,
+        model: Segmenter,
+        loss: SegmentationLoss,
+        optim: OptimConfig,
+        class_names: Sequence[str],
+        *,
+        freeze_encoder: bool = False,
+        seed: int = 0,
     ) -> None:
         super().__init__()
+        self.freeze_encoder, self.seed = freeze_encoder, seed
         self.model, self.loss, self.optim, self.class_names = model, loss, optim, tuple(class_names)
         self.confusion = MulticlassConfusionMatrix(len(self.class_names), ignore_index=IGNORE, validate_args=False)
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch between training and evaluation; a frozen encoder stays in evaluation."""
+        super().train(mode)
+        if self.freeze_encoder:
+            self.model.encoder.eval()
+        return self
+
+    def model_to_keep(self) -> Segmenter:
+        """The model that is saved: plain weights, adapters merged into them."""
+        return merged(self.model)
+
+    def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Tie dropout and random attention to the step, so that a resumed run repeats them."""
+        sequence = np.random.SeedSequence((self.seed, self.global_rank, self.global_step))
+        torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0]))
 
     def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
         """Loss of one batch."""
@@ -65,9 +93,3 @@ class SegmentationTask(LightningModule):
         on_train = stage == "train"
         self.log(f"{stage}_loss", loss.detach(), on_step=on_train, on_epoch=not on_train, batch_size=len(logits))
         return loss, logits
-
-
-def precision_for(accelerator: str) -> str:
-    """bfloat16 mixed precision on a GPU, full precision elsewhere."""
-    on_gpu = accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.is_available())
-    return "bf16-mixed" if on_gpu else "32-true"

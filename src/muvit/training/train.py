@@ -1,29 +1,19 @@
 """One training run: checks first, then training, with everything it leaves in one folder."""
 
-import logging
-import shutil
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
 import lightning
-import yaml
-from lightning import Trainer
-from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning import Callback
 
-from muvit.checkpoints import plain
-from muvit.errors import ExistsError, InputError
 from muvit.losses import SegmentationLoss
 from muvit.segmentation import Segmenter
 from muvit.training.callbacks import ExamplePictures, KeepModels
 from muvit.training.datamodule import SegmentationData
+from muvit.training.initial import start_from
 from muvit.training.recipe import Recipe
-from muvit.training.segment import SegmentationTask, precision_for
-
-RECIPE = "recipe.yaml"
+from muvit.training.run import build_trainer, check_devices, check_wandb, prepare_folder, quiet
+from muvit.training.segment import SegmentationTask
 
 
 def train_segmenter(
@@ -49,89 +39,33 @@ def train_segmenter(
 
     Raises:
         ExistsError: ``output`` exists, and neither ``resume`` nor ``overwrite`` is set.
-        InputError, ReadError: slides, labels or settings do not fit; nothing has been written then.
+        InputError, ReadError: slides, labels, settings or the pre-trained encoder do not fit; nothing has been written
+            then.
     """
     output = Path(output)
     lightning.seed_everything(recipe.run.seed, verbose=False)
     data = SegmentationData(recipe)
     preprocessing, val_crops = data.preprocessing, data.val_crops
+    model = Segmenter(**{name: getattr(recipe.model, name) for name in recipe.model.__dataclass_fields__})
+    if recipe.init is not None:
+        start_from(model, recipe.init)
     task = SegmentationTask(
-        Segmenter(**{name: getattr(recipe.model, name) for name in recipe.model.__dataclass_fields__}),
+        model,
         SegmentationLoss(**asdict(recipe.loss)),
         recipe.optim,
         preprocessing.class_names,
+        freeze_encoder=recipe.init is not None and recipe.init.mode == "frozen",
+        seed=recipe.run.seed,
     )
-    checkpoint = _prepare(recipe, output, resume, overwrite)
+    check_devices(recipe.run)
+    if recipe.run.wandb_project is not None:
+        check_wandb()
+    checkpoint = prepare_folder(recipe, output, resume, overwrite)
     keep = [KeepModels(output, preprocessing), *(callbacks or [])]
     if val_crops is not None and recipe.run.pictures:
         keep.append(ExamplePictures(output / "pictures", val_crops, recipe.run.pictures, preprocessing))
-    with _quiet():
-        _trainer(recipe, output, keep).fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    with quiet():
+        often = min(10, len(data.train_dataloader()))  # an epoch may be shorter than ten steps
+        trainer = build_trainer(recipe.run, output, recipe.optim.gradient_clip, keep, log_every_n_steps=often)
+        trainer.fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     return output / ("best" if (output / "best").exists() else "last")
-
-
-def _prepare(recipe: Recipe, output: Path, resume: bool, overwrite: bool) -> Path | None:
-    """Make the folder of the run; the checkpoint to resume from, if there is one."""
-    settings = plain(asdict(recipe))
-    if resume:
-        checkpoint = output / "resume" / "last.ckpt"
-        if not checkpoint.is_file():
-            raise InputError(output, expected="a run that was stopped, to resume it", got=f"no {checkpoint}")
-        before = yaml.safe_load((output / RECIPE).read_text())
-        changed = sorted(key for key in settings if key != "run" and before.get(key) != settings[key])
-        if changed:
-            raise InputError(
-                output / RECIPE,
-                expected="the settings that the run was started with",
-                got=f"others in {', '.join(changed)}",
-            )
-        return checkpoint
-    if output.exists() and any(output.iterdir()):
-        if not overwrite:
-            raise ExistsError(output, hint="Pass --resume to go on with the run, or --overwrite to delete it.")
-        if not (output / RECIPE).is_file():
-            raise InputError(output, expected=f"a run to overwrite, with {RECIPE}", got="a folder of something else")
-        shutil.rmtree(output)
-    output.mkdir(parents=True, exist_ok=True)
-    (output / RECIPE).write_text(yaml.safe_dump(settings, sort_keys=False))
-    return None
-
-
-def _trainer(recipe: Recipe, output: Path, callbacks: list[Callback]) -> Trainer:
-    run = recipe.run
-    keep: list[Callback] = [
-        *callbacks,
-        ModelCheckpoint(output / "resume", filename="last", save_top_k=1, enable_version_counter=False),
-        LearningRateMonitor("step"),
-    ]
-    if run.progress:
-        keep.append(TQDMProgressBar(refresh_rate=5))
-    return Trainer(
-        accelerator=run.accelerator,
-        devices=run.devices,
-        precision=precision_for(run.accelerator),  # type: ignore[arg-type]
-        max_epochs=run.epochs,
-        check_val_every_n_epoch=run.val_every,
-        gradient_clip_val=recipe.optim.gradient_clip,
-        callbacks=keep,
-        logger=[CSVLogger(output, name="logs"), TensorBoardLogger(output, name="tensorboard")],
-        log_every_n_steps=10,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,  # EpochSampler shares the samples out itself
-        enable_progress_bar=run.progress,
-        enable_model_summary=False,
-    )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Leave out what Lightning says of its own making and no user can act on."""
-    log = logging.getLogger("lightning.pytorch")
-    before = log.level
-    log.setLevel(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module="lightning")
-            yield
-    finally:
-        log.setLevel(before)

@@ -1,0 +1,25 @@
+"""``muvit pretrain``."""
+
+from pathlib import Path
+
+from jsonargparse import ArgumentParser, Namespace
+
+from muvit.cli.train import recipe_from
+from muvit.training.recipe import PretrainRecipe
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Arguments of the verb."""
+    parser.add_argument("--config", action="config", help="recipe in YAML; later arguments override it")
+    parser.add_argument("--output", type=Path, required=True, help="folder of the run")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in the output folder")
+    parser.add_argument("--overwrite", action="store_true", help="delete a run that is there already")
+    parser.add_class_arguments(PretrainRecipe, as_group=False)
+
+
+def run(arguments: Namespace) -> None:
+    """Pre-train, and say where the model is."""
+    from muvit.training.pretrain import pretrain_mae
+
+    recipe = recipe_from(arguments, PretrainRecipe)
+    print(pretrain_mae(recipe, arguments.output, resume=arguments.resume, overwrite=arguments.overwrite))

@@ -1,0 +1,185 @@
+"""One pre-training run: from a recipe, or from a user's own data loaders with the signature of release 0.1.0."""
+
+import logging
+from argparse import Namespace
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning
+import torch
+from lightning import Callback
+from lightning.pytorch.loggers import Logger
+from torch.utils.data import DataLoader
+
+from muvit.data.dataset import MuViTDataset
+from muvit.errors import ExistsError, InputError
+from muvit.mae import MuViTMAE, build_mae
+from muvit.training.callbacks import KeepModels
+from muvit.training.datamodule import PretrainData
+from muvit.training.optim import PretrainOptimConfig
+from muvit.training.recipe import PretrainRecipe, RunConfig
+from muvit.training.reconstruct import PretrainTask
+from muvit.training.reconstructions import ReconstructionPictures
+from muvit.training.run import build_loggers, build_trainer, check_devices, check_wandb, prepare_folder, quiet
+
+
+def pretrain_mae(
+    recipe: PretrainRecipe,
+    output: Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    callbacks: list[Callback] | None = None,
+) -> Path:
+    """Pre-train a masked autoencoder on unlabelled slides.
+
+    Args:
+        recipe: all settings.
+        output: folder of the run. It receives the model folders ``best`` (lowest validation loss) and ``last``,
+            ``logs`` (CSV) and ``tensorboard``, ``pictures`` of reconstructions, ``resume`` and the recipe.
+        resume: go on with the run in ``output`` after its last whole epoch; on a CPU, to the same bits.
+        overwrite: delete a run that is there already.
+        callbacks: further Lightning callbacks.
+
+    Returns:
+        The folder of the best model, or of the last one if the run is not validated.
+
+    Raises:
+        ExistsError: ``output`` exists, and neither ``resume`` nor ``overwrite`` is set.
+        InputError, ReadError: slides or settings do not fit; nothing has been written then.
+    """
+    output, run = Path(output), recipe.run
+    lightning.seed_everything(run.seed, verbose=False)
+    data = PretrainData(recipe)
+    val_crops = data.val_crops
+    model = build_mae(recipe.model)
+    task = PretrainTask(model, recipe.optim, batch_size=recipe.data.batch_size, seed=run.seed)
+    check_devices(run)
+    if run.wandb_project is not None:
+        check_wandb()
+    checkpoint = prepare_folder(recipe, output, resume, overwrite)
+    keep = [KeepModels(output, data.preprocessing, metric="val_loss", lower_is_better=True), *(callbacks or [])]
+    if val_crops is not None and run.pictures:
+        keep.append(ReconstructionPictures(output / "pictures", val_crops, run.pictures))
+    with quiet():
+        often = min(10, len(data.train_dataloader()))  # an epoch may be shorter than ten steps
+        trainer = build_trainer(run, output, recipe.optim.gradient_clip, keep, log_every_n_steps=often)
+        trainer.fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    return output / ("best" if (output / "best").exists() else "last")
+
+
+def fit_mae(
+    model: MuViTMAE,
+    train_dataloader: DataLoader,
+    val_dataloader: DataLoader | None,
+    output: Path | str | None = None,
+    num_epochs: int = 500,
+    lr: float | None = None,
+    nobox: bool = False,
+    warmup_epochs: int = 2,
+    logger: Literal["tensorboard", "tb", "wandb"] | None = "tensorboard",
+    run_name: str | None = None,
+    wandb_project: str | None = "muvit",
+    ckpt_path: Path | str | None = None,
+    accelerator: str = "auto",
+    num_nodes: int = 1,
+    precision: Any = "bf16-mixed",
+    strategy: Any = "auto",
+    data_gen: torch.Generator | None = None,
+    dry: bool = False,
+    gradient_clip_val: float = 0.5,
+    fast_dev_run: bool = False,
+    args_namespace: Namespace | None = None,
+) -> None:
+    """Pre-train a model on a user's own batches of ``img`` and ``bbox``; arguments as in release 0.1.0.
+
+    Args:
+        model: the model; it is trained in place.
+        train_dataloader: batches to train on.
+        val_dataloader: batches to validate on after each epoch (None: none).
+        output: folder of the run, as in `pretrain_mae`; `MuViTMAE.from_folder` reads it, taking the best model, or the
+            last one without validation.
+        num_epochs: passes of the training batches.
+        lr: peak learning rate; None: ``1e-4 * sqrt(samples per step over all devices / 128)``.
+        nobox: hide the boxes from the model.
+        warmup_epochs: epochs over which the learning rate rises from 1 % to its peak.
+        logger: what to log to beside CSV files. Release 0.1.0 takes W&B unless told otherwise; we do not.
+        run_name: name of the run on W&B.
+        wandb_project: project on W&B.
+        ckpt_path: ``resume/last.ckpt`` of a run to go on with.
+        accelerator: where to compute, as Lightning calls it; all devices there are used.
+        num_nodes: number of machines.
+        precision: as Lightning calls it.
+        strategy: as Lightning calls it.
+        data_gen: its seed is that of the masks.
+        dry: write nothing.
+        gradient_clip_val: largest norm of the gradient.
+        fast_dev_run: try one batch of each kind, and write nothing.
+        args_namespace: further settings to log.
+
+    Raises:
+        InputError: the data set, ``output`` or ``logger`` does not fit.
+        ExistsError: ``output`` is not empty, and there is no ``ckpt_path``.
+    """
+    if logger not in ("tensorboard", "tb", "wandb", None):
+        raise InputError("logger", expected="tensorboard, tb, wandb or None", got=repr(logger))
+    if logger == "wandb":
+        check_wandb()
+    _check_dataset(model, train_dataloader)
+    folder = None if dry or fast_dev_run else _output(output, ckpt_path)
+    loggers: list[Logger] = []
+    if folder is not None:
+        loggers = build_loggers(
+            folder,
+            wandb_project if logger == "wandb" else None,
+            tensorboard=logger in ("tensorboard", "tb"),
+            run_name=run_name,
+        )
+        for one in loggers if args_namespace is not None else ():
+            one.log_hyperparams(vars(args_namespace))
+    optim = PretrainOptimConfig(lr=lr, warmup_epochs=warmup_epochs, gradient_clip=gradient_clip_val)
+    seed = 0 if data_gen is None else data_gen.initial_seed()
+    batch_size = train_dataloader.batch_size or 1
+    task = PretrainTask(model, optim, batch_size=batch_size, seed=seed, use_boxes=not nobox)
+    keep = [] if folder is None else [KeepModels(folder, None, metric="val_loss", lower_is_better=True)]
+    with quiet():
+        trainer = build_trainer(
+            RunConfig(epochs=num_epochs, num_nodes=num_nodes),
+            folder,
+            gradient_clip_val,
+            keep,
+            accelerator=accelerator,
+            devices="auto",
+            precision=precision,
+            strategy=strategy,
+            logger=loggers,
+            use_distributed_sampler=True,
+            fast_dev_run=fast_dev_run,
+        )
+        trainer.fit(task, train_dataloader, val_dataloader, ckpt_path=ckpt_path, weights_only=True)
+
+
+def _output(output: Path | str | None, ckpt_path: Path | str | None) -> Path:
+    if output is None:
+        raise InputError("output", expected="a folder for the model", got=None, hint="Or pass dry=True.")
+    folder = Path(output)
+    if ckpt_path is None and folder.exists() and any(folder.iterdir()):
+        raise ExistsError(folder, hint="Choose another folder, or pass its resume/last.ckpt as ckpt_path to go on.")
+    return folder
+
+
+def _check_dataset(model: MuViTMAE, loader: DataLoader) -> None:
+    dataset, config = loader.dataset, model.config
+    if not isinstance(dataset, MuViTDataset):
+        return
+    for name, has, wants in (
+        ("n_levels", dataset.n_levels, len(config.levels)),
+        ("n_channels", dataset.n_channels, config.in_channels),
+        ("ndim", dataset.ndim, config.ndim),
+    ):
+        if has != wants:
+            raise InputError(f"{type(dataset).__name__}.{name}", expected=f"{wants}, as the model has", got=has)
+    if tuple(dataset.levels) != tuple(config.levels):
+        logging.getLogger(__name__).warning(
+            "The data set's levels are %s, the model's %s.", tuple(dataset.levels), tuple(config.levels)
+        )

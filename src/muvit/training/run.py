@@ -1,0 +1,180 @@
+"""What every training run shares: its folder, its trainer, its loggers."""
+
+import logging
+import shutil
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from importlib.util import find_spec
+from math import inf
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from lightning import Callback, Trainer
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+
+from muvit.checkpoints import plain
+from muvit.errors import ExistsError, InputError
+from muvit.training.recipe import PretrainRecipe, Recipe, RunConfig
+
+RECIPE = "recipe.yaml"
+CHECKPOINT = Path("resume") / "last.ckpt"
+
+
+def prepare_folder(recipe: Recipe | PretrainRecipe, output: Path, resume: bool, overwrite: bool) -> Path | None:
+    """Make the folder of a run; the checkpoint to resume from, if there is one.
+
+    Raises:
+        ExistsError: the folder exists, and neither ``resume`` nor ``overwrite`` is set.
+        InputError: there is nothing to resume, the recipe has changed since, or the folder to overwrite is no run.
+    """
+    settings = plain(asdict(recipe))
+    if output.exists() and not output.is_dir():
+        raise InputError(output, expected="a folder for the run", got="a file")
+    if resume:
+        checkpoint = output / CHECKPOINT
+        for file in (checkpoint, output / RECIPE):
+            if not file.is_file():
+                raise InputError(output, expected="a run that was stopped, to resume it", got=f"no {file}")
+        changed = _changed_settings(yaml.safe_load((output / RECIPE).read_text()), settings)
+        if changed:
+            raise InputError(
+                output / RECIPE,
+                expected="the settings that the run was started with",
+                got=f"others in {', '.join(changed)}",
+            )
+        (output / RECIPE).write_text(yaml.safe_dump(settings, sort_keys=False))
+        return checkpoint
+    if output.exists() and any(output.iterdir()):
+        if not overwrite:
+            raise ExistsError(output, hint="Pass --resume to go on with the run, or --overwrite to delete it.")
+        if not (output / RECIPE).is_file():
+            raise InputError(output, expected=f"a run to overwrite, with {RECIPE}", got="a folder of something else")
+        shutil.rmtree(output)
+    output.mkdir(parents=True, exist_ok=True)
+    (output / RECIPE).write_text(yaml.safe_dump(settings, sort_keys=False))
+    return None
+
+
+def _changed_settings(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Parts of a recipe that differ; a run may go on for longer or elsewhere, but not with another seed."""
+    changed = [name for name in now if name != "run" and before.get(name) != now[name]]
+    return changed if before["run"]["seed"] == now["run"]["seed"] else [*changed, "run.seed"]
+
+
+def check_devices(run: RunConfig) -> None:
+    """Refuse to compute on devices that this machine does not have.
+
+    Raises:
+        InputError: there are fewer than asked for.
+    """
+    found: dict[str, float] = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    found["gpu"] = max(found.values())
+    found["auto"] = found["gpu"] or inf  # a CPU makes as many devices as one likes
+    if found.get(run.accelerator, inf) < run.devices:
+        raise InputError(
+            "run.devices",
+            expected=f"at most the {found[run.accelerator]} of kind {run.accelerator!r} that this machine has",
+            got=run.devices,
+            hint="Set run.accelerator to auto or cpu.",
+        )
+
+
+def build_trainer(
+    run: RunConfig, output: Path | None, gradient_clip: float, callbacks: Sequence[Callback], **options: Any
+) -> Trainer:
+    """Trainer of a run that logs to ``output`` and can be resumed from there; without ``output`` it writes nothing.
+
+    ``options`` go to Lightning's trainer.
+    """
+    keep = list(callbacks)
+    if output is not None:
+        keep += [
+            ModelCheckpoint(
+                output / CHECKPOINT.parent,
+                filename="last",
+                save_top_k=1,
+                enable_version_counter=False,
+                save_on_train_epoch_end=True,  # after `KeepModels` has seen the epoch, validated or not
+            ),
+            LearningRateMonitor("step"),
+        ]
+        options.setdefault("logger", build_loggers(output, run.wandb_project))
+    if run.progress:
+        keep.append(TQDMProgressBar(refresh_rate=5))
+    settings: dict[str, Any] = {
+        "accelerator": run.accelerator,
+        "devices": run.devices,
+        "num_nodes": run.num_nodes,
+        "precision": precision_for(run.accelerator),
+        "max_epochs": run.epochs,
+        "check_val_every_n_epoch": run.val_every,
+        "gradient_clip_val": gradient_clip,
+        "callbacks": keep,
+        "logger": False,
+        "enable_checkpointing": output is not None,
+        "log_every_n_steps": 10,
+        "num_sanity_val_steps": 0,
+        "use_distributed_sampler": False,  # EpochSampler shares the samples out itself
+        "enable_progress_bar": run.progress,
+        "enable_model_summary": False,
+    }
+    return Trainer(**settings | options)
+
+
+def build_loggers(
+    output: Path, wandb_project: str | None, *, tensorboard: bool = True, run_name: str | None = None
+) -> list[Logger]:
+    """CSV and TensorBoard in ``output``, and Weights & Biases if a project is named.
+
+    Raises:
+        InputError: the package that a project needs is not installed.
+    """
+    loggers: list[Logger] = [CSVLogger(output, name="logs")]
+    if tensorboard:
+        loggers.append(TensorBoardLogger(output, name="tensorboard"))
+    if wandb_project is not None:
+        check_wandb()
+        from lightning.pytorch.loggers import WandbLogger
+
+        loggers.append(WandbLogger(project=wandb_project, name=run_name, save_dir=output))
+    return loggers
+
+
+def check_wandb() -> None:
+    """Refuse to log to Weights & Biases without its package.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    if find_spec("wandb") is None:
+        raise InputError(
+            "logging to Weights & Biases",
+            expected="the package wandb",
+            got="none installed",
+            hint="Install it with: pip install 'muvit[wandb]'",
+        )
+
+
+def precision_for(accelerator: str) -> str:
+    """bfloat16 mixed precision on a GPU, full precision elsewhere."""
+    on_gpu = accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.is_available())
+    return "bf16-mixed" if on_gpu else "32-true"
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Leave out what Lightning says of its own making and no user can act on."""
+    log = logging.getLogger("lightning.pytorch")
+    before = log.level
+    log.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="lightning")
+            yield
+    finally:
+        log.setLevel(before)

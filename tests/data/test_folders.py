@@ -1,0 +1,85 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from muvit.data.folders import class_legend, open_folder, open_labelled_folder
+from muvit.data.ome_zarr import PyramidWriter
+from muvit.data.slides import open_slide
+from muvit.errors import InputError, ReadError
+
+
+def paint(path, value=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((8, 8), value, np.uint8)).save(path)
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for value, name in enumerate(("b", "a", "c")):
+        paint(tmp_path / "images" / f"{name}.png", value)
+        paint(tmp_path / "labels" / f"{name}.tif", 10 + value)
+    return tmp_path
+
+
+def value_of(slide):
+    return int(slide.read(1, (0, 0), (1, 1))[0, 0, 0])
+
+
+def test_slides_come_by_name_in_alphabetical_order(folder):
+    (folder / "images" / ".hidden").touch()
+    slides = open_folder(folder / "images")
+    assert list(slides) == ["a", "b", "c"]
+    assert [value_of(slide) for slide in slides.values()] == [1, 0, 2]
+
+
+def test_images_are_paired_with_the_labels_of_their_name(folder):
+    pairs = open_labelled_folder(folder)
+    assert [(image.name, label.name) for image, label in pairs] == [(n, n) for n in "abc"]
+    assert all(value_of(label) == 10 + value_of(image) for image, label in pairs)
+
+
+@pytest.mark.parametrize("missing", ["labels", "images"])
+def test_an_image_without_labels_and_labels_without_an_image_are_refused(folder, missing):
+    next((folder / missing).glob("b.*")).unlink()
+    kind = {"labels": "labels", "images": "image"}[missing]
+    with pytest.raises(InputError, match=f"expected an image and labels of each name, got no {kind} for 'b'"):
+        open_labelled_folder(folder)
+
+
+def test_two_images_of_one_name_are_refused(folder):
+    paint(folder / "images" / "a.jpg")
+    with pytest.raises(InputError, match=r"a\.png: expected one image of each name, got also .*a\.jpg"):
+        open_folder(folder / "images")
+
+
+@pytest.mark.parametrize("name", ["missing", "empty", "file"])
+def test_what_is_no_folder_of_images_is_refused(tmp_path, name):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").touch()
+    with pytest.raises(ReadError, match=f"{name}: expected a folder of images, got nothing there"):
+        open_folder(tmp_path / name)
+
+
+def test_a_file_that_is_no_image_is_named(folder):
+    (folder / "images" / "notes.txt").write_text("hello")
+    with pytest.raises(ReadError, match=r"notes\.txt"):
+        open_folder(folder / "images")
+
+
+def test_class_names_and_colours_are_those_stored_with_the_labels(folder, tmp_path):
+    writer = PyramidWriter.create(
+        tmp_path / "l.ome.zarr",
+        shape=(8, 8),
+        num_channels=1,
+        dtype=np.uint8,
+        kind="label",
+        label_names={0: "background", 1: "vessel", 7: "void"},
+        label_colors={1: (255, 0, 0, 255), 7: (1, 2, 3, 4)},
+    )
+    writer.write((0, 0), np.zeros((1, 8, 8), np.uint8))
+    writer.finish()
+    names, colors = class_legend(open_slide(tmp_path / "l.ome.zarr"), 2)
+    assert names == {0: "background", 1: "vessel"}
+    assert colors == {1: (255, 0, 0)}
+    assert class_legend(open_slide(folder / "labels" / "a.tif"), 2) == ({}, {})

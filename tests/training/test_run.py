@@ -1,0 +1,33 @@
+import pytest
+import torch
+
+from muvit.errors import InputError
+from muvit.training.recipe import RunConfig
+from muvit.training.run import check_devices, precision_for
+
+
+def test_a_gpu_computes_in_bfloat16_and_a_cpu_in_full_precision(monkeypatch):
+    assert precision_for("cpu") == "32-true"
+    assert precision_for("gpu") == precision_for("cuda") == "bf16-mixed"
+    for has_gpu, expected in ((True, "bf16-mixed"), (False, "32-true")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda answer=has_gpu: answer)
+        assert precision_for("auto") == expected
+
+
+@pytest.mark.parametrize("accelerator", ["gpu", "cuda", "auto"])
+def test_no_more_devices_are_used_than_there_are(monkeypatch, accelerator):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    check_devices(RunConfig(accelerator=accelerator, devices=2))
+    with pytest.raises(InputError, match=f"at most the 2 of kind '{accelerator}' that this machine has, got 3"):
+        check_devices(RunConfig(accelerator=accelerator, devices=3))
+
+
+def test_without_a_gpu_asking_for_one_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    for accelerator in ("gpu", "cuda", "mps"):
+        with pytest.raises(InputError, match="at most the 0"):
+            check_devices(RunConfig(accelerator=accelerator))
+    for accelerator in ("auto", "cpu"):
+        check_devices(RunConfig(accelerator=accelerator, devices=4))

@@ -1,0 +1,129 @@
+import pytest
+import torch
+from lightning import Trainer
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from muvit.encoders import EncoderConfig
+from muvit.labels import IGNORE
+from muvit.losses import SegmentationLoss
+from muvit.metrics import confusion_matrix, scores
+from muvit.segmentation import Segmenter
+from muvit.training.optim import OptimConfig
+from muvit.training.segment import SegmentationTask
+
+SIDE, LEVEL = 8, 8
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def quiet_trainer(**settings):
+    return Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        **settings,
+    )
+
+
+class Samples(TensorDataset):
+    def __getitem__(self, index):
+        return dict(zip(("img", "bbox", "label"), super().__getitem__(index), strict=True))
+
+
+def blob_beside_the_crop(count, seed):
+    """Noise, and a bright column in the coarse view just left or right of the fine one: the side is the class.
+
+    The fine view is one coarse pixel wide and lies anywhere, so that the class shows in neither view alone, and in both
+    together only to whom their places are known.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    img = 0.1 * torch.randn(count, 2, 1, SIDE, SIDE, generator=generator)
+    row = torch.randint(0, SIDE - 1, (count,), generator=generator)
+    column = torch.randint(1, SIDE - 1, (count,), generator=generator)
+    side = torch.randint(0, 2, (count,), generator=generator)
+    for below in (0, 1):
+        img[torch.arange(count), 1, 0, row + below, column + 2 * side - 1] += 4
+    lower = torch.stack([LEVEL * torch.stack([row, column], -1), torch.zeros(count, 2, dtype=torch.int64)], 1).float()
+    bbox = torch.stack([lower, lower + torch.tensor([SIDE, LEVEL * SIDE])[:, None]], 2)
+    return Samples(img, bbox, side[:, None, None].expand(-1, SIDE, SIDE))
+
+
+def accuracy_after_training(boxes="true", num_levels=2, steps=120):
+    torch.manual_seed(0)
+    levels = (1, LEVEL)[:num_levels]
+    encoder = EncoderConfig(
+        in_channels=1, levels=levels, patch_size=2, dim=32, num_layers=2, heads=2, rotary_base=100, level_embed_std=0.02
+    )
+    model = Segmenter(encoder=encoder, num_classes=2, boxes=boxes, decoder_widths=(8, 4), stem_width=4)
+    optim = OptimConfig(lr=3e-3, encoder_lr_factor=1.0)
+    task = SegmentationTask(model, SegmentationLoss(), optim, ("left", "right"))
+
+    def first_levels(data):
+        img, bbox, label = data.tensors
+        return Samples(img[:, :num_levels], bbox[:, :num_levels], label)
+
+    trained = first_levels(blob_beside_the_crop(32 * steps, seed=1))
+    quiet_trainer(max_epochs=1, gradient_clip_val=optim.gradient_clip).fit(task, DataLoader(trained, batch_size=32))
+    img, bbox, label = first_levels(blob_beside_the_crop(512, seed=2)).tensors
+    with torch.inference_mode():
+        return (model.eval()(img, bbox).argmax(1) == label).float().mean().item()
+
+
+def test_places_join_two_views_into_what_neither_shows():
+    assert accuracy_after_training() > 0.95
+
+
+def test_without_true_boxes_the_same_model_guesses_much():
+    assert accuracy_after_training(boxes="naive") < 0.8
+
+
+def test_the_fine_view_alone_tells_nothing():
+    assert accuracy_after_training(num_levels=1, steps=60) < 0.6
+
+
+class Fixed(nn.Module):
+    """Says what it is told: the image holds the class."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = nn.Linear(1, 1)
+
+    def forward(self, img, bbox):
+        return nn.functional.one_hot(img[:, 0, 0].long(), 3).movedim(-1, 1).float() * self.encoder.weight.new_ones(1)
+
+
+def test_validation_scores_pool_the_pixels_of_all_batches():
+    generator = torch.Generator().manual_seed(0)
+    guess, truth = (torch.randint(0, 3, (10, 6, 6), generator=generator) for _ in range(2))
+    truth[:, :2] = IGNORE
+    data = Samples(guess[:, None, None].float(), torch.zeros(10, 1, 2, 2), truth)
+    task = SegmentationTask(Fixed(), SegmentationLoss(), OptimConfig(), ("nothing", "one", "two"))
+    loader, trainer = DataLoader(data, batch_size=4), quiet_trainer()
+    expected = scores(confusion_matrix(truth.numpy(), guess.numpy(), 3, ignore=(IGNORE,)))
+    for _ in range(2):  # the second validation starts afresh
+        logged = trainer.validate(task, loader, verbose=False)[0]
+        assert logged["val_mdsc"] == pytest.approx(expected.mean_dice)
+        for name, dice in zip(("nothing", "one", "two"), expected.dice, strict=True):
+            assert logged[f"val_dice/{name}"] == pytest.approx(dice)
+    losses = [task.loss(Fixed()(data.tensors[0][i : i + 4], None), truth[i : i + 4]).item() for i in (0, 4, 8)]
+    assert logged["val_loss"] == pytest.approx((4 * losses[0] + 4 * losses[1] + 2 * losses[2]) / 10, rel=1e-4)
+
+
+def test_a_class_that_does_not_occur_is_not_logged():
+    guess = torch.zeros(2, 4, 4, dtype=torch.int64)
+    guess[0] = 1
+    data = Samples(guess[:, None, None].float(), torch.zeros(2, 1, 2, 2), guess)
+    task = SegmentationTask(Fixed(), SegmentationLoss(), OptimConfig(), ("nothing", "one", "two"))
+    logged = quiet_trainer().validate(task, DataLoader(data, batch_size=2), verbose=False)[0]
+    assert "val_dice/two" not in logged
+    assert logged["val_mdsc"] == 1

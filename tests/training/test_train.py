@@ -1,0 +1,362 @@
+import csv
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from lightning import Callback
+from PIL import Image
+
+from muvit.data.augment import Augmentation
+from muvit.data.ome_zarr import PyramidWriter
+from muvit.data.preprocessing import Preprocessing
+from muvit.data.synthetic import LABEL_COLORS, SyntheticConfig, write_synthetic
+from muvit.encoders import EncoderConfig
+from muvit.errors import ExistsError, InputError, MuViTError, ReadError
+from muvit.segmentation import Segmenter, SegmenterConfig
+from muvit.training.callbacks import KeepModels
+from muvit.training.datamodule import SegmentationData
+from muvit.training.recipe import DataConfig, LossConfig, Recipe, RunConfig
+from muvit.training.train import train_segmenter
+
+STEPS_PER_EPOCH = 3
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def slides(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("synthetic")
+    return write_synthetic(
+        folder / "set", num_train=2, num_val=1, num_test=1, config=SyntheticConfig.small(), workers=1
+    )
+
+
+@pytest.fixture(scope="module")
+def recipe(slides):
+    return Recipe(
+        data=DataConfig(
+            train=str(slides / "train"),
+            val=str(slides / "val"),
+            crop_size=32,
+            samples_per_epoch=4 * STEPS_PER_EPOCH,
+            val_samples=4,
+            batch_size=4,
+        ),
+        model=SegmenterConfig(
+            encoder=EncoderConfig(
+                in_channels=1, levels=(1, 4), patch_size=4, dim=16, num_layers=2, heads=2, dropout=0.1
+            ),
+            num_classes=3,
+            decoder_widths=(8, 8, 4),
+            stem_width=4,
+        ),
+        run=RunConfig(epochs=2, accelerator="cpu", progress=False, pictures=2),
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(recipe, tmp_path_factory):
+    output = tmp_path_factory.mktemp("finished") / "run"
+    model = train_segmenter(recipe, output)
+    return model, output
+
+
+class StopAt(Callback):
+    """The power fails in the middle of an epoch."""
+
+    def __init__(self, epoch):
+        self.epoch = epoch
+
+    def on_train_batch_end(self, trainer, *_):
+        if trainer.current_epoch == self.epoch and trainer.global_step % STEPS_PER_EPOCH == 2:
+            raise RuntimeError("power failure")
+
+
+def log_rows(output):
+    for log in sorted((output / "logs").iterdir()):
+        with (log / "metrics.csv").open(newline="") as lines:
+            yield from csv.DictReader(lines)
+
+
+def change(recipe, part, **changes):
+    return replace(recipe, **{part: replace(getattr(recipe, part), **changes)})
+
+
+def change_encoder(recipe, **changes):
+    return change(recipe, "model", encoder=replace(recipe.model.encoder, **changes))
+
+
+def test_a_run_leaves_its_models_settings_logs_and_pictures(finished, recipe):
+    model, output = finished
+    assert model == output / "best"
+    assert {f.name for f in output.iterdir()} >= {"best", "last", "logs", "tensorboard", "pictures", "resume"}
+    for name in ("best", "last"):
+        files = sorted(f.name for f in (output / name).iterdir())
+        assert files == ["config.yaml", "model.safetensors", "preprocessing.yaml"]
+        assert Segmenter.from_folder(output / name).config == recipe.model
+    pictures = sorted((output / "pictures").iterdir())
+    assert [f.name for f in pictures] == ["epoch_0000.png", "epoch_0001.png"]
+    with Image.open(pictures[0]) as picture:
+        assert np.asarray(picture).std() > 0
+    settings = yaml.safe_load((output / "recipe.yaml").read_text())
+    assert settings["data"]["samples_per_epoch"] == 12
+    assert settings["model"]["encoder"]["levels"] == [1, 4]
+
+
+def test_the_log_holds_losses_scores_and_rates(finished):
+    rows = list(log_rows(finished[1]))
+    logged = {name for row in rows for name, value in row.items() if value}
+    assert {"epoch", "step", "train_loss", "val_loss", "val_mdsc", "val_dice/background"} <= logged
+    assert any(name.startswith("lr-") for name in logged)
+    validated = [row for row in rows if row["val_loss"]]
+    assert [(int(row["epoch"]), int(row["step"])) for row in validated] == [(0, 2), (1, 5)]
+    assert all(float(row["val_loss"]) > 0 for row in validated)
+
+
+def test_the_last_model_is_the_one_in_the_checkpoint(finished):
+    stored = torch.load(finished[1] / "resume" / "last.ckpt", weights_only=True)["state_dict"]
+    kept = Segmenter.from_folder(finished[1] / "last").state_dict()
+    assert all(torch.equal(stored[f"model.{name}"], value) for name, value in kept.items())
+
+
+def test_what_prediction_needs_lies_beside_the_weights(finished):
+    preprocessing = Preprocessing.load(finished[0])
+    assert preprocessing.crop_size == (32, 32)
+    assert preprocessing.class_names == ("background", "outer cell", "inner cell")
+    assert preprocessing.class_colors[1:] == tuple(LABEL_COLORS[i][:3] for i in (1, 2))
+
+
+def test_the_same_recipe_gives_the_same_weights_and_another_seed_others(finished, recipe, tmp_path):
+    expected = (finished[1] / "last" / "model.safetensors").read_bytes()
+    train_segmenter(recipe, tmp_path / "again")
+    assert (tmp_path / "again" / "last" / "model.safetensors").read_bytes() == expected
+    train_segmenter(change(recipe, "run", seed=1), tmp_path / "other")
+    assert (tmp_path / "other" / "last" / "model.safetensors").read_bytes() != expected
+
+
+@pytest.mark.parametrize("val_every", [1, 2])
+def test_a_run_that_was_stopped_and_resumed_equals_one_that_was_not(recipe, tmp_path, val_every):
+    recipe = change(recipe, "run", epochs=4, val_every=val_every, pictures=0)
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    train_segmenter(recipe, whole)
+    with pytest.raises(RuntimeError, match="power failure"):
+        train_segmenter(recipe, broken, callbacks=[StopAt(2)])
+    model = train_segmenter(recipe, broken, resume=True)
+    assert model == broken / "best"
+    for name in ("last", "best"):
+        for file in (whole / name).iterdir():
+            assert (broken / name / file.name).read_bytes() == file.read_bytes()
+    scores = [[(row["step"], row["val_mdsc"]) for row in log_rows(run) if row["val_mdsc"]] for run in (whole, broken)]
+    assert scores[0] == scores[1]
+    assert [int(step) for step, _ in scores[0]] == [STEPS_PER_EPOCH * n - 1 for n in range(val_every, 5, val_every)]
+
+
+def test_resuming_goes_on_at_the_next_epoch(recipe, tmp_path):
+    class Watch(Callback):
+        def __init__(self):
+            self.steps = []
+
+        def on_train_batch_start(self, trainer, *_):
+            self.steps.append((trainer.current_epoch, trainer.global_step))
+
+    watch = Watch()
+    with pytest.raises(RuntimeError, match="power failure"):
+        train_segmenter(recipe, tmp_path / "run", callbacks=[StopAt(1)])
+    train_segmenter(recipe, tmp_path / "run", resume=True, callbacks=[watch])
+    assert watch.steps == [(1, 3), (1, 4), (1, 5)]
+
+
+def test_a_finished_run_can_be_made_longer(recipe, tmp_path):
+    short = change(recipe, "run", epochs=1, pictures=0)
+    train_segmenter(short, tmp_path / "run")
+    train_segmenter(change(short, "run", epochs=2), tmp_path / "run", resume=True)
+    assert [int(row["step"]) for row in log_rows(tmp_path / "run") if row["val_mdsc"]] == [2, 5]
+    assert yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())["run"]["epochs"] == 2
+
+
+@pytest.mark.parametrize(
+    "part, changes",
+    [
+        ("optim", {"lr": 1e-3}),
+        ("data", {"batch_size": 2}),
+        ("loss", {"dice_weight": 0.5}),
+        ("model", {"boxes": "naive"}),
+        ("run", {"seed": 5}),
+    ],
+)
+def test_a_run_is_not_resumed_with_other_settings(finished, recipe, part, changes):
+    before = (finished[1] / "last" / "model.safetensors").read_bytes()
+    with pytest.raises(InputError, match=rf"recipe\.yaml: expected the settings .* got others in {part}"):
+        train_segmenter(change(recipe, part, **changes), finished[1], resume=True)
+    assert (finished[1] / "last" / "model.safetensors").read_bytes() == before
+
+
+def test_what_was_never_begun_cannot_be_resumed(recipe, tmp_path):
+    with pytest.raises(InputError, match="expected a run that was stopped, to resume it"):
+        train_segmenter(recipe, tmp_path / "run", resume=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_is_overwritten_only_when_asked_and_only_if_it_is_one(finished, recipe, tmp_path):
+    with pytest.raises(ExistsError, match=r"--resume .* --overwrite"):
+        train_segmenter(recipe, finished[1])
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "holiday.txt").write_text("dear")
+    with pytest.raises(ExistsError):
+        train_segmenter(recipe, tmp_path / "photos")
+    with pytest.raises(InputError, match="expected a run to overwrite"):
+        train_segmenter(recipe, tmp_path / "photos", overwrite=True)
+    assert (tmp_path / "photos" / "holiday.txt").read_text() == "dear"
+    (tmp_path / "file").write_text("dear")
+    for overwrite in (False, True):
+        with pytest.raises(MuViTError):
+            train_segmenter(recipe, tmp_path / "file", overwrite=overwrite)
+    assert (tmp_path / "file").read_text() == "dear"
+
+
+def test_overwriting_begins_afresh(recipe, tmp_path):
+    run = tmp_path / "run"
+    quick = change(recipe, "run", epochs=1, pictures=0)
+    train_segmenter(quick, run)
+    (run / "stale").touch()
+    train_segmenter(quick, run, overwrite=True)
+    assert not (run / "stale").exists()
+    assert len(list((run / "logs").iterdir())) == 1
+
+
+def test_without_validation_the_last_model_is_the_result(recipe, tmp_path):
+    blind = change(change(recipe, "data", val=None), "run", epochs=1)
+    assert train_segmenter(blind, tmp_path / "run") == tmp_path / "run" / "last"
+    assert not (tmp_path / "run" / "best").exists()
+    assert not (tmp_path / "run" / "pictures").exists()
+
+
+def test_the_best_model_is_the_one_of_the_highest_score(tmp_path, recipe):
+    class Stub:
+        is_global_zero = True
+
+        def __init__(self, score):
+            self.callback_metrics = {} if score is None else {"val_mdsc": torch.tensor(score)}
+
+    saved = []
+    keep = KeepModels(tmp_path, None)
+    keep._save = lambda task, name: saved.append(name)
+    for score in (0.5, 0.4, float("nan"), None, 0.6):
+        saved.append(score)
+        keep.on_train_epoch_end(Stub(score), None)
+    assert saved[:8] == [0.5, "last", "best", 0.4, "last", *saved[5:8]]
+    assert saved.count("best") == 2
+    assert saved[-2:] == ["last", "best"]
+    resumed = KeepModels(tmp_path, None)
+    resumed.load_state_dict(keep.state_dict())
+    assert resumed.best == pytest.approx(0.6)
+
+
+def test_augmentation_and_balance_reach_the_crops(recipe):
+    plain = change(recipe, "data", augmentation=Augmentation.geometric(), balance="classes", foreground_fraction=1.0)
+    crops = SegmentationData(plain).train_crops
+    assert all((crops[i]["label"] > 0).any() for i in range(8))
+    widths = [crops[i]["bbox"][:, 1] - crops[i]["bbox"][:, 0] for i in range(4)]
+    assert all(w.tolist() == [[32, 32], [128, 128]] for w in widths)
+
+
+def bad_recipes():
+    yield "no folder", lambda r, _: change(r, "data", train="nowhere"), ReadError, "nowhere"
+    yield "no validation folder", lambda r, _: change(r, "data", val="nowhere"), ReadError, "nowhere"
+    yield "channels", lambda r, _: change_encoder(r, in_channels=3), InputError, r"\.ome\.zarr: expected 3 channel"
+    yield "classes", lambda r, _: change(r, "model", num_classes=2), InputError, r"label values from 0 to 1, got 2"
+    yield (
+        "crop",
+        lambda r, _: change(r, "data", crop_size=30),
+        InputError,
+        r"multiples of the patch \(4, 4\), got \(30, 30\)",
+    )
+    yield "crop axes", lambda r, _: change(r, "data", crop_size=(32, 32, 32)), InputError, "crop_size"
+    yield "no crop", lambda r, _: change(r, "data", crop_size=0), InputError, "size"
+    yield "missing level", lambda r, _: change_encoder(r, levels=(1, 16)), InputError, "level 16"
+    yield "level order", lambda r, _: change_encoder(r, levels=(4, 1)), InputError, "ascending order"
+    yield "names", lambda r, _: change(r, "data", class_names=("a", "b")), InputError, "class_names: expected 3 names"
+    yield (
+        "normalization",
+        lambda r, _: change(r, "data", normalization={"kind": "whiten"}),
+        InputError,
+        "normalization: expected a kind out of",
+    )
+    yield (
+        "class weights",
+        lambda r, _: replace(r, loss=LossConfig(class_weights=(1.0, 2.0))),
+        InputError,
+        "class_weights: expected 3",
+    )
+    yield "no labels", lambda r, path: change(r, "data", train=str(unlabelled(path))), MuViTError, "no labels for"
+    yield "truncated", lambda r, path: change(r, "data", train=str(truncated(path))), ReadError, "a.png"
+    yield "dtype", lambda r, path: change(r, "data", train=str(float_labels(path))), InputError, "integer type"
+
+
+def write(path, pixels, kind):
+    writer = PyramidWriter.create(
+        path, shape=pixels.shape, num_channels=1, dtype=pixels.dtype, levels=(1, 4), kind=kind
+    )
+    writer.write((0, 0), pixels[None])
+    writer.finish()
+
+
+def unlabelled(folder):
+    pixels = np.zeros((128, 128), np.uint8)
+    for name in ("images/a", "images/b", "labels/a"):
+        write(folder / f"{name}.ome.zarr", pixels, "label" if "labels" in name else "image")
+    return folder
+
+
+def truncated(folder):
+    for name in ("images", "labels"):
+        (folder / name).mkdir(parents=True)
+        Image.fromarray(np.zeros((128, 128), np.uint8)).save(folder / name / "a.png")
+        (folder / name / "a.png").write_bytes((folder / name / "a.png").read_bytes()[:40])
+    return folder
+
+
+def float_labels(folder):
+    write(folder / "images" / "a.ome.zarr", np.zeros((128, 128), np.uint8), "image")
+    write(folder / "labels" / "a.ome.zarr", np.zeros((128, 128), np.float32), "image")
+    return folder
+
+
+@pytest.mark.parametrize("spoil, error, message", [pytest.param(*rest, id=name) for name, *rest in bad_recipes()])
+def test_bad_input_is_refused_before_anything_is_written(recipe, tmp_path, spoil, error, message):
+    with pytest.raises(error, match=message):
+        train_segmenter(spoil(recipe, tmp_path / "data"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "part, field, value",
+    [
+        ("data", "samples_per_epoch", 0),
+        ("data", "val_samples", 0),
+        ("data", "batch_size", 0),
+        ("data", "batch_size", 100),
+        ("data", "num_workers", -1),
+        ("data", "foreground_fraction", 2.0),
+        ("data", "padding", "mirror"),
+        ("data", "balance", "evenly"),
+        ("run", "epochs", 0),
+        ("run", "devices", 0),
+        ("run", "val_every", 0),
+        ("run", "pictures", -1),
+        ("run", "seed", -1),
+        ("run", "accelerator", "abacus"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(recipe, tmp_path, part, field, value):
+    with pytest.raises(InputError):
+        train_segmenter(change(recipe, part, **{field: value}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
