@@ -43,5 +43,15 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+docs: $(STAMP)
+	$(UV) pip install --quiet --python $(BIN)/python --group docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo site/index.html
+
+# at a size for a CPU, a few minutes; the committed results in benchmarks/results/ are those of the full size
+bench: $(STAMP)
+	$(BIN)/python benchmarks/synthetic_leak_probe.py --variants small --train-images 60 --test-images 20 \
+		--train-crops 480 --test-crops 160 --epochs 10 4 --output build/bench/synthetic_leak_probe.md
+
 clean:
-	rm -rf $(VENV) .uv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .uv build dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -270,7 +270,7 @@ def test_models_come_back_from_their_folder(tmp_path, sample):
     again = MuViTMAE2d.from_folder(tmp_path / "mae").eval()
     assert again.config == model.config
     assert torch.equal(again(img, bbox, mask=mask)["loss"], model(img, bbox, mask=mask)["loss"])
-    with pytest.raises(CheckpointError, match="2D|3D"):
+    with pytest.raises(CheckpointError, match="3D"):
         MuViTMAE3d.from_folder(tmp_path / "mae")
 
 

@@ -42,9 +42,7 @@ def test_a_mask_is_a_permutation_with_a_fixed_number_of_visible_tokens(
     assert mask.num_visible == int(count * (1 - ratio))
     assert torch.equal(mask.order.sort(1).values, torch.arange(count).expand(batch, -1))
     assert torch.equal(torch.cat([mask.visible, mask.masked], 1), mask.order)
-    assert torch.equal(
-        mask.is_masked.long(), torch.zeros(batch, count, dtype=torch.long).scatter(1, mask.masked, 1)
-    )
+    assert torch.equal(mask.is_masked.long(), torch.zeros(batch, count, dtype=torch.long).scatter(1, mask.masked, 1))
 
 
 def test_a_quarter_is_visible_by_default():
@@ -121,7 +119,7 @@ def test_extreme_budgets_stay_whole(alpha):
     mask = draw_mask(500, 3, 12, alpha=alpha, generator=seeded())
     assert budgets(mask, 3).sum(1).tolist() == [9] * 500
     assert torch.equal(mask.order.sort(1).values, torch.arange(36).expand(500, -1))
-    if alpha < 1:
+    if alpha == 1e-6:  # one level has all the weight
         assert budgets(mask, 3).max(1).values.tolist() == [9] * 500
 
 

@@ -26,7 +26,7 @@ _HOME = {
     "MuViTError": "errors",
 }
 
-__all__ = ["__version__", *_HOME]  # noqa: PLE0604 (names are the keys)
+__all__ = ["__version__", *_HOME]
 
 
 def __getattr__(name: str) -> Any:

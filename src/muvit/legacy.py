@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
+from zipfile import is_zipfile
 
 import torch
 import yaml
@@ -55,10 +56,12 @@ def load_legacy_weights(path: Path, device: str | torch.device = "cpu") -> dict[
         CheckpointError: the file is damaged, or holds anything but tensors.
     """
     file = path / WEIGHTS
+    if not is_zipfile(file):
+        raise CheckpointError(file, expected="weights that torch.save wrote, whole", got="another kind of file")
     try:
         state = torch.load(file, map_location=device, weights_only=True)
     except (UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        raise CheckpointError(file, expected="tensors and nothing else", got=str(error).splitlines()[0]) from error
+        raise CheckpointError(file, expected="tensors and nothing else", got=str(error).partition("\n")[0]) from error
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise CheckpointError(file, expected="tensors by name", got=type(state).__name__)
     return convert_weights(state)

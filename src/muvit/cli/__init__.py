@@ -50,6 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MuViTError as error:
         print(f"muvit: {error}", file=sys.stderr)
         return 1
+    except OSError as error:  # a disk that is full, a folder that may not be written
+        print(f"muvit: {error.filename or 'file system'}: {error.strerror or error}.", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("muvit: interrupted", file=sys.stderr)
         return 1

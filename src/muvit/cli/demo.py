@@ -13,7 +13,7 @@ from muvit.errors import ExistsError
 from muvit.evaluation.comparison import compare, with_controls
 from muvit.segmentation import SegmenterConfig
 from muvit.training.optim import OptimConfig
-from muvit.training.recipe import DataConfig, Recipe, RunConfig
+from muvit.training.recipe import DataConfig, LossConfig, Recipe, RunConfig
 
 TITLE = "Cells whose class shows only from afar"
 INTRO = (
@@ -38,7 +38,7 @@ def run(arguments: Namespace) -> None:
     began, output = time.perf_counter(), arguments.output
     if output.exists() and any(output.iterdir()) and not arguments.overwrite:
         raise ExistsError(output)
-    train, val, test = (24, 4, 2) if arguments.quick else (240, 12, 16)
+    train, val, test = (12, 2, 2) if arguments.quick else (240, 12, 16)
     with Progress("Synthetic images", "image") as progress:
         data = write_synthetic(
             output / "data",
@@ -74,7 +74,7 @@ def recipe(data: Path, seed: int = 0, *, quick: bool = False) -> Recipe:
             crop_size=64,
             normalization={"kind": "range", "low": 0, "high": GREY_LEVELS_PER_UNIT},
             augmentation=Augmentation.geometric(quarter_turns=True),
-            samples_per_epoch=160 if quick else 1600,
+            samples_per_epoch=96 if quick else 1600,
             val_samples=16 if quick else 256,
             batch_size=16,
         ),
@@ -92,6 +92,8 @@ def recipe(data: Path, seed: int = 0, *, quick: bool = False) -> Recipe:
             decoder_widths=(32, 16, 16, 8),
             stem_width=8,
         ),
+        # as long as the cells cannot be told apart, soft Dice favours one label for all of them and delays learning
+        loss=LossConfig(dice_weight=0.0),
         optim=OptimConfig(lr=1e-3, encoder_lr_factor=1.0),
-        run=RunConfig(epochs=2 if quick else 9, seed=seed, progress=False),
+        run=RunConfig(epochs=2 if quick else 13, seed=seed, progress=False),
     )

@@ -53,10 +53,10 @@ def run(arguments: Namespace) -> None:
         ignore=arguments.ignore_labels,
         class_names=[names.get(value, f"class {value}") for value in range(num_classes)],
     )
-    print("\n".join(_lines(result.table())))
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(json.dumps(result.to_dict(), indent=2) + "\n")
+    print("\n".join(_lines(result.table())))
 
 
 def _slides(path: Path) -> dict[str, Slide]:

@@ -156,7 +156,7 @@ class SlideTiles(Dataset[TileViews]):
             levels=encoder.levels,
             size=crop,
             normalization=preprocessing.normalization,
-            padding=preprocessing.padding,  # type: ignore[arg-type]
+            padding=preprocessing.padding,
         )
 
     def __len__(self) -> int:

@@ -20,7 +20,15 @@ from muvit.training.optim import PretrainOptimConfig
 from muvit.training.recipe import PretrainRecipe, RunConfig
 from muvit.training.reconstruct import PretrainTask
 from muvit.training.reconstructions import ReconstructionPictures
-from muvit.training.run import build_loggers, build_trainer, check_devices, check_wandb, prepare_folder, quiet
+from muvit.training.run import (
+    build_loggers,
+    build_trainer,
+    check_devices,
+    check_wandb,
+    log_interval,
+    prepare_folder,
+    quiet,
+)
 
 
 def pretrain_mae(
@@ -62,7 +70,7 @@ def pretrain_mae(
     if val_crops is not None and run.pictures:
         keep.append(ReconstructionPictures(output / "pictures", val_crops, run.pictures))
     with quiet():
-        often = min(10, len(data.train_dataloader()))  # an epoch may be shorter than ten steps
+        often = log_interval(data.train_dataloader())
         trainer = build_trainer(run, output, recipe.optim.gradient_clip, keep, log_every_n_steps=often)
         trainer.fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     return output / ("best" if (output / "best").exists() else "last")
@@ -154,6 +162,7 @@ def fit_mae(
             strategy=strategy,
             logger=loggers,
             use_distributed_sampler=True,
+            log_every_n_steps=log_interval(train_dataloader),
             fast_dev_run=fast_dev_run,
         )
         trainer.fit(task, train_dataloader, val_dataloader, ckpt_path=ckpt_path, weights_only=True)

@@ -119,7 +119,7 @@ class RunConfig:
     """Passes of samples_per_epoch samples."""
     seed: int = 0
     """Seed of everything random."""
-    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps", "tpu"] = "auto"
+    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = "auto"
     """Where to compute; auto takes a GPU if there is one."""
     devices: int = 1
     """Number of devices of each machine."""

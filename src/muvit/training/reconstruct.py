@@ -14,7 +14,7 @@ from muvit.errors import InputError
 from muvit.mae import MuViTMAE
 from muvit.training.optim import PretrainOptimConfig, build_pretrain_optimizer, build_schedule
 
-_TRAIN, _VALIDATE = 0, 1
+_TRAIN, _VALIDATE, _MODEL = 0, 1, 2
 
 
 class PretrainTask(LightningModule):
@@ -69,7 +69,7 @@ class PretrainTask(LightningModule):
 
     def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Tie dropout and random attention to the step, so that a resumed run repeats them."""
-        torch.manual_seed(self._number(_TRAIN, self.global_step))
+        torch.manual_seed(self._number(_MODEL, self.global_step))
 
     def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
         """Loss of one batch."""
@@ -98,11 +98,11 @@ class PretrainTask(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _step(
-        self, model: MuViTMAE, batch: dict[str, Tensor], stage: str, stage_number: int, step: int
+        self, model: MuViTMAE, batch: dict[str, Tensor], stage: str, purpose: int, step: int
     ) -> dict[str, Tensor]:
         if self._masks is None or self._masks.device != self.device:
             self._masks = torch.Generator(self.device)
-        self._masks.manual_seed(self._number(stage_number, step))
+        self._masks.manual_seed(self._number(purpose, step))
         bbox = batch["bbox"] if self.use_boxes else None
         result = model(batch["img"], bbox, rng_generator=self._masks)
         on_train, size = stage == "train", len(batch["img"])
@@ -118,7 +118,7 @@ class PretrainTask(LightningModule):
         )
         return result
 
-    def _number(self, stage: int, step: int) -> int:
-        """A seed that no other stage, step or process has."""
-        sequence = np.random.SeedSequence((self.seed, stage, self.global_rank, step))
+    def _number(self, purpose: int, step: int) -> int:
+        """A seed that no other purpose, step or process has."""
+        sequence = np.random.SeedSequence((self.seed, purpose, self.global_rank, step))
         return int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1))

@@ -16,6 +16,7 @@ import yaml
 from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from torch.utils.data import DataLoader
 
 from muvit.checkpoints import plain
 from muvit.errors import ExistsError, InputError
@@ -124,6 +125,14 @@ def build_trainer(
         "enable_model_summary": False,
     }
     return Trainer(**settings | options)
+
+
+def log_interval(batches: DataLoader) -> int:
+    """Steps from one line of the log to the next: ten, or as many as an epoch has, if it is shorter."""
+    try:
+        return max(1, min(10, len(batches)))
+    except TypeError:  # batches without end
+        return 10
 
 
 def build_loggers(

@@ -12,7 +12,7 @@ from muvit.training.callbacks import ExamplePictures, KeepModels
 from muvit.training.datamodule import SegmentationData
 from muvit.training.initial import start_from
 from muvit.training.recipe import Recipe
-from muvit.training.run import build_trainer, check_devices, check_wandb, prepare_folder, quiet
+from muvit.training.run import build_trainer, check_devices, check_wandb, log_interval, prepare_folder, quiet
 from muvit.training.segment import SegmentationTask
 
 
@@ -65,7 +65,7 @@ def train_segmenter(
     if val_crops is not None and recipe.run.pictures:
         keep.append(ExamplePictures(output / "pictures", val_crops, recipe.run.pictures, preprocessing))
     with quiet():
-        often = min(10, len(data.train_dataloader()))  # an epoch may be shorter than ten steps
+        often = log_interval(data.train_dataloader())
         trainer = build_trainer(recipe.run, output, recipe.optim.gradient_clip, keep, log_every_n_steps=often)
         trainer.fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     return output / ("best" if (output / "best").exists() else "last")
