@@ -3,7 +3,8 @@
     python benchmarks/prepare_mouse_sections.py SOURCE data/mouse_sections
 
 SOURCE holds ``images/*.png``, ``labels/*.png`` of the same names and ``classes.json`` (label value to name). The
-sections and their labels come from the DeepSlice example brain (github.com/PolarBean/DeepSlice) and the Allen CCFv3 atlas.
+sections and their labels come from the DeepSlice example brain (github.com/PolarBean/DeepSlice) and the Allen CCFv3
+atlas.
 """
 
 import argparse

@@ -1,9 +1,10 @@
 import csv
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import yaml
 
+from muvit.checkpoints import plain
 from muvit.data.synthetic import SyntheticConfig, write_synthetic
 from muvit.encoders import EncoderConfig
 from muvit.errors import ExistsError, InputError, ReadError
@@ -93,10 +94,6 @@ def test_what_fails_in_a_process_is_told_here(recipe, tmp_path):
 
 
 def test_a_recipe_with_its_controls_survives_yaml(recipe):
-    from dataclasses import asdict
-
-    from muvit.checkpoints import plain
-
     for variant in with_controls(recipe):
         again = yaml.safe_load(yaml.safe_dump(plain(asdict(variant.recipe))))
         assert SegmenterConfig(**again["model"]) == variant.recipe.model

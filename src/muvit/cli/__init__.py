@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from types import ModuleType
 
-from jsonargparse import ArgumentParser, set_parsing_settings
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from muvit import __version__
 from muvit.errors import MuViTError
@@ -38,13 +38,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     # only the verb that is called is imported: `muvit info` need not wait for Lightning
     chosen = arguments[0] if arguments[:1] and arguments[0] in VERBS else ""
+    command = f"muvit {chosen}" if chosen else "muvit"
     try:
-        settings = _parser(chosen).parse_args(arguments)
-        _module(chosen).run(settings[chosen])
+        settings = _parse(chosen, arguments)
+        _module(chosen).run(settings)
     except SystemExit as stop:  # how the parser ends after --help and --version
         return int(stop.code or 0)
     except ArgumentError as error:
-        command = f"muvit {chosen}" if chosen else "muvit"
         print(f"{command}: {' '.join(str(error).split())} (see {command} --help)", file=sys.stderr)
         return 2
     except MuViTError as error:
@@ -62,6 +62,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def entrypoint() -> None:
     """What the installed command calls."""
     sys.exit(main())
+
+
+def _parse(chosen: str, arguments: list[str]) -> Namespace:
+    try:
+        return _parser(chosen).parse_args(arguments)[chosen]
+    except UnicodeDecodeError as error:  # of a recipe
+        raise ArgumentError(None, "--config: expected a text file in YAML, got a binary one") from error
 
 
 def _module(verb: str) -> ModuleType:

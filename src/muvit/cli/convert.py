@@ -79,6 +79,8 @@ def run(arguments: Namespace) -> None:
 
 def _target(source: Path, arguments: Namespace) -> Path:
     output: Path = arguments.output
+    if output.is_file():
+        raise InputError("--output", expected="a folder", got=f"the file {output}")
     if output.name.endswith(OME_ZARR_SUFFIXES):
         if len(arguments.source) > 1:
             raise InputError("--output", expected="a folder, for several images", got=output)

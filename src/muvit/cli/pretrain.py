@@ -20,6 +20,9 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(arguments: Namespace) -> None:
     """Pre-train, and say where the model is."""
     from muvit.training.pretrain import pretrain_mae
+    from muvit.training.run import is_first_process
 
     recipe = recipe_from(arguments, PretrainRecipe)
-    print(pretrain_mae(recipe, arguments.output, resume=arguments.resume, overwrite=arguments.overwrite))
+    model = pretrain_mae(recipe, arguments.output, resume=arguments.resume, overwrite=arguments.overwrite)
+    if is_first_process():
+        print(model)

@@ -15,15 +15,18 @@ class Progress:
     """
 
     def __init__(self, title: str, unit: str) -> None:
-        self._bar = tqdm(desc=title, unit=unit, file=sys.stderr, mininterval=0.5, leave=True)
+        self._title, self._unit = title, unit
+        self._bar: tqdm | None = None
 
     def __call__(self, done: int, total: int) -> None:
         """Show ``done`` of ``total``."""
-        self._bar.total = total
+        if self._bar is None:  # not before there is progress, so that an error stands alone
+            self._bar = tqdm(desc=self._title, unit=self._unit, total=total, file=sys.stderr, mininterval=0.5)
         self._bar.update(done - self._bar.n)
 
     def __enter__(self) -> Callable[[int, int], None]:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bar.close()
+        if self._bar is not None:
+            self._bar.close()

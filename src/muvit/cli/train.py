@@ -22,12 +22,14 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(arguments: Namespace) -> None:
     """Train, and say where the model is."""
+    from muvit.training.run import is_first_process
     from muvit.training.train import train_segmenter
 
     model = train_segmenter(
         recipe_from(arguments), arguments.output, resume=arguments.resume, overwrite=arguments.overwrite
     )
-    print(model)
+    if is_first_process():
+        print(model)
 
 
 def recipe_from(arguments: Namespace, kind: type[Kind] = Recipe) -> Kind:  # type: ignore[assignment]

@@ -220,16 +220,15 @@ def _train_and_predict(
 
 def read_curves(run: Path, names: Sequence[str]) -> dict[str, tuple[list[float], list[float]]]:
     """Training steps and values of logged quantities of a run, also of one that was resumed."""
-    curves: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in names}
+    curves: dict[str, dict[float, float]] = {name: {} for name in names}
     logs = sorted((run / "logs").glob("version_*"), key=lambda folder: int(folder.name.removeprefix("version_")))
     for log in logs:
         with (log / "metrics.csv").open(newline="") as lines:
             for row in csv.DictReader(lines):
                 for name in names:
-                    if row.get(name):
-                        curves[name][0].append(float(row["step"]))
-                        curves[name][1].append(float(row[name]))
-    return curves
+                    if row.get(name):  # a resumed run repeats the steps after its last checkpoint
+                        curves[name][float(row["step"])] = float(row[name])
+    return {name: (sorted(curve), [curve[step] for step in sorted(curve)]) for name, curve in curves.items()}
 
 
 # -- results -----------------------------------------------------------------------------------------------------------

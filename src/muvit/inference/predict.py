@@ -96,7 +96,8 @@ def predict_slide(
         kind="label",
         pixel_size_um=None if sizes is None else [size * f for size, f in zip(sizes, finest, strict=True)],
         label_names=dict(enumerate(preprocessing.class_names)),
-        label_colors=dict(enumerate(preprocessing.class_colors)),
+        # a viewer that lays labels over the image must leave the background clear
+        label_colors={i: (*rgb, 255 if i else 0) for i, rgb in enumerate(preprocessing.class_colors)},
         overwrite=overwrite,
     )
     try:

@@ -18,7 +18,6 @@ from muvit.data.preprocessing import Preprocessing
 from muvit.data.sampling import EpochSampler
 from muvit.data.slides import Slide
 from muvit.errors import InputError
-from muvit.layers.patch import patch_grid
 from muvit.pictures import class_colors
 from muvit.training.recipe import CropsConfig, PretrainRecipe, Recipe
 
@@ -60,7 +59,8 @@ class CropsData(LightningDataModule):
         size = (size,) * len(patch) if isinstance(size, int) else tuple(size)
         if len(size) != len(patch):
             raise InputError("data.crop_size", expected=f"one number, or {len(patch)} of them", got=size)
-        patch_grid(size, patch)
+        if any(n % p for n, p in zip(size, patch, strict=True)):
+            raise InputError("data.crop_size", expected=f"multiples of the patch {tuple(patch)}", got=size)
         normalization = normalization_from_dict(self.data.normalization)
         return CropConfig(
             levels=tuple(levels), size=size, normalization=normalization, padding=self.data.padding, **labels

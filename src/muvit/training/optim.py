@@ -37,7 +37,7 @@ class OptimConfig:
             ("gradient_clip", self.gradient_clip > 0, "a positive number"),
         ):
             if not fits:
-                raise InputError(name, expected=expected, got=getattr(self, name))
+                raise InputError(f"optim.{name}", expected=expected, got=getattr(self, name))
 
 
 @dataclass(frozen=True, kw_only=True)

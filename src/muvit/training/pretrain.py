@@ -25,6 +25,7 @@ from muvit.training.run import (
     build_trainer,
     check_devices,
     check_wandb,
+    is_first_process,
     log_interval,
     prepare_folder,
     quiet,
@@ -70,7 +71,7 @@ def pretrain_mae(
     if val_crops is not None and run.pictures:
         keep.append(ReconstructionPictures(output / "pictures", val_crops, run.pictures))
     with quiet():
-        often = log_interval(data.train_dataloader())
+        often = log_interval(data.train_dataloader(), run.devices * run.num_nodes)
         trainer = build_trainer(run, output, recipe.optim.gradient_clip, keep, log_every_n_steps=often)
         trainer.fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     return output / ("best" if (output / "best").exists() else "last")
@@ -172,7 +173,7 @@ def _output(output: Path | str | None, ckpt_path: Path | str | None) -> Path:
     if output is None:
         raise InputError("output", expected="a folder for the model", got=None, hint="Or pass dry=True.")
     folder = Path(output)
-    if ckpt_path is None and folder.exists() and any(folder.iterdir()):
+    if is_first_process() and ckpt_path is None and folder.exists() and any(folder.iterdir()):
         raise ExistsError(folder, hint="Choose another folder, or pass its resume/last.ckpt as ckpt_path to go on.")
     return folder
 

@@ -132,7 +132,7 @@ class RunConfig:
     progress: bool = True
     """Show a progress bar."""
     wandb_project: str | None = None
-    """Also log to this project on Weights & Biases (needs the extra muvit[wandb]); CSV and TensorBoard are always
+    """Also log to this project on Weights & Biases (needs the package wandb); CSV and TensorBoard are always
     written."""
 
     def __post_init__(self) -> None:

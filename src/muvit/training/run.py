@@ -16,6 +16,7 @@ import yaml
 from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.data import DataLoader
 
 from muvit.checkpoints import plain
@@ -34,6 +35,8 @@ def prepare_folder(recipe: Recipe | PretrainRecipe, output: Path, resume: bool, 
         InputError: there is nothing to resume, the recipe has changed since, or the folder to overwrite is no run.
     """
     settings = plain(asdict(recipe))
+    if not is_first_process():  # the first one sees to the folder
+        return output / CHECKPOINT if resume else None
     if output.exists() and not output.is_dir():
         raise InputError(output, expected="a folder for the run", got="a file")
     if resume:
@@ -65,6 +68,11 @@ def _changed_settings(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Parts of a recipe that differ; a run may go on for longer or elsewhere, but not with another seed."""
     changed = [name for name in now if name != "run" and before.get(name) != now[name]]
     return changed if before["run"]["seed"] == now["run"]["seed"] else [*changed, "run.seed"]
+
+
+def is_first_process() -> bool:
+    """Whether this is the only process of the run, or the first of several."""
+    return getattr(rank_zero_only, "rank", 0) == 0
 
 
 def check_devices(run: RunConfig) -> None:
@@ -127,10 +135,10 @@ def build_trainer(
     return Trainer(**settings | options)
 
 
-def log_interval(batches: DataLoader) -> int:
+def log_interval(batches: DataLoader, num_processes: int = 1) -> int:
     """Steps from one line of the log to the next: ten, or as many as an epoch has, if it is shorter."""
     try:
-        return max(1, min(10, len(batches)))
+        return max(1, min(10, len(batches) // num_processes))
     except TypeError:  # batches without end
         return 10
 
@@ -165,7 +173,7 @@ def check_wandb() -> None:
             "logging to Weights & Biases",
             expected="the package wandb",
             got="none installed",
-            hint="Install it with: pip install 'muvit[wandb]'",
+            hint="Install it with: pip install wandb",
         )
 
 

@@ -65,7 +65,7 @@ def train_segmenter(
     if val_crops is not None and recipe.run.pictures:
         keep.append(ExamplePictures(output / "pictures", val_crops, recipe.run.pictures, preprocessing))
     with quiet():
-        often = log_interval(data.train_dataloader())
+        often = log_interval(data.train_dataloader(), recipe.run.devices * recipe.run.num_nodes)
         trainer = build_trainer(recipe.run, output, recipe.optim.gradient_clip, keep, log_every_n_steps=often)
         trainer.fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     return output / ("best" if (output / "best").exists() else "last")
