@@ -87,7 +87,7 @@ def test_what_fails_in_a_process_is_told_here(recipe, tmp_path):
     wrong = replace(recipe, data=DataConfig(train=str(data / "train"), crop_size=60))
     variant = Variant(name="wrong", description="has a crop that its patches do not fill", recipe=wrong)
     with pytest.raises(
-        InputError, match=r"img: expected sides that are multiples of the patch \(8, 8\), got \(60, 60\)"
+        InputError, match=r"data.crop_size: expected multiples of the patch \(8, 8\), got \(60, 60\)"
     ):
         compare([variant], data / "test", tmp_path / "out", title="", intro="")
     assert not (tmp_path / "out").exists()

@@ -206,7 +206,8 @@ def _train_and_predict(
     variant: Variant, output: Path, slides: list[Path], overwrite: bool, queue: "Queue[int]"
 ) -> _Trained:
     run, began = output / "runs" / variant.slug, time.perf_counter()
-    folder = train_segmenter(variant.recipe, run, overwrite=overwrite, callbacks=[_CountSteps(queue)])
+    recipe = replace(variant.recipe, run=replace(variant.recipe.run, progress=False))  # the bar counts for all
+    folder = train_segmenter(recipe, run, overwrite=overwrite, callbacks=[_CountSteps(queue)])
     seconds = time.perf_counter() - began
     model, preprocessing = Segmenter.from_folder(folder), Preprocessing.load(folder)
     for path in slides:

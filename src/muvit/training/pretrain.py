@@ -62,7 +62,9 @@ def pretrain_mae(
     data = PretrainData(recipe)
     val_crops = data.val_crops
     model = build_mae(recipe.model)
-    task = PretrainTask(model, recipe.optim, batch_size=recipe.data.batch_size, seed=run.seed)
+    task = PretrainTask(
+        model, recipe.optim, batch_size=recipe.data.batch_size, seed=run.seed, use_boxes=recipe.boxes == "true"
+    )
     check_devices(run)
     if run.wandb_project is not None:
         check_wandb()

@@ -182,6 +182,8 @@ class PretrainRecipe:
     """The slides and the crops."""
     model: MAEConfig
     """The masked autoencoder."""
+    boxes: Literal["true", "naive"] = "true"
+    """Positions that the model sees: the true boxes, or one set of centred boxes for all (the paper's control)."""
     optim: PretrainOptimConfig = field(default_factory=PretrainOptimConfig)
     """Optimiser and schedule."""
     run: RunConfig = field(default_factory=RunConfig)
