@@ -16,6 +16,7 @@ from PIL import Image
 
 import muvit
 from muvit.cli import main
+from test_legacy import old_mae
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -56,7 +57,7 @@ def snippets(page: Path) -> list[Snippet]:
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a reader has before the first command: pictures of their own, and names for the values of their masks."""
+    """What a reader has before the first command: own pictures, names for the values of their masks, an old model."""
     folder = tmp_path_factory.mktemp("reader")
     rng = np.random.default_rng(0)
     for kind, high in (("photos", 256), ("masks", 3)):
@@ -64,6 +65,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for name in "ab":
             Image.fromarray(rng.integers(0, high, (300, 400), dtype=np.uint8)).save(folder / kind / f"{name}.png")
     (folder / "classes.json").write_text(json.dumps({"0": "background", "1": "tumour", "2": "stroma"}))
+    old_mae(folder / "release_0.1.0")
     return folder
 
 

@@ -62,8 +62,8 @@ def test_curves_are_read_in_the_order_of_the_runs_parts(tmp_path):
 
 
 def test_steps_that_a_resumed_run_repeated_are_drawn_once(tmp_path):
-    log(tmp_path, 0, [{"step": s, "train_loss": float(s)} for s in (9, 19, 29)])
-    log(tmp_path, 1, [{"step": s, "train_loss": s + 0.5} for s in (19, 29, 39)])
+    log(tmp_path, 2, [{"step": s, "train_loss": float(s)} for s in (9, 19, 29)])
+    log(tmp_path, 10, [{"step": s, "train_loss": s + 0.5} for s in (19, 29, 39)])
     assert read_curves(tmp_path, ("train_loss",))["train_loss"] == ([9, 19, 29, 39], [9, 19.5, 29.5, 39.5])
 
 
@@ -86,9 +86,7 @@ def test_what_fails_in_a_process_is_told_here(recipe, tmp_path):
     )
     wrong = replace(recipe, data=DataConfig(train=str(data / "train"), crop_size=60))
     variant = Variant(name="wrong", description="has a crop that its patches do not fill", recipe=wrong)
-    with pytest.raises(
-        InputError, match=r"data.crop_size: expected multiples of the patch \(8, 8\), got \(60, 60\)"
-    ):
+    with pytest.raises(InputError, match=r"data.crop_size: expected multiples of the patch \(8, 8\), got \(60, 60\)"):
         compare([variant], data / "test", tmp_path / "out", title="", intro="")
     assert not (tmp_path / "out").exists()
 

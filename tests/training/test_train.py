@@ -134,6 +134,22 @@ def test_what_prediction_needs_lies_beside_the_weights(finished):
     assert preprocessing.class_colors[1:] == tuple(LABEL_COLORS[i][:3] for i in (1, 2))
 
 
+def test_every_epoch_shows_new_crops_in_their_order(recipe, tmp_path):
+    class Watch(Callback):
+        def __init__(self):
+            self.seen = []
+
+        def on_train_batch_start(self, trainer, task, batch, *_):
+            self.seen += batch["img"]
+
+    watch = Watch()
+    train_segmenter(change(recipe, "run", pictures=0), tmp_path / "run", callbacks=[watch])
+    crops = SegmentationData(recipe).train_crops
+    assert len(watch.seen) == 2 * 4 * STEPS_PER_EPOCH
+    assert all(torch.equal(img, crops[i]["img"]) for i, img in enumerate(watch.seen))
+    assert len({img.numpy().tobytes() for img in watch.seen}) == len(watch.seen)
+
+
 def test_the_same_recipe_gives_the_same_weights_and_another_seed_others(finished, recipe, tmp_path):
     expected = (finished[1] / "last" / "model.safetensors").read_bytes()
     train_segmenter(recipe, tmp_path / "again")

@@ -1,6 +1,6 @@
 """Pictures of what a masked autoencoder sees and what it makes of it (after the paper's figure 2)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +46,7 @@ def reconstruction_rows(
     """Mask and reconstruct samples, for `pictures.panel`: a row for each sample and level.
 
     Each row shows the view with the boxes of all finer views, the same with masked patches grey, the reconstruction,
-    and its absolute error, white where it reaches the contrast of the view. Of volumes, the middle slice is shown.
+    and its absolute error, white where it reaches the contrast of the sample. Of volumes, the middle slice is shown.
 
     Args:
         model: the model; it is put into evaluation mode and back.
@@ -63,19 +63,30 @@ def reconstruction_rows(
     model.train(was_training)
     views, masks, restored = (_slices(t) for t in (img, result["mask"], result["reco"]))
     return [
-        _row(f"level {level:g}", views[b, i], masks[b, i, 0], restored[b, i], _finer_boxes(batch["bbox"][b], i))
+        row
         for b in range(len(img))
-        for i, level in enumerate(model.levels)
+        for row in _rows(model.levels, views[b], masks[b, :, 0], restored[b], batch["bbox"][b])
     ]
 
 
-def _row(title: str, view: np.ndarray, mask: np.ndarray, restored: np.ndarray, boxes: np.ndarray) -> list[Picture]:
-    """Pictures of one view ``(C, H, W)``; ``boxes`` ``(N, 2, 2)`` as shares of its sides."""
-    low, high = np.percentile(view, (1, 99.8), axis=(1, 2), keepdims=True)
-    # side by side, so that both get the contrast of the view
-    shown, shown_restored = np.split(to_rgb(np.concatenate([view, restored.clip(low, high)], axis=-1)), 2, axis=1)
+def _rows(
+    levels: Sequence[float], views: np.ndarray, masks: np.ndarray, restored: np.ndarray, bbox: Tensor
+) -> Iterator[list[Picture]]:
+    """Pictures of each view of a sample: ``views`` and ``restored`` ``(L, C, H, W)``, ``masks`` ``(L, H, W)``."""
+    low, high = np.percentile(views, (1, 99.8), axis=(0, 2, 3), keepdims=True)
+    # side by side, so that all of a sample have one contrast: a view of empty glass looks empty
+    sheet = to_rgb(np.concatenate([*views, *restored.clip(low, high)], axis=-1))
+    shown = np.split(sheet, 2 * len(views), axis=1)
+    errors = (np.abs(restored - views) / np.maximum(high - low, np.finfo(np.float32).tiny)).mean(1)
+    for i, level in enumerate(levels):
+        yield _row(f"level {level:g}", shown[i], masks[i], shown[len(views) + i], errors[i], _finer_boxes(bbox, i))
+
+
+def _row(
+    title: str, shown: RGB, mask: np.ndarray, shown_restored: RGB, error: np.ndarray, boxes: np.ndarray
+) -> list[Picture]:
+    """Pictures of one view; ``boxes`` ``(N, 2, 2)`` as shares of its sides."""
     masked = np.where(mask[..., None], np.uint8(255 * MASK_GREY), shown)
-    error = (np.abs(restored - view) / np.maximum(high - low, np.finfo(np.float32).tiny)).mean(0)
     grey = np.repeat((255 * error.clip(0, 1)).round().astype(np.uint8)[..., None], 3, axis=-1)
     return [
         Picture(title, _outlined(shown, boxes)),

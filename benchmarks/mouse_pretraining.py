@@ -1,0 +1,83 @@
+"""What masked pre-training brings on the mouse-brain sections, as a table and as reconstruction errors.
+
+    P="muvit pretrain --config recipes/mouse_sections_pretrain.yaml"
+    $P --output runs/mouse_pretrain
+    $P --boxes naive --output runs/mouse_pretrain_naive
+    T="muvit train --config recipes/mouse_sections.yaml --data.val data/mouse_sections/test --run.epochs 8"
+    $T --output runs/mouse_scratch
+    $T --init.encoder runs/mouse_pretrain --optim.encoder_lr_factor 0.3 --output runs/mouse_fine_tuned
+    python benchmarks/mouse_pretraining.py
+
+Reconstruction errors are means over 256 crops of the held-out sections, three quarters of the patches of every level
+masked, the same ones for both models.
+"""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import yaml
+from jsonargparse import ArgumentParser
+from torch.utils.data import default_collate
+
+from muvit.evaluation.comparison import read_curves
+from muvit.mae import MuViTMAE2d
+from muvit.training.datamodule import PretrainData
+from muvit.training.recipe import PretrainRecipe
+
+NUM_CROPS, BATCH, SEED = 256, 32, 0
+
+
+def load_recipe(run: Path) -> PretrainRecipe:
+    """The recipe of a run."""
+    parser = ArgumentParser()
+    parser.add_class_arguments(PretrainRecipe, "recipe")
+    settings = parser.parse_object({"recipe": yaml.safe_load((run / "recipe.yaml").read_text())})
+    return parser.instantiate(settings).recipe
+
+
+def reconstruction_errors(run: Path) -> dict[float, float]:
+    """Mean squared error of the masked patches of each level on the crops that the run was validated on."""
+    recipe = load_recipe(run)
+    recipe = replace(recipe, data=replace(recipe.data, val_samples=NUM_CROPS))
+    crops = PretrainData(recipe).val_crops
+    assert crops is not None
+    model = MuViTMAE2d.from_folder(run / "last").eval()
+    totals = torch.zeros(len(model.levels))
+    generator = torch.Generator().manual_seed(SEED)
+    for first in range(0, NUM_CROPS, BATCH):
+        batch = default_collate([crops[i] for i in range(first, first + BATCH)])
+        bbox = batch["bbox"] if recipe.boxes == "true" else None
+        with torch.inference_mode():
+            result = model(batch["img"], bbox, consistent_levels=True, rng_generator=generator)
+        totals += result["loss_per_level"]
+    return dict(zip(model.levels, (totals * BATCH / NUM_CROPS).tolist(), strict=True))
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Markdown."""
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows))
+
+
+def main() -> None:
+    """Print both tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    runs = parser.parse_args().runs
+    names = {"from scratch": "mouse_scratch", "pre-trained": "mouse_fine_tuned"}
+    curves = {name: read_curves(runs / folder, ["val_mdsc"])["val_mdsc"][1] for name, folder in names.items()}
+    epochs = range(1, min(map(len, curves.values())) + 1)
+    print("mDSC on the held-out sections after each epoch:\n")
+    print(table(["start", *(f"E{e}" for e in epochs)], [[n, *(f"{v:.3f}" for v in c)] for n, c in curves.items()]))
+    folders = {"true": "mouse_pretrain", "naive": "mouse_pretrain_naive"}
+    errors = {name: reconstruction_errors(runs / folder) for name, folder in folders.items()}
+    print("\nMean squared error of masked patches on held-out sections:\n")
+    levels = list(errors["true"])
+    rows = [[name, *(f"{error[level]:.5f}" for level in levels)] for name, error in errors.items()]
+    print(table(["boxes", *(f"level {level:g}" for level in levels)], rows))
+
+
+if __name__ == "__main__":
+    main()
