@@ -3,7 +3,7 @@
 A small U-Net is told which pixels are cells (as occupancy, downsampled eightfold) and asked only for their class. It is
 trained and tested twice: on fine crops of 256 px and on coarse crops of 1024 px that hold those fine crops at a random
 place. Both are scored on the cell pixels of the same fine crops. The small variant of the data set has all lengths
-divided by four. SPEC B.2 requires mDSC < 0.57 at 256 px and > 0.88 at 1024 px.
+divided by four. The data set is good if mDSC is below 0.57 at 256 px and above 0.88 at 1024 px.
 
     python benchmarks/synthetic_leak_probe.py
     python benchmarks/synthetic_leak_probe.py --variants small --epochs 5 2 --train-crops 500 --output probe.md

@@ -1,4 +1,6 @@
-"""The Synthetic data set: cells in warped rings, whose class shows only at a coarse scale (SPEC B.2).
+"""The Synthetic data set: cells in warped rings, whose class shows only at a coarse scale.
+
+The paper describes such images (MuViT section 4.1) but neither their generator nor its numbers: the lengths are ours.
 
 Every image holds one or two ring-shaped bands of cells. Cells in the outer half of a band are class 1, those in the
 inner half class 2; both halves look alike. Which half is which follows from the ring's curvature alone, and a warp
@@ -68,7 +70,7 @@ class SyntheticConfig:
     clearance_px: float = 170.0
     """Least distance between the bands of two rings."""
     warp_amplitude_px: float = 140.0
-    """Amplitude of the warp that hides the curvature. The SPEC proposes 70, which a well trained probe sees through at
+    """Amplitude of the warp that hides the curvature. At 70, a well trained probe sees through it at
     256 px (accuracy 0.70, and 0.60 at 105): see ``benchmarks/synthetic_leak_probe.py``."""
     warp_lattices_px: tuple[float, ...] = (256.0, 128.0)
     """Lattice spacing of each octave of the warp."""
@@ -151,12 +153,12 @@ class Scene:
 
 
 def build_scene(index: int, config: SyntheticConfig) -> Scene:
-    """Geometry of image ``index``: rings, warp and cell centres (SPEC B.2, steps 1-4)."""
+    """Geometry of image ``index``: rings, warp and cell centres."""
     return _build_scene(config, *_streams(index, config)[:2])
 
 
 def generate(index: int, config: SyntheticConfig) -> tuple[FloatArray, NDArray[np.uint8]]:
-    """Draw image ``index`` of the data set (SPEC B.2, steps 1-6).
+    """Draw image ``index`` of the data set.
 
     Returns:
         The image, float32 (H, W), from 0 to a little above 1, and its label, uint8 (H, W): 0 background, 1 outer cell,
@@ -277,7 +279,7 @@ def write_synthetic(
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
-    """Generate and store a data set (SPEC B.2, steps 6-7): the first indices train, the next validate, the last test.
+    """Generate and store a data set: the first indices train, the next validate, the last test.
 
     Writes ``folder/{train,val,test}/{images,labels}/<index>.ome.zarr`` with the levels `LEVELS`, images as uint8 (see
     `GREY_LEVELS_PER_UNIT`), and at last ``folder/synthetic.json``, which tells how the data set was made. Everything
@@ -285,7 +287,7 @@ def write_synthetic(
 
     Args:
         folder: where to write.
-        num_train: number of images for training (1638 in the SPEC).
+        num_train: number of images for training (1638 in the paper).
         num_val: number of images for validation (220).
         num_test: number of images for testing (190).
         config: what the images look like.
