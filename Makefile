@@ -31,7 +31,7 @@ demo: $(STAMP)
 	$(BIN)/muvit demo --output $(DEMO)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

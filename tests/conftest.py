@@ -1,3 +1,9 @@
+import os
+
+# one thread per process, also in those that tests start: threads that wait for each other on shared cores take many
+# times longer; set before anything imports torch
+os.environ["OMP_NUM_THREADS"] = "1"
+
 from hypothesis import settings
 
 # how long an example takes says nothing about whether the code is right, least of all on a busy machine

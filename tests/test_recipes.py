@@ -24,14 +24,6 @@ RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 KINDS = {"train": Recipe, "compare": Recipe, "pretrain": PretrainRecipe}
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def commands(file):
     """Command lines of the header that use the recipe."""
     header = re.match(r"(#.*\n)+", file.read_text()).group()

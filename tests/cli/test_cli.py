@@ -4,7 +4,6 @@ from importlib import import_module
 
 import numpy as np
 import pytest
-import torch
 import yaml
 from jsonargparse import ArgumentParser
 from PIL import Image
@@ -27,14 +26,6 @@ model:
   stem_width: 4
 run: {epochs: 9, accelerator: cpu, pictures: 1, progress: false}
 """
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

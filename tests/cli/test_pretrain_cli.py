@@ -10,14 +10,6 @@ from muvit.segmentation import Segmenter
 SIZES = ["patch_size=4", "dim=16", "num_layers=2", "heads=2"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cli")

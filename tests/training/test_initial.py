@@ -19,14 +19,6 @@ from muvit.training.train import train_segmenter
 SIZES = {"in_channels": 1, "patch_size": 4, "dim": 16, "num_layers": 2, "heads": 2}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def pretrained(tmp_path_factory):
     """A model of three levels, in the folder of a run."""

@@ -29,14 +29,6 @@ from muvit.training.run import prepare_folder
 TINY = {"levels": (1, 4), "patch_size": 4, "dim": 16, "num_layers": 1, "heads": 2, "dim_decoder": 16}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory):
     folder = tmp_path_factory.mktemp("slides") / "set"

@@ -15,14 +15,6 @@ from muvit.training.segment import SegmentationTask
 SIDE, LEVEL = 8, 8
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def quiet_trainer(**settings):
     return Trainer(
         accelerator="cpu",
