@@ -2,9 +2,9 @@
 
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, get_type_hints
 
 import torch
 import yaml
@@ -160,6 +160,10 @@ class FolderModel(nn.Module):
             config["rotary_mode"] = "per_layer" if config.pop("use_rotary_embed") else "none"
         if is_legacy(Path(path)):
             config |= cls.legacy_settings
+        foreign = sorted(set(config) - {field.name for field in fields(get_type_hints(cls)["config"])})
+        if foreign:
+            got = f"those of another model, with {', '.join(foreign[:3])}"
+            raise CheckpointError(path, expected=f"settings of {cls.__name__}", got=got)
         try:
             model = cls(**config)
         except (TypeError, InputError) as error:

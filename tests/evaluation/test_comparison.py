@@ -1,4 +1,9 @@
 import csv
+import os
+import signal
+import subprocess
+import sys
+from contextlib import suppress
 from dataclasses import asdict, replace
 
 import pytest
@@ -10,7 +15,7 @@ from muvit.encoders import EncoderConfig
 from muvit.errors import ExistsError, InputError, ReadError
 from muvit.evaluation.comparison import Variant, compare, read_curves, with_controls
 from muvit.segmentation import SegmenterConfig
-from muvit.training.recipe import DataConfig, Recipe
+from muvit.training.recipe import DataConfig, Recipe, RunConfig
 
 
 @pytest.fixture
@@ -80,15 +85,45 @@ def test_test_slides_are_opened_before_any_training(recipe, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_what_fails_in_a_process_is_told_here(recipe, tmp_path):
+def test_what_fails_in_a_process_is_told_here_and_ends_the_others(recipe, tmp_path):
     data = write_synthetic(
         tmp_path / "data", num_train=1, num_val=1, num_test=1, config=SyntheticConfig.small(), workers=1
     )
     wrong = replace(recipe, data=DataConfig(train=str(data / "train"), crop_size=60))
     variant = Variant(name="wrong", description="has a crop that its patches do not fill", recipe=wrong)
+    patient = replace(
+        recipe,
+        data=DataConfig(train=str(data / "train"), crop_size=16, samples_per_epoch=100_000),
+        model=replace(recipe.model, decoder_widths=(8, 8, 8, 8), stem_width=4),
+        run=RunConfig(epochs=1, accelerator="cpu", progress=False),
+    )
+    long = Variant(name="long", description="takes its time", recipe=patient)
     with pytest.raises(InputError, match=r"data.crop_size: expected multiples of the patch \(8, 8\), got \(60, 60\)"):
-        compare([variant], data / "test", tmp_path / "out", title="", intro="")
-    assert not (tmp_path / "out").exists()
+        compare([variant, long], data / "test", tmp_path / "out", title="", intro="")
+    assert not (tmp_path / "out" / "runs" / "wrong").exists()
+    assert not list(tmp_path.rglob("last"))
+    assert not (tmp_path / "out" / "metrics.json").exists()
+
+
+WORKER = """
+import multiprocessing, time
+from concurrent.futures import ProcessPoolExecutor
+from muvit.evaluation.comparison import _start_worker
+pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _start_worker, (1,))
+pool.submit(print, "ready", flush=True).result()
+time.sleep(600)
+"""
+
+
+def test_processes_end_with_a_parent_that_is_killed():
+    parent = subprocess.Popen([sys.executable, "-c", WORKER], stdout=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        assert parent.stdout.readline() == "ready\n"
+        parent.kill()
+        parent.communicate(timeout=60)  # the pipe closes when the last process that holds it has gone
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(parent.pid, signal.SIGKILL)
 
 
 def test_a_recipe_with_its_controls_survives_yaml(recipe):

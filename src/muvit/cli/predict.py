@@ -9,7 +9,7 @@ from muvit.cli.progress import Progress
 from muvit.data.preprocessing import Preprocessing
 from muvit.data.slides import Slide, open_slide
 from muvit.errors import ExistsError, InputError
-from muvit.inference.predict import predict_slide
+from muvit.inference.predict import SlideTiles, predict_slide
 from muvit.segmentation import Segmenter
 
 
@@ -41,6 +41,7 @@ def run(arguments: Namespace) -> None:
             )
         if target.exists() and not arguments.overwrite:
             raise ExistsError(target)
+        SlideTiles(model, slide, preprocessing).check()
         targets[target] = slide
     for target, slide in targets.items():
         with Progress(slide.name, "tile") as progress:

@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import re
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -172,14 +173,17 @@ def _train_all(
     context = multiprocessing.get_context("spawn")
     with (
         context.Manager() as manager,
-        ProcessPoolExecutor(at_once, context, _limit_threads, (cores // at_once,)) as pool,
+        ProcessPoolExecutor(at_once, context, _start_worker, (cores // at_once,)) as pool,
     ):
         queue: Queue[int] = manager.Queue()
+        others = set(multiprocessing.active_children())
         jobs = [pool.submit(_train_and_predict, v, output, slides, overwrite, queue) for v in variants]
         try:
             _follow(jobs, queue, total, progress)
         except BaseException:
             pool.shutdown(cancel_futures=True, wait=False)
+            for worker in set(multiprocessing.active_children()) - others:
+                worker.terminate()  # else the other models would be trained to their end
             raise
         return [job.result() for job in jobs]
 
@@ -198,8 +202,17 @@ def _follow(jobs: list[Future[_Trained]], queue: "Queue[int]", total: int, progr
                 progress(done, total)
 
 
-def _limit_threads(count: int) -> None:
-    torch.set_num_threads(max(1, count))
+def _start_worker(threads: int) -> None:
+    torch.set_num_threads(max(1, threads))
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+
+
+def _die_with_parent() -> None:
+    """Who is killed cannot end its processes, which would wait for work, with all their memory, for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _train_and_predict(
