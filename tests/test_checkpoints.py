@@ -20,6 +20,8 @@ class LineConfig:
 
 
 class Line(FolderModel):
+    config: LineConfig
+
     def __init__(self, **fields):
         super().__init__()
         self.config = LineConfig(**fields)

@@ -123,7 +123,8 @@ def load_into(model: nn.Module, state: Mapping[str, Tensor], source: object) -> 
 class FolderModel(nn.Module):
     """A module that saves itself to a model folder and comes back from one.
 
-    A subclass sets ``self.config``, a frozen dataclass, and builds itself from that dataclass's fields as keywords.
+    A subclass declares ``config`` as a frozen dataclass, sets it, and builds itself from the fields of that dataclass,
+    given as keywords.
     """
 
     ndim: ClassVar[int | None] = None

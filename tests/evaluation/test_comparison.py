@@ -1,4 +1,5 @@
 import csv
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -101,6 +102,7 @@ def test_what_fails_in_a_process_is_told_here_and_ends_the_others(recipe, tmp_pa
     with pytest.raises(InputError, match=r"data.crop_size: expected multiples of the patch \(8, 8\), got \(60, 60\)"):
         compare([variant, long], data / "test", tmp_path / "out", title="", intro="")
     assert not (tmp_path / "out" / "runs" / "wrong").exists()
+    assert multiprocessing.active_children() == []
     assert not list(tmp_path.rglob("last"))
     assert not (tmp_path / "out" / "metrics.json").exists()
 

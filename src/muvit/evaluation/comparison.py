@@ -183,7 +183,8 @@ def _train_all(
         except BaseException:
             pool.shutdown(cancel_futures=True, wait=False)
             for worker in set(multiprocessing.active_children()) - others:
-                worker.terminate()  # else the other models would be trained to their end
+                worker.terminate()
+                worker.join()
             raise
         return [job.result() for job in jobs]
 
