@@ -28,7 +28,7 @@ INTRO = (
 def add_arguments(parser: ArgumentParser) -> None:
     """Arguments of the verb."""
     parser.add_argument("--output", type=Path, default=Path("demo"), help="folder to write everything into")
-    parser.add_argument("--quick", action="store_true", help="two minutes to see that all works, too short to learn")
+    parser.add_argument("--quick", action="store_true", help="a minute to see that all works, too short to learn")
     parser.add_argument("--seed", type=int, default=0, help="seed of the images and of the training")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier demo")
 
