@@ -297,7 +297,10 @@ FAILURES = {
     "crop and patch": ([*TRAIN, "--data.crop_size", "30"], "multiples of the patch (4, 4), got (30, 30)"),
     "batch size": ([*TRAIN, "--data.batch_size", "0"], "data.batch_size: expected a positive number, got 0"),
     "normalisation": ([*TRAIN, "--data.normalization.kind", "none"], "normalization: expected a kind out of"),
-    "devices": ([*TRAIN, "--run.accelerator", "gpu", "--run.devices", "99"], "run.devices: expected at most"),
+    "devices": (
+        [*TRAIN, "--run.accelerator", "gpu", "--run.devices", "99", "--data.samples_per_epoch", "999"],
+        "run.devices: expected at most",
+    ),
     "existing run": ([*TRAIN[:4], "{work}/run", *TRAIN[5:]], "--resume"),
     "resumed with other settings": (
         [*TRAIN[:4], "{work}/run", *TRAIN[5:], "--resume", "--optim.lr", "1"],

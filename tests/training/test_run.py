@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from muvit.errors import InputError
-from muvit.training.recipe import RunConfig
+from muvit.mae import MAEConfig
+from muvit.training.recipe import PretrainDataConfig, PretrainRecipe, RunConfig
 from muvit.training.run import check_devices, precision_for
 
 
@@ -31,3 +32,10 @@ def test_without_a_gpu_asking_for_one_is_refused(monkeypatch):
             check_devices(RunConfig(accelerator=accelerator))
     for accelerator in ("auto", "cpu"):
         check_devices(RunConfig(accelerator=accelerator, devices=4))
+
+
+def test_every_device_gets_a_batch_in_each_epoch():
+    data = PretrainDataConfig(train="images", samples_per_epoch=16, batch_size=8)
+    PretrainRecipe(data=data, model=MAEConfig(), run=RunConfig(devices=2))
+    with pytest.raises(InputError, match="samples_per_epoch: expected at least 32: a batch for each of 4 devices"):
+        PretrainRecipe(data=data, model=MAEConfig(), run=RunConfig(devices=2, num_nodes=2))

@@ -151,6 +151,16 @@ class RunConfig:
             raise InputError("run.accelerator", expected=" or ".join(accelerators), got=repr(self.accelerator))
 
 
+def _check_steps(data: CropsConfig, run: RunConfig) -> None:
+    devices = run.devices * run.num_nodes
+    if data.samples_per_epoch // devices < data.batch_size:
+        raise InputError(
+            "data.samples_per_epoch",
+            expected=f"at least {devices * data.batch_size}: a batch for each of {devices} devices",
+            got=data.samples_per_epoch,
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """Everything that a training run depends on."""
@@ -169,6 +179,7 @@ class Recipe:
     """A pre-trained encoder to start from; unset, training starts from scratch."""
 
     def __post_init__(self) -> None:
+        _check_steps(self.data, self.run)
         weights, num_classes = self.loss.class_weights, self.model.num_classes
         if weights is not None and len(weights) != num_classes:
             raise InputError("loss.class_weights", expected=f"{num_classes}, as model.num_classes says", got=weights)
@@ -188,3 +199,6 @@ class PretrainRecipe:
     """Optimiser and schedule."""
     run: RunConfig = field(default_factory=RunConfig)
     """Duration, seed and devices."""
+
+    def __post_init__(self) -> None:
+        _check_steps(self.data, self.run)
