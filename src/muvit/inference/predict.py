@@ -23,7 +23,7 @@ from muvit.data.slides import Slide
 from muvit.errors import InputError, MuViTError
 from muvit.geometry import level_factors
 from muvit.inference.tiling import TilePlan, assemble
-from muvit.segmentation import Segmenter
+from muvit.segmentation import SegmentationModel
 
 _LOG = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ TileViews = dict[str, Any] | MuViTError
 
 
 def predict_slide(
-    model: Segmenter,
+    model: SegmentationModel,
     slide: Slide,
     output: Path | str,
     preprocessing: Preprocessing,
@@ -86,7 +86,7 @@ def predict_slide(
     _check_model(model, preprocessing)
     tiles = SlideTiles(model, slide, preprocessing)
     tiles.check()
-    num_classes, finest = model.config.num_classes, level_factors(tiles.plan.levels[0], slide.ndim)
+    num_classes, finest = model.num_classes, level_factors(tiles.plan.levels[0], slide.ndim)
     sizes = slide.pixel_size_um
     writer = PyramidWriter.create(
         output,
@@ -140,21 +140,21 @@ class SlideTiles(Dataset[TileViews]):
         preprocessing: crop size, padding and normalisation.
     """
 
-    def __init__(self, model: Segmenter, slide: Slide, preprocessing: Preprocessing) -> None:
-        encoder, crop = model.config.encoder, preprocessing.crop_size
-        if slide.ndim != encoder.ndim:
+    def __init__(self, model: SegmentationModel, slide: Slide, preprocessing: Preprocessing) -> None:
+        views, crop = model.views, preprocessing.crop_size
+        if slide.ndim != views.ndim:
             raise InputError(
-                slide.path, expected=f"{encoder.ndim} spatial axes, as the model has", got=f"shape {slide.shape}"
+                slide.path, expected=f"{views.ndim} spatial axes, as the model has", got=f"shape {slide.shape}"
             )
-        if slide.num_channels != encoder.in_channels:
+        if slide.num_channels != views.in_channels:
             got = f"{slide.num_channels}: {', '.join(slide.channel_names)}"
-            raise InputError(f"channels of {slide.path}", expected=f"{encoder.in_channels}, as the model has", got=got)
+            raise InputError(f"channels of {slide.path}", expected=f"{views.in_channels}, as the model has", got=got)
         _check_pixel_size(slide, preprocessing)
         self.slide = slide
-        shapes = tuple(slide.level_shape(level) for level in encoder.levels)
-        self.plan = TilePlan(shapes=shapes, levels=encoder.levels, crop_size=crop, block_size=shapes[0])
+        shapes = tuple(slide.level_shape(level) for level in views.levels)
+        self.plan = TilePlan(shapes=shapes, levels=views.levels, crop_size=crop, block_size=shapes[0])
         self.config = CropConfig(
-            levels=encoder.levels,
+            levels=views.levels,
             size=crop,
             normalization=preprocessing.normalization,
             padding=preprocessing.padding,
@@ -181,7 +181,7 @@ class SlideTiles(Dataset[TileViews]):
 
 
 def _predict_tiles(
-    model: Segmenter,
+    model: SegmentationModel,
     tiles: SlideTiles,
     device: torch.device,
     batch_size: int,
@@ -210,12 +210,10 @@ def _predict_tiles(
 
 
 @torch.inference_mode()
-def _label(model: Segmenter, img: Tensor, bbox: Tensor) -> Tensor:
+def _label(model: SegmentationModel, img: Tensor, bbox: Tensor) -> Tensor:
     """Most likely class of each pixel of the finest views, integers ``(B, *space)``."""
     with torch.autocast(img.device.type, torch.bfloat16, enabled=img.device.type == "cuda"):
-        logits = model(img, bbox)
-    if model.config.decode == "all":
-        logits = logits[:, 0]
+        logits = model.label_logits(img, bbox)
     classes = logits.argmax(dim=1)
     return classes.to(torch.uint8 if logits.shape[1] <= 256 else torch.int32)
 
@@ -226,7 +224,7 @@ def _collate(items: list[TileViews]) -> Any:
 
 
 @contextmanager
-def _ready(model: Segmenter, device: torch.device) -> Iterator[None]:
+def _ready(model: SegmentationModel, device: torch.device) -> Iterator[None]:
     """Put a model on a device and into evaluation; as it was, afterwards."""
     modes = {module: module.training for module in model.modules()}
     home = next(model.parameters()).device
@@ -245,15 +243,12 @@ def _check_output(output: Path, slide: Slide, overwrite: bool) -> None:
         raise InputError("output", expected="a folder that does not hold the image", got=output)
 
 
-def _check_model(model: Segmenter, preprocessing: Preprocessing) -> None:
-    config, crop = model.config, preprocessing.crop_size
-    patch = config.encoder.patch
-    if len(crop) != len(patch) or any(n % p for n, p in zip(crop, patch, strict=True)):
-        raise InputError("crop_size", expected=f"multiples of the model's patch {patch}", got=crop)
-    if len(preprocessing.class_names) != config.num_classes:
+def _check_model(model: SegmentationModel, preprocessing: Preprocessing) -> None:
+    model.views.check_size(preprocessing.crop_size)
+    if len(preprocessing.class_names) != model.num_classes:
         raise InputError(
             "class_names",
-            expected=f"one for each of the model's {config.num_classes} classes",
+            expected=f"one for each of the model's {model.num_classes} classes",
             got=preprocessing.class_names,
         )
     for name, weight in model.state_dict().items():

@@ -6,11 +6,11 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from muvit.checkpoints import FolderModel
 from muvit.encoders import EncoderConfig, MuViTEncoder, MuViTEncoder2d, MuViTEncoder3d
 from muvit.errors import InputError
 from muvit.geometry import check_boxes
 from muvit.layers.conv import conv
+from muvit.segmentation.model import SegmentationModel, Views
 from muvit.segmentation.unetr import LevelAdapter, PixelDecoder, skip_layers, upsampling_steps
 
 _ENCODERS: dict[int, type[MuViTEncoder]] = {2: MuViTEncoder2d, 3: MuViTEncoder3d}
@@ -49,7 +49,7 @@ class SegmenterConfig:
                 raise InputError(name, expected=" or ".join(allowed), got=repr(getattr(self, name)))
 
 
-class Segmenter(FolderModel):
+class Segmenter(SegmentationModel):
     """Multi-resolution encoder with a UNETR-style decoder.
 
     Every level owns an adapter of the decoder (the paper's parameter count says so). With ``decode="finest"`` only the
@@ -76,6 +76,28 @@ class Segmenter(FolderModel):
         self.head = conv(enc.ndim, widths[-1], config.num_classes, 1)
         for adapter in self.adapters[self.num_decoded :]:
             adapter.requires_grad_(False)
+
+    @property
+    def views(self) -> Views:
+        """The views that the model takes."""
+        encoder = self.config.encoder
+        return Views(
+            levels=encoder.levels, in_channels=encoder.in_channels, ndim=encoder.ndim, multiple=encoder.patch
+        )
+
+    @property
+    def num_classes(self) -> int:
+        """Classes, background included."""
+        return self.config.num_classes
+
+    @property
+    def backbone(self) -> MuViTEncoder:
+        """The encoder."""
+        return self.encoder
+
+    def label_logits(self, img: Tensor, bbox: Tensor | None = None) -> Tensor:
+        """Logits ``(B, K, *space)`` of the finest view, also with ``decode="all"``."""
+        return self.decode(self.encode(img, bbox), img, 0)
 
     @property
     def num_decoded(self) -> int:
