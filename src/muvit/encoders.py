@@ -1,7 +1,7 @@
 """The multi-resolution encoder: one transformer over the patches of all views, placed by world coordinates."""
 
 import copy as copying
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from math import inf, prod
 from typing import Any, ClassVar, Literal, Self, get_args, get_type_hints
@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from muvit.checkpoints import FolderModel
 from muvit.errors import InputError, ShapeError
 from muvit.geometry import PatchSpacing, naive_boxes, patch_centers, recenter
-from muvit.layers.attention import AttentionMode, Spans, level_spans, random_key_mask
+from muvit.layers.attention import AttentionMode, KeysValues, Spans, level_spans, random_key_mask
 from muvit.layers.block import Block
 from muvit.layers.patch import patch_grid, patchify
-from muvit.layers.rope import AxialRope
+from muvit.layers.rope import AxialRope, Rotation
 
 RotaryMode = Literal["none", "fixed", "shared", "per_layer"]
 
@@ -87,6 +87,38 @@ class EncoderConfig:
         return (self.patch_size,) * self.ndim if isinstance(self.patch_size, int) else self.patch_size
 
 
+@dataclass(frozen=True, kw_only=True)
+class EncodedContext:
+    """What the coarse views of a scene leave for the finer ones, under the attention pattern ``coarse_to_fine``.
+
+    There no coarse token depends on a finer one. So the coarse views are encoded once, and everything inside them is
+    encoded against their keys and values, with the outputs that all views together would give.
+    """
+
+    keys_values: tuple[KeysValues, ...]
+    """Of every block: rotated keys and values ``(B, heads, M, head_dim)`` of all coarse tokens, finest level first."""
+    tokens: Tensor
+    """The coarse tokens after the last block, ``(B, M, D)``, finest level first."""
+    coords: Tensor
+    """World coordinates ``(B, M, ndim)`` of their patch centres."""
+    origin: Tensor
+    """World coordinates ``(B, ndim)`` that rotations count from: the lower corner of the coarsest view."""
+    num_levels: int
+    """Number of coarse levels."""
+
+    def expand(self, batch: int) -> "EncodedContext":
+        """The context of one sample for a batch of samples that share it, without a copy."""
+        if len(self.tokens) == batch:
+            return self
+        return replace(
+            self,
+            keys_values=tuple((k.expand(batch, -1, -1, -1), v.expand(batch, -1, -1, -1)) for k, v in self.keys_values),
+            tokens=self.tokens.expand(batch, -1, -1),
+            coords=self.coords.expand(batch, -1, -1),
+            origin=self.origin.expand(batch, -1),
+        )
+
+
 class MuViTEncoder(FolderModel):
     """Transformer over the patches of several views of one scene (MuViT sections 3.1 and 3.2).
 
@@ -156,14 +188,85 @@ class MuViTEncoder(FolderModel):
         outputs = (tokens, coords, level_idx.expand(len(x), -1))
         return outputs if return_intermediate_idxs is None else (*outputs, kept)
 
+    def encode_finest(self, x: Tensor, bbox: Tensor | None, keep: Sequence[int]) -> tuple[Tensor, ...]:
+        """Encode the views of each sample as `forward` does, but return the tokens of the finest view alone.
+
+        In the last block only these are computed: nobody reads the others.
+
+        Args:
+            x: ``(B, L, C, *space)``.
+            bbox: as in `forward`.
+            keep: indices of the blocks (0-based) whose outputs to return.
+
+        Returns:
+            Outputs of these blocks, each ``(B, n, D)``, in block order.
+
+        Raises:
+            ShapeError: images or boxes have the wrong shape.
+        """
+        tokens = self.embed(x)[0].flatten(1, 2)
+        finest = slice(tokens.shape[1] // len(self.levels))
+        mask, positions = self._level_mask(tokens), self.token_positions(x, bbox)
+        kept = self.run_blocks(tokens, positions, mask, keep, queries=finest)[1]
+        return tuple(tokens[:, finest] for tokens in kept)
+
+    def encode_context(self, x: Tensor, bbox: Tensor, context: EncodedContext | None = None) -> EncodedContext:
+        """Encode the coarse views of scenes once for all finer views, under ``coarse_to_fine``.
+
+        Views may come all at once, or level by level, from the coarsest: crops of level 8 that share one crop of level
+        32 are encoded one by one in its context.
+
+        Args:
+            x: ``(B, l, C, *space)``, the coarsest ``l`` levels; with ``context``, the ``l`` levels before its own.
+            bbox: ``(B, l, 2, ndim)``, world pixels, (t)(z)yx.
+            context: of the still coarser levels, of the same samples or of a single one that all of them share.
+
+        Returns:
+            The context that views of the next finer level need.
+
+        Raises:
+            ShapeError: images or boxes have the wrong shape.
+            InputError: the attention pattern is another one, or there are too many levels.
+        """
+        self._check_cachable()
+        first = len(self.levels) - (0 if context is None else context.num_levels) - x.shape[1]
+        if first < 0:
+            raise InputError("img", expected=f"at most {x.shape[1] + first} views beside the context", got=x.shape[1])
+        for i in reversed(range(x.shape[1])):
+            context = self._add_to_context(first + i, x[:, i], bbox[:, i], context)
+        assert context is not None
+        return context
+
+    def forward_in_context(
+        self, x: Tensor, bbox: Tensor, context: EncodedContext, keep: Sequence[int] = ()
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+        """Encode the finest views of scenes in the context of their coarse views, under ``coarse_to_fine``.
+
+        Args:
+            x: ``(B, C, *space)``.
+            bbox: ``(B, 2, ndim)``, world pixels, (t)(z)yx.
+            context: of all coarse levels, of the same samples or of a single one that all of them share.
+            keep: indices of blocks (0-based) whose outputs to return as well.
+
+        Returns:
+            Tokens ``(B, n, D)`` of the finest views; world coordinates of their patch centres ``(B, n, ndim)``; outputs
+            of the given blocks, each ``(B, n, D)``, in block order.
+
+        Raises:
+            ShapeError: images or boxes have the wrong shape.
+            InputError: the attention pattern is another one, or the context lacks a level.
+        """
+        self._check_cachable()
+        if context.num_levels != len(self.levels) - 1:
+            raise InputError("context", expected=f"{len(self.levels) - 1} coarse levels", got=context.num_levels)
+        outputs = [tokens for tokens, _ in self._run_level(0, x, bbox, context)]
+        return outputs[-1], self._centers(x, bbox), tuple(outputs[i] for i in sorted(set(keep)))
+
     def embed(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens ``(B, L, n, D)`` before the first block, and the patches ``(B, L, n, P...C)`` they come from."""
         self._check_images(x)
         patches = patchify(x, self.config.patch)
-        tokens = torch.stack([proj(patches[:, i]) for i, proj in enumerate(self.proj)], dim=1)
-        if self.level_embed is not None:
-            tokens = tokens + self.level_embed[:, None]
-        return tokens, patches
+        return torch.stack([self._embed_level(i, patches[:, i]) for i in range(len(self.proj))], dim=1), patches
 
     def patch_coords(self, x: Tensor, bbox: Tensor | None = None) -> Tensor:
         """World coordinates ``(B, N, ndim)`` of the patch centres of all views (MuViT section 3.1)."""
@@ -177,17 +280,25 @@ class MuViTEncoder(FolderModel):
         return self.patch_coords(x, None if bbox is None else recenter(self._checked_boxes(x, bbox))).float()
 
     def run_blocks(
-        self, tokens: Tensor, positions: Tensor, mask: Tensor | Spans | None, keep: Sequence[int] = ()
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        mask: Tensor | Spans | None,
+        keep: Sequence[int] = (),
+        queries: slice | None = None,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Send tokens ``(B, N, D)`` at ``positions`` ``(B, N, ndim)`` through all blocks, keeping some outputs."""
-        rotations: dict[int, Any] = {}
+        """Send tokens ``(B, N, D)`` at ``positions`` ``(B, N, ndim)`` through all blocks, keeping some outputs.
+
+        With ``queries``, the tokens of the first level, only these are computed in the last block.
+        """
         kept = []
-        for i, block in enumerate(self.layers):
-            assert isinstance(block, Block)
-            rope = id(block.rotary_pos_embs)
-            if rope not in rotations:  # shared frequencies are evaluated once
-                rotations = {rope: block.rotation(positions)}
-            tokens = block(tokens, rotations[rope], mask=mask)
+        last = len(self.layers) - 1
+        for i, (block, rotation) in enumerate(self._rotated_blocks(positions)):
+            if i == last and queries is not None:
+                may_see = mask[:, :, queries] if isinstance(mask, Tensor) else mask and mask[:1]
+                tokens = block(tokens, rotation, mask=may_see, queries=queries)
+            else:
+                tokens = block(tokens, rotation, mask=mask)
             if i in keep:
                 kept.append(tokens)
         return tokens, tuple(kept)
@@ -225,11 +336,63 @@ class MuViTEncoder(FolderModel):
             other.level_embed = nn.Parameter(other.level_embed.detach()[chosen])
         return other
 
+    def _embed_level(self, level: int, patches: Tensor) -> Tensor:
+        tokens = self.proj[level](patches)
+        return tokens if self.level_embed is None else tokens + self.level_embed[level]
+
+    def _rotated_blocks(self, positions: Tensor) -> Iterator[tuple[Block, Rotation | None]]:
+        """Every block with its angles for tokens at ``positions`` ``(B, N, ndim)``."""
+        rotations: dict[int, Rotation | None] = {}
+        for block in self.layers:
+            assert isinstance(block, Block)
+            rope = id(block.rotary_pos_embs)
+            if rope not in rotations:  # shared frequencies are evaluated once
+                rotations = {rope: block.rotation(positions)}
+            yield block, rotations[rope]
+
+    def _run_level(
+        self, level: int, x: Tensor, bbox: Tensor, context: EncodedContext | None
+    ) -> Iterator[tuple[Tensor, KeysValues]]:
+        """Outputs of each block for views ``(B, C, *space)`` of one level, and all keys and values that they saw."""
+        seen = () if context is None else context.expand(len(x)).keys_values
+        tokens = self._embed_level(level, patchify(x[:, None], self.config.patch)[:, 0])
+        origin = bbox[:, 0] if context is None else context.origin
+        positions = self._centers(x, bbox - origin[:, None]).float()
+        for i, (block, rotation) in enumerate(self._rotated_blocks(positions)):
+            keys, values = block.keys_values(tokens, rotation)
+            if seen:
+                keys, values = (torch.cat(pair, dim=2) for pair in zip((keys, values), seen[i], strict=True))
+            tokens = block(tokens, rotation, context_kv=(keys, values))
+            yield tokens, (keys, values)
+
+    def _add_to_context(self, level: int, x: Tensor, bbox: Tensor, context: EncodedContext | None) -> EncodedContext:
+        keys_values = []
+        for tokens, pair in self._run_level(level, x, bbox, context):
+            keys_values.append(pair)
+        coords = self._centers(x, bbox)
+        outer = None if context is None else context.expand(len(x))
+        return EncodedContext(
+            keys_values=tuple(keys_values),
+            tokens=tokens if outer is None else torch.cat([tokens, outer.tokens], dim=1),
+            coords=coords if outer is None else torch.cat([coords, outer.coords], dim=1),
+            origin=bbox[:, 0] if outer is None else outer.origin,
+            num_levels=1 if outer is None else outer.num_levels + 1,
+        )
+
+    def _centers(self, x: Tensor, bbox: Tensor) -> Tensor:
+        """Centres ``(B, n, ndim)`` of the patches of views ``(B, C, *space)``."""
+        return patch_centers(bbox, patch_grid(x.shape[2:], self.config.patch), self.config.patch_spacing)
+
     def _level_mask(self, tokens: Tensor) -> Tensor | Spans | None:
         mode, count = self.config.attention_mode, tokens.shape[1]
         if mode == "random":
             return random_key_mask(count, count, tokens.device)
         return level_spans(mode, len(self.levels), count // len(self.levels))
+
+    def _check_cachable(self) -> None:
+        mode = self.config.attention_mode
+        if mode != "coarse_to_fine":
+            raise InputError("attention_mode", expected="'coarse_to_fine' for a context of its own", got=repr(mode))
 
     def _check_images(self, x: Tensor) -> None:
         expected = (len(self.levels), self.config.in_channels)

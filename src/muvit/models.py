@@ -1,15 +1,29 @@
-"""Any model that labels pixels, from its folder."""
+"""Any model that labels pixels: from its settings, or from its folder."""
 
+from dataclasses import fields
 from pathlib import Path
 
 import torch
 
+from muvit.baselines import Baseline, BaselineConfig
 from muvit.checkpoints import load_config, model_folder
-from muvit.segmentation import SegmentationModel, Segmenter
+from muvit.relay import RelayConfig, RelaySegmenter
+from muvit.segmentation import SegmentationModel, Segmenter, SegmenterConfig
+
+NetworkConfig = SegmenterConfig | BaselineConfig | RelayConfig
+"""Settings of any of the models."""
+
+
+def build_model(config: NetworkConfig) -> SegmentationModel:
+    """The model that these settings describe, with fresh (or, if they say so, pre-trained) weights."""
+    settings = {field.name: getattr(config, field.name) for field in fields(config)}
+    if isinstance(config, SegmenterConfig):
+        return Segmenter(**settings)
+    return Baseline(**settings) if isinstance(config, BaselineConfig) else RelaySegmenter(**settings)
 
 
 def load_model(folder: Path | str, device: str | torch.device = "cpu") -> SegmentationModel:
-    """Load the model that a training run left: a `Segmenter`, a baseline, or a relay model.
+    """Load the model that a training run left: a `Segmenter`, a `Baseline` or a `RelaySegmenter`.
 
     Args:
         folder: the model folder, or the folder of a run, which stands for its best model.
@@ -19,12 +33,6 @@ def load_model(folder: Path | str, device: str | torch.device = "cpu") -> Segmen
         CheckpointError: the folder is missing, damaged, or holds another kind of model.
     """
     config = load_config(model_folder(folder))
-    if "network" in config:
-        from muvit.baselines import Baseline
-
-        return Baseline.from_folder(folder, device)
-    if "relay_tokens" in config:
-        from muvit.relay import RelaySegmenter
-
-        return RelaySegmenter.from_folder(folder, device)
-    return Segmenter.from_folder(folder, device)
+    kinds: dict[str, type[SegmentationModel]] = {"network": Baseline, "relay_tokens": RelaySegmenter}
+    kind = next((kind for key, kind in kinds.items() if key in config), Segmenter)
+    return kind.from_folder(folder, device)

@@ -294,7 +294,7 @@ FAILURES = {
     "label values": ([*TRAIN, "--model.num_classes", "2"], ".ome.zarr: expected label values from 0 to 1, got 2"),
     "level order": ([*TRAIN, "--model.encoder.levels", "[4,1]"], "levels: expected different levels in asc"),
     "missing level": ([*TRAIN, "--model.encoder.levels", "[1,16]"], "level 16: expected one of its stored levels"),
-    "crop and patch": ([*TRAIN, "--data.crop_size", "30"], "multiples of the patch (4, 4), got (30, 30)"),
+    "crop and patch": ([*TRAIN, "--data.crop_size", "30"], "multiples of (4, 4), as the model takes, got (30, 30)"),
     "batch size": ([*TRAIN, "--data.batch_size", "0"], "data.batch_size: expected a positive number, got 0"),
     "normalisation": ([*TRAIN, "--data.normalization.kind", "none"], "normalization: expected a kind out of"),
     "devices": (

@@ -421,7 +421,7 @@ def test_without_validation_the_last_model_is_the_result(recipe, tmp_path):
     "part, changes, error, message",
     [
         ("data", {"train": "nowhere"}, ReadError, "nowhere"),
-        ("data", {"crop_size": 18}, InputError, "multiples of the patch"),
+        ("data", {"crop_size": 18}, InputError, "multiples of"),
         ("model", {"levels": (1, 3)}, InputError, "3"),
         ("model", {"in_channels": 3}, InputError, "model.in_channels"),
         ("model", {"ndim": 3}, InputError, "spatial axes"),

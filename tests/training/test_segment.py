@@ -1,6 +1,6 @@
 import pytest
 import torch
-from lightning import Trainer
+from lightning import Callback, Trainer
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -8,7 +8,7 @@ from muvit.encoders import EncoderConfig
 from muvit.labels import IGNORE
 from muvit.losses import SegmentationLoss
 from muvit.metrics import confusion_matrix, scores
-from muvit.segmentation import Segmenter
+from muvit.segmentation import SegmentationModel, Segmenter
 from muvit.training.optim import OptimConfig
 from muvit.training.segment import SegmentationTask
 
@@ -83,15 +83,15 @@ def test_the_fine_view_alone_tells_nothing():
     assert accuracy_after_training(num_levels=1, steps=60) < 0.6
 
 
-class Fixed(nn.Module):
+class Fixed(SegmentationModel):
     """Says what it is told: the image holds the class."""
 
     def __init__(self):
         super().__init__()
-        self.encoder = nn.Linear(1, 1)
+        self.scale = nn.Parameter(torch.ones(1))
 
     def forward(self, img, bbox):
-        return nn.functional.one_hot(img[:, 0, 0].long(), 3).movedim(-1, 1).float() * self.encoder.weight.new_ones(1)
+        return nn.functional.one_hot(img[:, 0, 0].long(), 3).movedim(-1, 1).float() * self.scale
 
 
 def test_validation_scores_pool_the_pixels_of_all_batches():
@@ -120,3 +120,41 @@ def test_a_class_that_does_not_occur_is_not_logged():
     logged = quiet_trainer().validate(task, DataLoader(data, batch_size=2), verbose=False)[0]
     assert "val_dice/two" not in logged
     assert logged["val_mdsc"] == 1
+
+
+@pytest.mark.parametrize("val_every", [1, 2])
+def test_a_plateau_schedule_warms_up_and_falls_when_the_score_stands_still(val_every):
+    guess = torch.zeros(8, 4, 4, dtype=torch.int64)
+    guess[0] = 1
+    data = Samples(guess[:, None, None].float(), torch.zeros(8, 1, 2, 2), guess)
+    optim = OptimConfig(lr=0.1, schedule="plateau", plateau_patience=1, plateau_factor=0.5, warmup_fraction=0.125)
+    task = SegmentationTask(Fixed(), SegmentationLoss(), optim, ("nothing", "one", "two"))
+    rates = []
+
+    class Watch(Callback):
+        def on_train_batch_start(self, trainer, *_):
+            rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    loader = DataLoader(data, batch_size=2)
+    trainer = quiet_trainer(max_epochs=8, callbacks=[Watch()], check_val_every_n_epoch=val_every)
+    trainer.fit(task, loader, DataLoader(data, batch_size=8))
+    steps_of_warmup, per_epoch = 4, 4
+    assert rates[0] == pytest.approx(0.001)
+    assert rates[steps_of_warmup] == pytest.approx(0.1)
+    assert rates[:steps_of_warmup] == sorted(rates[:steps_of_warmup])
+    # the score is perfect from the first validation on: the second without a rise is one more than patience allows
+    falls = [epoch for epoch in range(1, 8) if rates[epoch * per_epoch] < rates[epoch * per_epoch - 1]]
+    assert falls[:1] == [3 * val_every]
+    assert rates[3 * val_every * per_epoch] == pytest.approx(0.05)
+
+
+def test_gradients_that_are_not_finite_count_as_none():
+    task = SegmentationTask(Fixed(), SegmentationLoss(), OptimConfig(zero_nonfinite_gradients=True), ("a", "b"))
+    for bad in (float("nan"), float("inf"), -float("inf")):
+        task.model.scale.grad = torch.tensor([bad])
+        task.on_before_optimizer_step(None)
+        assert task.model.scale.grad.tolist() == [0.0]
+    task.optim = OptimConfig()
+    task.model.scale.grad = torch.tensor([float("inf")])
+    task.on_before_optimizer_step(None)
+    assert task.model.scale.grad.tolist() == [float("inf")]

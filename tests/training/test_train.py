@@ -8,16 +8,21 @@ import yaml
 from lightning import Callback
 from PIL import Image
 
+from muvit.baselines import BaselineConfig
 from muvit.data.augment import Augmentation
 from muvit.data.ome_zarr import PyramidWriter
 from muvit.data.preprocessing import Preprocessing
 from muvit.data.synthetic import LABEL_COLORS, SyntheticConfig, write_synthetic
 from muvit.encoders import EncoderConfig
 from muvit.errors import ExistsError, InputError, MuViTError, ReadError
+from muvit.metrics import Scores
+from muvit.models import build_model
+from muvit.relay import RelayConfig
 from muvit.segmentation import Segmenter, SegmenterConfig
 from muvit.training.callbacks import KeepModels
 from muvit.training.datamodule import SegmentationData
-from muvit.training.recipe import DataConfig, LossConfig, Recipe, RunConfig
+from muvit.training.optim import OptimConfig
+from muvit.training.recipe import DataConfig, InitConfig, LossConfig, Recipe, RunConfig
 from muvit.training.train import train_segmenter
 
 STEPS_PER_EPOCH = 3
@@ -136,7 +141,7 @@ def test_every_epoch_shows_new_crops_in_their_order(recipe, tmp_path):
 
     watch = Watch()
     train_segmenter(change(recipe, "run", pictures=0), tmp_path / "run", callbacks=[watch])
-    crops = SegmentationData(recipe).train_crops
+    crops = SegmentationData(recipe, build_model(recipe.network).views).train_crops
     assert len(watch.seen) == 2 * 4 * STEPS_PER_EPOCH
     assert all(torch.equal(img, crops[i]["img"]) for i, img in enumerate(watch.seen))
     assert len({img.numpy().tobytes() for img in watch.seen}) == len(watch.seen)
@@ -270,7 +275,7 @@ def test_the_best_model_is_the_one_of_the_highest_score(tmp_path, recipe):
 
 def test_augmentation_and_balance_reach_the_crops(recipe):
     plain = change(recipe, "data", augmentation=Augmentation.geometric(), balance="classes", foreground_fraction=1.0)
-    crops = SegmentationData(plain).train_crops
+    crops = SegmentationData(plain, build_model(plain.network).views).train_crops
     assert all((crops[i]["label"] > 0).any() for i in range(8))
     widths = [crops[i]["bbox"][:, 1] - crops[i]["bbox"][:, 0] for i in range(4)]
     assert all(w.tolist() == [[32, 32], [128, 128]] for w in widths)
@@ -285,7 +290,25 @@ def bad_recipes():
         "crop",
         lambda r, _: change(r, "data", crop_size=30),
         InputError,
-        r"multiples of the patch \(4, 4\), got \(30, 30\)",
+        r"multiples of \(4, 4\), as the model takes, got \(30, 30\)",
+    )
+    yield (
+        "two networks",
+        lambda r, _: replace(r, baseline=BaselineConfig(network="unet"), relay=RelayConfig(backbone="vit_tiny")),
+        InputError,
+        "at most one of them",
+    )
+    yield (
+        "an encoder for another network",
+        lambda r, _: replace(r, init=InitConfig(encoder="e"), baseline=BaselineConfig(network="unet")),
+        InputError,
+        "init: expected a MuViT segmenter",
+    )
+    yield (
+        "a schedule without scores",
+        lambda r, _: replace(change(r, "data", val=None), optim=OptimConfig(schedule="plateau")),
+        InputError,
+        "data.val: expected slides",
     )
     yield "crop axes", lambda r, _: change(r, "data", crop_size=(32, 32, 32)), InputError, "crop_size"
     yield "no crop", lambda r, _: change(r, "data", crop_size=0), InputError, "size"
@@ -368,3 +391,19 @@ def test_settings_that_do_not_fit_are_refused(recipe, tmp_path, part, field, val
     with pytest.raises(InputError):
         train_segmenter(change(recipe, part, **{field: value}), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_training_stops_when_the_score_rises_no_more(recipe, tmp_path, monkeypatch):
+    always = Scores(dice=np.full(3, 0.5), iou=np.full(3, 0.5), accuracy=0.5)
+    monkeypatch.setattr("muvit.training.segment.scores", lambda confusion: always)
+
+    class Count(Callback):
+        epochs = 0
+
+        def on_train_epoch_end(self, trainer, task):
+            self.epochs += 1
+
+    watch = Count()
+    run = replace(recipe.run, epochs=9, early_stop=2, pictures=0)
+    train_segmenter(replace(recipe, run=run), tmp_path / "run", callbacks=[watch])
+    assert watch.epochs == 3  # the first is the best, and two more are no better

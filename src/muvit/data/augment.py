@@ -12,14 +12,16 @@ from muvit.geometry import box_center, flip_boxes, scale_boxes, shift_boxes, tra
 
 Sample = dict[str, Tensor]
 
+_PIXELS = ("img", "label", "labels")  # what of a sample moves with the pixels: its last axes are those of space
+
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
     """Random flips, optional quarter turns, intensity jitter and box perturbation of a sample (the paper's set).
 
     The paper names the kinds but not the magnitudes; the defaults are ours. Called as ``augmentation(sample, rng)``
-    with a sample dict (``img``: ``(L, C, *space)``, ``bbox``: ``(L, 2, ndim)``, optionally ``label``: ``(*space)``),
-    it returns a new sample. ``Augmentation.geometric()`` moves pixels only and keeps every box true.
+    with a sample dict (``img``: ``(L, C, *space)``, ``bbox``: ``(L, 2, ndim)``, optionally ``label``: ``(*space)`` and
+    ``labels``: ``(L, *space)``), it returns a new sample. ``Augmentation.geometric()`` moves pixels only and keeps every box true.
     """
 
     flip_axes: tuple[int, ...] = (-2, -1)
@@ -70,7 +72,7 @@ def flip_sample(sample: Sample, axes: list[int]) -> Sample:
     """Mirror a sample about the centre of its finest view.
 
     Args:
-        sample: ``img``, ``bbox`` and optionally ``label``.
+        sample: ``img``, ``bbox`` and optionally ``label`` and ``labels``.
         axes: spatial axes to mirror, counted from the end (negative).
 
     Returns:
@@ -78,7 +80,7 @@ def flip_sample(sample: Sample, axes: list[int]) -> Sample:
     """
     boxes = sample["bbox"].double()  # the centre may lie on half a pixel, which float32 loses far from the origin
     flipped = {"bbox": flip_boxes(boxes, axes, box_center(boxes[0])).to(sample["bbox"].dtype)}
-    return sample | flipped | {key: sample[key].flip(axes) for key in ("img", "label") if key in sample}
+    return sample | flipped | {key: sample[key].flip(axes) for key in _PIXELS if key in sample}
 
 
 def transpose_sample(sample: Sample) -> Sample:
@@ -92,4 +94,4 @@ def transpose_sample(sample: Sample) -> Sample:
         raise InputError("quarter_turns", expected="square views", got=f"{height} x {width} pixels")
     boxes = sample["bbox"].double()
     turned = {"bbox": transpose_boxes(boxes, (-2, -1), box_center(boxes[0])).to(sample["bbox"].dtype)}
-    return sample | turned | {key: sample[key].transpose(-2, -1) for key in ("img", "label") if key in sample}
+    return sample | turned | {key: sample[key].transpose(-2, -1) for key in _PIXELS if key in sample}

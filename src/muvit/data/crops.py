@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import get_args
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -22,6 +22,8 @@ from muvit.labels import IGNORE
 LabelledSlide = tuple[Slide, Slide | None]
 """An image and its label image (None: no labels)."""
 
+LabelLevels = Literal["finest", "all"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class CropConfig:
@@ -39,6 +41,8 @@ class CropConfig:
     """Classes of the labels, background included; required with labels, whose values must be smaller."""
     ignore_labels: tuple[int, ...] = ()
     """Label values that count as no class at all."""
+    label_levels: LabelLevels = "finest"
+    """Views whose labels a sample holds: the finest, or each view at its own level, which the labels must store."""
 
     def __post_init__(self) -> None:
         check_levels(self.levels, len(self.size))
@@ -46,6 +50,13 @@ class CropConfig:
             raise InputError("size", expected="a positive number of pixels for each axis", got=self.size)
         if self.padding not in get_args(Padding):
             raise InputError("padding", expected=f"one of {', '.join(get_args(Padding))}", got=repr(self.padding))
+        if self.label_levels not in get_args(LabelLevels):
+            raise InputError("label_levels", expected="finest or all", got=repr(self.label_levels))
+
+    @property
+    def labelled_levels(self) -> tuple[float, ...]:
+        """Levels whose labels a sample holds."""
+        return self.levels if self.label_levels == "all" else self.levels[:1]
 
 
 def read_views(slide: Slide, windows: Sequence[Window], config: CropConfig) -> dict[str, Tensor]:
@@ -72,14 +83,13 @@ def read_views(slide: Slide, windows: Sequence[Window], config: CropConfig) -> d
 
 
 def read_label(label: Slide, window: Window, config: CropConfig) -> Tensor:
-    """Read the labels of the finest view: int64 ``(*space)``, `IGNORE` outside the image and at ignored labels.
+    """Read the labels of a view: int64 ``(*space)``, `IGNORE` outside the image and at ignored labels.
 
     Raises:
         InputError: a value is no class and not ignored.
     """
-    level = config.levels[0]
-    inside = window.slices_inside(label.level_shape(level))
-    stored = label.read(level, window.start, window.size)[0][inside].astype(np.int64)
+    inside = window.slices_inside(label.level_shape(window.level))
+    stored = label.read(window.level, window.start, window.size)[0][inside].astype(np.int64)
     stored[np.isin(stored, config.ignore_labels)] = IGNORE
     _check_label_values(label, stored[stored != IGNORE], config)
     classes = np.full(window.size, IGNORE, dtype=np.int64)
@@ -135,10 +145,17 @@ class SlideCrops(MuViTDataset):
         return located
 
     def read(self, slide: int, windows: Sequence[Window]) -> dict[str, Tensor]:
-        """The sample at ``windows`` of one slide: ``img``, ``bbox`` and, if there are labels, ``label``."""
-        sample = read_views(self.images[slide], windows, self.config)
+        """The sample at ``windows`` of one slide: ``img``, ``bbox`` and, if there are labels, ``label``.
+
+        With ``label_levels = "all"`` also ``labels``, int64 ``(L, *space)``: those of every view.
+        """
+        config = self.config
+        sample = read_views(self.images[slide], windows, config)
         if self.labels:
-            sample["label"] = read_label(self.labels[slide], windows[0], self.config)
+            labels = [read_label(self.labels[slide], w, config) for w in windows[: len(config.labelled_levels)]]
+            sample["label"] = labels[0]
+            if config.label_levels == "all":
+                sample["labels"] = torch.stack(labels)
         return sample
 
 
@@ -258,6 +275,8 @@ class GridCrops(SlideCrops):
         if self.labels:
             for axis, (a, b) in enumerate(zip(start, unseen, strict=True)):
                 sample["label"].narrow(axis, 0, b - a).fill_(IGNORE)
+            if "labels" in sample:
+                sample["labels"][0] = sample["label"]
         return sample
 
 
@@ -289,7 +308,8 @@ def _check_label(image: Slide, label: Slide, config: CropConfig) -> None:
     if label.num_channels != 1 or label.dtype.kind not in "uib":
         got = f"{label.num_channels} channels of {label.dtype}"
         raise InputError(label.path, expected="labels: one channel of an integer type", got=got)
-    label.level_shape(config.levels[0])
+    for level in config.labelled_levels:
+        label.level_shape(level)
 
 
 def _check_label_values(label: Slide, values: np.ndarray, config: CropConfig) -> None:

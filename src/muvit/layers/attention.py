@@ -16,6 +16,9 @@ AttentionMode = Literal["all", "causal", "same", "random", "coarse_to_fine"]
 Spans = Sequence[tuple[slice, slice]]
 """Runs of queries and the run of keys that each may see: attention without a dense mask."""
 
+KeysValues = tuple[Tensor, Tensor]
+"""Rotated keys and values of some tokens, each ``(B, heads, M, head_dim)``."""
+
 
 class Attention(nn.Module):
     """Multi-head attention without biases; queries and keys are rotated by their world coordinates.
@@ -38,7 +41,7 @@ class Attention(nn.Module):
         x: Tensor,
         rotation: Rotation | None = None,
         *,
-        context_kv: tuple[Tensor, Tensor] | None = None,
+        context_kv: KeysValues | None = None,
         mask: Tensor | Spans | None = None,
     ) -> Tensor:
         """Attend from ``x`` to itself, or to the keys and values of a context.
@@ -53,21 +56,26 @@ class Attention(nn.Module):
             ``(B, N, D)``.
         """
         if context_kv is None:
-            q, k, v = self._split(self.qkv(x), 3)
+            q, k, v = self._project(x, 0, 3)
             q, k = self._rotated(q, rotation), self._rotated(k, rotation)
         else:
-            q = self._rotated(self._split(linear(x, self.qkv.weight[: x.shape[-1]]), 1)[0], rotation)
+            q = self._rotated(self._project(x, 0, 1)[0], rotation)
             k, v = context_kv
         return self.out(attend(q, k, v, mask).transpose(1, 2).flatten(2))
 
-    def keys_values(self, context: Tensor, rotation: Rotation | None = None) -> tuple[Tensor, Tensor]:
+    def keys_values(self, context: Tensor, rotation: Rotation | None = None) -> KeysValues:
         """Rotated keys and values ``(B, heads, M, head_dim)`` of a context ``(B, M, D)``."""
-        k, v = self._split(linear(context, self.qkv.weight[context.shape[-1] :]), 2)
+        k, v = self._project(context, 1, 3)
         return self._rotated(k, rotation), v
 
-    def _split(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:
+    def _project(self, x: Tensor, first: int, last: int) -> tuple[Tensor, ...]:
+        """Those of queries (0), keys (1) and values (2) from ``first`` on and before ``last``."""
+        rows = slice(first * x.shape[-1], last * x.shape[-1])
+        # what low-rank additions bring is not in the rows of the weight
+        is_whole = last - first == 3 or type(self.qkv) is not nn.Linear
+        parts = self.qkv(x)[..., rows] if is_whole else linear(x, self.qkv.weight[rows])
         # (B, N, parts * heads * head_dim) -> parts x (B, heads, N, head_dim)
-        return x.unflatten(-1, (parts, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        return parts.unflatten(-1, (last - first, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
 
     @staticmethod
     def _rotated(x: Tensor, rotation: Rotation | None) -> Tensor:

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from muvit.layers.attention import Attention, Spans
+from muvit.layers.attention import Attention, KeysValues, Spans
 from muvit.layers.rope import AxialRope, Rotation
 
 
@@ -36,14 +36,34 @@ class Block(nn.Module):
         """Angles of this block for tokens at ``coords`` ``(B, N, ndim)``."""
         return None if self.rotary_pos_embs is None else self.rotary_pos_embs(coords)
 
+    def keys_values(self, x: Tensor, rotation: Rotation | None = None) -> KeysValues:
+        """Keys and values of tokens ``(B, N, D)`` as this block's attention sees them."""
+        return self.attn.keys_values(self.norm1(x), rotation)
+
     def forward(
         self,
         x: Tensor,
         rotation: Rotation | None = None,
         *,
-        context_kv: tuple[Tensor, Tensor] | None = None,
+        context_kv: KeysValues | None = None,
         mask: Tensor | Spans | None = None,
+        queries: slice | None = None,
     ) -> Tensor:
-        """``(B, N, D) -> (B, N, D)``; arguments as in `Attention.forward`."""
+        """Send tokens through the block.
+
+        Args:
+            x: ``(B, N, D)``.
+            rotation: as in `Attention.forward`.
+            context_kv: as in `Attention.forward`.
+            mask: as in `Attention.forward`; with ``queries``, of these alone.
+            queries: the tokens to compute; they see all of ``x`` as ever. Unset, all.
+
+        Returns:
+            The tokens that were computed, ``(B, N, D)``.
+        """
+        if queries is not None:
+            context_kv = self.keys_values(x, rotation) if context_kv is None else context_kv
+            x = x[:, queries]
+            rotation = None if rotation is None else (rotation[0][:, queries], rotation[1][:, queries])
         x = x + self.attn(self.norm1(x), rotation, context_kv=context_kv, mask=mask)
         return x + self.ff(self.norm2(x))

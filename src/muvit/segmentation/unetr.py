@@ -8,6 +8,7 @@ skip, convolve. A ViT keeps one grid, so every skip starts at 1/P and is brought
 from collections.abc import Sequence
 from itertools import pairwise
 from math import log2
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +29,15 @@ def upsampling_steps(patch: Sequence[int]) -> list[tuple[int, ...]]:
         raise InputError("patch_size", expected="powers of two for a convolutional decoder", got=tuple(patch))
     depth = [int(log2(p)) for p in patch]
     return [tuple(2 if max(depth) - step <= d else 1 for d in depth) for step in range(max(depth))]
+
+
+def stage_widths(choice: Literal["paper", "slim"], num_steps: int) -> tuple[int, ...]:
+    """Channels of the stages from the token grid to the pixels, for ``num_steps`` up-sampling steps.
+
+    ``paper``: 256 in every stage. ``slim``: 64 at the pixels and twice as many with every step away from them, up to
+    256, so that no stage costs much more than another; for patches of 8: 256, 256, 128, 64.
+    """
+    return tuple(256 if choice == "paper" else min(256, 64 * 2**step) for step in reversed(range(num_steps + 1)))
 
 
 def skip_layers(num_layers: int, count: int) -> tuple[int, ...]:
@@ -62,6 +72,15 @@ class LevelAdapter(nn.Module):
         deepest, *others = (skip(x) for skip, x in zip(self.skips, maps, strict=True))
         return [self.neck(deepest), *others]
 
+    def context(self, deepest: Tensor) -> Tensor:
+        """The deepest map ``(B, D, *grid)``, projected as for the skip, as tokens ``(B, n, widths[0])``."""
+        return self.skips[0](deepest).flatten(2).mT
+
+    def rest(self, *, but_context: bool) -> None:
+        """Take no part in training, except for what `context` needs if ``but_context``."""
+        self.requires_grad_(False)
+        self.skips[0].requires_grad_(but_context)
+
 
 class PixelDecoder(nn.Module):
     """Trunk shared by all levels: fuses skips from the token grid up to the pixels of the view.
@@ -70,8 +89,7 @@ class PixelDecoder(nn.Module):
         ndim: spatial axes.
         in_channels: channels of the image.
         patch: side of a patch along each axis, powers of two.
-        widths: channels of the stages from 1/P to 1/1, one more than there are up-sampling steps. The paper uses 256
-            throughout; falling widths cost a tenth (`SegmenterConfig.decoder_widths`).
+        widths: channels of the stages from 1/P to 1/1, one more than there are up-sampling steps; see `stage_widths`.
         stem_width: channels of the two convolutions on the image.
     """
 

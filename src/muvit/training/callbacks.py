@@ -98,7 +98,7 @@ class ExamplePictures(Callback):
         assert isinstance(pl_module, SegmentationTask)
         batch = default_collate(self.samples)
         with torch.inference_mode():
-            logits = pl_module.model(batch["img"].to(pl_module.device), batch["bbox"].to(pl_module.device))
+            logits = pl_module.model.label_logits(batch["img"].to(pl_module.device), batch["bbox"].to(pl_module.device))
         guesses = logits.argmax(1).cpu().numpy()
         picture = panel([self._row(s, guess, pl_module) for s, guess in zip(self.samples, guesses, strict=True)])
         publish(picture, trainer, self.folder, "examples")
@@ -107,7 +107,7 @@ class ExamplePictures(Callback):
         colors = self.preprocessing.class_colors
         views = [
             (f"level {level:g}", to_rgb(view.numpy()))
-            for level, view in zip(task.model.config.encoder.levels, sample["img"], strict=True)
+            for level, view in zip(task.model.views.levels, sample["img"], strict=True)
         ]
         truth = colorize(sample["label"].numpy(), colors, ignore=(IGNORE,))
         return [*views, Picture("truth", truth, True), Picture("prediction", colorize(guess, colors), True)]

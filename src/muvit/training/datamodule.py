@@ -19,6 +19,7 @@ from muvit.data.sampling import EpochSampler
 from muvit.data.slides import Slide
 from muvit.errors import InputError
 from muvit.pictures import class_colors
+from muvit.segmentation import Views
 from muvit.training.recipe import CropsConfig, PretrainRecipe, Recipe
 
 
@@ -54,16 +55,15 @@ class CropsData(LightningDataModule):
         rank, replicas = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         return self._loader(Subset(self.val_crops, range(rank, len(self.val_crops), replicas)))
 
-    def _crop_config(self, levels: Sequence[float], patch: Sequence[int], **labels: Any) -> CropConfig:
+    def _crop_config(self, views: Views, **labels: Any) -> CropConfig:
         size = self.data.crop_size
-        size = (size,) * len(patch) if isinstance(size, int) else tuple(size)
-        if len(size) != len(patch):
-            raise InputError("data.crop_size", expected=f"one number, or {len(patch)} of them", got=size)
-        if any(n % p for n, p in zip(size, patch, strict=True)):
-            raise InputError("data.crop_size", expected=f"multiples of the patch {tuple(patch)}", got=size)
+        size = (size,) * views.ndim if isinstance(size, int) else tuple(size)
+        if len(size) != views.ndim:
+            raise InputError("data.crop_size", expected=f"one number, or {views.ndim} of them", got=size)
+        views.check_size(size, "data.crop_size")
         normalization = normalization_from_dict(self.data.normalization)
         return CropConfig(
-            levels=tuple(levels), size=size, normalization=normalization, padding=self.data.padding, **labels
+            levels=views.levels, size=size, normalization=normalization, padding=self.data.padding, **labels
         )
 
     def _random_crops(self, slides: Sequence[LabelledSlide], crops: CropConfig, **balance: Any) -> NestedCrops:
@@ -102,20 +102,22 @@ class CropsData(LightningDataModule):
 class SegmentationData(CropsData):
     """Training and validation crops of a recipe; opening it checks every slide before any work starts.
 
+    Args:
+        recipe: all settings.
+        views: the views that its model takes.
+
     Raises:
         ReadError: a folder or slide cannot be read.
         InputError: slides, labels, levels or classes do not fit the recipe.
     """
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe, views: Views) -> None:
         super().__init__(recipe.data, recipe.run.seed)
         self.recipe = recipe
-        data, encoder = recipe.data, recipe.model.encoder
-        self.crops = self._crop_config(
-            encoder.levels, encoder.patch, num_classes=recipe.model.num_classes, ignore_labels=data.ignore_labels
-        )
+        data = recipe.data
+        self.crops = self._crop_config(views, num_classes=recipe.model.num_classes, ignore_labels=data.ignore_labels)
         self.train_slides = open_labelled_folder(Path(data.train))
-        _check_channels([image for image, _ in self.train_slides], encoder.in_channels, "model.encoder.in_channels")
+        _check_channels([image for image, _ in self.train_slides], views.in_channels, "model.encoder.in_channels")
         self.train_crops = self._random_crops(
             self._pairs(self.train_slides),
             self.crops,
@@ -167,7 +169,9 @@ class PretrainData(CropsData):
         super().__init__(recipe.data, recipe.run.seed)
         self.recipe = recipe
         model = recipe.model
-        self.crops = self._crop_config(model.levels, model.patch)
+        self.crops = self._crop_config(
+            Views(levels=model.levels, in_channels=model.in_channels, ndim=len(model.patch), multiple=model.patch)
+        )
         self.train_slides = self._open(Path(recipe.data.train))
         self.train_crops = self._random_crops(self.train_slides, self.crops)
 

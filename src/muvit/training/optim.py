@@ -3,12 +3,12 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import cos, pi, sqrt
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 from torch.optim import AdamW
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import LambdaLR, LinearLR, ReduceLROnPlateau
 
 from muvit.errors import InputError
 
@@ -25,16 +25,28 @@ class OptimConfig:
     """Decoupled weight decay of matrices; biases, norms, level vectors and rotary frequencies have none."""
     warmup_fraction: float = 0.02
     """Share of all steps over which the learning rate rises linearly to its peak."""
-    gradient_clip: float = 0.5
-    """Largest norm of the gradient."""
+    schedule: Literal["cosine", "plateau"] = "cosine"
+    """After the warm-up: half a cosine down to 0; or constant, and multiplied by plateau_factor whenever run.monitor
+    has not risen by a hundredth of itself for more than plateau_patience validations (Relay Tokens)."""
+    plateau_factor: float = 0.2
+    """What the plateau schedule multiplies the learning rate by."""
+    plateau_patience: int = 4
+    """Validations without a rise that the plateau schedule bears."""
+    gradient_clip: float | None = 0.5
+    """Largest norm of the gradient; null does not clip it."""
+    zero_nonfinite_gradients: bool = False
+    """Take NaN and infinite entries of the gradient for 0, instead of failing later (Relay Tokens)."""
 
     def __post_init__(self) -> None:
         for name, fits, expected in (
+            ("schedule", self.schedule in ("cosine", "plateau"), "cosine or plateau"),
+            ("plateau_factor", 0 < self.plateau_factor < 1, "a number between 0 and 1"),
+            ("plateau_patience", self.plateau_patience >= 0, "a number >= 0"),
             ("lr", self.lr > 0, "a positive number"),
             ("encoder_lr_factor", self.encoder_lr_factor >= 0, "a number >= 0"),
             ("weight_decay", self.weight_decay >= 0, "a number >= 0"),
             ("warmup_fraction", 0 <= self.warmup_fraction < 1, "a share in [0, 1)"),
-            ("gradient_clip", self.gradient_clip > 0, "a positive number"),
+            ("gradient_clip", self.gradient_clip is None or self.gradient_clip > 0, "a positive number, or null"),
         ):
             if not fits:
                 raise InputError(f"optim.{name}", expected=expected, got=getattr(self, name))
@@ -79,9 +91,9 @@ class PretrainOptimConfig:
         return 1e-4 * sqrt(total_batch / 128) if self.lr is None else self.lr
 
 
-def build_optimizer(model: nn.Module, encoder: nn.Module, config: OptimConfig) -> AdamW:
-    """AdamW over the trainable parameters of ``model``, those of its ``encoder`` at their own learning rate."""
-    in_encoder = {id(p) for p in encoder.parameters()}
+def build_optimizer(model: nn.Module, encoder: nn.Module | None, config: OptimConfig) -> AdamW:
+    """AdamW over the trainable parameters of ``model``, those of its ``encoder``, if any, at their own rate."""
+    in_encoder = set() if encoder is None else {id(p) for p in encoder.parameters()}
     named = list(model.named_parameters())
     return _adamw(
         [
@@ -112,6 +124,17 @@ def build_schedule(
         return 0.5 * (1 + cos(pi * min(1.0, (step - warmup) / max(1, num_steps - warmup))))
 
     return LambdaLR(optimizer, factor)
+
+
+def build_plateau(
+    optimizer: torch.optim.Optimizer, num_steps: int, config: OptimConfig
+) -> tuple[LinearLR, ReduceLROnPlateau]:
+    """Linear warm-up from 1 % over the first share of the steps, and a fall whenever a score stops rising."""
+    warmup = max(1, round(num_steps * config.warmup_fraction))
+    fall = ReduceLROnPlateau(
+        optimizer, "max", factor=config.plateau_factor, patience=config.plateau_patience, threshold=0.01
+    )
+    return LinearLR(optimizer, 0.01, total_iters=warmup), fall
 
 
 def _groups(

@@ -1,12 +1,15 @@
 """Settings of a training run, as a YAML recipe or the command line gives them."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args, get_type_hints
 
+from muvit.baselines import BaselineConfig
 from muvit.data.augment import Augmentation
 from muvit.data.balance import Balance
 from muvit.errors import InputError
 from muvit.mae import MAEConfig
+from muvit.models import NetworkConfig
+from muvit.relay import RelayConfig
 from muvit.segmentation import SegmenterConfig
 from muvit.training.optim import OptimConfig, PretrainOptimConfig
 
@@ -127,6 +130,10 @@ class RunConfig:
     """Number of machines."""
     val_every: int = 1
     """Validate after every n-th epoch."""
+    monitor: Literal["val_mdsc", "val_accuracy"] = "val_mdsc"
+    """Validation score by which the best model is kept, and which early stopping and a plateau schedule follow."""
+    early_stop: int | None = None
+    """Stop after so many validations in a row without a better score; unset, train for all epochs."""
     pictures: int = 4
     """Validation crops to draw after each validation; 0 draws none."""
     progress: bool = True
@@ -143,9 +150,12 @@ class RunConfig:
             ("val_every", 1),
             ("pictures", 0),
             ("seed", 0),
+            ("early_stop", 1),
         ):
-            if getattr(self, name) < least:
+            if getattr(self, name) is not None and getattr(self, name) < least:
                 raise InputError(f"run.{name}", expected=f"a number >= {least}", got=getattr(self, name))
+        if self.monitor not in ("val_mdsc", "val_accuracy"):
+            raise InputError("run.monitor", expected="val_mdsc or val_accuracy", got=repr(self.monitor))
         accelerators = get_args(get_type_hints(RunConfig)["accelerator"])
         if self.accelerator not in accelerators:
             raise InputError("run.accelerator", expected=" or ".join(accelerators), got=repr(self.accelerator))
@@ -177,12 +187,41 @@ class Recipe:
     """Duration, seed and devices."""
     init: InitConfig | None = None
     """A pre-trained encoder to start from; unset, training starts from scratch."""
+    baseline: BaselineConfig | None = None
+    """Train this network of another library in the place of `model`, on the same samples with the same budget."""
+    relay: RelayConfig | None = None
+    """Train this timm backbone with relay tokens in the place of `model`, on the same samples with the same budget."""
 
     def __post_init__(self) -> None:
         _check_steps(self.data, self.run)
+        if self.baseline is not None and self.relay is not None:
+            raise InputError("baseline and relay", expected="at most one of them", got="both")
+        if self.init is not None and (self.baseline or self.relay) is not None:
+            raise InputError("init", expected="a MuViT segmenter to put the encoder into", got="another network")
+        if self.data.val is None and (self.optim.schedule == "plateau" or self.run.early_stop is not None):
+            raise InputError(
+                "data.val", expected="slides, which optim.schedule plateau and run.early_stop follow", got="none"
+            )
         weights, num_classes = self.loss.class_weights, self.model.num_classes
         if weights is not None and len(weights) != num_classes:
             raise InputError("loss.class_weights", expected=f"{num_classes}, as model.num_classes says", got=weights)
+
+
+    @property
+    def network(self) -> NetworkConfig:
+        """What is trained: `model`, or what stands in its place, with channels, classes, levels and size filled in."""
+        chosen = self.baseline or self.relay
+        if chosen is None:
+            return self.model
+        encoder, size = self.model.encoder, self.data.crop_size
+        is_single = isinstance(chosen, BaselineConfig) and chosen.views == "finest"
+        task = {
+            "in_channels": encoder.in_channels,
+            "num_classes": self.model.num_classes,
+            "levels": encoder.levels[:1] if is_single else encoder.levels,
+            "size": (size,) * encoder.ndim if isinstance(size, int) else tuple(size),
+        }
+        return replace(chosen, **{name: value for name, value in task.items() if getattr(chosen, name) is None})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -94,7 +94,7 @@ def check_devices(run: RunConfig) -> None:
 
 
 def build_trainer(
-    run: RunConfig, output: Path | None, gradient_clip: float, callbacks: Sequence[Callback], **options: Any
+    run: RunConfig, output: Path | None, gradient_clip: float | None, callbacks: Sequence[Callback], **options: Any
 ) -> Trainer:
     """Trainer of a run that logs to ``output`` and can be resumed from there; without ``output`` it writes nothing.
 

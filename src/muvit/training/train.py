@@ -5,8 +5,10 @@ from pathlib import Path
 
 import lightning
 from lightning import Callback
+from lightning.pytorch.callbacks import EarlyStopping
 
 from muvit.losses import SegmentationLoss
+from muvit.models import build_model
 from muvit.segmentation import Segmenter
 from muvit.training.callbacks import ExamplePictures, KeepModels
 from muvit.training.datamodule import SegmentationData
@@ -24,11 +26,11 @@ def train_segmenter(
     overwrite: bool = False,
     callbacks: list[Callback] | None = None,
 ) -> Path:
-    """Train a segmenter.
+    """Train a model that labels pixels.
 
     Args:
         recipe: all settings.
-        output: folder of the run. It receives the model folders ``best`` (highest validation mDSC) and ``last``,
+        output: folder of the run. It receives the model folders ``best`` (by ``run.monitor``) and ``last``,
             ``logs`` (CSV) and ``tensorboard``, ``pictures`` of validation crops, ``resume`` and the recipe.
         resume: go on with the run in ``output`` where it stopped.
         overwrite: delete a run that is there already.
@@ -44,10 +46,11 @@ def train_segmenter(
     """
     output = Path(output)
     lightning.seed_everything(recipe.run.seed, verbose=False)
-    data = SegmentationData(recipe)
+    model = build_model(recipe.network)
+    data = SegmentationData(recipe, model.views)
     preprocessing, val_crops = data.preprocessing, data.val_crops
-    model = Segmenter(**{name: getattr(recipe.model, name) for name in recipe.model.__dataclass_fields__})
     if recipe.init is not None:
+        assert isinstance(model, Segmenter)  # the recipe has seen to it
         start_from(model, recipe.init)
     task = SegmentationTask(
         model,
@@ -56,12 +59,15 @@ def train_segmenter(
         preprocessing.class_names,
         freeze_encoder=recipe.init is not None and recipe.init.mode == "frozen",
         seed=recipe.run.seed,
+        monitor=recipe.run.monitor,
     )
     check_devices(recipe.run)
     if recipe.run.wandb_project is not None:
         check_wandb()
     checkpoint = prepare_folder(recipe, output, resume, overwrite)
-    keep = [KeepModels(output, preprocessing), *(callbacks or [])]
+    keep = [KeepModels(output, preprocessing, metric=recipe.run.monitor), *(callbacks or [])]
+    if recipe.run.early_stop is not None:
+        keep.append(EarlyStopping(recipe.run.monitor, mode="max", patience=recipe.run.early_stop))
     if val_crops is not None and recipe.run.pictures:
         keep.append(ExamplePictures(output / "pictures", val_crops, recipe.run.pictures, preprocessing))
     with quiet():

@@ -1,0 +1,68 @@
+"""Confidence intervals by drawing the slides again with replacement (percentile bootstrap)."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from muvit.errors import InputError
+
+Interval = tuple[float, float]
+"""Lower and upper bound; NaN where there is none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BootstrapConfig:
+    """How intervals are drawn."""
+
+    coverage: float = 0.95
+    """Share of the resampled scores that the interval holds."""
+    num_resamples: int = 1000
+    """How often the slides are drawn anew."""
+    seed: int = 0
+    """Seed of the draws."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.coverage < 1:
+            raise InputError("coverage", expected="a share between 0 and 1", got=self.coverage)
+        if self.num_resamples < 1 or self.seed < 0:
+            got = f"{self.num_resamples} resamples and seed {self.seed}"
+            raise InputError("num_resamples and seed", expected="at least one, and a seed >= 0", got=got)
+
+
+def bootstrap_intervals(
+    statistic: Callable[[NDArray[np.int64]], Mapping[str, float]],
+    num_slides: int,
+    config: BootstrapConfig | None = None,
+) -> dict[str, Interval]:
+    """Intervals of scores over slides.
+
+    The slide is the unit that is drawn, since pixels of one slide are alike: the interval tells what other slides of
+    the same kind would have given. It says nothing about another training run.
+
+    Args:
+        statistic: scores by name of slides that occur so many times each, ``(num_slides)`` int64; NaN where a score
+            does not exist.
+        num_slides: number of slides.
+        config: coverage, number of draws, seed.
+
+    Returns:
+        The interval of each score; NaN of all scores if there is a single slide, which tells nothing about others.
+    """
+    config = BootstrapConfig() if config is None else config
+    if num_slides < 2:
+        return dict.fromkeys(statistic(np.ones(num_slides, np.int64)), (float("nan"), float("nan")))
+    rng = np.random.default_rng(config.seed)
+    times = rng.multinomial(num_slides, np.full(num_slides, 1 / num_slides), size=config.num_resamples)
+    drawn = [statistic(weights) for weights in times]
+    tail = 100 * (1 - config.coverage) / 2
+    return {name: _bounds(np.array([scores[name] for scores in drawn]), tail) for name in drawn[0]}
+
+
+def _bounds(values: NDArray[np.float64], tail: float) -> Interval:
+    known = values[~np.isnan(values)]
+    if not known.size:
+        return float("nan"), float("nan")
+    low, high = np.percentile(known, (tail, 100 - tail))
+    return float(low), float(high)
