@@ -107,9 +107,15 @@ class EncodedContext:
     """Number of coarse levels."""
 
     def expand(self, batch: int) -> "EncodedContext":
-        """The context of one sample for a batch of samples that share it, without a copy."""
+        """The context of one sample for a batch of samples that share it, without a copy.
+
+        Raises:
+            ShapeError: it is one of several samples, and not of so many.
+        """
         if len(self.tokens) == batch:
             return self
+        if len(self.tokens) != 1:
+            raise ShapeError("context", expected=f"1 sample or {batch}", got=len(self.tokens))
         return replace(
             self,
             keys_values=tuple((k.expand(batch, -1, -1, -1), v.expand(batch, -1, -1, -1)) for k, v in self.keys_values),
@@ -229,6 +235,8 @@ class MuViTEncoder(FolderModel):
             InputError: the attention pattern is another one, or there are too many levels.
         """
         self._check_cachable()
+        self._check_images(x, x.shape[1])
+        bbox = self._checked_boxes(x, bbox)
         first = len(self.levels) - (0 if context is None else context.num_levels) - x.shape[1]
         if first < 0:
             raise InputError("img", expected=f"at most {x.shape[1] + first} views beside the context", got=x.shape[1])
@@ -243,8 +251,8 @@ class MuViTEncoder(FolderModel):
         """Encode the finest views of scenes in the context of their coarse views, under ``coarse_to_fine``.
 
         Args:
-            x: ``(B, C, *space)``.
-            bbox: ``(B, 2, ndim)``, world pixels, (t)(z)yx.
+            x: ``(B, 1, C, *space)``.
+            bbox: ``(B, 1, 2, ndim)``, world pixels, (t)(z)yx.
             context: of all coarse levels, of the same samples or of a single one that all of them share.
             keep: indices of blocks (0-based) whose outputs to return as well.
 
@@ -257,6 +265,8 @@ class MuViTEncoder(FolderModel):
             InputError: the attention pattern is another one, or the context lacks a level.
         """
         self._check_cachable()
+        self._check_images(x, 1)
+        x, bbox = x[:, 0], self._checked_boxes(x, bbox)[:, 0]
         if context.num_levels != len(self.levels) - 1:
             raise InputError("context", expected=f"{len(self.levels) - 1} coarse levels", got=context.num_levels)
         outputs = [tokens for tokens, _ in self._run_level(0, x, bbox, context)]
@@ -264,7 +274,7 @@ class MuViTEncoder(FolderModel):
 
     def embed(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens ``(B, L, n, D)`` before the first block, and the patches ``(B, L, n, P...C)`` they come from."""
-        self._check_images(x)
+        self._check_images(x, len(self.levels))
         patches = patchify(x, self.config.patch)
         return torch.stack([self._embed_level(i, patches[:, i]) for i in range(len(self.proj))], dim=1), patches
 
@@ -308,9 +318,9 @@ class MuViTEncoder(FolderModel):
         return self.to_maps(self(x, bbox)[0], x.shape[3:])
 
     def to_maps(self, tokens: Tensor, space: Sequence[int]) -> Tensor:
-        """Arrange tokens ``(B, N, D)`` of views of shape ``space`` as maps ``(B, L, D, *grid)``."""
+        """Arrange tokens ``(B, N, D)`` of L views of shape ``space`` as maps ``(B, L, D, *grid)``."""
         grid = patch_grid(space, self.config.patch)
-        return tokens.unflatten(1, (len(self.levels), *grid)).movedim(-1, 2)
+        return tokens.unflatten(1, (-1, *grid)).movedim(-1, 2)
 
     def extract_levels(self, levels: Sequence[float], copy: bool = True) -> Self:
         """An encoder for some of the levels, with their embeddings and all blocks.
@@ -366,17 +376,23 @@ class MuViTEncoder(FolderModel):
             yield tokens, (keys, values)
 
     def _add_to_context(self, level: int, x: Tensor, bbox: Tensor, context: EncodedContext | None) -> EncodedContext:
-        keys_values = []
-        for tokens, pair in self._run_level(level, x, bbox, context):
-            keys_values.append(pair)
-        coords = self._centers(x, bbox)
-        outer = None if context is None else context.expand(len(x))
-        return EncodedContext(
-            keys_values=tuple(keys_values),
-            tokens=tokens if outer is None else torch.cat([tokens, outer.tokens], dim=1),
-            coords=coords if outer is None else torch.cat([coords, outer.coords], dim=1),
-            origin=bbox[:, 0] if outer is None else outer.origin,
-            num_levels=1 if outer is None else outer.num_levels + 1,
+        outputs, keys_values = zip(*self._run_level(level, x, bbox, context), strict=True)
+        own = EncodedContext(
+            keys_values=keys_values,
+            tokens=outputs[-1],
+            coords=self._centers(x, bbox),
+            origin=bbox[:, 0],
+            num_levels=1,
+        )
+        if context is None:
+            return own
+        outer = context.expand(len(x))
+        return replace(
+            own,
+            tokens=torch.cat([own.tokens, outer.tokens], dim=1),
+            coords=torch.cat([own.coords, outer.coords], dim=1),
+            origin=outer.origin,
+            num_levels=1 + outer.num_levels,
         )
 
     def _centers(self, x: Tensor, bbox: Tensor) -> Tensor:
@@ -394,14 +410,14 @@ class MuViTEncoder(FolderModel):
         if mode != "coarse_to_fine":
             raise InputError("attention_mode", expected="'coarse_to_fine' for a context of its own", got=repr(mode))
 
-    def _check_images(self, x: Tensor) -> None:
-        expected = (len(self.levels), self.config.in_channels)
+    def _check_images(self, x: Tensor, num_levels: int) -> None:
+        expected = (num_levels, self.config.in_channels)
         if x.ndim != 3 + self.config.ndim or tuple(x.shape[1:3]) != expected:
             axes = ", ".join("tzyx"[-self.config.ndim :])
             raise ShapeError("img", expected=f"shape (B, L={expected[0]}, C={expected[1]}, {axes})", got=tuple(x.shape))
 
     def _checked_boxes(self, x: Tensor, bbox: Tensor) -> Tensor:
-        expected = (len(x), len(self.levels), 2, self.config.ndim)
+        expected = (*x.shape[:2], 2, self.config.ndim)
         if tuple(bbox.shape) != expected:
             raise ShapeError("bbox", expected=f"shape (B, L, 2, ndim) = {expected}", got=tuple(bbox.shape))
         return bbox if bbox.is_floating_point() else bbox.double()

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from muvit.errors import InputError, ShapeError
 
-Level = float | Sequence[float]
+Level = float | tuple[float, ...]
 """Downsampling factor relative to the finest pixels: one number, or one per axis."""
 
 PatchSpacing = Literal["center", "corner"]
@@ -35,6 +35,20 @@ def level_factors(level: Level, ndim: int) -> tuple[float, ...]:
     if len(factors) != ndim or not all(0 < f < math.inf for f in factors):
         raise InputError("level", expected=f"a positive number, or {ndim} of them", got=repr(level))
     return factors
+
+
+def plain_level(level: Level) -> Level:
+    """A level as it is stored and compared: a number where the axes agree, else a tuple; ``[1, 4, 4] -> (1, 4, 4)``."""
+    if isinstance(level, int | float):
+        return level
+    factors = tuple(map(float, level))
+    return factors[0] if len(set(factors)) == 1 else factors
+
+
+def level_name(level: Level) -> str:
+    """A level as people write it: ``4``, or ``1x4x4`` where the axes differ."""
+    level = plain_level(level)
+    return f"{level:g}" if isinstance(level, int | float) else "x".join(f"{factor:g}" for factor in level)
 
 
 def check_levels(levels: Sequence[Level], ndim: int) -> None:

@@ -25,7 +25,8 @@ def world_sample(seed, ndim=2, size=16):
     sample = read_views(slide, sample_nested(np.random.default_rng(seed), shapes, levels, config.size), config)
     # make the pixels outside true as well: the world goes on there
     sample["img"] = pixel_centers(sample)
-    sample["label"] = (sample["img"][0] * torch.tensor([1.0, 1000.0, 7.0][:ndim]).view(-1, *(1,) * ndim)).sum(0).long()
+    sample["labels"] = labels_of(sample["img"])
+    sample["label"] = sample["labels"][0]
     return sample
 
 
@@ -36,8 +37,9 @@ def pixel_centers(sample):
 
 
 def labels_of(img):
+    """A label for each place that the pixels ``(L, ndim, *space)`` hold, ``(L, *space)``."""
     ndim = img.shape[1]
-    return (img[0] * torch.tensor([1.0, 1000.0, 7.0][:ndim]).view(-1, *(1,) * ndim)).sum(0).long()
+    return (img * torch.tensor([1.0, 1000.0, 7.0][:ndim]).view(-1, *(1,) * ndim)).sum(1).long()
 
 
 @given(st.integers(0, 10**6), st.sampled_from([2, 3]), st.data())
@@ -50,7 +52,8 @@ def test_flipped_pixels_stand_at_their_mirrored_place_at_every_level(seed, ndim,
     for axis in axes:
         expected[:, axis] = 2 * middle[axis] - expected[:, axis]
     assert torch.equal(flipped["img"], expected)
-    assert torch.equal(flipped["label"], labels_of(flipped["img"]))
+    assert torch.equal(flipped["label"], labels_of(flipped["img"])[0])
+    assert torch.equal(flipped["labels"], labels_of(flipped["img"]))
     again = flip_sample(flipped, axes)
     assert all(torch.equal(again[key], sample[key]) for key in sample)
 
@@ -64,7 +67,8 @@ def test_transposed_pixels_stand_at_their_mirrored_place_at_every_level(seed, nd
     expected = place.clone()
     expected[:, -2], expected[:, -1] = y + place[:, -1] - x, x + place[:, -2] - y
     assert torch.equal(turned["img"], expected)
-    assert torch.equal(turned["label"], labels_of(turned["img"]))
+    assert torch.equal(turned["label"], labels_of(turned["img"])[0])
+    assert torch.equal(turned["labels"], labels_of(turned["img"]))
 
 
 def test_boxes_stay_exact_far_from_the_origin():
@@ -85,7 +89,7 @@ def test_geometric_augmentation_reaches_all_eight_orientations_of_a_square():
         corner = out["img"][0, :, 0, 1] - box_center(sample["bbox"][0])
         seen.add(tuple(corner.tolist()))
         assert torch.equal(out["bbox"][0], sample["bbox"][0])
-        assert torch.equal(out["label"], labels_of(out["img"]))
+        assert torch.equal(out["label"], labels_of(out["img"])[0])
     y, x = relative[:, 0, 1].abs().tolist()
     assert seen == {(s * a, t * b) for a, b in ((y, x), (x, y)) for s in (1, -1) for t in (1, -1)}
 

@@ -92,6 +92,32 @@ def test_grid_shows_every_pixel_once_with_true_boxes(shape):
         dataset[len(dataset)]
 
 
+@pytest.mark.parametrize("kind", [NestedCrops, GridCrops])
+def test_every_view_may_have_its_labels_at_its_own_level(kind):
+    shape = (70, 90)
+    places = place_label(*np.indices(shape)).astype(np.uint8)
+    slides = [(world_slide(shape, LEVELS), label_slide(places, LEVELS))]
+    finest, every = kind(slides, CONFIG), kind(slides, replace(CONFIG, label_levels="all"))
+    for index in range(8):
+        sample = every[index]
+        assert sample["labels"].shape == (3, 16, 24)
+        assert sample["labels"].dtype == torch.int64
+        assert torch.equal(sample["labels"][0], sample["label"])
+        assert torch.equal(sample["label"], finest[index]["label"])
+        for labels, place, level in zip(sample["labels"][1:], pixel_centers(sample)[1:], LEVELS[1:], strict=True):
+            corner = (place - level / 2).long()  # the nearest-neighbour pyramid keeps each block's first pixel
+            inside = ((corner >= 0) & (corner < torch.tensor(shape).view(2, 1, 1))).all(0)
+            assert torch.equal(labels, torch.where(inside, place_label(*corner), IGNORE))
+
+
+def test_labels_of_a_level_that_is_not_stored_are_refused():
+    slides = [(world_slide((64, 64), LEVELS), label_slide(np.zeros((64, 64), np.uint8), (1, 4), "flat.png"))]
+    for kind in (NestedCrops, GridCrops):
+        kind(slides, CONFIG)
+        with pytest.raises(InputError, match=r"flat.png, level 8: expected one of its stored levels 1, 4, got 8"):
+            kind(slides, replace(CONFIG, label_levels="all"))
+
+
 def test_only_the_windows_of_a_sample_are_read():
     slides = world_slides((400, 400))
     dataset = NestedCrops(slides, CONFIG)
@@ -287,6 +313,7 @@ def test_labels_that_the_first_look_missed_are_refused_when_read():
         ({"levels": (0, 1)}, "level: expected a positive number"),
         ({"size": (16, 0)}, "size"),
         ({"padding": "wrap"}, "padding: expected one of zero, edge, reflect"),
+        ({"label_levels": "coarse"}, "label_levels: expected finest or all"),
     ],
 )
 def test_wrong_configs_are_refused(options, message):

@@ -6,7 +6,7 @@ import pytest
 
 from muvit.data.ome_zarr import OmeZarrSlide, PyramidWriter
 from muvit.errors import InputError
-from muvit.evaluation import segmentation
+from muvit.evaluation import blocks
 from muvit.evaluation.segmentation import evaluate_slides
 from muvit.metrics import confusion_matrix, scores
 
@@ -33,7 +33,7 @@ def draw(seed, shape, high):
 @pytest.mark.parametrize("shape", [(70, 45), (10, 33, 21)])
 def test_blocks_change_nothing(write, monkeypatch, shape):
     true, guessed = draw(0, shape, 5), draw(1, shape, 4)
-    monkeypatch.setattr(segmentation, "_BLOCK_PIXELS", 1 << 9)
+    monkeypatch.setattr(blocks, "BLOCK_PIXELS", 1 << 9)
     result = evaluate_slides([(write("guess", guessed), write("truth", true))], 4, ignore=(4,))
     expected = confusion_matrix(true, guessed, 4, (4,))
     assert (result.confusion == expected).all()

@@ -3,7 +3,7 @@ import torch
 from torch.nn.functional import batch_norm, conv2d, interpolate
 
 from muvit.errors import InputError
-from muvit.segmentation.unetr import LevelAdapter, PixelDecoder, skip_layers, upsampling_steps
+from muvit.segmentation.unetr import LevelAdapter, PixelDecoder, skip_layers, stage_widths, upsampling_steps
 
 
 def count(model):
@@ -77,6 +77,16 @@ def test_falling_widths_narrow_before_the_upsampling():
 )
 def test_steps_double_every_axis_as_often_as_its_patch_needs(patch, steps):
     assert upsampling_steps(patch) == steps
+
+
+def test_slim_widths_halve_towards_the_pixels():
+    assert [stage_widths("slim", n) for n in (0, 2, 3, 4)] == [
+        (64,),
+        (256, 128, 64),
+        (256, 256, 128, 64),
+        (256, 256, 256, 128, 64),
+    ]
+    assert stage_widths("paper", 3) == (256,) * 4
 
 
 @pytest.mark.parametrize("patch", [(6, 6), (8, 12), (0, 8)])

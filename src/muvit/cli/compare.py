@@ -1,19 +1,21 @@
 """``muvit compare``."""
 
+from argparse import ArgumentError
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
+import yaml
 from jsonargparse import ArgumentParser, Namespace
 
+from muvit.checkpoints import plain
 from muvit.cli.progress import Progress
 from muvit.cli.train import recipe_from
-from muvit.evaluation.comparison import compare, with_controls
+from muvit.errors import InputError, ReadError
+from muvit.evaluation.comparison import CONTROLS, PRESETS, Variant, compare, preset
 from muvit.training.recipe import Recipe
 
-INTRO = (
-    "One model and two controls, trained alike on the same slides and scored on slides that none of them has seen. "
-    "The model sees every level and knows where each view lies. One control sees the finest level only; the other sees "
-    "every level without true positions."
-)
+INTRO = "Models trained alike on the same slides, and scored on slides that none of them has seen."
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -21,23 +23,74 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--config", action="config", help="recipe in YAML; later arguments override it")
     parser.add_argument("--test", type=Path, required=True, help="folder with images and labels to score the models on")
     parser.add_argument("--output", type=Path, required=True, help="folder of the comparison")
+    parser.add_argument(
+        "--models",
+        type=list[str],
+        default=list(CONTROLS),
+        help=f"what to train on the recipe's data with its budget: any of {', '.join(PRESETS)} "
+        "(default: the recipe's model and its controls)",
+    )
+    parser.add_argument(
+        "--variants",
+        type=Path | None,
+        default=None,
+        help="YAML file with models to train as well: settings of the recipe to change, by name of the model",
+    )
     parser.add_argument("--title", default="A model and its controls", help="headline of the report")
+    parser.add_argument("--resume", action="store_true", help="go on with a comparison that was stopped")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier comparison")
     parser.add_class_arguments(Recipe, as_group=False)
 
 
 def run(arguments: Namespace) -> None:
-    """Train the recipe's model and its two controls, score them, write the report."""
-    with Progress("Training three models", "step") as progress:
+    """Train the models, score them, write the report."""
+    recipe = recipe_from(arguments)
+    variants = [preset(recipe, name) for name in arguments.models]
+    if arguments.variants is not None:
+        variants += _variants(arguments.variants, recipe)
+    with Progress(f"Training {len(variants)} models", "step") as progress:
         results = compare(
-            with_controls(recipe_from(arguments)),
+            variants,
             arguments.test,
             arguments.output,
             title=arguments.title,
             intro=INTRO,
+            resume=arguments.resume,
             overwrite=arguments.overwrite,
             progress=progress,
         )
     for result in results:
-        print(f"{result.name:<24} mDSC {result.mean_dice:.3f}")
+        print(f"{result.name:<32} mDSC {result.mean_dice:.3f}")
     print(arguments.output / "index.html")
+
+
+def _variants(file: Path, recipe: Recipe) -> list[Variant]:
+    """Models of a file: name to ``description`` and ``settings``, which change those of the recipe."""
+    try:
+        entries = yaml.safe_load(file.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ReadError(file, expected="a YAML file of models", got=str(error).splitlines()[0]) from error
+    if not isinstance(entries, dict) or not all(isinstance(entry, dict) for entry in entries.values()):
+        raise InputError(file, expected="name: {description: ..., settings: {...}} for each model", got=entries)
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(Recipe, as_group=False)
+    base = plain(asdict(recipe))
+    variants = []
+    for name, entry in entries.items():
+        unknown = set(entry) - {"description", "settings"}
+        if unknown:
+            raise InputError(f"{file}, {name}", expected="description and settings", got=sorted(unknown))
+        try:
+            parsed = parser.parse_object(_merged(base, entry.get("settings", {})))
+        except ArgumentError as error:
+            raise InputError(f"{file}, {name}", expected="settings of a recipe", got=str(error)) from error
+        variants.append(Variant(name=name, description=entry.get("description", ""), recipe=recipe_from(parsed)))
+    return variants
+
+
+def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """``base`` with the values of ``changes``, mapping by mapping."""
+    nested = {
+        k: _merged(base[k], v) for k, v in changes.items() if isinstance(v, dict) and isinstance(base.get(k), dict)
+    }
+    return base | changes | nested

@@ -8,6 +8,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from muvit.cli.progress import Progress
 from muvit.data.convert import convert_image
+from muvit.data.pyramid_spec import WholeLevel
 from muvit.data.slides import OME_ZARR_SUFFIXES, open_slide
 from muvit.errors import ExistsError, InputError, ReadError
 from muvit.pictures import class_colors
@@ -29,9 +30,10 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument(
         "--levels",
-        type=list[int] | None,
+        type=list[WholeLevel] | None,
         default=None,
-        help="downsampling factors to store, such as [1,4,8] (default: powers of two down to 256 pixels)",
+        help="downsampling factors to store, such as [1,4,8], or [1,[1,4,4]] where a volume's axes differ "
+        "(default: powers of two down to 256 pixels)",
     )
     parser.add_argument(
         "--pixel_size_um", type=float | None, default=None, help="micrometers per pixel (default: what the source says)"

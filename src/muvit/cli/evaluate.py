@@ -1,14 +1,19 @@
 """``muvit evaluate``."""
 
-import json
 from pathlib import Path
+from typing import Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
+from muvit.cli.progress import Progress
 from muvit.data.folders import class_legend, open_folder
 from muvit.data.slides import SLIDE_SUFFIXES, Slide, open_slide
-from muvit.errors import ExistsError, InputError
-from muvit.evaluation.segmentation import evaluate_slides
+from muvit.errors import InputError
+from muvit.evaluation.boundaries import BoundaryConfig
+from muvit.evaluation.bootstrap import BootstrapConfig
+from muvit.evaluation.results import result_files, write_results
+from muvit.evaluation.score_picture import draw_scores
+from muvit.evaluation.segmentation import Evaluation, evaluate_slides
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -24,39 +29,77 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--ignore_labels", type=list[int], default=[], help="true values that count nowhere, such as [14]"
     )
+    add_boundary_arguments(parser)
+    parser.add_argument("--num_resamples", type=int, default=1000, help="draws of the slides that make the intervals")
     parser.add_argument(
-        "--output", type=Path | None, default=None, help="JSON file for the scores of every class and slide"
+        "--output",
+        type=Path | None,
+        default=None,
+        help="folder for scores.json, scores.csv and scores.png, or a file with one of these suffixes",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace that file")
+    parser.add_argument("--overwrite", action="store_true", help="replace those files")
+
+
+def add_boundary_arguments(parser: ArgumentParser) -> None:
+    """How the outlines of classes are compared."""
+    parser.add_argument(
+        "--boundary_tolerance",
+        type=float | None,
+        default=2.0,
+        help="how far apart outlines may lie and still agree; null leaves boundary F1 and Hausdorff distance out",
+    )
+    parser.add_argument(
+        "--boundary_unit", type=Literal["px", "um"], default="px", help="unit of that: finest pixels, or micrometers"
+    )
+    parser.add_argument(
+        "--boundary_level", type=float, default=1.0, help="level of the labels to find outlines at; coarser is faster"
+    )
 
 
 def run(arguments: Namespace) -> None:
     """Print the scores, and write them if asked for."""
     output = arguments.output
-    if output is not None and output.exists() and not arguments.overwrite:
-        raise ExistsError(output)
-    predictions, truths = _slides(arguments.prediction), _slides(arguments.truth)
-    if len(predictions) == len(truths) == 1:
-        pairs = [(next(iter(predictions.values())), next(iter(truths.values())))]
-    else:
-        missing = sorted(set(predictions) - set(truths))
-        if missing:
-            raise InputError(
-                arguments.truth, expected="true labels of every predicted slide", got=f"none of {missing[0]!r}"
-            )
-        pairs = [(slide, truths[name]) for name, slide in predictions.items()]
+    files = [] if output is None else result_files(output, "scores", overwrite=arguments.overwrite)
+    bootstrap = BootstrapConfig(num_resamples=arguments.num_resamples)
+    result = evaluate(arguments, arguments.prediction, arguments.truth)
+    write_results(
+        files,
+        lambda: result.to_dict(bootstrap),
+        lambda: result.rows(bootstrap),
+        lambda: draw_scores(result, bootstrap),
+    )
+    print("\n".join(_lines(result.table())))
+
+
+def evaluate(arguments: Namespace, prediction: Path, truth: Path) -> Evaluation:
+    """Score predicted labels, or a folder of them, with the classes and boundaries that the arguments ask for."""
+    boundary = None
+    if arguments.boundary_tolerance is not None:
+        boundary = BoundaryConfig(
+            tolerance=arguments.boundary_tolerance, unit=arguments.boundary_unit, level=arguments.boundary_level
+        )
+    pairs = _pairs(prediction, truth)
     num_classes = arguments.num_classes or _count_classes(pairs[0])
     names = class_legend(pairs[0][0], num_classes)[0] | class_legend(pairs[0][1], num_classes)[0]
-    result = evaluate_slides(
-        pairs,
-        num_classes,
-        ignore=arguments.ignore_labels,
-        class_names=[names.get(value, f"class {value}") for value in range(num_classes)],
-    )
-    if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(json.dumps(result.to_dict(), indent=2) + "\n")
-    print("\n".join(_lines(result.table())))
+    with Progress("Scoring", "block") as progress:
+        return evaluate_slides(
+            pairs,
+            num_classes,
+            ignore=arguments.ignore_labels,
+            class_names=[names.get(value, f"class {value}") for value in range(num_classes)],
+            boundary=boundary,
+            progress=progress,
+        )
+
+
+def _pairs(prediction: Path, truth: Path) -> list[tuple[Slide, Slide]]:
+    predictions, truths = _slides(prediction), _slides(truth)
+    if len(predictions) == len(truths) == 1:
+        return [(next(iter(predictions.values())), next(iter(truths.values())))]
+    missing = sorted(set(predictions) - set(truths))
+    if missing:
+        raise InputError(truth, expected="true labels of every predicted slide", got=f"none of {missing[0]!r}")
+    return [(slide, truths[name]) for name, slide in predictions.items()]
 
 
 def _slides(path: Path) -> dict[str, Slide]:

@@ -35,7 +35,7 @@ def describe(slide: Slide) -> dict[str, Any]:
         "shape": list(slide.shape),
         "dtype": str(slide.dtype),
         "channels": list(slide.channel_names),
-        "levels": {f"{level:g}": list(slide.level_shape(level)) for level in slide.levels},
+        "levels": {level_name(level): list(slide.level_shape(level)) for level in slide.levels},
         "pixel_size_um": None if slide.pixel_size_um is None else list(slide.pixel_size_um),
     }
     if isinstance(slide, OmeZarrSlide):

@@ -21,7 +21,8 @@ class Augmentation:
 
     The paper names the kinds but not the magnitudes; the defaults are ours. Called as ``augmentation(sample, rng)``
     with a sample dict (``img``: ``(L, C, *space)``, ``bbox``: ``(L, 2, ndim)``, optionally ``label``: ``(*space)`` and
-    ``labels``: ``(L, *space)``), it returns a new sample. ``Augmentation.geometric()`` moves pixels only and keeps every box true.
+    ``labels``: ``(L, *space)``), it returns a new sample. ``Augmentation.geometric()`` moves pixels only and keeps
+    every box true.
     """
 
     flip_axes: tuple[int, ...] = (-2, -1)

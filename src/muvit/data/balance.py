@@ -1,6 +1,7 @@
 """Where each class lies in a set of label images, so that rare ones can be sampled often."""
 
 import math
+import operator
 from collections.abc import Sequence
 from itertools import product
 from typing import Literal, NamedTuple
@@ -9,6 +10,7 @@ import numpy as np
 
 from muvit.data.slides import Slide
 from muvit.errors import InputError
+from muvit.geometry import Level, level_factors
 
 Balance = Literal["none", "foreground", "classes"]
 
@@ -29,11 +31,11 @@ class ClassPixels(NamedTuple):
     """World pixels of the class, estimated."""
     points: np.ndarray
     """``(n, ndim)``, some of its pixels, evenly chosen, as multiples of ``spacing``."""
-    spacing: float
-    """World pixels from one looked-at pixel to the next."""
+    spacing: tuple[float, ...]
+    """World pixels from one looked-at pixel to the next along each axis."""
 
 
-def locate_classes(slide: int, label: Slide, level: float) -> list[ClassPixels]:
+def locate_classes(slide: int, label: Slide, level: Level) -> list[ClassPixels]:
     """Look once at a label image, coarsely enough to take bounded time and memory, and say where each class lies.
 
     Looks at the finest stored level of at most a million pixels; where even the coarsest has more, at every n-th
@@ -52,13 +54,14 @@ def locate_classes(slide: int, label: Slide, level: float) -> list[ClassPixels]:
     for value, first, count in zip(values.tolist(), firsts.tolist(), counts.tolist(), strict=True):
         chosen = order[first : first + count : math.ceil(count / _MAX_POINTS)]
         points = np.stack(np.unravel_index(chosen, seen.shape), axis=-1).astype(np.int32)
-        found.append(ClassPixels(slide, int(value), count * spacing**label.ndim, points, spacing))
+        found.append(ClassPixels(slide, int(value), count * math.prod(spacing), points, spacing))
     return found
 
 
-def _look(label: Slide, finest: float) -> tuple[np.ndarray, float]:
-    """Pixels of a label image on a coarse grid ``(*space)``, and the grid's spacing in world pixels."""
-    usable = [level for level in label.levels if level >= finest]
+def _look(label: Slide, finest: Level) -> tuple[np.ndarray, tuple[float, ...]]:
+    """Pixels of a label image on a coarse grid ``(*space)``, and the grid's spacing per axis in world pixels."""
+    least = level_factors(finest, label.ndim)
+    usable = [v for v in label.levels if all(map(operator.ge, level_factors(v, label.ndim), least))]
     small = (level for level in usable if math.prod(label.level_shape(level)) <= _MAX_SCANNED_PX)
     level = next(small, usable[-1])
     shape = label.level_shape(level)
@@ -69,7 +72,7 @@ def _look(label: Slide, finest: float) -> tuple[np.ndarray, float]:
         size = tuple(min(block, n - a) for a, n in zip(start, shape, strict=True))
         pixels = label.read(level, start, size)[0][(slice(None, None, step),) * len(shape)]
         seen[tuple(slice(a // step, a // step + n) for a, n in zip(start, pixels.shape, strict=True))] = pixels
-    return seen, level * step
+    return seen, tuple(factor * step for factor in level_factors(level, label.ndim))
 
 
 class ForegroundIndex:
@@ -94,7 +97,7 @@ class ForegroundIndex:
         labels: Sequence[Slide],
         found: Sequence[ClassPixels],
         *,
-        level: float,
+        level: Level,
         balance: Balance,
         ignore_labels: Sequence[int] = (),
     ) -> None:
@@ -116,7 +119,8 @@ class ForegroundIndex:
 
     def _refine(self, rng: np.random.Generator, entry: ClassPixels, point: np.ndarray) -> tuple[int, ...]:
         """A pixel of the class inside what the coarse look saw as one; its middle if the class is not found there."""
-        label, ratio = self._labels[entry.slide], entry.spacing / self._level
+        label = self._labels[entry.slide]
+        ratio = np.array(entry.spacing) / level_factors(self._level, label.ndim)
         last = np.array(label.level_shape(self._level)) - 1
         start = np.minimum(np.floor(point * ratio).astype(int), last)
         size = np.clip(np.ceil((point + 1) * ratio).astype(int), start + 1, last + 1) - start

@@ -7,20 +7,20 @@ from pathlib import Path
 
 from muvit.data.ngff import Color, Kind
 from muvit.data.ome_zarr import OmeZarrSlide
-from muvit.data.pyramid_spec import check_spec
+from muvit.data.pyramid_spec import WholeLevel, check_spec
 from muvit.data.pyramid_writer import Progress, PyramidWriter, check_replaceable, register_label
-from muvit.data.slides import Slide, open_slide
+from muvit.data.slides import Palette, Slide, open_slide
 from muvit.errors import ExistsError, InputError
 
 _BAND_BYTES = 256 << 20
 
 
 def convert_image(
-    source: str | Path,
+    source: str | Path | Slide,
     target: str | Path,
     *,
     kind: Kind = "image",
-    levels: Sequence[int] | None = None,
+    levels: Sequence[WholeLevel] | None = None,
     pixel_size_um: float | Sequence[float] | None = None,
     channel_names: Sequence[str] | None = None,
     label_names: dict[int, str] | None = None,
@@ -36,11 +36,12 @@ def convert_image(
     ``.<target>.*.partial`` beside it.
 
     Args:
-        source: anything that `open_slide` reads; its finest level is converted.
+        source: anything that `open_slide` reads, or a slide; its finest level is converted.
         target: folder to make, by custom named ``*.ome.zarr``.
         kind: ``image``, coarsened by area mean, or ``label``, coarsened by nearest pixel. Labels are integers in one
             channel; a colour table is ignored, its indices are the labels.
-        levels: downsampling factors from 1 up, each a multiple of the one before; by default powers of two.
+        levels: downsampling factors from 1 up, each a multiple of the one before, such as 4 or, where the axes differ,
+            (1, 4, 4); by default powers of two.
         pixel_size_um: micrometers per pixel, one number or one per axis; by default what the source states.
         channel_names: one per channel; by default what the source states.
         label_names: name of each label value; by default what the source states.
@@ -57,7 +58,8 @@ def convert_image(
         ExistsError: something is at ``target`` and overwriting was not asked for, or it is no zarr store.
     """
     target = Path(target)
-    slide = open_slide(source, palette="index" if kind == "label" else "rgb")
+    palette: Palette = "index" if kind == "label" else "rgb"
+    slide = source if isinstance(source, Slide) else open_slide(source, palette=palette)
     if kind == "label":
         _check_label_source(slide)
     stated = slide if isinstance(slide, OmeZarrSlide) else None

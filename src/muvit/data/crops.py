@@ -16,7 +16,7 @@ from muvit.data.normalize import Normalization, Percentile
 from muvit.data.sampling import Window, centered_nested, sample_nested
 from muvit.data.slides import Padding, Slide
 from muvit.errors import InputError
-from muvit.geometry import check_levels
+from muvit.geometry import Level, check_levels, plain_level
 from muvit.labels import IGNORE
 
 LabelledSlide = tuple[Slide, Slide | None]
@@ -29,7 +29,7 @@ LabelLevels = Literal["finest", "all"]
 class CropConfig:
     """What one sample consists of."""
 
-    levels: tuple[float, ...]
+    levels: tuple[Level, ...]
     """Downsampling factors of the views, finest first; each must be stored in every slide."""
     size: tuple[int, ...]
     """Pixels of every view, (t)(z)yx."""
@@ -45,6 +45,7 @@ class CropConfig:
     """Views whose labels a sample holds: the finest, or each view at its own level, which the labels must store."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "levels", tuple(map(plain_level, self.levels)))
         check_levels(self.levels, len(self.size))
         if not self.size or not all(isinstance(n, int) and n > 0 for n in self.size):
             raise InputError("size", expected="a positive number of pixels for each axis", got=self.size)
@@ -54,7 +55,7 @@ class CropConfig:
             raise InputError("label_levels", expected="finest or all", got=repr(self.label_levels))
 
     @property
-    def labelled_levels(self) -> tuple[float, ...]:
+    def labelled_levels(self) -> tuple[Level, ...]:
         """Levels whose labels a sample holds."""
         return self.levels if self.label_levels == "all" else self.levels[:1]
 
@@ -116,7 +117,7 @@ class SlideCrops(MuViTDataset):
         self.shapes = [[image.level_shape(level) for level in config.levels] for image in self.images]
 
     @property
-    def levels(self) -> tuple[float, ...]:
+    def levels(self) -> tuple[Level, ...]:
         """Downsampling factors of the views, finest first."""
         return tuple(self.config.levels)
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from muvit.errors import InputError, ShapeError
+from muvit.geometry import Level
 
 
 class _ChecksItself(ABCMeta):
@@ -37,7 +38,7 @@ class MuViTDataset(Dataset[dict[str, Tensor]], metaclass=_ChecksItself):
 
     @property
     @abstractmethod
-    def levels(self) -> Sequence[float]:
+    def levels(self) -> Sequence[Level]:
         """Downsampling factors of the views, finest first."""
 
     @property

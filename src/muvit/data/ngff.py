@@ -90,7 +90,7 @@ def group_json(ome: dict[str, Any]) -> dict[str, Any]:
 
 
 def multiscale_attributes(
-    *, name: str, axes: str, levels: Sequence[int], pixel_size_um: Sequence[float] | None, kind: Kind
+    *, name: str, axes: str, levels: Sequence[Level], pixel_size_um: Sequence[float] | None, kind: Kind
 ) -> dict[str, Any]:
     """The ``multiscales`` entry of a pyramid of block-wise reduced levels.
 
@@ -99,6 +99,7 @@ def multiscale_attributes(
 
     Args:
         axes: one letter per stored axis, ``c`` for channels.
+        levels: downsampling factors, of all axes but ``c`` alike or of each.
         pixel_size_um: per axis but ``c``: micrometers, seconds for ``t``.
     """
     sizes = iter(pixel_size_um or (1.0,) * len(axes))
@@ -110,7 +111,8 @@ def multiscale_attributes(
                 axis["unit"] = "second" if axis["name"] == "t" else "micrometer"
     datasets = []
     for index, level in enumerate(levels):
-        factors = [1 if axis == "c" else level for axis in axes]
+        along = iter(level_factors(level, len(axes) - axes.count("c")))
+        factors = [1 if axis == "c" else next(along) for axis in axes]
         scale = [size * factor for size, factor in zip(finest, factors, strict=True)]
         shift = [size * (factor - 1) / 2 for size, factor in zip(finest, factors, strict=True)]
         transforms = [{"type": "scale", "scale": scale}, {"type": "translation", "translation": shift}]

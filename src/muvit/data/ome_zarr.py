@@ -23,8 +23,8 @@ _AXES = "tczyx"
 class OmeZarrSlide(Slide):
     """A multiscale image of an OME-Zarr folder (NGFF 0.5, or 0.4 on zarr v2), or one of its label images.
 
-    Axes t and z of length 1 are left out of `shape`. Levels whose factor differs between the spatial axes (a stack that
-    is coarsened in its planes only) are not offered; a warning in the log says so.
+    Axes t and z of length 1 are left out of `shape`. A level whose factor differs between the axes (a stack that is
+    coarsened in its planes only) is a tuple of factors.
 
     NGFF states where the centre of the first pixel of a level lies (``translation``). Levels whose pixels cover blocks
     of finest pixels, or that state nothing, lie where this package's world coordinates have them. Others are read at
@@ -56,8 +56,8 @@ class OmeZarrSlide(Slide):
         extent = dict(zip(image.axes, finest.shape, strict=True))
         self._stored_axes = image.axes
         self.axes = "".join(a for a in "tzyx" if extent.get(a, 0) > (1 if a in "tz" else 0))
-        self._arrays: dict[float, ZarrArray] = {}
-        self._shifts: dict[float, tuple[float, ...]] = {}
+        self._arrays: dict[Level, ZarrArray] = {}
+        self._shifts: dict[Level, tuple[float, ...]] = {}
         for index, array in enumerate(arrays):
             self._add_level(image, index, array, path)
         if len({array.dtype for array in arrays}) > 1 or finest.dtype.kind not in "biuf":
@@ -81,10 +81,10 @@ class OmeZarrSlide(Slide):
         self.level_shifts = tuple(self._shifts[level] for level in self.levels)
 
     def read(
-        self, level: float, start: Sequence[int], size: Sequence[int], *, padding: Padding = "zero"
+        self, level: Level, start: Sequence[int], size: Sequence[int], *, padding: Padding = "zero"
     ) -> np.ndarray[Any, Any]:
         """As `Slide.read`; where stored pixels lie off the world's grid, the nearest whole pixels are read."""
-        shift = self._shifts.get(level, ())
+        shift = self._shifts.get(plain_level(level), ())
         if len(shift) == len(start):
             start = tuple(int(a) - round(s) for a, s in zip(start, shift, strict=True))
         return super().read(level, start, size, padding=padding)
@@ -114,27 +114,29 @@ class OmeZarrSlide(Slide):
         base, scale = self._along(image.scales[0], image), self._along(image.scales[index], image)
         if not all(a > 0 and b > 0 for a, b in zip(base, scale, strict=True)):
             raise ReadError(path, expected="positive scales", got=f"{scale} at level {image.paths[index]}")
-        factors = [whole_if_near(b / a) for a, b in zip(base, scale, strict=True)]
-        if max(factors) > 1.01 * min(factors):
-            _LOG.warning("%s: level %s scales its axes by %s and is left out", path, image.paths[index], factors)
-            return
-        level = factors[-1]
-        if level < 1 or level in self._arrays:
+        factors = tuple(whole_if_near(b / a) for a, b in zip(base, scale, strict=True))
+        level: Level = factors if max(factors) > 1.01 * min(factors) else factors[-1]
+        if min(factors) < 1 or level in self._arrays:
             raise ReadError(
                 path,
                 expected="levels that get coarser, the finest first",
-                got=f"factor {level:g} at {image.paths[index]}",
+                got=f"factor {level_name(level)} at {image.paths[index]}",
             )
         self._arrays[level] = array
         centre, first = image.translations[index], image.translations[0] or (0.0,) * len(image.axes)
         self._shifts[level] = tuple(
-            0.0 if centre is None else (c - f - (level - 1) / 2 * b) / s
-            for c, f, b, s in zip(
-                self._along(centre or first, image), self._along(first, image), base, scale, strict=True
+            0.0 if centre is None else (c - f - (factor - 1) / 2 * b) / s
+            for c, f, factor, b, s in zip(
+                self._along(centre or first, image),
+                self._along(first, image),
+                level_factors(level, len(factors)),
+                base,
+                scale,
+                strict=True,
             )
         )
 
-    def _read_window(self, level: float, start: tuple[int, ...], stop: tuple[int, ...]) -> np.ndarray[Any, Any]:
+    def _read_window(self, level: Level, start: tuple[int, ...], stop: tuple[int, ...]) -> np.ndarray[Any, Any]:
         bounds = dict(zip(self.axes, zip(start, stop, strict=True), strict=True))
         bounds["c"] = (0, self.num_channels)
         stored = [bounds.get(axis, (0, 1)) for axis in self._stored_axes]

@@ -12,6 +12,10 @@ import numpy as np
 from muvit.data.ngff import Color, Kind
 from muvit.data.slides import default_channel_names
 from muvit.errors import InputError
+from muvit.geometry import level_factors
+
+WholeLevel = int | tuple[int, ...]
+"""Downsampling factor of all axes, or of each, (t)(z)yx."""
 
 _IMAGE_DTYPES = ("uint8", "uint16", "uint32", "int8", "int16", "int32", "float16", "float32", "float64")
 _LABEL_DTYPES = ("uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64")
@@ -34,8 +38,8 @@ class PyramidSpec:
     """Length of the channel axis; label images have 1, and no channel axis on disk."""
     dtype: str
     """Name of the numpy dtype."""
-    levels: tuple[int, ...]
-    """Downsampling factors, ascending from 1, each a multiple of the one before."""
+    levels: tuple[WholeLevel, ...]
+    """Downsampling factors, ascending from 1, each a multiple of the one before; a tuple where the axes differ."""
     kind: Kind
     """``image`` (area mean) or ``label`` (nearest)."""
     pixel_size_um: tuple[float, ...] | None
@@ -64,9 +68,13 @@ class PyramidSpec:
         values = dict(zip(self.axes, along, strict=True)) | {"c": channels}
         return tuple(values[axis] for axis in self.stored_axes)
 
+    def factors(self, index: int) -> tuple[int, ...]:
+        """Downsampling factor of a level along each axis, (t)(z)yx."""
+        return tuple(int(factor) for factor in level_factors(self.levels[index], len(self.shape)))
+
     def level_shape(self, index: int) -> tuple[int, ...]:
         """Pixels of a level, (t)(z)yx."""
-        return tuple(-(-n // self.levels[index]) for n in self.shape)
+        return tuple(-(-n // factor) for n, factor in zip(self.shape, self.factors(index), strict=True))
 
     def chunk_shape(self, index: int) -> tuple[int, ...]:
         """Pixels of a chunk of a level, (t)(z)yx: no larger than the image."""
@@ -92,6 +100,7 @@ class PyramidSpec:
         fixed: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in content.items()
         }
+        fixed["levels"] = tuple(tuple(level) if isinstance(level, list) else level for level in content["levels"])
         fixed["label_names"] = {int(value): name for value, name in content["label_names"].items()}
         fixed["label_colors"] = {int(value): tuple(color) for value, color in content["label_colors"].items()}
         return cls(**fixed)
@@ -103,7 +112,7 @@ def check_spec(
     num_channels: int,
     dtype: Any,
     axes: str | None = None,
-    levels: Sequence[int] | None = None,
+    levels: Sequence[WholeLevel] | None = None,
     kind: Kind = "image",
     pixel_size_um: float | Sequence[float] | None = None,
     channel_names: Sequence[str] | None = None,
@@ -167,16 +176,19 @@ def _checked_tiling(chunk: int | None, shard: int | None, ndim: int, pixel_bytes
     return chunk, int(shard)
 
 
-def _checked_levels(levels: Sequence[int] | None, shape: tuple[int, ...], chunk: int) -> tuple[int, ...]:
+def _checked_levels(
+    levels: Sequence[WholeLevel] | None, shape: tuple[int, ...], chunk: int
+) -> tuple[WholeLevel, ...]:
     if levels is None:
         return tuple(2**k for k in range(max(math.ceil(math.log2(max(shape) / chunk)), 0) + 1))
-    whole = all(level == int(level) and level >= 1 for level in levels)
-    fixed = tuple(int(level) for level in levels) if whole else ()
-    if not fixed or fixed[0] != 1 or any(b <= a or b % a for a, b in itertools.pairwise(fixed)):
+    factors = [level_factors(level, len(shape)) for level in levels]
+    fixed = [tuple(int(f) for f in along) for along in factors]
+    follows = all(a != b and not any(n % m for m, n in zip(a, b, strict=True)) for a, b in itertools.pairwise(fixed))
+    if not fixed or set(fixed[0]) != {1} or not follows or fixed != factors:
         raise InputError(
             "levels", expected="whole numbers from 1 up, each a multiple of the one before", got=list(levels)
         )
-    return fixed
+    return tuple(along[0] if len(set(along)) == 1 else along for along in fixed)
 
 
 def _checked_pixel_size(size: float | Sequence[float] | None, ndim: int) -> tuple[float, ...] | None:

@@ -24,7 +24,7 @@ from muvit.data.ngff import (
     read_json,
     write_json,
 )
-from muvit.data.pyramid_spec import PyramidSpec, check_spec
+from muvit.data.pyramid_spec import PyramidSpec, WholeLevel, check_spec
 from muvit.data.reduction import area_mean, nearest
 from muvit.data.slides import slide_name
 from muvit.data.zarr_arrays import open_store, require_unforked, sharded_metadata
@@ -65,7 +65,7 @@ class PyramidWriter:
         num_channels: int,
         dtype: Any,
         axes: str | None = None,
-        levels: Sequence[int] | None = None,
+        levels: Sequence[WholeLevel] | None = None,
         kind: Kind = "image",
         pixel_size_um: float | Sequence[float] | None = None,
         channel_names: Sequence[str] | None = None,
@@ -84,8 +84,8 @@ class PyramidWriter:
             num_channels: number of channels, 1 for labels.
             axes: one letter per axis of ``shape``: ``yx``, ``zyx``, ``tyx`` or ``tzyx``; three axes are zyx by default.
             dtype: integers up to 32 bits or floats; for labels any integers.
-            levels: downsampling factors from 1 up, each a multiple of the one before; by default powers of two until
-                the longest side fits into one chunk.
+            levels: downsampling factors from 1 up, each a multiple of the one before, such as 4 or, where the axes
+                differ, (1, 4, 4); by default powers of two until the longest side fits into one chunk.
             kind: ``image`` or ``label``.
             pixel_size_um: micrometers per pixel at the finest level, one number or one per axis (seconds along t).
             channel_names: one per channel.
@@ -211,20 +211,25 @@ class PyramidWriter:
     def _reduced(self, index: int, start: tuple[int, ...], size: tuple[int, ...]) -> np.ndarray[Any, Any]:
         """Window of a level computed from the level before, piece by piece."""
         spec = self.spec
-        factor = spec.levels[index] // spec.levels[index - 1]
+        factors = tuple(b // a for a, b in zip(spec.factors(index - 1), spec.factors(index), strict=True))
         reduce = area_mean if spec.kind == "image" else nearest
         finer = spec.level_shape(index - 1)
         pixels = np.empty((spec.num_channels, *size), spec.dtype)
-        edge = (_REDUCED_PIXELS / spec.num_channels) ** (1 / len(size)) / factor
-        # pieces of whole chunks of the finer level, so that none is decoded twice
-        whole = math.lcm(spec.chunk, factor) // factor
-        edge = whole * round(edge / whole) if edge > whole else max(int(edge), 1)
-        for piece, extent in _blocks(size, (edge,) * len(size)):
-            lower = tuple((a + p) * factor for a, p in zip(start, piece, strict=True))
-            upper = tuple(min(a + e * factor, n) for a, e, n in zip(lower, extent, finer, strict=True))
+        for piece, extent in _blocks(size, self._piece(factors)):
+            lower = tuple((a + p) * f for a, p, f in zip(start, piece, factors, strict=True))
+            upper = tuple(min(a + e * f, n) for a, e, f, n in zip(lower, extent, factors, finer, strict=True))
             inside = tuple(slice(p, p + e) for p, e in zip(piece, extent, strict=True))
-            pixels[(slice(None), *inside)] = reduce(self._read(index - 1, lower, upper), factor)
+            pixels[(slice(None), *inside)] = reduce(self._read(index - 1, lower, upper), factors)
         return pixels
+
+    def _piece(self, factors: tuple[int, ...]) -> tuple[int, ...]:
+        """Pixels, along each axis, of what is reduced at once: whole chunks of the finer level, none decoded twice."""
+        edges = []
+        for factor in factors:
+            edge = (_REDUCED_PIXELS / self.spec.num_channels) ** (1 / len(factors)) / factor
+            whole = math.lcm(self.spec.chunk, factor) // factor
+            edges.append(whole * round(edge / whole) if edge > whole else max(int(edge), 1))
+        return tuple(edges)
 
     def _attributes(self) -> dict[str, Any]:
         spec = self.spec

@@ -63,7 +63,7 @@ class RasterSlide(Slide):
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_decoded": None}
 
-    def _read_window(self, level: float, start: tuple[int, ...], stop: tuple[int, ...]) -> np.ndarray[Any, Any]:
+    def _read_window(self, level: Level, start: tuple[int, ...], stop: tuple[int, ...]) -> np.ndarray[Any, Any]:
         if self._decoded is None:
             self._decoded = self._decode()
             _keep(self, self._decoded_bytes())

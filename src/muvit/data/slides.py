@@ -1,9 +1,11 @@
 """One opened image with its pyramid, whatever the file format: `open_slide` and the `Slide` that it returns.
 
 A slide is read window by window and never loaded whole (PNG and JPEG excepted, which cannot be decoded in part). Pixel
-*i* of level *l* covers world pixels ``[i * l, (i + 1) * l)`` on every axis; coordinates have axis order (t)(z)yx.
+*i* of level *l* covers world pixels ``[i * l, (i + 1) * l)`` on every axis; coordinates have axis order (t)(z)yx. A
+level that scales its axes differently, as of a stack coarsened in its planes only, is a tuple: ``(1, 4, 4)``.
 """
 
+import math
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -13,6 +15,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from muvit.errors import InputError, ReadError
+from muvit.geometry import Level, level_factors, level_name, plain_level
 
 Padding = Literal["zero", "edge", "reflect"]
 Palette = Literal["rgb", "index"]
@@ -47,7 +50,8 @@ class Slide(ABC):
         shape: pixels of the finest level, axis order (t)(z)yx.
         num_channels: length of the channel axis of `read`.
         dtype: dtype of `read`, in native byte order (bilevel images are uint8 0 and 1).
-        levels: stored downsampling factors relative to the finest level, ascending; ``levels[0] == 1``.
+        levels: stored downsampling factors relative to the finest level, the level of most pixels first;
+            ``levels[0] == 1``.
         pixel_size_um: micrometers per pixel of the finest level along each spatial axis (a t axis: seconds per frame),
             or None where unknown.
         channel_names: one name per channel.
@@ -57,7 +61,7 @@ class Slide(ABC):
         self,
         path: Path,
         *,
-        level_shapes: dict[float, tuple[int, ...]],
+        level_shapes: dict[Level, tuple[int, ...]],
         num_channels: int,
         dtype: np.dtype[Any],
         pixel_size_um: tuple[float, ...] | None,
@@ -66,9 +70,10 @@ class Slide(ABC):
     ) -> None:
         self.path = path
         self.name = slide_name(path)
-        self._level_shapes = dict(sorted(level_shapes.items()))
-        self.levels = tuple(self._level_shapes)
-        self.shape = self._level_shapes[1.0]
+        self.shape = level_shapes[1.0]
+        shapes = {plain_level(level): shape for level, shape in level_shapes.items()}
+        self.levels = tuple(sorted(shapes, key=self._volume))
+        self._level_shapes = {level: shapes[level] for level in self.levels}
         self.axes = "tzyx"[-len(self.shape) :] if axes is None else axes
         self.num_channels = num_channels
         self.dtype = dtype.newbyteorder("=")
@@ -80,23 +85,24 @@ class Slide(ABC):
         """Number of spatial axes (a time axis counts as one)."""
         return len(self.shape)
 
-    def level_shape(self, level: float) -> tuple[int, ...]:
+    def level_shape(self, level: Level) -> tuple[int, ...]:
         """Stored pixels of one level, axis order (t)(z)yx.
 
         Raises:
             InputError: the level is not stored.
         """
+        level = plain_level(level)
         if level not in self._level_shapes:
             raise InputError(
-                f"{self.path}, level {level:g}",
+                f"{self.path}, level {level_name(level)}",
                 expected=f"one of its stored levels {_listed(self.levels)}",
-                got=f"{level:g}",
+                got=level_name(level),
                 hint="`muvit convert` writes a pyramid with the levels that you name.",
             )
         return self._level_shapes[level]
 
     def read(
-        self, level: float, start: Sequence[int], size: Sequence[int], *, padding: Padding = "zero"
+        self, level: Level, start: Sequence[int], size: Sequence[int], *, padding: Padding = "zero"
     ) -> np.ndarray[Any, Any]:
         """Read a window of one level.
 
@@ -114,7 +120,7 @@ class Slide(ABC):
             InputError: the level is not stored, or the window does not fit the slide's axes.
             ReadError: the pixels are corrupt or truncated; names file, level and window.
         """
-        shape = self.level_shape(level)
+        shape, level = self.level_shape(level), plain_level(level)
         start, size = tuple(int(v) for v in start), tuple(int(v) for v in size)
         if not len(start) == len(size) == self.ndim or min(size) < 1:
             raise InputError(
@@ -138,7 +144,7 @@ class Slide(ABC):
         return pixels
 
     def _read_zero_padded(
-        self, level: float, start: tuple[int, ...], size: tuple[int, ...], shape: tuple[int, ...]
+        self, level: Level, start: tuple[int, ...], size: tuple[int, ...], shape: tuple[int, ...]
     ) -> np.ndarray[Any, Any]:
         pixels = np.zeros((self.num_channels, *size), self.dtype)
         lower = tuple(max(a, 0) for a in start)
@@ -149,7 +155,7 @@ class Slide(ABC):
             pixels[(slice(None), *inside)] = self._read_inside(level, lower, extent)
         return pixels
 
-    def _read_inside(self, level: float, start: tuple[int, ...], size: tuple[int, ...]) -> np.ndarray[Any, Any]:
+    def _read_inside(self, level: Level, start: tuple[int, ...], size: tuple[int, ...]) -> np.ndarray[Any, Any]:
         stop = tuple(a + n for a, n in zip(start, size, strict=True))
         try:
             return self._read_window(level, start, stop)
@@ -157,15 +163,19 @@ class Slide(ABC):
             raise
         except _DECODING_ERRORS as error:
             raise ReadError(
-                f"{self.path}, level {level:g}, window {start} to {stop}",
+                f"{self.path}, level {level_name(level)}, window {start} to {stop}",
                 expected="readable pixels",
                 got=first_line(error),
                 hint="The file is corrupt or truncated; restore it or make it again.",
             ) from error
 
     @abstractmethod
-    def _read_window(self, level: float, start: tuple[int, ...], stop: tuple[int, ...]) -> np.ndarray[Any, Any]:
+    def _read_window(self, level: Level, start: tuple[int, ...], stop: tuple[int, ...]) -> np.ndarray[Any, Any]:
         """Pixels ``(C, *(stop - start))`` of a window that lies inside a stored level, as a new array."""
+
+    def _volume(self, level: Level) -> tuple[float, tuple[float, ...]]:
+        factors = level_factors(level, len(self.shape))
+        return math.prod(factors), factors
 
     def __repr__(self) -> str:
         """File, shape, dtype and levels, for a person."""
@@ -268,5 +278,5 @@ def _source_index(start: int, size: int, extent: int, padding: Padding) -> np.nd
     return np.minimum(index, period - index)
 
 
-def _listed(levels: Sequence[float]) -> str:
-    return ", ".join(f"{level:g}" for level in levels)
+def _listed(levels: Sequence[Level]) -> str:
+    return ", ".join(map(level_name, levels))

@@ -91,7 +91,7 @@ class TiffSlide(Slide):
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_tables": None}
 
-    def _read_window(self, level: float, start: tuple[int, ...], stop: tuple[int, ...]) -> np.ndarray[Any, Any]:
+    def _read_window(self, level: Level, start: tuple[int, ...], stop: tuple[int, ...]) -> np.ndarray[Any, Any]:
         if self._tables is None:
             with tifffile.TiffFile(self.path) as tif:
                 self._tables = [_level_table(series, tif.byteorder) for _, series in _levels(tif)]

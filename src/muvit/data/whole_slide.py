@@ -64,12 +64,11 @@ class WholeSlide(Slide):
                 raise ReadError(self.path, expected="a slide that OpenSlide reads", got=first_line(error)) from error
         return self._opened[1]
 
-    def _read_window(self, level: float, start: tuple[int, ...], stop: tuple[int, ...]) -> np.ndarray[Any, Any]:
-        (y, x), (height, width) = start, (b - a for a, b in zip(start, stop, strict=True))
+    def _read_window(self, level: Level, start: tuple[int, ...], stop: tuple[int, ...]) -> np.ndarray[Any, Any]:
+        y, x = (round(a * factor) for a, factor in zip(start, level_factors(level, 2), strict=True))
+        height, width = (b - a for a, b in zip(start, stop, strict=True))
         try:
-            region = self._slide().read_region(
-                (round(x * level), round(y * level)), self._numbers[level], (width, height)
-            )
+            region = self._slide().read_region((x, y), self._numbers[level], (width, height))
         except openslide.OpenSlideError as error:
             raise OSError(first_line(error)) from error
         pixels = np.asarray(region).astype(np.uint16)

@@ -8,9 +8,8 @@ A boundary pixel of a class is a pixel of it beside (along an axis) a pixel of a
 and the rim of ignored pixels are no boundaries, since nobody drew them.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
 from typing import Literal
 
 import numpy as np
@@ -19,6 +18,7 @@ from scipy.spatial import cKDTree
 
 from muvit.data.slides import Slide
 from muvit.errors import InputError
+from muvit.evaluation.blocks import blocks
 from muvit.geometry import level_factors
 
 HAUSDORFF_PERCENTILE = 95
@@ -26,8 +26,6 @@ HAUSDORFF_PERCENTILE = 95
 
 MAX_BOUNDARY_PIXELS = 50_000_000
 """Boundary pixels of one slide beyond which the trees would take more than about 5 GB."""
-
-_BLOCK_PIXELS = 1 << 22
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +152,7 @@ def _boundary_pixels(
     prediction."""
     found: tuple[list[list[NDArray[np.int32]]], ...] = tuple([[] for _ in range(num_classes)] for _ in range(2))
     total = 0
-    for start, size in _blocks(truth.level_shape(config.level)):
+    for start, size in blocks(truth.level_shape(config.level)):
         # a rim of one pixel shows the neighbours; beyond the image it repeats the border, where nothing differs
         window = [a - 1 for a in start], [n + 2 for n in size]
         true, guessed = (s.read(config.level, *window, padding="edge")[0] for s in (truth, prediction))
@@ -177,8 +175,3 @@ def _boundary_pixels(
     true, guessed = ([np.concatenate([empty, *parts]) for parts in pixels] for pixels in found)
     return true, guessed
 
-
-def _blocks(shape: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
-    side = 1 << ((_BLOCK_PIXELS.bit_length() - 1) // len(shape))
-    for start in product(*(range(0, extent, side) for extent in shape)):
-        yield start, tuple(min(side, extent - a) for a, extent in zip(start, shape, strict=True))

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from lightning import Callback, LightningModule, Trainer
 
+from muvit.baselines import BaselineConfig
 from muvit.data.folders import open_folder, open_labelled_folder
 from muvit.data.preprocessing import Preprocessing
 from muvit.data.slides import Slide, open_slide
@@ -25,13 +26,17 @@ from muvit.errors import ExistsError, InputError
 from muvit.evaluation.report import Example, ModelResult, write_report
 from muvit.evaluation.segmentation import Evaluation, evaluate_slides
 from muvit.inference.predict import predict_slide
+from muvit.models import load_model
 from muvit.pictures import to_rgb
-from muvit.segmentation import Segmenter
+from muvit.relay import RelayConfig
 from muvit.training.recipe import Recipe
+from muvit.training.run import CHECKPOINT
 from muvit.training.train import train_segmenter
 
 Progress = Callable[[int, int], None]
 """Called with steps done and steps in all, over all variants."""
+
+_SECONDS = "training_seconds.txt"
 
 PICTURE_PX = 1024
 """Longest side of a slide as shown in the report."""
@@ -54,26 +59,89 @@ class Variant:
         return re.sub(r"[^a-z0-9]+", "_", self.name.lower()).strip("_")
 
 
-def with_controls(recipe: Recipe) -> list[Variant]:
-    """The recipe's model and the paper's two controls: its finest level alone, and naive boxes.
+Preset = tuple[str, str, Callable[[Recipe], Recipe]]
+
+
+def _with_model(**changes: Any) -> Callable[[Recipe], Recipe]:
+    return lambda recipe: replace(recipe, model=replace(recipe.model, **changes), baseline=None, relay=None)
+
+
+def _finest_only(recipe: Recipe) -> Recipe:
+    encoder = recipe.model.encoder
+    return _with_model(encoder=replace(encoder, levels=encoder.levels[:1]))(recipe)
+
+
+def _with_baseline(network: str, **settings: Any) -> Callable[[Recipe], Recipe]:
+    def change(recipe: Recipe) -> Recipe:
+        config = BaselineConfig(network=network, **settings)  # type: ignore[arg-type]
+        return replace(recipe, baseline=config, relay=None, init=None)
+
+    return change
+
+
+def _with_relay(backbone: str, **settings: Any) -> Callable[[Recipe], Recipe]:
+    def change(recipe: Recipe) -> Recipe:
+        levels = recipe.model.encoder.levels[:1] if settings.get("relay_tokens") == 0 else None
+        config = RelayConfig(backbone=backbone, levels=levels, **settings)
+        return replace(recipe, relay=config, baseline=None, init=None)
+
+    return change
+
+
+_ONE = "sees the finest level only"
+_ALL = "sees every level"
+PRESETS: dict[str, Preset] = {
+    "muvit": ("MuViT[{all}]", f"{_ALL}, each patch at its true place", _with_model()),
+    "finest": ("MuViT[{finest}]", _ONE, _finest_only),
+    "naive": (
+        "MuViT[{all}] naive boxes",
+        f"{_ALL}, but not where the crops lie relative to each other",
+        _with_model(boxes="naive"),
+    ),
+    "mask2former": ("MuViT[{all}] Mask2Former", f"{_ALL}, queries in the decoder", _with_model(decoder="mask2former")),
+    "unet": ("U-Net", _ONE, _with_baseline("unet")),
+    "deeplabv3": ("DeepLabV3", _ONE, _with_baseline("deeplabv3")),
+    "segformer": ("SegFormer", _ONE, _with_baseline("segformer")),
+    "swinunetr": ("SwinUNETR-V2", _ONE, _with_baseline("swinunetr")),
+    "unetr": ("UNETR", _ONE, _with_baseline("unetr")),
+    "early_fusion": ("U-Net early fusion", f"{_ALL}, stacked as channels", _with_baseline("unet", views="stacked")),
+    "relay_vit": ("ViT-S relay[{all}]", f"{_ALL}, joined by relay tokens", _with_relay("vit_small_patch16_224")),
+    "relay_swin": (
+        "Swin-V2-S relay[{all}]",
+        f"{_ALL}, joined by relay tokens",
+        _with_relay("swinv2_small_window8_256"),
+    ),
+    "vit": ("ViT-S", _ONE, _with_relay("vit_small_patch16_224", relay_tokens=0)),
+    "swin": ("Swin-V2-S", _ONE, _with_relay("swinv2_small_window8_256", relay_tokens=0)),
+}
+"""Models to compare by short name: title, description, and how its recipe follows from another."""
+
+CONTROLS = ("muvit", "finest", "naive")
+"""The recipe's model and the paper's two controls."""
+
+
+def preset(recipe: Recipe, name: str) -> Variant:
+    """The model of this short name, on the data and with the budget of a recipe.
 
     Raises:
-        InputError: the recipe has a single level, so that there is nothing to compare.
+        InputError: there is no such name, or the recipe has a single level or naive boxes itself, so that there is
+            nothing to compare.
     """
-    encoder = recipe.model.encoder
-    if len(encoder.levels) < 2 or recipe.model.boxes != "true":
+    if name not in PRESETS:
+        raise InputError("models", expected=f"names out of {', '.join(PRESETS)}", got=repr(name))
+    levels = recipe.model.encoder.levels
+    if len(levels) < 2 or recipe.model.boxes != "true":
         raise InputError("model", expected="several levels and true boxes, to be compared with less", got=recipe.model)
-    single = replace(recipe.model, encoder=replace(encoder, levels=encoder.levels[:1]))
-    finest, levels = f"MuViT[{encoder.levels[0]:g}]", f"MuViT[{','.join(f'{level:g}' for level in encoder.levels)}]"
-    return [
-        Variant(name=levels, description="sees every level, each patch at its true place", recipe=recipe),
-        Variant(name=finest, description="sees the finest level only", recipe=replace(recipe, model=single)),
-        Variant(
-            name=f"{levels} naive boxes",
-            description="sees every level, but not where the crops lie relative to each other",
-            recipe=replace(recipe, model=replace(recipe.model, boxes="naive")),
-        ),
-    ]
+    title, description, change = PRESETS[name]
+    shown = [f"{level:g}" if isinstance(level, int | float) else "x".join(map(str, level)) for level in levels]
+    return Variant(
+        name=title.format(all=",".join(shown), finest=shown[0]), description=description, recipe=change(recipe)
+    )
+
+
+def with_controls(recipe: Recipe) -> list[Variant]:
+    """The recipe's model and the paper's two controls: its finest level alone, and naive boxes."""
+    return [preset(recipe, name) for name in CONTROLS]
 
 
 def compare(
@@ -85,6 +153,7 @@ def compare(
     intro: str,
     settings: dict[str, object] | None = None,
     num_examples: int = 3,
+    resume: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> list[ModelResult]:
@@ -93,11 +162,13 @@ def compare(
     Args:
         variants: the models, the one in question first.
         test: folder with ``images`` and ``labels`` that none of them was trained on.
-        output: receives ``runs/<slug>``, ``predictions/<slug>/<slide>.ome.zarr``, ``metrics.json``, ``index.html``.
+        output: receives ``runs/<slug>``, ``predictions/<slug>/<slide>.ome.zarr``, ``metrics.json``, ``metrics.csv``
+            and ``index.html``.
         title: headline of the report.
         intro: its first paragraph.
         settings: facts for the report, added to those that the recipe tells.
         num_examples: test slides to show.
+        resume: go on with a comparison that was stopped: what is trained is not trained again.
         overwrite: replace an earlier comparison.
         progress: called while the models train.
 
@@ -107,8 +178,12 @@ def compare(
     output = Path(output)
     if (output / "metrics.json").exists() and not overwrite:
         raise ExistsError(output / "metrics.json")
+    slugs = [variant.slug for variant in variants]
+    if len(set(slugs)) != len(slugs):
+        raise InputError("variants", expected="different names", got=[variant.name for variant in variants])
     pairs = open_labelled_folder(test)
-    trained = _train_all(variants, output, [image.path for image, _ in pairs], overwrite, progress)
+    job = _Job(output, tuple(image.path for image, _ in pairs), resume, overwrite)
+    trained = _train_all(variants, job, progress)
     num_classes = variants[0].recipe.model.num_classes
     ignore = variants[0].recipe.data.ignore_labels
     legend = Preprocessing.load(trained[0].folder)
@@ -123,6 +198,7 @@ def compare(
         )
         results.append((_result(variant, run, scored, legend), scored))
     _write_metrics(output / "metrics.json", results)
+    _write_table(output / "metrics.csv", results)
     examples = [
         _example(image, truth, {name: slides[truth.name] for name, slides in labels.items()})
         for image, truth in _spread(pairs, num_examples)
@@ -149,6 +225,14 @@ def compare(
 
 
 @dataclass(frozen=True)
+class _Job:
+    output: Path
+    slides: tuple[Path, ...]
+    resume: bool
+    overwrite: bool
+
+
+@dataclass(frozen=True)
 class _Trained:
     folder: Path
     seconds: float
@@ -164,9 +248,7 @@ class _CountSteps(Callback):
         self.queue.put(1)
 
 
-def _train_all(
-    variants: Sequence[Variant], output: Path, slides: list[Path], overwrite: bool, progress: Progress | None
-) -> list[_Trained]:
+def _train_all(variants: Sequence[Variant], job: _Job, progress: Progress | None) -> list[_Trained]:
     cores = os.cpu_count() or 1
     at_once = min(len(variants), cores)
     total = sum(v.recipe.run.epochs * (v.recipe.data.samples_per_epoch // v.recipe.data.batch_size) for v in variants)
@@ -177,7 +259,7 @@ def _train_all(
     ):
         queue: Queue[int] = manager.Queue()
         others = set(multiprocessing.active_children())
-        jobs = [pool.submit(_train_and_predict, v, output, slides, overwrite, queue) for v in variants]
+        jobs = [pool.submit(_train_and_predict, variant, job, queue) for variant in variants]
         try:
             _follow(jobs, queue, total, progress)
         except BaseException:
@@ -186,15 +268,15 @@ def _train_all(
                 worker.terminate()
                 worker.join()
             raise
-        return [job.result() for job in jobs]
+        return [future.result() for future in jobs]
 
 
 def _follow(jobs: list[Future[_Trained]], queue: "Queue[int]", total: int, progress: Progress | None) -> None:
     done, running = 0, set(jobs)
     while running:
         finished, running = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
-        for job in finished:
-            job.result()  # a failure ends the comparison at once
+        for future in finished:
+            future.result()  # a failure ends the comparison at once
         try:
             while True:
                 done += queue.get_nowait()
@@ -216,21 +298,29 @@ def _die_with_parent() -> None:
     os._exit(1)
 
 
-def _train_and_predict(
-    variant: Variant, output: Path, slides: list[Path], overwrite: bool, queue: "Queue[int]"
-) -> _Trained:
-    run, began = output / "runs" / variant.slug, time.perf_counter()
+def _train_and_predict(variant: Variant, job: _Job, queue: "Queue[int]") -> _Trained:
+    run = job.output / "runs" / variant.slug
     recipe = replace(variant.recipe, run=replace(variant.recipe.run, progress=False))  # the bar counts for all
-    folder = train_segmenter(recipe, run, overwrite=overwrite, callbacks=[_CountSteps(queue)])
-    seconds = time.perf_counter() - began
-    model, preprocessing = Segmenter.from_folder(folder), Preprocessing.load(folder)
-    for path in slides:
+    started = job.resume and (run / CHECKPOINT).exists()
+    began, before = time.perf_counter(), _seconds_before(run) if started else 0.0
+    folder = train_segmenter(recipe, run, resume=started, overwrite=job.overwrite, callbacks=[_CountSteps(queue)])
+    seconds = before + time.perf_counter() - began
+    (run / _SECONDS).write_text(f"{seconds:.1f}\n")
+    model, preprocessing = load_model(folder), Preprocessing.load(folder)
+    for path in job.slides:
         slide = open_slide(path)
-        target = output / "predictions" / variant.slug / f"{slide.name}.ome.zarr"
+        target = job.output / "predictions" / variant.slug / f"{slide.name}.ome.zarr"
         target.parent.mkdir(parents=True, exist_ok=True)
-        predict_slide(model, slide, target, preprocessing, batch_size=16, overwrite=overwrite)
+        # predicting is short, so a resumed comparison does it anew
+        predict_slide(model, slide, target, preprocessing, batch_size=16, overwrite=job.resume or job.overwrite)
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return _Trained(folder, seconds, read_curves(run, ("train_loss", "val_mdsc")), parameters)
+
+
+def _seconds_before(run: Path) -> float:
+    """Training time of a run so far, as far as it was noted."""
+    noted = run / _SECONDS
+    return float(noted.read_text()) if noted.exists() else 0.0
 
 
 def read_curves(run: Path, names: Sequence[str]) -> dict[str, tuple[list[float], list[float]]]:
@@ -259,6 +349,17 @@ def _result(variant: Variant, run: _Trained, scored: Evaluation, legend: Preproc
         seconds=run.seconds,
         parameters=run.parameters,
     )
+
+
+def _write_table(path: Path, results: Sequence[tuple[ModelResult, Evaluation]]) -> None:
+    classes = list(results[0][0].dice)
+    with path.open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["model", "mDSC", *classes, "mean slide mDSC", "parameters", "training minutes"])
+        for result, scored in results:
+            numbers = [result.mean_dice, *result.dice.values(), scored.mean_slide_dice]
+            row = [result.name, *(f"{x:.4f}" for x in numbers), result.parameters, f"{result.seconds / 60:.1f}"]
+            table.writerow(row)
 
 
 def _write_metrics(path: Path, results: Sequence[tuple[ModelResult, Evaluation]]) -> None:

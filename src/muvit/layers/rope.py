@@ -54,11 +54,13 @@ class AxialRope(nn.Module):
             self.freq = nn.Parameter(freq) if learn == "freq" else nn.Buffer(freq)
 
     def forward(self, coords: Tensor) -> Rotation:
-        """Angles of tokens at ``coords`` ``(B, N, ndim)``, world pixels, best near the origin (`geometry.recenter`)."""
+        """Angles of tokens at ``coords`` ``(B, N, ndim)``, world pixels, worked out in float64."""
         freq = self.freq if self.base is None else self.base[self.axis] ** self.exponent
-        # coordinates reach 1e5 px at 1 rad/px: half precision would destroy the angle
-        angles = coords.float()[..., self.axis] * freq.float()
-        return angles.cos(), angles.sin()
+        # at 1e5 px and 1 rad/px float32 would be off by 1e-2 rad, and from another origin by another amount;
+        # MPS has nothing wider
+        wide = torch.float32 if coords.device.type == "mps" else torch.float64
+        angles = coords.to(wide)[..., self.axis] * freq.to(wide)
+        return angles.cos().float(), angles.sin().float()
 
 
 def rotate(x: Tensor, rotation: Rotation) -> Tensor:

@@ -81,5 +81,5 @@ class QueryDecoder(nn.Module):
 
 
 def query_masks(embeddings: Tensor, features: Tensor) -> Tensor:
-    """Mask of each query: products ``(B, Q, *space)`` of ``(B, Q, width)`` and pixel features ``(B, width, *space)``."""
+    """Products ``(B, Q, *space)`` of mask embeddings ``(B, Q, width)`` and pixel features ``(B, width, *space)``."""
     return torch.einsum("bqc,bc...->bq...", embeddings, features)

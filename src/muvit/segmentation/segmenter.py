@@ -37,7 +37,7 @@ class SegmenterConfig:
     """With decode all, the weight of the mean loss of the coarse levels beside the loss of the finest."""
     decoder_widths: Literal["paper", "slim"] | tuple[int, ...] = "paper"
     """Channels of the decoder's stages from the token grid to the pixels: the paper's 256 in every stage; slim, falling
-    to 64 at the pixels, for a tenth of the cost; or one number for each stage."""
+    to 64 at the pixels, for a sixth of the cost; or one number for each stage."""
     stem_width: int | None = None
     """Channels of the convolutions on the image; unset, 64, and 32 if the decoder is slim."""
     num_queries: int = 16
@@ -125,6 +125,7 @@ class Segmenter(SegmentationModel):
         masks = widths[-1] if self.query_decoder is None else config.num_queries
         self.head = conv(enc.ndim, masks, config.num_classes, 1)
         for adapter in self.adapters[self.num_decoded :]:
+            assert isinstance(adapter, LevelAdapter)
             adapter.rest(but_context=self.query_decoder is not None)
 
     @property
@@ -185,7 +186,10 @@ class Segmenter(SegmentationModel):
         """What the queries found in the tokens of all levels, ``(B, num_queries, width)``; None without queries."""
         if self.query_decoder is None:
             return None
-        context = [adapter.context(encoded.maps[0][:, level]) for level, adapter in enumerate(self.adapters)]
+        context = []
+        for level, adapter in enumerate(self.adapters):
+            assert isinstance(adapter, LevelAdapter)
+            context.append(adapter.context(encoded.maps[0][:, level]))
         return self.query_decoder(torch.cat(context, dim=1), encoded.positions)
 
     def decode(self, encoded: Encoded, img: Tensor, level: int) -> Tensor:

@@ -115,7 +115,12 @@ class SegmentationData(CropsData):
         super().__init__(recipe.data, recipe.run.seed)
         self.recipe = recipe
         data = recipe.data
-        self.crops = self._crop_config(views, num_classes=recipe.model.num_classes, ignore_labels=data.ignore_labels)
+        self.crops = self._crop_config(
+            views,
+            num_classes=recipe.model.num_classes,
+            ignore_labels=data.ignore_labels,
+            label_levels=data.label_levels,
+        )
         self.train_slides = open_labelled_folder(Path(data.train))
         _check_channels([image for image, _ in self.train_slides], views.in_channels, "model.encoder.in_channels")
         self.train_crops = self._random_crops(

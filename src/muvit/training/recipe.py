@@ -6,6 +6,7 @@ from typing import Any, Literal, get_args, get_type_hints
 from muvit.baselines import BaselineConfig
 from muvit.data.augment import Augmentation
 from muvit.data.balance import Balance
+from muvit.data.crops import LabelLevels
 from muvit.errors import InputError
 from muvit.mae import MAEConfig
 from muvit.models import NetworkConfig
@@ -61,6 +62,8 @@ class DataConfig(CropsConfig):
     """Folder with images/<name>.* and labels/<name>.* to train on."""
     ignore_labels: tuple[int, ...] = ()
     """Label values that count nowhere."""
+    label_levels: LabelLevels = "finest"
+    """Views whose labels are read: the finest, or all, each at its own level (needs label pyramids)."""
     class_names: tuple[str, ...] | None = None
     """Name of each class, background first; unset, the names stored with the labels."""
     balance: Balance = "none"

@@ -1,0 +1,162 @@
+"""Converting a downloaded data set into folders to train from, so that an interrupted run can go on."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from muvit.data.convert import convert_image
+from muvit.data.ngff import Color, Kind
+from muvit.data.pyramid_writer import Progress
+from muvit.data.sources.source import SPLITS, Item, Source, check_source
+from muvit.errors import ExistsError, InputError, ReadError
+from muvit.pictures import class_colors
+
+MANIFEST = "prepare.json"
+"""In the output from the start: what is being converted, and how."""
+
+SLIDES = "slides.csv"
+"""In the output at the end: name, split, group, animal and source of every slide."""
+
+
+def prepare(
+    source: Source,
+    output: str | Path,
+    *,
+    levels: tuple[int, ...] | None = None,
+    pixel_size_um: float | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Path:
+    """Convert every slide of a data set: ``output/{train,val,test}/{images,labels}/<name>.ome.zarr``.
+
+    A run that was interrupted is gone on with by the same call: stores that are finished stay as they are. At last
+    ``output/slides.csv`` is written, so a data set that has it is complete. Only one run at a time may write to a
+    folder.
+
+    Args:
+        source: the data set as it was downloaded.
+        output: folder to write to.
+        levels: downsampling factors to store, by default those of the data set.
+        pixel_size_um: micrometers per pixel of the stored finest level, by default what the files state.
+        overwrite: begin anew if other options or other files were used before.
+        progress: called with the number of megapixels done and their total, images and labels counted.
+
+    Returns:
+        The folder.
+
+    Raises:
+        InputError: the data set is incomplete or contradictory (nothing was written), or a label value has no class; or
+            the folder was begun with other options or other files.
+        ReadError: a file cannot be read.
+        ExistsError: the folder holds something else.
+    """
+    output = Path(output)
+    pixels = check_source(source)
+    levels = source.levels if levels is None else levels
+    options = {"levels": list(levels), "pixel_size_um": pixel_size_um, **source.options}
+    slides = {f"{item.split}/{item.name}": _fingerprint(item, source.folder) for item in source.items}
+    begin(output, {"dataset": source.dataset, "options": options, "slides": slides}, overwrite=overwrite)
+    stores: list[tuple[Kind, Item]] = [(kind, item) for item in source.items for kind in ("image", "label")]
+    sizes = [max(pixels[item] >> 20, 1) for _, item in stores]
+    for index, (kind, item) in enumerate(stores):
+
+        def report(done: int, total: int, *, before: int = sum(sizes[:index]), size: int = sizes[index]) -> None:
+            if progress is not None:
+                progress(before + size * done // total, sum(sizes))
+
+        target = output / item.split / f"{kind}s" / f"{item.name}.ome.zarr"
+        if not (target / "zarr.json").is_file():
+            _discard_partial(target)
+            convert_image(
+                source.open_image(item) if kind == "image" else source.open_labels(item),
+                target,
+                kind=kind,
+                levels=levels,
+                pixel_size_um=pixel_size_um,
+                label_names=dict(enumerate(source.class_names)) if kind == "label" else None,
+                label_colors=_colors(source) if kind == "label" else None,
+                overwrite=target.exists(),
+                progress=report,
+            )
+        report(1, 1)
+    _write_slides(source, output / SLIDES)
+    return output
+
+
+def begin(output: Path, manifest: dict[str, Any], *, overwrite: bool) -> None:
+    """Make sure that a folder is new, or that what was begun in it is the same; note there what is begun.
+
+    Args:
+        output: the folder.
+        manifest: ``dataset``, ``options`` and ``slides``, as JSON; slides may be added to those of a former run.
+        overwrite: delete what another run made.
+
+    Raises:
+        InputError: the folder was begun with other options, or with slides that are gone or have changed.
+        ReadError: the folder's manifest is damaged.
+        ExistsError: the folder holds something else.
+    """
+    file = output / MANIFEST
+    if output.exists() and not file.is_file() and (not output.is_dir() or any(output.iterdir())):
+        raise ExistsError(output, hint="It was not made by `muvit prepare`: choose another output.")
+    manifest = json.loads(json.dumps(manifest))
+    if file.is_file():
+        if overwrite:
+            # the manifest goes last: as long as it is there, the folder is known as ours
+            for split in SPLITS:
+                shutil.rmtree(output / split, ignore_errors=True)
+            (output / SLIDES).unlink(missing_ok=True)
+            file.unlink()
+        else:
+            _check_same(file, manifest)
+    output.mkdir(parents=True, exist_ok=True)
+    scratch = file.with_suffix(".tmp")
+    scratch.write_text(json.dumps(manifest, indent=1) + "\n")
+    scratch.replace(file)
+
+
+def _check_same(file: Path, manifest: dict[str, Any]) -> None:
+    try:
+        before = json.loads(file.read_text())
+        old, slides = {"dataset": before["dataset"], **before["options"]}, dict(before["slides"])
+    except (ValueError, LookupError, TypeError) as error:
+        raise ReadError(file, expected="what a former run was begun with", got=f"{type(error).__name__}") from error
+    hint = "Choose another output, or pass overwrite (--overwrite) to begin anew."
+    new = {"dataset": manifest["dataset"], **manifest["options"]}
+    for name in old | new:
+        if old.get(name) != new.get(name):
+            expected = f"{name} {json.dumps(old.get(name))}, as it was begun with"
+            raise InputError(file.parent, expected=expected, got=json.dumps(new.get(name)), hint=hint)
+    for name, files in slides.items():
+        if manifest["slides"].get(name) != files:
+            got = "a source whose files have changed" if name in manifest["slides"] else "a source without it"
+            raise InputError(file.parent, expected=f"the {name} it was begun with", got=got, hint=hint)
+
+
+def _fingerprint(item: Item, folder: Path) -> dict[str, Any]:
+    """What tells whether a slide is the one that was converted: its files with their sizes in bytes."""
+    files = {str(f.relative_to(folder)): f.stat().st_size for f in (*item.images, *item.labels) if f.is_file()}
+    return {"files": files, "factor": item.factor}
+
+
+def _discard_partial(target: Path) -> None:
+    """Delete what a conversion that was killed left beside its target."""
+    for left in target.parent.glob(f".{target.name}.*.partial"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def _colors(source: Source) -> dict[int, Color]:
+    return dict(enumerate(class_colors(len(source.class_names))))
+
+
+def _write_slides(source: Source, file: Path) -> None:
+    scratch = file.with_suffix(".tmp")
+    with scratch.open("w", newline="") as stream:
+        table = csv.writer(stream, lineterminator="\n")
+        table.writerow(("name", "split", "group", "animal", "source"))
+        for item in source.items:
+            place = item.images[0].relative_to(source.folder).as_posix()
+            table.writerow((item.name, item.split, item.group, item.animal, place))
+    scratch.replace(file)

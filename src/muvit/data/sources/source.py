@@ -1,0 +1,168 @@
+"""A data set as it lies on disk: its slides with their files, splits and groups, and what is wrong with it."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from muvit.data.slides import Palette, Slide, open_slide
+from muvit.data.sources.derived import Decode, classified, reduced
+from muvit.data.sources.label_map import LabelMap
+from muvit.errors import InputError, ReadError
+
+Split = Literal["train", "val", "test"]
+SPLITS: tuple[Split, ...] = get_args(Split)
+
+_SHOWN_PROBLEMS = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Item:
+    """One slide of a data set with its labels."""
+
+    name: str
+    """Name of the converted slide."""
+    split: Split
+    """Where it belongs."""
+    images: tuple[Path, ...]
+    """File of the image; several make up its channels."""
+    labels: tuple[Path, ...]
+    """File of the labels; of several, by several annotators, the majority decides."""
+    factor: int = 1
+    """How many times coarser than its files it is stored."""
+    group: str = ""
+    """What sets it apart from slides of other groups: a disease model, a city, a scanner."""
+    animal: str = ""
+    """The animal it is of, where that is known: none is in two splits."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """All slides of a downloaded data set."""
+
+    dataset: str
+    """Name of the data set."""
+    folder: Path
+    """Where it lies."""
+    items: tuple[Item, ...]
+    """Its slides."""
+    class_names: tuple[str, ...]
+    """Names of the classes, from class 0."""
+    decode: Decode
+    """Gives the classes of stored labels."""
+    palette: Palette = "index"
+    """What label files with a colour table are read as."""
+    levels: tuple[int, ...] = (1, 2, 4, 8)
+    """Downsampling factors to store, unless others are asked for."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """What the user chose and the conversion depends on; JSON."""
+    problems: tuple[str, ...] = ()
+    """What is missing or in the way: nothing can be converted before it is mended."""
+    warnings: tuple[str, ...] = ()
+    """What differs from the published data set."""
+
+    def open_image(self, item: Item) -> Slide:
+        """The image as it is to be stored.
+
+        Raises:
+            ReadError: a file cannot be read.
+        """
+        return reduced(open_slide(item.images[0]), item.factor, kind="image")
+
+    def open_labels(self, item: Item) -> Slide:
+        """The classes as they are to be stored, uint8; pixels that count nowhere are `IGNORED`.
+
+        Raises:
+            ReadError: a file cannot be read.
+            InputError: the annotators' files differ in shape.
+        """
+        stored = [open_slide(file, palette=self.palette) for file in item.labels]
+        return reduced(classified(stored, self.decode, len(self.class_names)), item.factor, kind="label")
+
+
+def mapped(label_map: LabelMap) -> dict[str, Any]:
+    """The fields of a `Source` whose label files a label map describes."""
+    return {
+        "class_names": label_map.names,
+        "decode": label_map.decode,
+        "palette": "rgb" if label_map.is_colors else "index",
+    }
+
+
+def check_source(source: Source) -> dict[Item, int]:
+    """Find everything that keeps a data set from being converted, without reading its pixels.
+
+    Returns:
+        The number of pixels of each slide.
+
+    Raises:
+        ReadError: the folder is not there.
+        InputError: lists what is missing, unreadable or contradictory.
+    """
+    if not source.folder.is_dir():
+        raise ReadError(source.folder, expected=f"the folder of {source.dataset}", got="nothing there")
+    problems = [*source.problems, *_contradictions(source.items)]
+    pixels: dict[Item, int] = {}
+    formats: dict[tuple[int, str], Item] = {}
+    for item in source.items:
+        try:
+            image, labels = source.open_image(item), source.open_labels(item)
+        except InputError as error:
+            problems.append(str(error).rstrip("."))
+            continue
+        if image.shape != labels.shape:
+            files = f"{item.images[0]} has shape {image.shape}, {item.labels[0].name} {labels.shape}"
+            problems.append(files if item.factor == 1 else f"{files} (reduced by {item.factor})")
+        formats.setdefault((image.num_channels, image.dtype.name), item)
+        pixels[item] = image.shape[-1] * image.shape[-2]
+    if len(formats) > 1:
+        described = (f"{i.images[0]} has {n} channel(s) of {dtype}" for (n, dtype), i in formats.items())
+        problems.append(f"images differ: {'; '.join(described)}")
+    if not source.items and not problems:
+        problems.append("no images with labels were found")
+    if problems:
+        listed = problems[:_SHOWN_PROBLEMS]
+        if len(problems) > len(listed):
+            listed.append(f"and {len(problems) - len(listed)} more")
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        raise InputError(
+            source.folder, expected=f"the complete {source.dataset} data", got=f"{count}:\n  " + "\n  ".join(listed)
+        )
+    return pixels
+
+
+def _contradictions(items: Iterable[Item]) -> list[str]:
+    """Names that occur twice, and animals in two splits."""
+    found = []
+    names = Counter(item.name for item in items)
+    for name in (name for name, count in names.items() if count > 1):
+        files = ", ".join(str(item.images[0]) for item in items if item.name == name)
+        found.append(f"several slides are called {name}: {files}")
+    splits: dict[str, set[str]] = {}
+    for item in items:
+        if item.animal:
+            splits.setdefault(item.animal, set()).add(item.split)
+    for animal, where in splits.items():
+        if len(where) > 1:
+            found.append(f"slides of one animal, {animal}, are in {' and '.join(s for s in SPLITS if s in where)}")
+    return found
+
+
+def compare_counts(items: Iterable[Item], expected: Mapping[tuple[str, str], int], *, what: str) -> list[str]:
+    """Sentences on how numbers of slides differ from the published ones.
+
+    Args:
+        items: the slides that were found.
+        expected: number of slides for each (split, group); an empty group stands for all.
+        what: what the slides are called.
+    """
+    items = tuple(items)
+    found = {
+        key: sum(item.split == key[0] and key[1] in ("", item.group) for item in items) for key in expected
+    }
+    return [
+        f"{' '.join(part for part in key if part)}: {found[key]} {what} instead of the published {count}"
+        for key, count in expected.items()
+        if found[key] != count
+    ]

@@ -1,0 +1,88 @@
+"""Results of an evaluation as files: JSON for programs, CSV for tables, PNG for people."""
+
+import csv
+import json
+from collections.abc import Callable, Mapping, Sequence
+from math import isnan
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from muvit.errors import ExistsError, InputError
+
+SUFFIXES = (".json", ".csv", ".png")
+
+Row = Mapping[str, str | float | int | None]
+"""A line of a CSV file by the names of its columns."""
+
+
+def result_files(output: Path, name: str, *, overwrite: bool) -> list[Path]:
+    """The files that results go to, seen to before the work starts.
+
+    Args:
+        output: a file ending in .json, .csv or .png, or a folder that receives ``<name>`` with each of the three.
+        name: of the files in a folder.
+        overwrite: replace them.
+
+    Raises:
+        ExistsError: one of them exists and ``overwrite`` is false.
+        InputError: ``output`` is a file that is no folder and has another suffix.
+    """
+    output = Path(output)
+    if output.suffix.lower() in SUFFIXES and not output.is_dir():
+        files = [output]
+    else:
+        if output.exists() and not output.is_dir():
+            raise InputError(output, expected=f"a folder, or a file ending in {', '.join(SUFFIXES)}", got="another file")
+        files = [output / f"{name}{suffix}" for suffix in SUFFIXES]
+    for file in files:
+        if file.exists() and not overwrite:
+            raise ExistsError(file)
+    return files
+
+
+def write_results(
+    files: Sequence[Path],
+    data: Callable[[], Mapping[str, Any]],
+    rows: Callable[[], Sequence[Row]],
+    picture: Callable[[], Image.Image],
+) -> None:
+    """Write what the suffixes of ``files`` ask for; only that is made.
+
+    Args:
+        files: from `result_files`.
+        data: gives plain data.
+        rows: gives the lines of the table, all with the columns of the first.
+        picture: draws.
+    """
+    for file in files:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        match file.suffix.lower():
+            case ".json":
+                file.write_text(json.dumps(plain_numbers(data()), indent=2) + "\n")
+            case ".csv":
+                write_rows(file, rows())
+            case _:
+                picture().save(file)
+
+
+def write_rows(file: Path, rows: Sequence[Row]) -> None:
+    """Write a CSV file; numbers that do not exist (NaN, None) are empty."""
+    with file.open("w", newline="") as lines:
+        writer = csv.DictWriter(lines, list(rows[0]) if rows else [])
+        writer.writeheader()
+        writer.writerows([{k: "" if _is_missing(v) else v for k, v in row.items()} for row in rows])
+
+
+def plain_numbers(value: Any) -> Any:
+    """Nested data with None for NaN, which JSON cannot tell."""
+    if isinstance(value, Mapping):
+        return {k: plain_numbers(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain_numbers(v) for v in value]
+    return None if _is_missing(value) else value
+
+
+def _is_missing(value: object) -> bool:
+    return value is None or (isinstance(value, float) and isnan(value))
