@@ -5,10 +5,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import gelu, layer_norm
+from torch.utils.flop_counter import FlopCounterMode
 
 from muvit.encoders import EncoderConfig, MuViTEncoder, MuViTEncoder2d, MuViTEncoder3d, MuViTEncoder4d
 from muvit.errors import CheckpointError, InputError, MuViTError, ShapeError
 from muvit.geometry import naive_boxes, shift_boxes
+from muvit.layers.attention import level_mask
 
 CLASSES = {2: MuViTEncoder2d, 3: MuViTEncoder3d, 4: MuViTEncoder4d}
 TINY = {"in_channels": 2, "levels": (1, 4), "patch_size": 4, "dim": 32, "num_layers": 3, "heads": 2}
@@ -150,6 +152,128 @@ def test_features_are_the_tokens_laid_out_as_maps(sample):
     for n in range(16):
         level, row, column = n // 8, n % 8 // 2, n % 2
         assert torch.equal(maps[:, level, :, row, column], tokens[:, n])
+
+
+LEVELS = (1, 2, 4)
+
+
+def scene(ndim=2, batch=2, offset=0.0, side=16, **changes):
+    """An encoder that attends sharply from coarse to fine, views of three levels and their boxes, off centre."""
+    torch.manual_seed(0)
+    encoder = CLASSES[ndim](**TINY | {"levels": LEVELS, "attention_mode": "coarse_to_fine"} | changes).eval()
+    with torch.no_grad():
+        for block in encoder.layers:
+            block.attn.qkv.weight[:64] *= 3
+    img = torch.randn(batch, 3, 2, *(side,) * ndim)
+    return encoder, img, nested_boxes(LEVELS, side=side, batch=batch, ndim=ndim) + offset
+
+
+def through_a_dense_mask(encoder, img, bbox):
+    """Outputs of all blocks under a bool mask over all tokens: the pattern from its definition."""
+    tokens = encoder.embed(img)[0].flatten(1, 2)
+    level = (torch.arange(tokens.shape[1]) * len(LEVELS) // tokens.shape[1]).expand(len(tokens), -1)
+    mask = level_mask("coarse_to_fine", level, level)
+    return encoder.run_blocks(tokens, encoder.token_positions(img, bbox), mask, (0, 1, 2))[1]
+
+
+@pytest.mark.parametrize("offset", [0.0, 1_000_000.0])
+@pytest.mark.parametrize("ndim, changes", [(2, {}), (2, {"rotary_mode": "shared"}), (2, {"patch_spacing": "corner"}),
+                                           (2, {"rotary_mode": "none"}), (3, {})])  # fmt: skip
+@torch.no_grad()
+def test_a_context_encoded_once_gives_what_masked_attention_over_all_views_gives(ndim, changes, offset):
+    encoder, img, bbox = scene(ndim, offset=offset, side=16 if ndim == 2 else 8, **changes)
+    expected, coords = through_a_dense_mask(encoder, img, bbox), encoder(img, bbox)[1]
+    context = encoder.encode_context(img[:, 1:], bbox[:, 1:])
+    tokens, places, kept = encoder.forward_in_context(img[:, :1], bbox[:, :1], context, keep=(0, 1, 2))
+    n = tokens.shape[1]
+    assert n == 4**ndim if ndim == 2 else 2**ndim
+    for got, whole in zip(kept, expected, strict=True):
+        torch.testing.assert_close(got, whole[:, :n], rtol=0, atol=1e-5)
+    assert torch.equal(tokens, kept[-1])
+    coarse = torch.cat([level.tokens for level in context.levels], dim=1)
+    torch.testing.assert_close(coarse, expected[-1][:, n:], rtol=0, atol=1e-5)
+    assert torch.equal(torch.cat([places, *(level.coords for level in context.levels)], dim=1), coords)
+    # and it is the context that makes them so
+    other = encoder.encode_context(img[:, 1:] + 1, bbox[:, 1:])
+    assert (encoder.forward_in_context(img[:, :1], bbox[:, :1], other)[0] - tokens).abs().max() > 1e-2
+
+
+@torch.no_grad()
+def test_a_context_grows_level_by_level_and_is_shared_by_all_views_inside_it():
+    encoder, img, bbox = scene(batch=3)
+    whole, medium, fine = slice(2, 3), slice(1, 2), slice(0, 1)
+    img[:, whole], bbox[:, whole] = img[:1, whole].clone(), bbox[:1, whole].clone()  # three tiles, one coarsest view
+    coarsest = encoder.encode_context(img[:1, whole], bbox[:1, whole])
+    expected = encoder(img, bbox)[0]
+    at_once = encoder.forward_in_context(
+        img[:, fine], bbox[:, fine], encoder.encode_context(img[:, medium], bbox[:, medium], coarsest)
+    )[0]
+    torch.testing.assert_close(at_once, expected[:, :16], rtol=0, atol=1e-5)
+    for i in range(3):
+        one = slice(i, i + 1)
+        context = encoder.encode_context(img[one, medium], bbox[one, medium], coarsest)
+        assert context.levels[1] is coarsest
+        torch.testing.assert_close(context.tokens, expected[one, 16:32], rtol=0, atol=1e-5)
+        tokens = encoder.forward_in_context(img[one, fine], bbox[one, fine], context)[0]
+        torch.testing.assert_close(tokens, expected[one, :16], rtol=0, atol=1e-5)
+
+
+def test_sharing_a_context_copies_nothing():
+    encoder, img, bbox = scene(batch=1)
+    context = encoder.encode_context(img[:, 1:], bbox[:, 1:])
+    shared = context.expand(5)
+    for many, one in zip(shared.levels, context.levels, strict=True):
+        assert many.tokens.shape == (5, 16, 32)
+        for pair, own in zip(many.keys_values, one.keys_values, strict=True):
+            assert [t.shape[0] for t in pair] == [5, 5]
+            assert [t.data_ptr() for t in pair] == [t.data_ptr() for t in own]
+    with pytest.raises(ShapeError, match="context: expected 1 sample or 3, got 5"):
+        shared.expand(3)
+
+
+def test_a_context_needs_the_pattern_and_all_coarse_levels():
+    encoder, img, bbox = scene()
+    with pytest.raises(InputError, match=r"attention_mode: expected 'coarse_to_fine' .*, got 'all'"):
+        scene(attention_mode="all")[0].encode_context(img[:, 1:], bbox[:, 1:])
+    coarsest = encoder.encode_context(img[:, 2:], bbox[:, 2:])
+    with pytest.raises(InputError, match="context: expected 2 coarse levels, got 1"):
+        encoder.forward_in_context(img[:, :1], bbox[:, :1], coarsest)
+    with pytest.raises(InputError, match="img: expected at most 2 views beside the context, got 3"):
+        encoder.encode_context(img, bbox, coarsest)
+    with pytest.raises(ShapeError, match=r"img: expected shape \(B, L=1, C=2, y, x\), got \(2, 3, 2, 16, 16\)"):
+        encoder.forward_in_context(img, bbox, encoder.encode_context(img[:, 1:], bbox[:, 1:]))
+    with pytest.raises(ShapeError, match=r"bbox: expected shape .* = \(2, 1, 2, 2\), got \(2, 3, 2, 2\)"):
+        encoder.encode_context(img[:, 2:], bbox)
+
+
+@pytest.mark.parametrize("mode", ["all", "causal", "same", "random", "coarse_to_fine"])
+def test_the_finest_tokens_alone_are_those_of_the_whole(mode):
+    encoder, img, bbox = scene(attention_mode=mode)
+    torch.manual_seed(2)
+    expected = encoder(img, bbox, return_intermediate_idxs=(0, 2))[3]
+    torch.manual_seed(2)
+    finest = encoder.encode_finest(img, bbox, (0, 2))
+    for got, whole in zip(finest, expected, strict=True):
+        assert got.shape == (2, 16, 32)
+        torch.testing.assert_close(got, whole[:, :16], rtol=0, atol=1e-5)
+
+
+def test_the_last_block_computes_only_the_finest_tokens():
+    encoder, img, bbox = scene(num_layers=1, attention_mode="all")
+
+    def flops(run):
+        with FlopCounterMode(display=False) as counter:
+            run()
+        return counter.get_total_flops()
+
+    batch, tokens, finest, dim = 2, 48, 16, 32
+    embed = 2 * batch * tokens * 4 * 4 * 2 * dim
+    # queries, keys, values, output and the two-fold feed-forward network; products with keys and values
+    own, keys = 2 * batch * (1 + 1 + 4) * dim**2, 2 * batch * 2 * dim**2
+    assert flops(lambda: encoder(img, bbox)) == embed + tokens * (own + keys + 4 * batch * tokens * dim)
+    assert flops(lambda: encoder.encode_finest(img, bbox, (0,))) == (
+        embed + tokens * keys + finest * (own + 4 * batch * tokens * dim)
+    )
 
 
 @pytest.mark.parametrize("ndim", CLASSES)

@@ -1,4 +1,8 @@
-"""Every recipe is read by the command that its header names, and trains two steps on a small replica of its data."""
+"""Every recipe is read by the commands that its header names.
+
+Those for a CPU train two steps on a small replica of their data; those for a GPU name such a twin, and their model is
+built.
+"""
 
 import re
 import shlex
@@ -12,9 +16,9 @@ import torch
 from muvit.cli import _parser
 from muvit.cli.train import recipe_from
 from muvit.data.ome_zarr import PyramidWriter
-from muvit.encoders import EncoderConfig
 from muvit.layers.patch import patch_grid
-from muvit.segmentation import Segmenter
+from muvit.mae import build_mae
+from muvit.models import build_model, load_model
 from muvit.training.pretrain import pretrain_mae
 from muvit.training.recipe import PretrainRecipe, Recipe
 from muvit.training.train import train_segmenter
@@ -22,6 +26,11 @@ from muvit.training.train import train_segmenter
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 KINDS = {"train": Recipe, "compare": Recipe, "pretrain": PretrainRecipe}
+
+
+TWINS = {file: re.search(r"Twin for a CPU[^:]*: (\w+)\.yaml", file.read_text()) for file in RECIPES}
+FOR_GPU = [file for file in RECIPES if TWINS[file]]
+FOR_CPU = [file for file in RECIPES if not TWINS[file]]
 
 
 def commands(file):
@@ -65,7 +74,16 @@ def replica(folder, encoder, values):
 
 
 def test_there_are_recipes():
-    assert RECIPES
+    assert FOR_GPU
+    assert FOR_CPU
+
+
+@pytest.mark.parametrize("file", FOR_GPU, ids=lambda file: file.stem)
+def test_a_recipe_for_a_gpu_has_a_model_and_a_twin_for_a_cpu(file, monkeypatch):
+    assert ROOT / "recipes" / f"{TWINS[file][1]}.yaml" in FOR_CPU
+    recipe = read(file, commands(file)[0], monkeypatch)
+    model = build_mae(recipe.model) if isinstance(recipe, PretrainRecipe) else build_model(recipe.network)
+    assert sum(p.numel() for p in model.parameters()) > 1e7
 
 
 @pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
@@ -78,7 +96,7 @@ def test_the_header_tells_commands_that_read_the_recipe(file, monkeypatch):
         assert patch_grid((size,) * len(encoder.patch) if isinstance(size, int) else size, encoder.patch)
 
 
-@pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", FOR_CPU, ids=lambda file: file.stem)
 def test_the_recipe_trains(file, monkeypatch, tmp_path):
     recipe = read(file, commands(file)[0], monkeypatch)
     encoder = recipe.model.encoder if isinstance(recipe, Recipe) else recipe.model
@@ -99,6 +117,6 @@ def test_the_recipe_trains(file, monkeypatch, tmp_path):
     if isinstance(recipe, PretrainRecipe):
         assert pretrain_mae(recipe, tmp_path / "run").is_dir()
         return
-    model = Segmenter.from_folder(train_segmenter(replace(recipe, init=None), tmp_path / "run"))
-    assert isinstance(model.config.encoder, EncoderConfig)
+    model = load_model(train_segmenter(replace(recipe, init=None), tmp_path / "run"))
+    assert type(model) is type(build_model(recipe.network))
     assert all(torch.isfinite(p).all() for p in model.parameters())

@@ -11,7 +11,15 @@ from torch import Tensor, nn
 
 from muvit.checkpoints import FolderModel
 from muvit.errors import InputError, ShapeError
-from muvit.geometry import PatchSpacing, naive_boxes, patch_centers, recenter
+from muvit.geometry import (
+    Level,
+    PatchSpacing,
+    level_factors,
+    naive_boxes,
+    patch_centers,
+    plain_level,
+    recenter,
+)
 from muvit.layers.attention import AttentionMode, KeysValues, Spans, level_spans, random_key_mask
 from muvit.layers.block import Block
 from muvit.layers.patch import patch_grid, patchify
@@ -26,8 +34,8 @@ class EncoderConfig:
 
     in_channels: int
     """Channels of the images."""
-    levels: tuple[float, ...]
-    """Downsampling factor of each view, finest first."""
+    levels: tuple[Level, ...]
+    """Downsampling factor of each view, finest first: one number, or one per axis, such as [1, 4, 4]."""
     patch_size: int | tuple[int, ...] = 8
     """Side of a patch in pixels of its level: one number, or one per axis."""
     num_layers: int = 12
@@ -58,14 +66,16 @@ class EncoderConfig:
     """Spatial axes: 2 (yx), 3 (zyx) or 4 (tzyx)."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "levels", tuple(self.levels))
+        object.__setattr__(self, "levels", tuple(map(plain_level, self.levels)))
         patch = self.patch_size
         if not isinstance(patch, int):
             object.__setattr__(self, "patch_size", tuple(patch))
         for name in ("in_channels", "num_layers", "dim", "heads"):
             if getattr(self, name) < 1:
                 raise InputError(name, expected="a positive number", got=getattr(self, name))
-        if not self.levels or len(set(self.levels)) < len(self.levels) or min(self.levels) <= 0:
+        for level in self.levels:
+            level_factors(level, self.ndim)
+        if not self.levels or len(set(self.levels)) < len(self.levels):
             raise InputError("levels", expected="distinct positive downsampling factors", got=self.levels)
         if len(self.patch) != self.ndim or min(self.patch) < 1:
             raise InputError("patch_size", expected=f"a positive number, or {self.ndim} of them", got=patch)
@@ -96,15 +106,20 @@ class EncodedContext:
     """
 
     keys_values: tuple[KeysValues, ...]
-    """Of every block: rotated keys and values ``(B, heads, M, head_dim)`` of all coarse tokens, finest level first."""
+    """Of every block: rotated keys and values ``(B, heads, n, head_dim)`` of one coarse level's tokens."""
     tokens: Tensor
-    """The coarse tokens after the last block, ``(B, M, D)``, finest level first."""
+    """These tokens after the last block, ``(B, n, D)``."""
     coords: Tensor
-    """World coordinates ``(B, M, ndim)`` of their patch centres."""
+    """World coordinates ``(B, n, ndim)`` of their patch centres."""
     origin: Tensor
     """World coordinates ``(B, ndim)`` that rotations count from: the lower corner of the coarsest view."""
-    num_levels: int
-    """Number of coarse levels."""
+    outer: "EncodedContext | None" = None
+    """What the still coarser levels leave."""
+
+    @property
+    def levels(self) -> "tuple[EncodedContext, ...]":
+        """This and all outer contexts, one for each coarse level, finest first."""
+        return (self,) if self.outer is None else (self, *self.outer.levels)
 
     def expand(self, batch: int) -> "EncodedContext":
         """The context of one sample for a batch of samples that share it, without a copy.
@@ -112,16 +127,14 @@ class EncodedContext:
         Raises:
             ShapeError: it is one of several samples, and not of so many.
         """
-        if len(self.tokens) == batch:
-            return self
-        if len(self.tokens) != 1:
+        if len(self.tokens) not in (1, batch):
             raise ShapeError("context", expected=f"1 sample or {batch}", got=len(self.tokens))
-        return replace(
-            self,
+        return EncodedContext(
             keys_values=tuple((k.expand(batch, -1, -1, -1), v.expand(batch, -1, -1, -1)) for k, v in self.keys_values),
             tokens=self.tokens.expand(batch, -1, -1),
             coords=self.coords.expand(batch, -1, -1),
             origin=self.origin.expand(batch, -1),
+            outer=None if self.outer is None else self.outer.expand(batch),
         )
 
 
@@ -163,7 +176,7 @@ class MuViTEncoder(FolderModel):
         self.layers = nn.ModuleList(Block(config.dim, config.heads, rope, config.dropout) for rope in ropes)
 
     @property
-    def levels(self) -> tuple[float, ...]:
+    def levels(self) -> tuple[Level, ...]:
         """Downsampling factor of each view that the encoder takes, in token order."""
         return self.config.levels
 
@@ -237,11 +250,18 @@ class MuViTEncoder(FolderModel):
         self._check_cachable()
         self._check_images(x, x.shape[1])
         bbox = self._checked_boxes(x, bbox)
-        first = len(self.levels) - (0 if context is None else context.num_levels) - x.shape[1]
+        first = len(self.levels) - (0 if context is None else len(context.levels)) - x.shape[1]
         if first < 0:
             raise InputError("img", expected=f"at most {x.shape[1] + first} views beside the context", got=x.shape[1])
         for i in reversed(range(x.shape[1])):
-            context = self._add_to_context(first + i, x[:, i], bbox[:, i], context)
+            outputs, own = zip(*self._run_level(first + i, x[:, i], bbox[:, i], context), strict=True)
+            context = EncodedContext(
+                keys_values=own,
+                tokens=outputs[-1],
+                coords=self._centers(x[:, i], bbox[:, i]),
+                origin=bbox[:, i, 0] if context is None else context.origin.expand(len(x), -1),
+                outer=context,
+            )
         assert context is not None
         return context
 
@@ -267,8 +287,8 @@ class MuViTEncoder(FolderModel):
         self._check_cachable()
         self._check_images(x, 1)
         x, bbox = x[:, 0], self._checked_boxes(x, bbox)[:, 0]
-        if context.num_levels != len(self.levels) - 1:
-            raise InputError("context", expected=f"{len(self.levels) - 1} coarse levels", got=context.num_levels)
+        if len(context.levels) != len(self.levels) - 1:
+            raise InputError("context", expected=f"{len(self.levels) - 1} coarse levels", got=len(context.levels))
         outputs = [tokens for tokens, _ in self._run_level(0, x, bbox, context)]
         return outputs[-1], self._centers(x, bbox), tuple(outputs[i] for i in sorted(set(keep)))
 
@@ -322,7 +342,7 @@ class MuViTEncoder(FolderModel):
         grid = patch_grid(space, self.config.patch)
         return tokens.unflatten(1, (-1, *grid)).movedim(-1, 2)
 
-    def extract_levels(self, levels: Sequence[float], copy: bool = True) -> Self:
+    def extract_levels(self, levels: Sequence[Level], copy: bool = True) -> Self:
         """An encoder for some of the levels, with their embeddings and all blocks.
 
         Args:
@@ -332,7 +352,7 @@ class MuViTEncoder(FolderModel):
         Raises:
             InputError: the encoder does not have one of the levels.
         """
-        levels = tuple(levels)
+        levels = tuple(map(plain_level, levels))
         if levels == self.levels and not copy:
             return self
         for level in levels:
@@ -363,37 +383,16 @@ class MuViTEncoder(FolderModel):
     def _run_level(
         self, level: int, x: Tensor, bbox: Tensor, context: EncodedContext | None
     ) -> Iterator[tuple[Tensor, KeysValues]]:
-        """Outputs of each block for views ``(B, C, *space)`` of one level, and all keys and values that they saw."""
-        seen = () if context is None else context.expand(len(x)).keys_values
+        """Outputs of each block for views ``(B, C, *space)`` of one level, and the keys and values of their tokens."""
+        outer = () if context is None else context.expand(len(x)).levels
         tokens = self._embed_level(level, patchify(x[:, None], self.config.patch)[:, 0])
         origin = bbox[:, 0] if context is None else context.origin
         positions = self._centers(x, bbox - origin[:, None]).float()
         for i, (block, rotation) in enumerate(self._rotated_blocks(positions)):
-            keys, values = block.keys_values(tokens, rotation)
-            if seen:
-                keys, values = (torch.cat(pair, dim=2) for pair in zip((keys, values), seen[i], strict=True))
-            tokens = block(tokens, rotation, context_kv=(keys, values))
-            yield tokens, (keys, values)
-
-    def _add_to_context(self, level: int, x: Tensor, bbox: Tensor, context: EncodedContext | None) -> EncodedContext:
-        outputs, keys_values = zip(*self._run_level(level, x, bbox, context), strict=True)
-        own = EncodedContext(
-            keys_values=keys_values,
-            tokens=outputs[-1],
-            coords=self._centers(x, bbox),
-            origin=bbox[:, 0],
-            num_levels=1,
-        )
-        if context is None:
-            return own
-        outer = context.expand(len(x))
-        return replace(
-            own,
-            tokens=torch.cat([own.tokens, outer.tokens], dim=1),
-            coords=torch.cat([own.coords, outer.coords], dim=1),
-            origin=outer.origin,
-            num_levels=1 + outer.num_levels,
-        )
+            own = block.keys_values(tokens, rotation)
+            keys, values = zip(own, *(coarse.keys_values[i] for coarse in outer), strict=True)
+            tokens = block(tokens, rotation, context_kv=(torch.cat(keys, dim=2), torch.cat(values, dim=2)))
+            yield tokens, own
 
     def _centers(self, x: Tensor, bbox: Tensor) -> Tensor:
         """Centres ``(B, n, ndim)`` of the patches of views ``(B, C, *space)``."""

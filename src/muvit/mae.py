@@ -14,7 +14,7 @@ from muvit.checkpoints import FolderModel
 from muvit.decoders import MuViTDecoder, MuViTDecoder2d, MuViTDecoder3d, MuViTDecoder4d
 from muvit.encoders import EncoderConfig, MuViTEncoder, MuViTEncoder2d, MuViTEncoder3d, MuViTEncoder4d, RotaryMode
 from muvit.errors import InputError
-from muvit.geometry import PatchSpacing
+from muvit.geometry import Level, PatchSpacing, plain_level
 from muvit.layers.attention import AttentionMode, level_mask
 from muvit.layers.patch import patch_grid, unpatchify
 from muvit.masking import TokenMask, draw_consistent_mask, draw_mask
@@ -31,8 +31,8 @@ class MAEConfig:
 
     in_channels: int = 1
     """Channels of the images."""
-    levels: tuple[float, ...] = (1, 4)
-    """Downsampling factor of each view, finest first."""
+    levels: tuple[Level, ...] = (1, 4)
+    """Downsampling factor of each view, finest first: one number, or one per axis, such as [1, 4, 4]."""
     patch_size: int | tuple[int, ...] = 8
     """Side of a patch in pixels of its level: one number, or one per axis."""
     num_layers: int = 12
@@ -80,7 +80,7 @@ class MAEConfig:
     """Spatial axes: 2 (yx), 3 (zyx) or 4 (tzyx)."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "levels", tuple(self.levels))
+        object.__setattr__(self, "levels", tuple(map(plain_level, self.levels)))
         for name in ("patch_size", "masking_mode"):
             if isinstance(getattr(self, name), list):
                 object.__setattr__(self, name, tuple(getattr(self, name)))
@@ -138,7 +138,7 @@ class MuViTMAE(FolderModel):
         self.final = nn.Linear(decoders[0].config.dim, width)
 
     @property
-    def levels(self) -> tuple[float, ...]:
+    def levels(self) -> tuple[Level, ...]:
         """Downsampling factor of each view that the model takes, in token order."""
         return self.config.levels
 
@@ -224,7 +224,7 @@ class MuViTMAE(FolderModel):
 
         fit_mae(self, train_dataloader, val_dataloader, output, **options)
 
-    def extract_levels(self, levels: Sequence[float], copy: bool = True) -> Self:
+    def extract_levels(self, levels: Sequence[Level], copy: bool = True) -> Self:
         """A model for some of the levels, with their embeddings and decoders.
 
         Args:
@@ -234,7 +234,7 @@ class MuViTMAE(FolderModel):
         Raises:
             InputError: the model does not have one of the levels.
         """
-        levels = tuple(levels)
+        levels = tuple(map(plain_level, levels))
         if levels == self.levels and not copy:
             return self
         other = copying.deepcopy(self)

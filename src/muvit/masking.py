@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from muvit.errors import InputError
+from muvit.geometry import Level
 
 MaskingMode = Literal["dirichlet", "random"] | Sequence[float]
 """``dirichlet``: levels weighted by a draw from a Dirichlet distribution; ``random``: all tokens alike; numbers: the
@@ -86,7 +87,7 @@ def draw_mask(
 
 def draw_consistent_mask(
     batch: int,
-    levels: Sequence[float],
+    levels: Sequence[Level],
     tokens_per_level: int,
     *,
     ratio: float = 0.75,
@@ -103,13 +104,18 @@ def draw_consistent_mask(
     keys = torch.stack(
         [
             torch.rand(
-                batch, tokens_per_level, generator=torch.Generator().manual_seed(base * 1009 + round(level * 1000))
+                batch, tokens_per_level, generator=torch.Generator().manual_seed(base * 1009 + _level_seed(level))
             )
             for level in levels
         ],
         dim=1,
     )
     return _mask_by_ratios(keys.to(device), [ratio] * len(levels))
+
+
+def _level_seed(level: Level) -> int:
+    factors = (level,) if isinstance(level, int | float) else level
+    return sum(round(factor * 1000) * 31**axis for axis, factor in enumerate(factors))
 
 
 def _mask_by_ratios(keys: Tensor, ratios: Sequence[float]) -> TokenMask:

@@ -492,11 +492,49 @@ def test_shifted_levels_are_read_at_the_nearest_whole_pixel(tmp_path):
     np.testing.assert_array_equal(slide.read(4, (4, 4), (8, 8))[0], coarse[1][1:9, 4:12])
 
 
-def test_levels_coarsened_in_planes_only_are_left_out_with_a_warning(tmp_path, caplog):
-    volume = np.zeros((4, 20, 20), np.uint8)
-    foreign(tmp_path / "a.zarr", [volume, volume[:, ::2, ::2]], "zyx", [[scale(2, 1, 1)], [scale(2, 2, 2)]])
-    assert open_slide(tmp_path / "a.zarr").levels == (1,)
-    assert "left out" in caplog.text
+def test_levels_coarsened_in_planes_only_have_a_factor_for_each_axis(tmp_path):
+    volume = RNG.integers(0, 255, (4, 20, 20)).astype(np.uint8)
+    # the second one as if strided, and a plane further down
+    transforms = [
+        [scale(2, 1, 1)],
+        [scale(2, 2, 2), {"type": "translation", "translation": [0, 0.5, 0.5]}],
+        [scale(4, 4, 4), {"type": "translation", "translation": [5, 1.5, 1.5]}],
+    ]
+    levels = [volume, volume[:, ::2, ::2], volume[::2, ::4, ::4]]
+    foreign(tmp_path / "a.zarr", levels, "zyx", transforms)
+    slide = open_slide(tmp_path / "a.zarr")
+    assert slide.levels == (1, (1, 2, 2), (2, 4, 4))
+    assert slide.level_shape([1, 2, 2]) == (4, 10, 10)
+    assert slide.level_shifts == ((0, 0, 0), (0, 0, 0), (1, 0, 0))
+    np.testing.assert_array_equal(slide.read((1, 2, 2), (1, 2, 3), (2, 4, 5))[0], levels[1][1:3, 2:6, 3:8])
+    np.testing.assert_array_equal(slide.read((2, 4, 4), (1, 0, 0), (1, 5, 5))[0], levels[2][:1])
+    assert "(1.0, 2.0, 2.0)" not in repr(slide)
+    assert "1, 1x2x2, 2x4x4" in repr(slide)
+    with pytest.raises(InputError, match=r"level 1x4x4: expected one of its stored levels 1, 1x2x2, 2x4x4"):
+        slide.read((1, 4, 4), (0, 0, 0), (1, 1, 1))
+
+
+def test_pyramids_may_coarsen_each_axis_by_its_own_factor(tmp_path):
+    levels = [1, (1, 2, 2), (2, 4, 4), (6, 4, 8)]
+    volume, labels = random_pixels((2, 13, 50, 70), np.uint8), random_pixels((1, 13, 50, 70), np.uint8)
+    for kind, pixels in (("image", volume), ("label", labels)):
+        slide = write(tmp_path / f"{kind}.ome.zarr", pixels, levels=levels, kind=kind, chunk=16, shard=32)
+        yaozarrs.validate_zarr_store(tmp_path / f"{kind}.ome.zarr")
+        assert slide.levels == (1, (1, 2, 2), (2, 4, 4), (6, 4, 8))
+        assert [slide.level_shape(level) for level in levels] == [(13, 50, 70), (13, 25, 35), (7, 13, 18), (3, 13, 9)]
+        assert all(shift == (0, 0, 0) for shift in slide.level_shifts)
+        reduce = area_mean if kind == "image" else nearest
+        for finer, coarser, factors in zip(levels, levels[1:], [(1, 2, 2), (2, 2, 2), (3, 1, 2)], strict=False):
+            np.testing.assert_array_equal(whole(slide, coarser), reduce(whole(slide, finer), factors))
+
+
+def test_reduction_by_equal_factors_is_the_same_however_they_are_given():
+    pixels = random_pixels((2, 9, 13, 11), np.uint8)
+    for reduce in (area_mean, nearest):
+        np.testing.assert_array_equal(reduce(pixels, 3), reduce(pixels, (3, 3, 3)))
+        # one axis after the other, where blocks are whole and nothing is rounded
+        exact = pixels[:, :8, :12].astype(np.float64)
+        np.testing.assert_allclose(reduce(reduce(exact, (1, 3, 1)), (2, 1, 1)), reduce(exact, (2, 3, 1)))
 
 
 def test_label_images_inside_an_image_are_found(tmp_path):

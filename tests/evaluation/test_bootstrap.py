@@ -20,7 +20,7 @@ def test_the_interval_of_a_mean_is_that_of_its_standard_error():
 
 
 def test_intervals_follow_from_the_seed_and_widen_with_the_coverage():
-    values = np.arange(9.0)
+    values = np.random.default_rng(0).random(9)
     first, again, other, wide = (
         bootstrap_intervals(mean_of(values), 9, BootstrapConfig(seed=seed, coverage=coverage))["mean"]
         for seed, coverage in ((0, 0.9), (0, 0.9), (1, 0.9), (0, 0.99))

@@ -1,8 +1,9 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from memory_slide import MemorySlide
 from scipy.ndimage import binary_erosion, distance_transform_edt
 
 from muvit.data.slides import Slide
@@ -11,15 +12,26 @@ from muvit.evaluation import blocks, boundaries
 from muvit.evaluation.boundaries import BoundaryConfig, boundary_mask, compare_boundaries
 
 
-def slide(labels, pixel_size_um=None, levels=(1,)) -> Slide:
-    pyramid = {level: np.asarray(labels)[(slice(None, None, level),) * np.ndim(labels)][None] for level in levels}
-    made = MemorySlide(pyramid)
-    made.pixel_size_um = pixel_size_um
-    return made
+class Labels(Slide):
+    """A nearest-neighbour pyramid of labels in memory."""
+
+    def __init__(self, labels, pixel_size_um, levels):
+        self.pyramid = {float(n): labels[(slice(None, None, n),) * labels.ndim][None] for n in levels}
+        super().__init__(
+            Path("memory"),
+            level_shapes={level: pixels.shape[1:] for level, pixels in self.pyramid.items()},
+            num_channels=1,
+            dtype=labels.dtype,
+            pixel_size_um=pixel_size_um,
+            channel_names=("label",),
+        )
+
+    def _read_window(self, level, start, stop):
+        return self.pyramid[level][(slice(None), *map(slice, start, stop))].copy()
 
 
 def compare(guess, truth, num_classes=3, ignore=(), pixel_size_um=None, levels=(1,), **config):
-    slides = (slide(labels, pixel_size_um, levels) for labels in (guess, truth))
+    slides = (Labels(labels, pixel_size_um, levels) for labels in (guess, truth))
     return compare_boundaries(*slides, num_classes, BoundaryConfig(**config), ignore)
 
 

@@ -7,6 +7,9 @@ import pytest
 from muvit.data.ome_zarr import OmeZarrSlide, PyramidWriter
 from muvit.errors import InputError
 from muvit.evaluation import blocks
+from muvit.evaluation.boundaries import BoundaryConfig
+from muvit.evaluation.bootstrap import BootstrapConfig
+from muvit.evaluation.score_picture import draw_scores
 from muvit.evaluation.segmentation import evaluate_slides
 from muvit.metrics import confusion_matrix, scores
 
@@ -91,3 +94,71 @@ def test_what_cannot_be_compared_is_refused(write):
         evaluate_slides([(truth, truth), (truth, truth)], 3)
     with pytest.raises(InputError, match="class_names: expected 3 different names"):
         evaluate_slides([(truth, truth)], 3, class_names=("a", "b"))
+
+
+def three_slides(write):
+    rng = np.random.default_rng(5)
+    pairs = []
+    for i, wrong in enumerate((0.1, 0.3, 0.5)):
+        true = np.kron(rng.integers(0, 3, (4, 5)), np.ones((6, 6), int)).astype(np.uint8)
+        guess = np.where(rng.random(true.shape) < wrong, rng.integers(0, 3, true.shape), true).astype(np.uint8)
+        pairs.append((write(f"g{i}", guess), write(f"t{i}", true)))
+    return pairs
+
+
+def test_intervals_hold_the_scores_and_come_from_resampled_slides(write):
+    pairs = three_slides(write)
+    result = evaluate_slides(pairs, 3, class_names=("background", "a", "b"), boundary=BoundaryConfig(tolerance=1))
+    values, intervals = result.summary(), result.intervals()
+    assert set(values) == set(intervals) >= {"mean_dice", "dice/a", "iou/b", "boundary_f1/a", "mean_hd95"}
+    for name, (low, high) in intervals.items():
+        assert low <= values[name] <= high
+    # with three slides, the extremes are those of one slide drawn three times
+    alone = [slide.scores.mean_dice for slide in result.slides]
+    low, high = result.intervals(BootstrapConfig(coverage=0.999))["mean_dice"]
+    assert low == pytest.approx(min(alone)) and high == pytest.approx(max(alone))
+    times = np.array([2, 0, 1])
+    doubled = result.slides[0].confusion * 2 + result.slides[2].confusion
+    assert result.summary(times)["mean_dice"] == pytest.approx(scores(doubled).mean_dice)
+    assert result.summary(times)["mean_slide_dice"] == pytest.approx((2 * alone[0] + alone[2]) / 3)
+
+
+def test_boundaries_are_pooled_over_slides_and_distances_averaged(write):
+    result = evaluate_slides(three_slides(write), 3, boundary=BoundaryConfig(tolerance=1))
+    found = sum(s.boundaries.found_predicted for s in result.slides) / sum(
+        s.boundaries.num_predicted for s in result.slides
+    )
+    missed = sum(s.boundaries.found_true for s in result.slides) / sum(s.boundaries.num_true for s in result.slides)
+    assert result.summary()["boundary_f1/1"] == pytest.approx((2 * found * missed / (found + missed))[1])
+    assert result.summary()["hd95/2"] == pytest.approx(np.mean([s.hausdorff[2] for s in result.slides]))
+    content = json.loads(json.dumps(result.to_dict(), allow_nan=False))
+    assert content["boundary"] == {"tolerance": 1, "unit": "px"}
+    assert set(content["pooled"]["boundary_f1"]) == {"0", "1", "2"}
+    assert len(content["intervals"]["mean_dice"]) == 2
+
+
+def test_rows_hold_every_score_of_every_slide(write):
+    result = evaluate_slides(three_slides(write), 3)
+    rows = result.rows()
+    assert {row["slide"] for row in rows} == {"t0", "t1", "t2", "all"}
+    (total,) = (row for row in rows if row["slide"] == "all" and row["score"] == "mean_dice")
+    assert total["value"] == result.pooled.mean_dice
+    assert total["low"] < total["value"] < total["high"]
+    assert sum(row["score"] == "dice" for row in rows) == 4 * 3
+    assert all(isnan(row["low"]) for row in rows if row["slide"] != "all")
+
+
+def test_progress_counts_the_blocks_of_all_slides(write, monkeypatch):
+    monkeypatch.setattr(blocks, "BLOCK_PIXELS", 1 << 8)
+    seen = []
+    evaluate_slides(three_slides(write), 3, progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(i + 1, 12) for i in range(12)]
+
+
+def test_the_picture_shows_classes_and_confusions(write):
+    pairs = three_slides(write)
+    for boundary in (None, BoundaryConfig()):
+        picture = draw_scores(evaluate_slides(pairs, 3, boundary=boundary))
+        assert np.asarray(picture).std() > 0
+        has_orange = (np.asarray(picture) == (213, 94, 0)).all(-1).any()
+        assert has_orange == (boundary is not None)

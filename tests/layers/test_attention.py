@@ -88,6 +88,33 @@ def test_self_attention_is_attention_to_oneself_as_context():
     torch.testing.assert_close(crossed, attention(x, rotation))
 
 
+def test_additions_to_the_projection_reach_every_part_of_it():
+    class WithAddition(torch.nn.Module):
+        """As low-rank additions wrap a layer: its weight is still to be had, but is not all."""
+
+        def __init__(self, base):
+            super().__init__()
+            self.weight, self.added = base.weight, torch.randn_like(base.weight)
+
+        def forward(self, x):
+            return x @ (self.weight + self.added).T
+
+    plain, wrapped, x, context = (
+        Attention(DIM, HEADS),
+        Attention(DIM, HEADS),
+        torch.randn(1, 6, DIM),
+        torch.randn(1, 9, DIM),
+    )
+    wrapped.load_state_dict(plain.state_dict())
+    wrapped.qkv = WithAddition(wrapped.qkv)
+    with torch.no_grad():
+        plain.qkv.weight += wrapped.qkv.added
+    torch.testing.assert_close(wrapped(x), plain(x))
+    torch.testing.assert_close(
+        wrapped(x, context_kv=wrapped.keys_values(context)), plain(x, context_kv=plain.keys_values(context))
+    )
+
+
 def test_under_the_random_pattern_each_query_takes_over_the_value_of_one_key():
     attention, x = Attention(DIM, HEADS), torch.randn(1, 40, DIM)
     mask = random_key_mask(40, 40, torch.device("cpu"))

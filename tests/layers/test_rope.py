@@ -123,6 +123,16 @@ def test_angles_stay_float32_under_autocast_and_in_a_half_precision_model():
     assert torch.equal(under_autocast[1], exact[1])
 
 
+@pytest.mark.parametrize("learn", ["freq", "base"])
+def test_far_from_the_origin_angles_are_as_exact_as_near_it(learn):
+    rope, coords = AxialRope(16, 2, 100, learn), torch.tensor([[[99_999.5, 65_537.0]]])
+    freq = rope.freq if learn == "freq" else rope.base[rope.axis] ** rope.exponent
+    theta = coords.double()[..., rope.axis] * freq.double()
+    cos, sin = rope(coords)
+    torch.testing.assert_close(cos.double(), theta.cos(), rtol=0, atol=1e-7)
+    torch.testing.assert_close(sin.double(), theta.sin(), rtol=0, atol=1e-7)
+
+
 def test_rotation_keeps_the_precision_of_its_input_and_computes_above_it():
     torch.manual_seed(0)
     x, rope = torch.randn(1, 2, 6, 16), AxialRope(16, 2, 100)

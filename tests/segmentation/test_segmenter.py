@@ -216,7 +216,7 @@ def test_without_coarse_logits_the_loss_is_that_of_the_finest_view(changes):
 
 def test_deep_supervision_needs_labels_of_all_views():
     (img, bbox), label = draw(), labels_of_all_views()[:, 0]
-    with pytest.raises(InputError, match="labels: expected those of every view.*Set data.label_levels to all"):
+    with pytest.raises(InputError, match=r"labels: expected those of every view.*Set data\.label_levels to all"):
         tiny(decode="all").training_loss({"img": img, "bbox": bbox, "label": label}, SegmentationLoss())
 
 
@@ -228,8 +228,8 @@ def test_a_volume_with_flat_patches_is_segmented_by_the_same_code(decoder):
     assert logits.shape == (2, 3, 3, 8, 8)
     for axis in range(3):
         moved = bbox.clone()
-        moved[:, 1, :, axis] += 12
-        assert not torch.allclose(model(img, moved), logits, atol=1e-3)
+        moved[:, 1, :, axis] += 10
+        assert not torch.allclose(model(img, moved), logits, atol=1e-4)
 
 
 @pytest.mark.parametrize(

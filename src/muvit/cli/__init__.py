@@ -15,11 +15,13 @@ VERBS = {
     "demo": "from nothing to trained models, labelled images and a report",
     "convert": "turn images or label masks into OME-Zarr pyramids",
     "info": "show what is in an image: size, levels, channels, pixel size, labels",
+    "prepare": "turn a downloaded data set into folders to train and test on",
     "synthetic": "make the Synthetic data set, whose classes show only at a coarse scale",
     "pretrain": "pre-train a masked autoencoder on unlabelled images",
     "train": "train a segmentation model from a recipe",
     "predict": "label whole slides with a trained model",
     "evaluate": "score predicted labels against true ones",
+    "study": "find out what trained models rely on, what they cost and what their features tell",
     "convert-checkpoint": "turn a model folder of release 0.1.0 into ours",
     "compare": "train a recipe's model and its controls, and report how they differ",
 }
@@ -86,7 +88,7 @@ def _parser(chosen: str) -> ArgumentParser:
     verbs = parser.add_subcommands(required=True, dest="verb", metavar="VERB")
     for verb, summary in VERBS.items():
         verb_parser = ArgumentParser(description=f"{summary[0].upper()}{summary[1:]}.", exit_on_error=False)
-        if verb == chosen:
-            _module(verb).add_arguments(verb_parser)
         verbs.add_subcommand(verb, verb_parser, help=summary)
+        if verb == chosen:  # last: a verb may have verbs of its own
+            _module(verb).add_arguments(verb_parser)
     return parser

@@ -8,6 +8,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from muvit.data.ome_zarr import OmeZarrSlide
 from muvit.data.slides import Slide, open_slide
+from muvit.geometry import level_name
 
 
 def add_arguments(parser: ArgumentParser) -> None:

@@ -13,7 +13,15 @@ from muvit.data.augment import Augmentation
 from muvit.data.balance import Balance, ClassPixels, ForegroundIndex, locate_classes
 from muvit.data.dataset import MuViTDataset
 from muvit.data.normalize import Normalization, Percentile
-from muvit.data.sampling import Window, centered_nested, sample_nested
+from muvit.data.sampling import (
+    FreeViews,
+    Window,
+    centered_nested,
+    sample_free,
+    sample_nested,
+    sample_start,
+    tile_generator,
+)
 from muvit.data.slides import Padding, Slide
 from muvit.errors import InputError
 from muvit.geometry import Level, check_levels, plain_level
@@ -43,6 +51,8 @@ class CropConfig:
     """Label values that count as no class at all."""
     label_levels: LabelLevels = "finest"
     """Views whose labels a sample holds: the finest, or each view at its own level, which the labels must store."""
+    free_views: FreeViews | None = None
+    """Where the coarser views lie if they need not hold the finest; unset, every view holds the next finer one."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "levels", tuple(map(plain_level, self.levels)))
@@ -53,6 +63,9 @@ class CropConfig:
             raise InputError("padding", expected=f"one of {', '.join(get_args(Padding))}", got=repr(self.padding))
         if self.label_levels not in get_args(LabelLevels):
             raise InputError("label_levels", expected="finest or all", got=repr(self.label_levels))
+        offsets = None if self.free_views is None else self.free_views.offset_px
+        if offsets is not None and len(offsets) != len(self.size):
+            raise InputError("offset_px", expected=f"a range for each of {len(self.size)} axes", got=offsets)
 
     @property
     def labelled_levels(self) -> tuple[Level, ...]:
@@ -159,9 +172,20 @@ class SlideCrops(MuViTDataset):
                 sample["labels"] = torch.stack(labels)
         return sample
 
+    def read_free(
+        self, rng: np.random.Generator, slide: int, start: Sequence[int], free: FreeViews
+    ) -> dict[str, Tensor]:
+        """The sample whose finest view starts at ``start`` and whose other views are drawn freely."""
+        config = self.config
+        draws = (sample_free(rng, start, self.shapes[slide], config.levels, config.size, free) for _ in range(2))
+        sample = self.read(slide, next(draws))
+        if free.boxes == "shuffled":
+            sample["bbox"][1:] = torch.stack([window.box for window in next(draws)])[1:]
+        return sample
+
 
 class NestedCrops(SlideCrops):
-    """Random nested crops for training: each view lies inside the next coarser one.
+    """Random crops for training: each view lies inside the next coarser one, or, with ``free_views``, where it likes.
 
     Sample ``i`` depends on ``(seed, i)`` alone, for any ``i >= 0``; epochs go on counting (`EpochSampler`). A slide is
     chosen with a probability proportional to its area, so that every place is equally likely. With ``balance``, a part
@@ -221,25 +245,30 @@ class NestedCrops(SlideCrops):
         if index < 0:
             raise IndexError(f"sample numbers begin at 0, got {index}")
         rng = np.random.default_rng((self.seed, int(index)))
-        sample = self.read(*self._draw(rng))
+        slide, pixel = self._draw(rng)
+        config, shapes = self.config, self.shapes[slide]
+        if config.free_views is None:
+            sample = self.read(slide, sample_nested(rng, shapes, config.levels, config.size, contains=pixel))
+        else:
+            start = sample_start(rng, shapes[0], config.size, contains=pixel)
+            sample = self.read_free(rng, slide, start, config.free_views)
         return sample if self.augmentation is None else self.augmentation(sample, rng)
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         """The samples of the first epoch (any number is a valid index, so counting up would not end)."""
         return (self[index] for index in range(len(self)))
 
-    def _draw(self, rng: np.random.Generator) -> tuple[int, tuple[Window, ...]]:
-        pixel = None
+    def _draw(self, rng: np.random.Generator) -> tuple[int, tuple[int, ...] | None]:
+        """Number of a slide and, if a sample shall be balanced, a foreground pixel of it."""
         if self._foreground is not None and rng.random() < self.foreground_fraction:
-            slide, pixel = self._foreground.draw(rng)
-        else:
-            slide = int(np.searchsorted(self._areas, rng.random() * self._areas[-1], side="right"))
-        config = self.config
-        return slide, sample_nested(rng, self.shapes[slide], config.levels, config.size, contains=pixel)
+            return self._foreground.draw(rng)
+        return int(np.searchsorted(self._areas, rng.random() * self._areas[-1], side="right")), None
 
 
 class GridCrops(SlideCrops):
-    """Every slide once, tile by tile in row-major order, with centred context: for evaluation.
+    """Every slide once, tile by tile in row-major order, for evaluation.
+
+    Context is centred on the tile; free views (``config.free_views``) are drawn by the tile's place alone.
 
     The last tile of a row or column is moved back into the image; what its neighbours have shown already carries the
     label `IGNORE`, so that every labelled pixel counts exactly once.
@@ -272,7 +301,11 @@ class GridCrops(SlideCrops):
         tile = np.unravel_index(index - int(self._ends[slide]) + math.prod(grid), grid)
         unseen = [int(i) * n for i, n in zip(tile, size, strict=True)]
         start = [min(a, max(0, extent - n)) for a, extent, n in zip(unseen, shapes[0], size, strict=True)]
-        sample = self.read(slide, centered_nested(start, shapes, self.config.levels, size))
+        free = self.config.free_views
+        if free is None:
+            sample = self.read(slide, centered_nested(start, shapes, self.config.levels, size))
+        else:
+            sample = self.read_free(tile_generator(start), slide, start, free)
         if self.labels:
             for axis, (a, b) in enumerate(zip(start, unseen, strict=True)):
                 sample["label"].narrow(axis, 0, b - a).fill_(IGNORE)

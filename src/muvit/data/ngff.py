@@ -14,6 +14,7 @@ import numpy as np
 
 from muvit.data.slides import MICROMETERS_PER_UNIT
 from muvit.errors import ReadError
+from muvit.geometry import Level, level_factors
 
 Kind = Literal["image", "label"]
 Color = tuple[int, ...]

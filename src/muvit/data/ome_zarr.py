@@ -13,6 +13,7 @@ from muvit.data.pyramid_writer import UNFINISHED, PyramidWriter
 from muvit.data.slides import Padding, Slide, default_channel_names, whole_if_near
 from muvit.data.zarr_arrays import ZarrArray, open_array
 from muvit.errors import InputError, ReadError
+from muvit.geometry import Level, level_factors, level_name, plain_level
 
 __all__ = ["OmeZarrSlide", "PyramidSpec", "PyramidWriter"]
 

@@ -176,9 +176,7 @@ def _checked_tiling(chunk: int | None, shard: int | None, ndim: int, pixel_bytes
     return chunk, int(shard)
 
 
-def _checked_levels(
-    levels: Sequence[WholeLevel] | None, shape: tuple[int, ...], chunk: int
-) -> tuple[WholeLevel, ...]:
+def _checked_levels(levels: Sequence[WholeLevel] | None, shape: tuple[int, ...], chunk: int) -> tuple[WholeLevel, ...]:
     if levels is None:
         return tuple(2**k for k in range(max(math.ceil(math.log2(max(shape) / chunk)), 0) + 1))
     factors = [level_factors(level, len(shape)) for level in levels]

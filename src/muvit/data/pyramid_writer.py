@@ -1,18 +1,23 @@
 """Writing an OME-Zarr 0.5 pyramid: blocks of the finest level in any order, coarser levels from them, metadata last.
 
-A store that is being written has no root ``zarr.json``; its settings lie in ``unfinished.json``. `PyramidWriter.finish`
-puts the metadata in place as its last step, so a store is readable only as a whole.
+A store that is being written has no root ``zarr.json``; its settings lie in ``unfinished.json``. The last step,
+`PyramidWriter.publish`, puts the metadata in place, so a store is readable only as a whole.
+
+Who must be able to go on after being killed writes whole shards by `PyramidWriter.write_shard`, keeps a note of each
+`ShardDigest`, and does the steps of `PyramidWriter.finish` one by one.
 """
 
 import itertools
 import math
 import shutil
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from muvit.data.durable import partial_files, sync_folder, write_whole
 from muvit.data.ngff import (
     Color,
     Kind,
@@ -27,7 +32,7 @@ from muvit.data.ngff import (
 from muvit.data.pyramid_spec import PyramidSpec, WholeLevel, check_spec
 from muvit.data.reduction import area_mean, nearest
 from muvit.data.slides import slide_name
-from muvit.data.zarr_arrays import open_store, require_unforked, sharded_metadata
+from muvit.data.zarr_arrays import encode_shard, open_store, require_unforked, sharded_metadata
 from muvit.errors import ExistsError, InputError, ReadError
 
 UNFINISHED = "unfinished.json"
@@ -35,6 +40,24 @@ Progress = Callable[[int, int], None]
 """Called with the number of steps done and their total."""
 
 _REDUCED_PIXELS = 1 << 22
+
+
+class ShardDigest(NamedTuple):
+    """What tells whether a shard on disk is the one that was written."""
+
+    size: int
+    """Bytes of its file; 0 if there is none, as all its pixels are 0."""
+    crc32: int
+    """Checksum of the file."""
+
+
+class Shard(NamedTuple):
+    """One file of a pyramid: ``size`` pixels from ``start``, clipped to the image."""
+
+    index: int
+    """Number of its level."""
+    start: tuple[int, ...]
+    size: tuple[int, ...]
 
 
 class PyramidWriter:
@@ -128,21 +151,23 @@ class PyramidWriter:
         if path.exists():
             shutil.rmtree(path)
         path.mkdir(parents=True)
+        writer = cls(path, spec)
         for index in range(len(spec.levels)):
-            _create_level(path, spec, index)
+            (path / str(index)).mkdir()
+            write_json(path / str(index) / "zarr.json", writer._metadata(index))
         # last: a store with settings has all its arrays
         write_json(path / UNFINISHED, spec.to_json())
-        return cls(path, spec)
+        return writer
 
     @classmethod
     def open(cls, path: str | Path) -> "PyramidWriter":
-        """Open an unfinished store for writing.
+        """Open an unfinished store for writing; also one whose `publish` was killed on the way.
 
         Raises:
             ReadError: there is none.
         """
         path = Path(path)
-        if (path / "zarr.json").exists() or not (path / UNFINISHED).is_file():
+        if not (path / UNFINISHED).is_file():
             got = "a finished one" if (path / "zarr.json").exists() else "none"
             raise ReadError(path, expected="an unfinished OME-Zarr store", got=got)
         return cls(path, PyramidSpec.from_json(read_json(path / UNFINISHED)))
@@ -186,7 +211,45 @@ class PyramidWriter:
         stop = tuple(a + n for a, n in zip(start, block.shape[1:], strict=True))
         if not all(0 <= a < b <= n for a, b, n in zip(start, stop, spec.shape, strict=True)):
             raise InputError(subject, expected=f"a block inside the image {spec.shape}", got=f"{start} to {stop}")
-        self._write(0, start, block)
+        self._window(0, start, stop).write(self._stored(block)).result()
+
+    def write_shard(self, shard: Shard, block: np.ndarray[Any, Any]) -> ShardDigest:
+        """Write one shard of any level; when this returns, it is on disk, and a kill before leaves it as it was.
+
+        Args:
+            shard: which one; see `shards` and `coarse_shards`.
+            block: ``(C, *size)``, of the store's dtype. Equal blocks make equal files.
+        """
+        content = encode_shard(self._metadata(shard.index), self._stored(block))
+        file = self._shard_file(shard)
+        if content is None:
+            if file.exists():
+                file.unlink()
+                sync_folder(file.parent)
+            return ShardDigest(0, 0)
+        write_whole(file, content)
+        return ShardDigest(len(content), zlib.crc32(content))
+
+    def holds(self, shard: Shard, digest: ShardDigest) -> bool:
+        """Whether a shard's file is there with the size that its digest says."""
+        file = self._shard_file(shard)
+        return (file.stat().st_size if file.exists() else 0) == digest.size
+
+    def digest(self, shard: Shard) -> ShardDigest:
+        """Digest of a shard's file as it is on disk."""
+        file = self._shard_file(shard)
+        content = file.read_bytes() if file.exists() else b""
+        return ShardDigest(len(content), zlib.crc32(content))
+
+    def coarse_shards(self) -> Iterator[Shard]:
+        """Every shard of the coarser levels, in an order in which each can be built from those before it."""
+        for index in range(1, len(self.spec.levels)):
+            for start, size in _blocks(self.spec.level_shape(index), self.spec.shard_shape(index)):
+                yield Shard(index, start, size)
+
+    def build(self, shard: Shard) -> ShardDigest:
+        """Make and write one shard of a coarser level from the level before, which must be complete."""
+        return self.write_shard(shard, self._reduced(*shard))
 
     def finish(self, progress: Progress | None = None) -> None:
         """Build every coarser level from the one before, then make the store readable.
@@ -197,14 +260,24 @@ class PyramidWriter:
         Args:
             progress: called after each of the `num_coarse_shards` steps.
         """
-        done = 0
-        for index in range(1, len(self.spec.levels)):
-            for start, size in _blocks(self.spec.level_shape(index), self.spec.shard_shape(index)):
-                self._write(index, start, self._reduced(index, start, size))
-                done += 1
-                if progress is not None:
-                    progress(done, self.num_coarse_shards)
-        write_json(self.path / "zarr.json", group_json(self._attributes()))
+        for done, shard in enumerate(self.coarse_shards(), start=1):
+            self.build(shard)
+            if progress is not None:
+                progress(done, self.num_coarse_shards)
+        self.publish()
+
+    def publish(self, attributes: dict[str, Any] | None = None) -> None:
+        """Make the store readable, all levels being complete. May be repeated after a crash.
+
+        Args:
+            attributes: further attributes of the store, beside those of OME.
+        """
+        for file in partial_files(self.path):  # of writers that were killed
+            file.unlink()
+        content = group_json(self._attributes())
+        content["attributes"] |= attributes or {}
+        write_json(self.path / "zarr.json", content)
+        sync_folder(self.path)
         (self.path / UNFINISHED).unlink(missing_ok=True)
         register_label(self.path)
 
@@ -255,11 +328,23 @@ class PyramidWriter:
         values = [channel[np.isfinite(channel)] for channel in flat]
         return [(float(v.min()), float(v.max())) if v.size else (0.0, 0.0) for v in values]
 
-    def _write(self, index: int, start: tuple[int, ...], block: np.ndarray[Any, Any]) -> None:
-        stop = tuple(a + n for a, n in zip(start, block.shape[1:], strict=True))
+    def _stored(self, block: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         axes = self.spec.stored_axes
-        stored = np.moveaxis(block, 0, axes.index("c")) if "c" in axes else block[0]
-        self._window(index, start, stop).write(stored).result()
+        return np.moveaxis(block, 0, axes.index("c")) if "c" in axes else block[0]
+
+    def _shard_file(self, shard: Shard) -> Path:
+        grid = [a // n for a, n in zip(shard.start, self.spec.shard_shape(shard.index), strict=True)]
+        return self.path.joinpath(str(shard.index), "c", *map(str, self.spec.stored(grid, 0)))
+
+    def _metadata(self, index: int) -> dict[str, Any]:
+        spec = self.spec
+        return sharded_metadata(
+            shape=spec.stored(spec.level_shape(index), spec.num_channels),
+            dtype=np.dtype(spec.dtype),
+            axes=spec.stored_axes,
+            chunk=spec.stored(spec.chunk_shape(index), spec.num_channels),
+            shard=spec.stored(spec.shard_shape(index), spec.num_channels),
+        )
 
     def _read(self, index: int, start: tuple[int, ...], stop: tuple[int, ...]) -> np.ndarray[Any, Any]:
         pixels = self._window(index, start, stop).read().result()
@@ -289,18 +374,6 @@ def check_replaceable(path: Path, overwrite: bool) -> None:
         raise ExistsError(
             path, hint="It is no OME-Zarr store, so not even overwriting replaces it: choose another output."
         )
-
-
-def _create_level(path: Path, spec: PyramidSpec, index: int) -> None:
-    metadata = sharded_metadata(
-        shape=spec.stored(spec.level_shape(index), spec.num_channels),
-        dtype=np.dtype(spec.dtype),
-        axes=spec.stored_axes,
-        chunk=spec.stored(spec.chunk_shape(index), spec.num_channels),
-        shard=spec.stored(spec.shard_shape(index), spec.num_channels),
-    )
-    (path / str(index)).mkdir()
-    write_json(path / str(index) / "zarr.json", metadata)
 
 
 def register_label(path: Path) -> None:

@@ -12,6 +12,7 @@ from PIL import Image
 
 from muvit.data.slides import Palette, Slide, default_channel_names, first_line
 from muvit.errors import ReadError
+from muvit.geometry import Level
 
 _DECODED_BYTES = 1 << 30
 _ROWS = 512

@@ -5,15 +5,16 @@ A crop is a `Window`: whole pixels of one level, so that a pyramid can be read e
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from torch import Tensor
 from torch.utils.data import Sampler
 
 from muvit.errors import InputError
-from muvit.geometry import Level, level_factors, nested_start_range, window_to_box
+from muvit.geometry import Level, box_center, level_factors, nested_start_range, window_to_box
 
 
 class Window(NamedTuple):
@@ -37,6 +38,100 @@ class Window(NamedTuple):
 def start_range(size: int, extent: int) -> tuple[int, int]:
     """Lowest and highest start of a crop on one axis: inside the image, or, if larger, with the image inside it."""
     return min(0, extent - size), max(0, extent - size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FreeViews:
+    """Where the coarser views of a sample lie if they need not hold the finest: at another place, in another slice."""
+
+    offset_px: tuple[tuple[float, float], ...] | None = None
+    """For each axis, (t)(z)yx, lowest and highest way from the centre of the finest view to that of a free one, in
+    world pixels; unset, anywhere in the image. A view that would leave the image moves back to its border."""
+    boxes: Literal["true", "shuffled"] = "true"
+    """Boxes of the free views: their own, or those of other draws, which hide where they lie (a control)."""
+
+    def __post_init__(self) -> None:
+        if self.offset_px is not None:
+            object.__setattr__(self, "offset_px", tuple(map(tuple, self.offset_px)))
+            for span in self.offset_px:
+                if len(span) != 2 or not -math.inf < span[0] <= span[1] < math.inf:
+                    raise InputError("offset_px", expected="a finite (lowest, highest) for each axis", got=span)
+        if self.boxes not in ("true", "shuffled"):
+            raise InputError("boxes of free views", expected="true or shuffled", got=repr(self.boxes))
+
+
+def sample_start(
+    rng: np.random.Generator, shape: Sequence[int], size: Sequence[int], *, contains: Sequence[int] | None = None
+) -> tuple[int, ...]:
+    """Place the finest crop uniformly in the image.
+
+    Args:
+        rng: source of randomness.
+        shape: ``(ndim)``, pixels of the image at the finest level.
+        size: ``(ndim)``, pixels of the crop.
+        contains: a pixel that the crop must hold, ``(ndim)``.
+
+    Returns:
+        Its first pixel, ``(ndim)``.
+    """
+    start = []
+    for axis, n in enumerate(size):
+        low, high = start_range(n, shape[axis])
+        if contains is not None:
+            low, high = max(low, contains[axis] - n + 1), min(high, contains[axis])
+        start.append(int(rng.integers(low, high, endpoint=True)))
+    return tuple(start)
+
+
+def sample_free(
+    rng: np.random.Generator,
+    start: Sequence[int],
+    shapes: Sequence[Sequence[int]],
+    levels: Sequence[Level],
+    size: Sequence[int],
+    free: FreeViews,
+) -> tuple[Window, ...]:
+    """Draw views that need not hold the finest one, each by itself.
+
+    Args:
+        rng: source of randomness.
+        start: ``(ndim)``, first pixel of the finest crop.
+        shapes: ``(L, ndim)``, pixels of the image at each level.
+        levels: ``L`` downsampling factors, finest first.
+        size: ``(ndim)``, pixels of every crop.
+        free: where they may lie.
+
+    Returns:
+        One window per level, finest first; those of the coarser levels lie in the image, or hold it if it is smaller.
+    """
+    windows = [Window(levels[0], tuple(map(int, start)), tuple(size))]
+    center = box_center(windows[0].box).tolist()
+    for level, shape in zip(levels[1:], shapes[1:], strict=True):
+        place = []
+        for axis, factor in enumerate(level_factors(level, len(size))):
+            low, high = start_range(size[axis], shape[axis])
+            if free.offset_px is not None:
+                middle = (center[axis] + rng.uniform(*free.offset_px[axis])) / factor
+                low = high = min(max(math.floor(middle - size[axis] / 2 + 0.5), low), high)
+            place.append(int(rng.integers(low, high, endpoint=True)))
+        windows.append(Window(level, tuple(place), tuple(size)))
+    return tuple(windows)
+
+
+def fixed_free(
+    start: Sequence[int],
+    shapes: Sequence[Sequence[int]],
+    levels: Sequence[Level],
+    size: Sequence[int],
+    free: FreeViews,
+) -> tuple[Window, ...]:
+    """The free views of one tile for inference: `sample_free` with a draw that depends on ``start`` alone."""
+    return sample_free(tile_generator(start), start, shapes, levels, size, free)
+
+
+def tile_generator(start: Sequence[int]) -> np.random.Generator:
+    """Source of what is random about a tile: of its first pixel ``(ndim)`` alone, so that tiles come in any order."""
+    return np.random.default_rng([abs(int(a)) for a in start])
 
 
 def sample_nested(
@@ -64,12 +159,7 @@ def sample_nested(
     Returns:
         One window per level, finest first.
     """
-    first = []
-    for axis, n in enumerate(size):
-        low, high = start_range(n, shapes[0][axis])
-        if contains is not None:
-            low, high = max(low, contains[axis] - n + 1), min(high, contains[axis])
-        first.append(int(rng.integers(low, high, endpoint=True)))
+    first = sample_start(rng, shapes[0], size, contains=contains)
     return _nest(first, shapes, levels, size, lambda low, high, _: int(rng.integers(low, high, endpoint=True)))
 
 
@@ -88,6 +178,53 @@ def centered_nested(
         One window per level, finest first; the first is the tile itself, and each lies inside the next.
     """
     return _nest(start, shapes, levels, size, lambda low, high, ideal: min(max(math.floor(ideal + 0.5), low), high))
+
+
+def grid_nested(
+    start: Sequence[int], shapes: Sequence[Sequence[int]], levels: Sequence[Level], size: Sequence[int]
+) -> tuple[Window, ...]:
+    """The context of one tile for inference, from coarse crops that many tiles share.
+
+    The crops of every coarse level lie on a grid of half-crop steps (smaller ones where a level is less than twice as
+    coarse as the one before), which begins and ends with the image. Of those that hold the crop of the finer level, the
+    one whose centre is nearest to its centre is taken; so equal crops of one level lie in equal crops of all coarser
+    ones. Where no crop of the grid holds the finer one (levels nearly alike, or a coarse level that ends before the
+    image does), it is placed as by `centered_nested`.
+
+    Args:
+        start: ``(ndim)``, first pixel of the tile, in pixels of the finest level.
+        shapes: ``(L, ndim)``, pixels of the image at each level.
+        levels: ``L`` downsampling factors, finest first.
+        size: ``(ndim)``, pixels of every crop.
+
+    Returns:
+        One window per level, finest first; the first is the tile itself, and each lies inside the next.
+    """
+    factors = [level_factors(level, len(size)) for level in levels]
+    starts = [tuple(int(a) for a in start)]
+    for k in range(1, len(levels)):
+        starts.append(
+            tuple(
+                _on_grid(starts[-1][axis], factors[k - 1][axis], factors[k][axis], n, shapes[k][axis])
+                for axis, n in enumerate(size)
+            )
+        )
+    return tuple(Window(level, begin, tuple(size)) for level, begin in zip(levels, starts, strict=True))
+
+
+def _on_grid(start: int, factor: float, outer_factor: float, size: int, outer_extent: int) -> int:
+    """Start of the crop of the grid on one axis; arguments as of `nested_start_range`."""
+    low, high = nested_start_range(start, factor, outer_factor, size, outer_extent)
+    ratio = Fraction(factor) / Fraction(outer_factor)
+    ideal = (start + Fraction(size, 2)) * ratio - Fraction(size, 2)
+    step = max(min(size // 2, math.floor(size * (1 - ratio))), 1)
+    # a crop held by grid crop i may also be held by its neighbours
+    multiples = [math.floor(ideal / step) * step, math.ceil(ideal / step) * step]
+    multiples += [math.ceil(Fraction(low, step)) * step, high // step * step]
+    candidates = [a for a in (*multiples, *start_range(size, outer_extent)) if low <= a <= high]
+    if not candidates:
+        return min(max(math.floor(ideal + Fraction(1, 2)), low), high)
+    return min(candidates, key=lambda a: (abs(a - ideal), a))
 
 
 def _nest(

@@ -303,53 +303,76 @@ def write_synthetic(
         InputError: a count is negative, all are 0, or ``workers`` is not positive.
         ExistsError: ``folder`` exists and is not empty, and ``overwrite`` is false.
     """
+    indices = split_indices(num_train, num_val, num_test)
+    workers = _checked_workers(workers)
+    folder = Path(folder).resolve()
+    if folder.exists() and not (folder.is_dir() and (overwrite or not any(folder.iterdir()))):
+        raise ExistsError(folder)
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as staging:
+        for split in indices:
+            for kind in ("images", "labels"):
+                (Path(staging) / split / kind).mkdir(parents=True)
+        jobs = [(index, Path(staging) / split) for split, chosen in indices.items() for index in chosen]
+        write_images(jobs, config, workers=workers, progress=progress)
+        folder.mkdir(exist_ok=True)
+        (folder / RECORD_NAME).unlink(missing_ok=True)
+        for split in indices:
+            if (folder / split).exists():
+                shutil.rmtree(folder / split)
+            (Path(staging) / split).replace(folder / split)
+    (folder / RECORD_NAME).write_text(json.dumps(describe(indices, config), indent=2) + "\n")
+    return folder
+
+
+def split_indices(num_train: int, num_val: int, num_test: int) -> dict[str, range]:
+    """Indices of the images of each split: the first train, the next validate, the last test.
+
+    Raises:
+        InputError: a count is negative, or all are 0.
+    """
     counts = {"train": num_train, "val": num_val, "test": num_test}
     for split, count in counts.items():
         if count < 0:
             raise InputError(f"num_{split}", expected="0 or more", got=count)
     if sum(counts.values()) == 0:
         raise InputError("num_train, num_val, num_test", expected="at least one image", got="0 of each")
-    workers = (os.cpu_count() or 1) if workers is None else workers
-    if workers < 1:
-        raise InputError("workers", expected="1 or more", got=workers)
-    folder = Path(folder).resolve()
-    if folder.exists() and not (folder.is_dir() and (overwrite or not any(folder.iterdir()))):
-        raise ExistsError(folder)
-
     edges = np.cumsum([0, *counts.values()]).tolist()
-    indices = {split: range(*edges[n : n + 2]) for n, split in enumerate(counts)}
-    record = {
+    return {split: range(*edges[n : n + 2]) for n, split in enumerate(counts)}
+
+
+def describe(indices: dict[str, range], config: SyntheticConfig) -> dict[str, Any]:
+    """What the record of a data set says, as JSON: how it was made."""
+    return {
         "indices": {split: [chosen.start, chosen.stop] for split, chosen in indices.items()},
         "grey_levels_per_unit": GREY_LEVELS_PER_UNIT,
         "config": asdict(config),
     }
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as staging:
-        for split in counts:
-            for kind in ("images", "labels"):
-                (Path(staging) / split / kind).mkdir(parents=True)
-        jobs = [(index, Path(staging) / split) for split, chosen in indices.items() for index in chosen]
-        _write_all(jobs, config, workers, progress)
-        folder.mkdir(exist_ok=True)
-        (folder / RECORD_NAME).unlink(missing_ok=True)
-        for split in counts:
-            if (folder / split).exists():
-                shutil.rmtree(folder / split)
-            (Path(staging) / split).replace(folder / split)
-    (folder / RECORD_NAME).write_text(json.dumps(record, indent=2) + "\n")
-    return folder
 
 
-def _write_all(
+def write_images(
     jobs: list[tuple[int, Path]],
     config: SyntheticConfig,
-    workers: int,
-    progress: Callable[[int, int], None] | None,
+    *,
+    workers: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> None:
+    """Generate images and store each with its label as ``{images,labels}/<index>.ome.zarr`` below its folder.
+
+    Args:
+        jobs: index of each image, and its folder.
+        config: what the images look like.
+        workers: number of processes, as for `write_synthetic`.
+        progress: called with (images done, images in all) after each image.
+
+    Raises:
+        InputError: ``workers`` is not positive.
+    """
+    workers = min(_checked_workers(workers), len(jobs))
     write = partial(_write_pair, config=config)
-    workers = min(workers, len(jobs))
     # spawned, because a forked child must not inherit the threads of torch and tensorstore
-    pool = None if workers == 1 else ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+    pool = None if workers <= 1 else ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
     try:
         for done, _ in enumerate(pool.map(write, jobs) if pool else map(write, jobs), start=1):
             if progress is not None:
@@ -357,6 +380,13 @@ def _write_all(
     finally:
         if pool is not None:
             pool.shutdown(cancel_futures=True)
+
+
+def _checked_workers(workers: int | None) -> int:
+    workers = (os.cpu_count() or 1) if workers is None else workers
+    if workers < 1:
+        raise InputError("workers", expected="1 or more", got=workers)
+    return workers
 
 
 def _write_pair(job: tuple[int, Path], config: SyntheticConfig) -> None:

@@ -18,6 +18,7 @@ import tifffile
 from muvit.data.slides import Palette, Slide, default_channel_names, first_line, pyramid_factor
 from muvit.data.tiff_metadata import ome_channel_names, tiff_pixel_size_um
 from muvit.errors import ReadError
+from muvit.geometry import Level
 
 _LOG = logging.getLogger(__name__)
 _JPEG = {6, 7, 34892, 33007}
@@ -62,8 +63,8 @@ class TiffSlide(Slide):
         _check_page(page, axes, path)
         extent = dict(zip(axes, series.shape, strict=True))
         spatial = tuple(axis for axis in "TZYX" if axis in "YX" or extent.get(axis, 1) > 1)
-        self._places: dict[float, int] = {}
-        shapes: dict[float, tuple[int, ...]] = {}
+        self._places: dict[Level, int] = {}
+        shapes: dict[Level, tuple[int, ...]] = {}
         for place, (_, level) in enumerate(found):
             shape = tuple(dict(zip(axes, level.shape, strict=True))[axis] for axis in spatial)
             factor = pyramid_factor(shapes.get(1.0, shape), shape)

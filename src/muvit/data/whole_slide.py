@@ -9,6 +9,7 @@ import openslide
 
 from muvit.data.slides import Slide, first_line, whole_if_near
 from muvit.errors import ReadError
+from muvit.geometry import Level, level_factors
 
 
 class WholeSlide(Slide):
@@ -35,7 +36,7 @@ class WholeSlide(Slide):
         slide = self._slide()
         properties = slide.properties
         factors = [whole_if_near(float(factor)) for factor in slide.level_downsamples]
-        self._numbers = {factor: number for number, factor in reversed(list(enumerate(factors)))}
+        self._numbers: dict[Level, int] = {factor: number for number, factor in reversed(list(enumerate(factors)))}
         mpp = (properties.get(openslide.PROPERTY_NAME_MPP_Y), properties.get(openslide.PROPERTY_NAME_MPP_X))
         bounds = [properties.get(f"openslide.bounds-{key}") for key in ("y", "x", "height", "width")]
         background = properties.get(openslide.PROPERTY_NAME_BACKGROUND_COLOR, "FFFFFF")

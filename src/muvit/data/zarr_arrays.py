@@ -139,7 +139,7 @@ class ShardedArray:
             for chunk, data in self._chunks(shard, lower, upper):
                 at = [o + i * n for o, i, n in zip(origin, chunk, self._chunk, strict=True)]
                 inside, outside = _overlap(at, self._chunk, start, stop)
-                pixels[outside] = self._fill if data is None else self._decode(data)[inside]
+                pixels[outside] = self._fill if data is None else self._decoded(data, shard, chunk)[inside]
         return pixels
 
     def _chunks(
@@ -164,11 +164,13 @@ class ShardedArray:
         finally:
             os.close(file)
 
-    def _decode(self, data: bytes) -> np.ndarray[Any, Any]:
-        decoded = imagecodecs.zstd_decode(
-            data[: len(data) - self._trailer], out=math.prod(self._chunk) * self.dtype.itemsize
-        )
-        return np.frombuffer(decoded, self.dtype.newbyteorder("<")).reshape(self._chunk)
+    def _decoded(self, data: bytes, shard: tuple[int, ...], chunk: tuple[int, ...]) -> np.ndarray[Any, Any]:
+        nbytes = math.prod(self._chunk) * self.dtype.itemsize
+        try:
+            decoded = imagecodecs.zstd_decode(data[: len(data) - self._trailer], out=nbytes)
+            return np.frombuffer(decoded, self.dtype.newbyteorder("<")).reshape(self._chunk)
+        except (RuntimeError, ValueError) as error:
+            raise ValueError(f"chunk {chunk} of {self._file(shard)} is corrupt ({error})") from error
 
     def _file(self, shard: tuple[int, ...]) -> Path:
         return self.folder.joinpath("c", *map(str, shard))
@@ -209,6 +211,31 @@ class TensorStoreArray:
             self._store = open_store(self.folder, {"driver": "zarr3" if self.zarr_format == 3 else "zarr"})
         window = tuple(slice(a, b) for a, b in zip(start, stop, strict=True))
         return np.array(self._store[window].read().result())
+
+
+def encode_shard(metadata: dict[str, Any], pixels: np.ndarray[Any, Any]) -> bytes | None:
+    """The bytes of one shard, the same for the same pixels; None if all of them have the fill value.
+
+    Args:
+        metadata: of its array, as `sharded_metadata` makes them.
+        pixels: of the stored axes; no larger than a shard, smaller where the image ends before it.
+    """
+    require_unforked("a shard")
+    import tensorstore
+
+    shard = metadata["chunk_grid"]["configuration"]["chunk_shape"]
+    context = tensorstore.Context()  # its memory goes with it
+    spec = {
+        "driver": "zarr3",
+        "kvstore": {"driver": "memory"},
+        "metadata": metadata | {"shape": shard},
+        "create": True,
+    }
+    store = tensorstore.open(spec, context=context).result()
+    store[tuple(slice(n) for n in pixels.shape)].write(pixels).result()
+    memory = tensorstore.KvStore.open({"driver": "memory"}, context=context).result()
+    found = memory.read("/".join(("c", *("0" for _ in shard)))).result()
+    return bytes(found.value) if found.state == "value" else None
 
 
 def open_store(folder: Path, spec: dict[str, Any]) -> Any:

@@ -1,25 +1,33 @@
 """The plan of a whole-slide prediction: which crops to look at, and what each of them writes. Plain data, no pixels.
 
-A grid of cells of the training crop's size, from the first pixel on and without overlap, covers the finest level.
- The tile of a cell is the crop there; where the last cells stick out of the image, their crops move
-back into it, as in training no crop leaves a larger image, and write only what lies in their cell. The output is cut
+Tiles of the training crop's size lie on a regular grid from the first pixel on; where the last ones stick out of the
+image they move back into it, as in training no crop leaves a larger image. Around the boundaries half-way through the
+overlap of neighbours, the image is divided into cells, one for each tile. A tile writes its cell (no overlap, or blend
+``center``), or all of itself, weighted against its neighbours (blend ``linear`` and ``cosine``). The output is cut
 into blocks, and every block lists all tiles that meet it, so it can be made by itself, by anybody, in any order.
 """
 
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, product
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
-from muvit.data.sampling import Window, centered_nested
+from muvit.data.sampling import Window, centered_nested, grid_nested
 from muvit.errors import InputError
 from muvit.geometry import Level, check_levels
+from muvit.inference.blend import axis_weights
+
+Blend = Literal["linear", "cosine", "center"]
+"""How overlapping tiles are joined: by a linear or cosine ramp, or each writes its central part only."""
+
+Context = Literal["centered", "grid"]
+"""Where coarse crops lie: centred on each tile, or on a grid of half-crop steps, shared by many tiles."""
 
 
 class Block(NamedTuple):
@@ -34,6 +42,8 @@ class Tile(NamedTuple):
 
     block: int
     """Number of the block that it writes to."""
+    index: tuple[int, ...]
+    """Its place in the grid of all tiles."""
     windows: tuple[Window, ...]
     """One crop per level, finest first: the tile and its context."""
     start: tuple[int, ...]
@@ -56,8 +66,8 @@ class TilePlan:
     """Tiles of a slide, numbered block by block, and row-major inside a block.
 
     Nothing but the fields is stored: tiles and blocks are worked out when asked for, so the plan of a gigapixel slide
-    is as small as any. Tiles write disjoint parts that together are the image. Where the crop does not divide the
-    block, a tile on the seam belongs to both blocks and is computed for each.
+    is as small as any. What tiles write covers the image: once, or, where they are blended, with weights of sum 1. A
+    tile that meets several blocks is computed for each.
 
     Raises:
         InputError: the sizes do not fit the slide's axes, or the levels do not ascend.
@@ -71,20 +81,43 @@ class TilePlan:
     """Pixels of the crop of every level."""
     block_size: tuple[int, ...]
     """Pixels of a block of the output; the last ones end with the image."""
+    overlap: tuple[int, ...] = ()
+    """Pixels that neighbouring tiles share along each axis; none by default."""
+    blend: Blend = "linear"
+    """How the overlap is joined."""
+    context: Context = "centered"
+    """Where the coarse crops lie."""
+    runs: tuple[int, ...] = ()
+    """Which tiles of the row-major grid are left out and which are computed: lengths of runs of either in turn, those
+    left out first (0 if the first tile is computed). By default all are computed."""
 
     def __post_init__(self) -> None:
         ndim = len(self.shapes[0])
         check_levels(self.levels, ndim)
+        object.__setattr__(self, "overlap", self.overlap or (0,) * ndim)
         for name, size in (("crop_size", self.crop_size), ("block_size", self.block_size)):
             if len(size) != ndim or min(size) < 1:
                 raise InputError(name, expected=f"{ndim} positive whole numbers, one per axis", got=size)
         if len(self.shapes) != len(self.levels):
             raise InputError("shapes", expected=f"one per level ({len(self.levels)})", got=len(self.shapes))
+        fits = len(self.overlap) == ndim and all(0 <= o < n for o, n in zip(self.overlap, self.crop_size, strict=True))
+        if not fits:
+            raise InputError("overlap", expected=f"from 0 px to less than the crop {self.crop_size}", got=self.overlap)
+        for name, kind in (("blend", Blend), ("context", Context)):
+            if getattr(self, name) not in get_args(kind):
+                raise InputError(name, expected=f"one of {', '.join(get_args(kind))}", got=repr(getattr(self, name)))
+        if self.runs and (sum(self.runs) != prod(self.grid) or min(self.runs) < 0):
+            raise InputError("runs", expected=f"numbers of sum {prod(self.grid)}", got=sum(self.runs))
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Pixels of the output."""
         return self.shapes[0]
+
+    @property
+    def is_blended(self) -> bool:
+        """Whether pixels may be written by several tiles."""
+        return any(self.overlap) and self.blend != "center"
 
     @property
     def num_blocks(self) -> int:
@@ -99,8 +132,22 @@ class TilePlan:
         return Block(start, tuple(min(n, extent - a) for a, n, extent in sizes))
 
     def tiles_of(self, block: int) -> range:
-        """Numbers of the tiles that fill a block."""
+        """Numbers of the tiles that meet a block, also of those that are not computed."""
         return range(self._tile_offsets[block], self._tile_offsets[block + 1])
+
+    def computed_tiles(self, block: int) -> list[int]:
+        """Numbers of the tiles that are computed for a block; tiles that share coarse crops follow each other."""
+        first, counts = self._tile_grid(self.block(block))
+        inside = self.computed[tuple(slice(f, f + n) for f, n in zip(first, counts, strict=True))]
+        numbers = (np.flatnonzero(inside) + self._tile_offsets[block]).tolist()
+        if self.context == "grid":
+            numbers.sort(key=lambda number: [w.start for w in self.tile(number).windows[:0:-1]])
+        return numbers
+
+    def num_computed(self, block: int) -> int:
+        """Number of tiles that are computed for a block."""
+        first, counts = self._tile_grid(self.block(block))
+        return int(self.computed[tuple(slice(f, f + n) for f, n in zip(first, counts, strict=True))].sum())
 
     def __len__(self) -> int:
         return self._tile_offsets[-1]
@@ -119,17 +166,67 @@ class TilePlan:
         owner = bisect_right(self._tile_offsets, number) - 1
         block = self.block(owner)
         first, counts = self._tile_grid(block)
-        index = _unravel(number - self._tile_offsets[owner], counts)
-        cell = [(f + i) * n for f, i, n in zip(first, index, self.crop_size, strict=True)]
-        corner = [min(c, max(0, e - n)) for c, e, n in zip(cell, self.shape, self.crop_size, strict=True)]
-        start = tuple(max(c, a) for c, a in zip(cell, block.start, strict=True))
-        edges = zip(cell, self.crop_size, block.start, block.size, start, strict=True)
+        offsets = _unravel(number - self._tile_offsets[owner], counts)
+        index = tuple(f + i for f, i in zip(first, offsets, strict=True))
+        place = centered_nested if self.context == "centered" else grid_nested
+        written = [self.written(axis, i) for axis, i in enumerate(index)]
+        start = tuple(max(low, a) for (low, _), a in zip(written, block.start, strict=True))
+        edges = zip(written, block.start, block.size, start, strict=True)
         return Tile(
             block=owner,
-            windows=centered_nested(corner, self.shapes, self.levels, self.crop_size),
+            index=index,
+            windows=place([self.corner(a, i) for a, i in enumerate(index)], self.shapes, self.levels, self.crop_size),
             start=start,
-            size=tuple(min(c + n, b + m) - a for c, n, b, m, a in edges),
+            size=tuple(min(high, b + m) - a for (_, high), b, m, a in edges),
         )
+
+    # -- the grid of tiles along one axis ------------------------------------------------------------------------------
+
+    @cached_property
+    def grid(self) -> tuple[int, ...]:
+        """Number of tiles along each axis."""
+        sizes = zip(self.shape, self.crop_size, self.overlap, strict=True)
+        return tuple(1 + max(0, -(-(extent - n) // (n - o))) for extent, n, o in sizes)
+
+    def corner(self, axis: int, index: int) -> int:
+        """First pixel of a tile."""
+        n = self.crop_size[axis]
+        return min(index * (n - self.overlap[axis]), max(0, self.shape[axis] - n))
+
+    def cell(self, axis: int, index: int) -> tuple[int, int]:
+        """First pixel of a tile's cell, and the one after its last."""
+        n, o = self.crop_size[axis], self.overlap[axis]
+        low = index * (n - o) + o - o // 2 if index else 0
+        return low, self.shape[axis] if index == self.grid[axis] - 1 else index * (n - o) + n - o // 2
+
+    def written(self, axis: int, index: int) -> tuple[int, int]:
+        """First pixel that a tile writes, and the one after its last."""
+        if not self.is_blended:
+            return self.cell(axis, index)
+        corner = self.corner(axis, index)
+        return corner, min(corner + self.crop_size[axis], self.shape[axis])
+
+    def weights(self, tile: Tile) -> tuple[NDArray[np.float64], ...]:
+        """Along each axis, the weights of the pixels that a tile writes; their product is the weight of a pixel."""
+        along = (self._weights(axis, i) for axis, i in enumerate(tile.index))
+        return tuple(weights[part] for weights, part in zip(along, tile.source, strict=True))
+
+    @cached_property
+    def computed(self) -> NDArray[np.bool_]:
+        """Whether each tile of the grid is computed, ``(*grid)``."""
+        runs = self.runs or (0, prod(self.grid))
+        return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(self.grid)
+
+    def _weights(self, axis: int, index: int) -> NDArray[np.float64]:
+        n, o = self.crop_size[axis], self.overlap[axis]
+        corner = self.corner(axis, index)
+        if o == 0:  # along this axis
+            pixel, (low, high) = corner + np.arange(n), self.cell(axis, index)
+            return ((pixel >= low) & (pixel < high)).astype(np.float64)
+        reach = n // (n - o) + 2
+        others = range(max(0, index - reach), min(self.grid[axis], index + reach + 1))
+        offsets = tuple(self.corner(axis, i) - corner for i in others)
+        return axis_weights(n, o, tuple(a for a in offsets if abs(a) < n), self.blend)
 
     @property
     def _block_grid(self) -> tuple[int, ...]:
@@ -138,40 +235,34 @@ class TilePlan:
     @cached_property
     def _tile_offsets(self) -> tuple[int, ...]:
         # number of the first tile of each block, and the number of all tiles
-        counts = (prod(self._tile_grid(self.block(i))[1]) for i in range(self.num_blocks))
-        return tuple(accumulate(counts, initial=0))
+        along = [
+            [last - first + 1 for first, last in (self._meeting(axis, a, n) for a in range(0, self.shape[axis], n))]
+            for axis, n in enumerate(self.block_size)
+        ]
+        return tuple(accumulate(map(prod, product(*along)), initial=0))
 
     def _tile_grid(self, block: Block) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Per axis, the index of the first tile that meets a block, and how many do."""
-        first = tuple(a // n for a, n in zip(block.start, self.crop_size, strict=True))
-        edges = zip(block.start, block.size, self.crop_size, first, strict=True)
-        return first, tuple(-(-(a + m) // n) - f for a, m, n, f in edges)
+        ranges = [self._meeting(axis, a, n) for axis, (a, n) in enumerate(zip(*block, strict=True))]
+        return tuple(first for first, _ in ranges), tuple(last - first + 1 for first, last in ranges)
+
+    def _meeting(self, axis: int, start: int, size: int) -> tuple[int, int]:
+        """First and last tile that write to some pixels; the last pixel may lie beyond the image."""
+        n, o, count = self.crop_size[axis], self.overlap[axis], self.grid[axis]
+        stop, step = min(start + size, self.shape[axis]), n - o
+        if not self.is_blended:
+            margin = o - o // 2
+            return tuple(min(max((pixel - margin) // step, 0), count - 1) for pixel in (start, stop - 1))  # type: ignore[return-value]
+        first = min(max((start - n) // step + 1, 0), count - 1)
+        reaches_last = self.corner(axis, count - 1) < stop
+        return first, count - 1 if reaches_last else (stop - 1) // step
 
 
-def assemble(
-    plan: TilePlan, predictions: Iterable[tuple[int, NDArray[Any]]], dtype: DTypeLike
-) -> Iterator[tuple[Block, NDArray[Any]]]:
-    """Put predicted tiles together; yields each block as soon as its last tile has come.
-
-    Tiles may come in any order. In the plan's order only one block is held at a time.
-
-    Args:
-        plan: the plan that the tiles belong to.
-        predictions: number of a tile and its values ``(*crop_size)``, each tile once.
-        dtype: of the blocks.
-    """
-    unfinished: dict[int, NDArray[Any]] = {}
-    missing: dict[int, int] = {}
-    for number, values in predictions:
-        tile = plan.tile(number)
-        block = plan.block(tile.block)
-        if tile.block not in unfinished:
-            unfinished[tile.block] = np.zeros(block.size, dtype)
-            missing[tile.block] = len(plan.tiles_of(tile.block))
-        unfinished[tile.block][tile.target(block)] = values[tile.source]
-        missing[tile.block] -= 1
-        if missing[tile.block] == 0:
-            yield block, unfinished.pop(tile.block)
+def mask_runs(mask: NDArray[np.bool_]) -> tuple[int, ...]:
+    """A mask of tiles as `TilePlan.runs`."""
+    flat = np.concatenate([[False], mask.ravel()])
+    edges = np.flatnonzero(flat[1:] != flat[:-1])
+    return tuple(int(n) for n in np.diff([0, *edges, mask.size]))
 
 
 def _unravel(number: int, grid: Sequence[int]) -> tuple[int, ...]:

@@ -1,21 +1,6 @@
-"""PLACEHOLDER until the real package is written (so that imports elsewhere work meanwhile)."""
+"""Relay Tokens: passes of one timm backbone over local and context views, coupled by a few shared tokens."""
 
-from dataclasses import dataclass
+from muvit.relay.config import RelayConfig
+from muvit.relay.segmenter import RelaySegmenter
 
-from muvit.segmentation.model import SegmentationModel
-
-
-@dataclass(frozen=True, kw_only=True)
-class RelayConfig:
-    """Placeholder."""
-
-    backbone: str
-    relay_tokens: int = 4
-    in_channels: int | None = None
-    num_classes: int | None = None
-    levels: tuple[float, ...] | None = None
-    size: tuple[int, ...] | None = None
-
-
-class RelaySegmenter(SegmentationModel):
-    """Placeholder."""
+__all__ = ["RelayConfig", "RelaySegmenter"]

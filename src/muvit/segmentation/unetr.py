@@ -2,7 +2,8 @@
 
 MuViT section 3.4 and supplement C.2.
 The layers follow the list that matches the paper's parameter counts; the order of a stage is up-sample, add the
-skip, convolve. A ViT keeps one grid, so every skip starts at 1/P and is brought to its stage's size.
+skip, convolve. A ViT keeps one grid, so every skip starts at 1/P and is brought to its stage's size; skips of another
+backbone may have finer grids.
 """
 
 from collections.abc import Sequence
@@ -58,13 +59,14 @@ class LevelAdapter(nn.Module):
 
     Args:
         ndim: spatial axes.
-        dim: width of the encoder's tokens.
+        dim: width of the encoder's tokens, or of each skip's if they differ.
         widths: channels of the stages that take a skip, coarsest stage (deepest block) first.
     """
 
-    def __init__(self, ndim: int, dim: int, widths: Sequence[int]) -> None:
+    def __init__(self, ndim: int, dim: int | Sequence[int], widths: Sequence[int]) -> None:
         super().__init__()
-        self.skips = nn.ModuleList(conv(ndim, dim, width, 1) for width in widths)
+        dims = (dim,) * len(widths) if isinstance(dim, int) else dim
+        self.skips = nn.ModuleList(conv(ndim, d, width, 1) for d, width in zip(dims, widths, strict=True))
         self.neck = Residual(ndim, widths[0], project_shortcut=True)
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
@@ -115,11 +117,11 @@ class PixelDecoder(nn.Module):
     def forward(self, skips: Sequence[Tensor], image: Tensor) -> Tensor:
         """Features ``(B, widths[-1], *space)`` from skips ``(B, width, *grid)`` and the view ``(B, C, *space)``."""
         x = self.stages[0](skips[0])
-        reached = (1,) * len(self.steps[0]) if self.steps else ()
         for i, step in enumerate(self.steps):
-            reached = tuple(r * s for r, s in zip(reached, step, strict=True))
-            is_last = i == len(self.steps) - 1
-            skip = self.stem(image) if is_last else upsample(skips[i + 1], reached)
             # a 1-wide convolution commutes with the up-sampling and is cheaper before it
-            x = self.stages[i + 1](upsample(self.narrow[i](x), step) + skip)
+            x = upsample(self.narrow[i](x), step)
+            skip = self.stem(image) if i == len(self.steps) - 1 else skips[i + 1]
+            x = self.stages[i + 1](
+                x + upsample(skip, [n // m for n, m in zip(x.shape[2:], skip.shape[2:], strict=True)])
+            )
         return x

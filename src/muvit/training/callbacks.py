@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from muvit.data.preprocessing import FILE, Preprocessing
+from muvit.geometry import level_name
 from muvit.labels import IGNORE
 from muvit.pictures import Picture, colorize, panel, to_rgb
 from muvit.training.reconstruct import PretrainTask
@@ -85,6 +86,8 @@ class ExamplePictures(Callback):
         dataset: validation crops.
         count: number of crops, spread evenly over the data set.
         preprocessing: class colours.
+
+    Of volumes, the middle slice is shown.
     """
 
     def __init__(self, folder: Path, dataset: Dataset, count: int, preprocessing: Preprocessing) -> None:
@@ -104,10 +107,16 @@ class ExamplePictures(Callback):
         publish(picture, trainer, self.folder, "examples")
 
     def _row(self, sample: dict, guess: np.ndarray, task: SegmentationTask) -> list:
-        colors = self.preprocessing.class_colors
+        colors, shown = self.preprocessing.class_colors, task.model.views
         views = [
-            (f"level {level:g}", to_rgb(view.numpy()))
-            for level, view in zip(task.model.views.levels, sample["img"], strict=True)
+            (f"level {level_name(level)}", to_rgb(_middle(view.numpy(), shown.ndim)))
+            for level, view in zip(shown.levels, sample["img"], strict=True)
         ]
-        truth = colorize(sample["label"].numpy(), colors, ignore=(IGNORE,))
-        return [*views, Picture("truth", truth, True), Picture("prediction", colorize(guess, colors), True)]
+        truth, guess = (_middle(labels, shown.ndim) for labels in (sample["label"].numpy(), guess))
+        pictures = (colorize(truth, colors, ignore=(IGNORE,)), colorize(guess, colors))
+        return [*views, *(Picture(*named, True) for named in zip(("truth", "prediction"), pictures, strict=True))]
+
+
+def _middle(pixels: np.ndarray, ndim: int) -> np.ndarray:
+    """The middle slice ``(..., H, W)`` of ``(..., *space)``."""
+    return pixels[(..., *(n // 2 for n in pixels.shape[-ndim:-2]), slice(None), slice(None))]

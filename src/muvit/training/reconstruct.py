@@ -11,6 +11,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torchmetrics import MeanMetric
 
 from muvit.errors import InputError
+from muvit.geometry import level_name
 from muvit.mae import MuViTMAE
 from muvit.training.optim import PretrainOptimConfig, build_pretrain_optimizer, build_schedule
 
@@ -88,7 +89,7 @@ class PretrainTask(LightningModule):
         for level, metric, loss in zip(self.model.levels, self.level_losses, result["loss_per_level"], strict=True):
             assert isinstance(metric, MeanMetric)
             metric.update(loss)
-            self.log(f"val_loss/level_{level:g}", metric, add_dataloader_idx=False)
+            self.log(f"val_loss/level_{level_name(level)}", metric, add_dataloader_idx=False)
 
     def configure_optimizers(self) -> Any:
         """AdamW with warm-up and cosine, stepped with every batch."""

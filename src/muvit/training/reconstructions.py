@@ -9,6 +9,7 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
+from muvit.geometry import Level, level_name
 from muvit.mae import MASK_GREY, MuViTMAE
 from muvit.pictures import RGB, Picture, fit, outline_boxes, to_rgb
 from muvit.pictures import panel as arrange
@@ -70,7 +71,7 @@ def reconstruction_rows(
 
 
 def _rows(
-    levels: Sequence[float], views: np.ndarray, masks: np.ndarray, restored: np.ndarray, bbox: Tensor
+    levels: Sequence[Level], views: np.ndarray, masks: np.ndarray, restored: np.ndarray, bbox: Tensor
 ) -> Iterator[list[Picture]]:
     """Pictures of each view of a sample: ``views`` and ``restored`` ``(L, C, H, W)``, ``masks`` ``(L, H, W)``."""
     low, high = np.percentile(views, (1, 99.8), axis=(0, 2, 3), keepdims=True)
@@ -79,7 +80,9 @@ def _rows(
     shown = np.split(sheet, 2 * len(views), axis=1)
     errors = (np.abs(restored - views) / np.maximum(high - low, np.finfo(np.float32).tiny)).mean(1)
     for i, level in enumerate(levels):
-        yield _row(f"level {level:g}", shown[i], masks[i], shown[len(views) + i], errors[i], _finer_boxes(bbox, i))
+        yield _row(
+            f"level {level_name(level)}", shown[i], masks[i], shown[len(views) + i], errors[i], _finer_boxes(bbox, i)
+        )
 
 
 def _row(

@@ -12,6 +12,7 @@ from muvit.data.reduction import area_mean, nearest
 from muvit.data.slides import Slide
 from muvit.data.sources.label_map import vote
 from muvit.errors import InputError
+from muvit.geometry import Level
 
 Pixels = np.ndarray[Any, Any]
 Decode = Callable[[Pixels, Path], Pixels]
@@ -56,7 +57,7 @@ class DerivedSlide(Slide):
         )
         self._compute = compute
 
-    def _read_window(self, level: float, start: tuple[int, ...], stop: tuple[int, ...]) -> Pixels:
+    def _read_window(self, level: Level, start: tuple[int, ...], stop: tuple[int, ...]) -> Pixels:
         size = tuple(b - a for a, b in zip(start, stop, strict=True))
         pixels = np.empty((self.num_channels, *size), self.dtype)
         for row in range(0, size[0], _ROWS):

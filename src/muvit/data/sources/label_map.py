@@ -102,8 +102,7 @@ class LabelMap:
         place = np.searchsorted(codes, stored).clip(max=len(codes) - 1)
         is_unknown = codes[place] != stored
         if is_unknown.any():
-            first = tuple(int(axis[0]) for axis in is_unknown.nonzero())
-            value = tuple(pixels[(slice(None), *first)].tolist())
+            value = tuple(channel[is_unknown][0].item() for channel in pixels)
             raise InputError(
                 file,
                 expected=f"labels of the classes {', '.join(self.names)} only",

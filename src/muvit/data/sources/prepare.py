@@ -1,8 +1,10 @@
 """Converting a downloaded data set into folders to train from, so that an interrupted run can go on."""
 
 import csv
+import glob
 import json
 import shutil
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +83,8 @@ def prepare(
                 progress=report,
             )
         report(1, 1)
-    _write_slides(source, output / SLIDES)
+    rows = ((i.name, i.split, i.group, i.animal, _relative(i.images[0], source.folder)) for i in source.items)
+    write_slides(rows, output / SLIDES)
     return output
 
 
@@ -137,13 +140,17 @@ def _check_same(file: Path, manifest: dict[str, Any]) -> None:
 
 def _fingerprint(item: Item, folder: Path) -> dict[str, Any]:
     """What tells whether a slide is the one that was converted: its files with their sizes in bytes."""
-    files = {str(f.relative_to(folder)): f.stat().st_size for f in (*item.images, *item.labels) if f.is_file()}
+    files = {_relative(f, folder): f.stat().st_size for f in (*item.images, *item.labels) if f.is_file()}
     return {"files": files, "factor": item.factor}
+
+
+def _relative(file: Path, folder: Path) -> str:
+    return file.relative_to(folder).as_posix()
 
 
 def _discard_partial(target: Path) -> None:
     """Delete what a conversion that was killed left beside its target."""
-    for left in target.parent.glob(f".{target.name}.*.partial"):
+    for left in target.parent.glob(f".{glob.escape(target.name)}.*.partial"):
         shutil.rmtree(left, ignore_errors=True)
 
 
@@ -151,12 +158,11 @@ def _colors(source: Source) -> dict[int, Color]:
     return dict(enumerate(class_colors(len(source.class_names))))
 
 
-def _write_slides(source: Source, file: Path) -> None:
+def write_slides(rows: Iterable[Sequence[str]], file: Path) -> None:
+    """Write the table of slides: name, split, group, animal and source of each."""
     scratch = file.with_suffix(".tmp")
     with scratch.open("w", newline="") as stream:
         table = csv.writer(stream, lineterminator="\n")
         table.writerow(("name", "split", "group", "animal", "source"))
-        for item in source.items:
-            place = item.images[0].relative_to(source.folder).as_posix()
-            table.writerow((item.name, item.split, item.group, item.animal, place))
+        table.writerows(rows)
     scratch.replace(file)

@@ -1,8 +1,9 @@
 """A data set as it lies on disk: its slides with their files, splits and groups, and what is wrong with it."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -37,6 +38,11 @@ class Item:
     """The animal it is of, where that is known: none is in two splits."""
 
 
+def open_image(item: Item) -> Slide:
+    """The image of an item from its only file, reduced."""
+    return reduced(open_slide(item.images[0]), item.factor, kind="image")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Source:
     """All slides of a downloaded data set."""
@@ -49,10 +55,10 @@ class Source:
     """Its slides."""
     class_names: tuple[str, ...]
     """Names of the classes, from class 0."""
-    decode: Decode
-    """Gives the classes of stored labels."""
-    palette: Palette = "index"
-    """What label files with a colour table are read as."""
+    open_labels: Callable[[Item], Slide]
+    """Gives the classes of a slide as they are to be stored, uint8; pixels that count nowhere are `IGNORED`."""
+    open_image: Callable[[Item], Slide] = open_image
+    """Gives the image of a slide as it is to be stored."""
     levels: tuple[int, ...] = (1, 2, 4, 8)
     """Downsampling factors to store, unless others are asked for."""
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -62,32 +68,24 @@ class Source:
     warnings: tuple[str, ...] = ()
     """What differs from the published data set."""
 
-    def open_image(self, item: Item) -> Slide:
-        """The image as it is to be stored.
-
-        Raises:
-            ReadError: a file cannot be read.
-        """
-        return reduced(open_slide(item.images[0]), item.factor, kind="image")
-
-    def open_labels(self, item: Item) -> Slide:
-        """The classes as they are to be stored, uint8; pixels that count nowhere are `IGNORED`.
-
-        Raises:
-            ReadError: a file cannot be read.
-            InputError: the annotators' files differ in shape.
-        """
-        stored = [open_slide(file, palette=self.palette) for file in item.labels]
-        return reduced(classified(stored, self.decode, len(self.class_names)), item.factor, kind="label")
-
 
 def mapped(label_map: LabelMap) -> dict[str, Any]:
     """The fields of a `Source` whose label files a label map describes."""
+    palette: Palette = "rgb" if label_map.is_colors else "index"
     return {
         "class_names": label_map.names,
-        "decode": label_map.decode,
-        "palette": "rgb" if label_map.is_colors else "index",
+        "open_labels": labels_by(label_map.decode, len(label_map.names), palette=palette),
     }
+
+
+def labels_by(decode: Decode, num_classes: int, *, palette: Palette = "index") -> Callable[[Item], Slide]:
+    """What opens the labels of an item: its files, decoded, put to the vote and reduced."""
+    return partial(_open_labels, decode, num_classes, palette)
+
+
+def _open_labels(decode: Decode, num_classes: int, palette: Palette, item: Item) -> Slide:
+    stored = [open_slide(file, palette=palette) for file in item.labels]
+    return reduced(classified(stored, decode, num_classes), item.factor, kind="label")
 
 
 def check_source(source: Source) -> dict[Item, int]:
@@ -150,7 +148,7 @@ def _contradictions(items: Iterable[Item]) -> list[str]:
 
 
 def compare_counts(items: Iterable[Item], expected: Mapping[tuple[str, str], int], *, what: str) -> list[str]:
-    """Sentences on how numbers of slides differ from the published ones.
+    """Sentences on how numbers of slides differ from the published ones, none where there are no slides at all.
 
     Args:
         items: the slides that were found.
@@ -158,11 +156,9 @@ def compare_counts(items: Iterable[Item], expected: Mapping[tuple[str, str], int
         what: what the slides are called.
     """
     items = tuple(items)
-    found = {
-        key: sum(item.split == key[0] and key[1] in ("", item.group) for item in items) for key in expected
-    }
+    found = {key: sum(item.split == key[0] and key[1] in ("", item.group) for item in items) for key in expected}
     return [
         f"{' '.join(part for part in key if part)}: {found[key]} {what} instead of the published {count}"
         for key, count in expected.items()
-        if found[key] != count
+        if items and found[key] != count
     ]

@@ -1,0 +1,93 @@
+"""Does a model whose coarse tokens never see finer ones score as well as one with full attention?
+
+The pattern ``coarse_to_fine`` is what makes contexts cachable (`benchmarks/context_caching.py`). Here models with it
+and with full attention are trained on the small Synthetic images of ``muvit demo``, with the demo's recipe, and score
+whole test images. Remedies for a gap, none of which costs anything at prediction:
+
+- ``supervised``: the coarse view is decoded too and compared with its own labels, so that coarse tokens learn what they
+  see from all of their view, and not only from what finer ones ask of them. Full attention gets the same.
+- ``longer``: twice the epochs, for both.
+- ``from_full``: the encoder starts from that of the model with full attention; the weights are the same ones.
+
+    python benchmarks/coarse_to_fine.py
+    python benchmarks/coarse_to_fine.py --variants full coarse_to_fine --epochs 26 --seed 1 --output runs/longer
+"""
+
+import argparse
+import csv
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from muvit.cli.demo import recipe as demo_recipe
+from muvit.data.synthetic import SyntheticConfig, write_synthetic
+from muvit.evaluation.comparison import Variant, compare
+from muvit.training.recipe import InitConfig, Recipe
+
+NAMES = (
+    "full",
+    "coarse_to_fine",
+    "full_supervised",
+    "coarse_to_fine_supervised",
+    "full_longer",
+    "coarse_to_fine_longer",
+    "coarse_to_fine_from_full",
+)
+
+
+def variant(name: str, recipe: Recipe, full: Path) -> Variant:
+    """The model of this name; ``full`` is the run of the one with full attention."""
+    model, data, run = recipe.model, recipe.data, recipe.run
+    if name.startswith("coarse_to_fine"):
+        model = replace(model, encoder=replace(model.encoder, attention_mode="coarse_to_fine"))
+    if name.endswith("supervised"):
+        model, data = replace(model, decode="all"), replace(data, label_levels="all")
+    if name.endswith("longer"):
+        run = replace(run, epochs=2 * run.epochs)
+    init = InitConfig(encoder=str(full)) if name.endswith("from_full") else None
+    changed = replace(recipe, model=model, data=data, run=run, init=init)
+    return Variant(name=name, description=name.replace("_", " "), recipe=changed)
+
+
+def run(variants: Sequence[Variant], test: Path, output: Path) -> dict[str, list[str]]:
+    """Train and score what is not done yet; the rows of the table, by model."""
+    if variants and not (output / "metrics.csv").exists():
+        compare(variants, test, output, title="Coarse to fine", intro=str(__doc__).splitlines()[0], resume=True)
+    if not (output / "metrics.csv").exists():
+        return {}
+    with (output / "metrics.csv").open(newline="") as file:
+        head, *rows = csv.reader(file)
+    return {"model": head[1:]} | {row[0]: row[1:] for row in rows}
+
+
+def main() -> None:
+    """Train, score, and print a table in Markdown."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--variants", nargs="+", choices=NAMES, default=NAMES)
+    parser.add_argument("--data", type=Path, default=Path("data/synthetic_small"), help="made if it is not there")
+    parser.add_argument("--output", type=Path, default=Path("runs/coarse_to_fine"))
+    parser.add_argument("--epochs", type=int, default=13, help="of the demo; the variants that train longer take twice")
+    parser.add_argument("--samples", type=int, default=1600, help="crops per epoch")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    if not arguments.data.exists():
+        write_synthetic(arguments.data, num_train=240, num_val=12, num_test=16, config=SyntheticConfig.small())
+    recipe = demo_recipe(arguments.data, arguments.seed)
+    recipe = replace(
+        recipe,
+        run=replace(recipe.run, epochs=arguments.epochs),
+        data=replace(recipe.data, samples_per_epoch=arguments.samples),
+    )
+    first, second = arguments.output / "first", arguments.output / "from_full"
+    variants = [variant(name, recipe, first / "runs" / "full") for name in arguments.variants]
+    test = arguments.data / "test"
+    rows = run([v for v in variants if v.recipe.init is None], test, first)
+    rows |= run([v for v in variants if v.recipe.init is not None], test, second)
+    print(f"{arguments.epochs} epochs of {arguments.samples} crops, seed {arguments.seed}\n")
+    head = rows.pop("model")
+    for row in (["model", *head], ["---"] * (1 + len(head)), *([name, *row] for name, row in rows.items())):
+        print(f"| {' | '.join(row)} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,174 @@
+"""``muvit prepare``."""
+
+import sys
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+from jsonargparse import ArgumentParser, Namespace
+
+from muvit.cli.progress import Progress
+from muvit.data.sources.label_map import LabelMap
+from muvit.data.sources.prepare import prepare
+from muvit.data.sources.source import SPLITS, Source, check_source
+
+DATASETS = {
+    "synthetic": "cells in warped rings, generated",
+    "kpis": "glomeruli in whole-slide images of kidneys (KPIs challenge 2024)",
+    "mouse": "regions in sections of mouse brains, whole specimens held out",
+    "gleason": "Gleason grades in prostate tissue cores (Gleason challenge 2019)",
+    "urur": "land use in aerial images (URUR)",
+    "cityscapes": "street scenes (Cityscapes)",
+    "archaeoscape": "traces of old settlements in laser scans (Archaeoscape)",
+}
+"""Data sets and what they show."""
+
+_MAPPED = ("mouse", "gleason", "urur")
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Arguments of the verb."""
+    chosen = parser.add_subcommands(
+        required=True, dest="dataset", metavar="DATASET", help="the data set, with its own options"
+    )
+    for name, summary in DATASETS.items():
+        one = ArgumentParser(description=f"{summary[0].upper()}{summary[1:]}.", exit_on_error=False)
+        if name == "synthetic":
+            _add_synthetic(one)
+        else:
+            _add_common(one, name)
+        one.add_argument("--overwrite", action="store_true", help="begin anew what other options were used for before")
+        chosen.add_subcommand(name, one, help=summary)
+
+
+def _add_synthetic(parser: ArgumentParser) -> None:
+    parser.add_argument("output", type=Path, help="folder to write train, val and test into")
+    parser.add_argument("--train", type=int, default=1638, help="images to train on")
+    parser.add_argument("--val", type=int, default=220, help="images to validate on")
+    parser.add_argument("--test", type=int, default=190, help="images to test on")
+    parser.add_argument("--small", action="store_true", help="all lengths divided by 4: images of 512 pixels")
+    parser.add_argument("--seed", type=int, default=0, help="another seed makes another data set")
+    parser.add_argument("--workers", type=int | None, default=None, help="processes (default: one per core)")
+
+
+def _add_common(parser: ArgumentParser, name: str) -> None:
+    parser.add_argument("source", type=Path, help="folder of the data set as it was downloaded and unpacked")
+    parser.add_argument("output", type=Path, help="folder to write train, val and test into")
+    parser.add_argument("--check", action="store_true", help="say what is there and what is missing, and stop")
+    parser.add_argument(
+        "--levels", type=list[int] | None, default=None, help="downsampling factors to store, such as [1,8,32]"
+    )
+    parser.add_argument(
+        "--pixel_size_um",
+        type=float | None,
+        default=None,
+        help="micrometers per stored pixel (default: what the files say)",
+    )
+    if name in _MAPPED:
+        parser.add_argument(
+            "--label_map",
+            type=Path | None,
+            default=None,
+            help="YAML file that lists the values of each class, in order; those under ignore count nowhere",
+        )
+    if name == "mouse":
+        parser.add_argument("--images", type=str, default="images/*", help="pattern of the images' paths")
+        parser.add_argument(
+            "--labels",
+            type=str,
+            default="labels/{name}.*",
+            help="pattern of the label file of an image, with its {name} and {specimen}",
+        )
+        parser.add_argument(
+            "--specimen", type=str, default=r"BM\d+", help="regular expression for the specimen in an image's path"
+        )
+        parser.add_argument("--test_specimens", type=list[str], default=["BM15"], help="specimens to test on")
+        parser.add_argument("--val_specimens", type=list[str], default=[], help="specimens to validate on")
+    if name == "cityscapes":
+        parser.add_argument(
+            "--test_cities",
+            type=list[str],
+            default=["frankfurt"],
+            help="cities of the validation set to test on instead, as the benchmark's own test labels are not public",
+        )
+
+
+def run(arguments: Namespace) -> None:
+    """Check and convert the data set."""
+    chosen: Namespace = arguments[arguments.dataset]
+    if arguments.dataset == "synthetic":
+        _generate(chosen)
+        return
+    source = _find(arguments.dataset, chosen)
+    for warning in source.warnings:
+        print(f"muvit: warning: {warning}", file=sys.stderr)
+    counts = Counter(item.split for item in source.items)
+    if chosen.check:
+        check_source(source)
+        print(f"{source.folder}: {', '.join(f'{counts[split]} {split}' for split in SPLITS)}")
+        return
+    with Progress(source.dataset, "Mpx") as progress:
+        folder = prepare(
+            source,
+            chosen.output,
+            levels=None if chosen.levels is None else tuple(chosen.levels),
+            pixel_size_um=chosen.pixel_size_um,
+            overwrite=chosen.overwrite,
+            progress=progress,
+        )
+    print(f"{folder}: {', '.join(f'{counts[split]} {split}' for split in SPLITS)}")
+
+
+def _find(dataset: str, chosen: Namespace) -> Source:
+    folder: Path = chosen.source
+    if dataset == "kpis":
+        from muvit.data.sources.kpis import find_kpis
+
+        return find_kpis(folder)
+    if dataset == "cityscapes":
+        from muvit.data.sources.cityscapes import find_cityscapes
+
+        return find_cityscapes(folder, test_cities=chosen.test_cities)
+    if dataset == "archaeoscape":
+        from muvit.data.sources.archaeoscape import find_archaeoscape
+
+        return find_archaeoscape(folder)
+    options = {} if chosen.label_map is None else {"label_map": LabelMap.read(chosen.label_map)}
+    if dataset == "gleason":
+        from muvit.data.sources.gleason import find_gleason
+
+        return find_gleason(folder, **options)
+    if dataset == "urur":
+        from muvit.data.sources.urur import find_urur
+
+        return find_urur(folder, **options)
+    from muvit.data.sources.mouse import find_mouse
+
+    return find_mouse(
+        folder,
+        images=chosen.images,
+        labels=chosen.labels,
+        specimen=chosen.specimen,
+        test_specimens=chosen.test_specimens,
+        val_specimens=chosen.val_specimens,
+        **options,
+    )
+
+
+def _generate(chosen: Namespace) -> None:
+    from muvit.data.sources.synthetic import prepare_synthetic
+    from muvit.data.synthetic import SyntheticConfig
+
+    config = replace(SyntheticConfig.small() if chosen.small else SyntheticConfig(), seed=chosen.seed)
+    with Progress("Synthetic images", "image") as progress:
+        folder = prepare_synthetic(
+            chosen.output,
+            num_train=chosen.train,
+            num_val=chosen.val,
+            num_test=chosen.test,
+            config=config,
+            workers=chosen.workers,
+            overwrite=chosen.overwrite,
+            progress=progress,
+        )
+    print(f"{folder}: {chosen.train} train, {chosen.val} val, {chosen.test} test")

@@ -1,0 +1,30 @@
+"""``muvit study``: one sub-verb for each experiment on trained models."""
+
+from importlib import import_module
+from types import ModuleType
+
+from jsonargparse import ArgumentParser, Namespace
+
+STUDIES = {
+    "noise": "mDSC against noise on the boxes, at inference only",
+    "scaling": "run time and peak memory against the number of levels and the size of the crops",
+}
+"""Sub-verbs and what they show; each is a module here with ``add_arguments`` and ``run``, as the verbs are."""
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Arguments of the verb."""
+    studies = parser.add_subcommands(required=True, dest="study", metavar="STUDY", help="what to find out")
+    for name, summary in STUDIES.items():
+        study = ArgumentParser(description=f"{summary[0].upper()}{summary[1:]}.", exit_on_error=False)
+        _module(name).add_arguments(study)
+        studies.add_subcommand(name, study, help=summary)
+
+
+def run(arguments: Namespace) -> None:
+    """Do the study that was named."""
+    _module(arguments.study).run(arguments[arguments.study])
+
+
+def _module(name: str) -> ModuleType:
+    return import_module(f"muvit.cli.study.{name.replace('-', '_')}")

@@ -1,0 +1,48 @@
+"""Files that are whole or not there, whatever kills the process or the machine that writes them."""
+
+import os
+import uuid
+from pathlib import Path
+
+
+def write_whole(file: Path, content: bytes) -> None:
+    """Write a file, making its folders; when this returns, it is on disk under its name.
+
+    Bytes go to a hidden file beside it, are flushed to disk, and take the name in one step. A process that is killed on
+    the way leaves what `partial_files` finds.
+    """
+    make_folder(file.parent)
+    partial = file.with_name(f".{file.name}.{uuid.uuid4().hex}.partial")
+    try:
+        with partial.open("wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        partial.replace(file)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
+    sync_folder(file.parent)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, each on disk when this returns."""
+    if folder.is_dir():
+        return
+    make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    sync_folder(folder.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """See that the names in a folder are on disk."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def partial_files(folder: Path) -> list[Path]:
+    """Files below a folder that `write_whole` was killed over."""
+    return sorted(folder.rglob(".*.partial"))

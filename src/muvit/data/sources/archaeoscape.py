@@ -1,0 +1,182 @@
+"""Archaeoscape: aerial laser scans of Cambodia with traces of old settlements (Perron et al., NeurIPS 2024).
+
+As downloaded: ``rasters/rgb/<parcel>.tif``, ``rasters/dtm/<parcel>.tif`` (the elevation), ``data/parcels.gpkg`` (what
+part of each raster is annotated) and ``data/features.gpkg`` (polygons of the types mound, hydrology, temple and void).
+"""
+
+from dataclasses import dataclass
+from functools import cached_property, lru_cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from muvit.data.slides import Slide, open_slide
+from muvit.data.sources.derived import DerivedSlide, joined
+from muvit.data.sources.geopackage import Feature, read_geopackage
+from muvit.data.sources.label_map import IGNORED
+from muvit.data.sources.source import Item, Source, Split
+from muvit.errors import InputError
+
+if TYPE_CHECKING:
+    from shapely import STRtree
+
+CLASSES = ("background", "mound", "hydrology", "temple")
+CHANNELS = ("red", "green", "blue", "elevation")
+PARCELS: dict[Split, tuple[str, ...]] = {
+    "train": (
+        "01_olinda", "02_irene", "03_diomira", "04_isidora", "05_tamara", "06_dorothea", "07_anastasia", "08_isaura",
+        "09_zora", "10_gold_road", "11_silver_road", "12_ginger_road", "13_saffron_road", "14_lavender_road",
+        "15_thyme_road", "16_cinnamon_road",
+    ),
+    "val": ("17_fusang", "18_yaochi", "19_penglai"),
+    "test": ("20_hali", "21_carcosa", "22_ulthar", "23_kadath"),
+}  # fmt: skip
+"""The published split."""
+
+_TYPES = {"mound": 1, "hydrology": 2, "temple": 3, "void": IGNORED}
+_NAME_COLUMNS = ("index", "sblock", "aoi_name")
+_UM_PER_METRE = 1e6
+_SAMPLED_PX = 1024
+
+
+@dataclass(frozen=True)
+class Annotations:
+    """What is annotated where.
+
+    Args:
+        features: polygons with their ``type``; where they overlap, the later one counts.
+        parcels: polygon of each parcel; outside it nothing counts.
+    """
+
+    features: tuple[Feature, ...]
+    parcels: dict[str, Any]
+
+    @cached_property
+    def tree(self) -> "STRtree":
+        """The features' polygons by place."""
+        from shapely import STRtree
+
+        return STRtree([feature.geometry for feature in self.features])
+
+    def paint(self, parcel: str, transform: Any, start: tuple[int, ...], size: tuple[int, ...]) -> np.ndarray[Any, Any]:
+        """Classes ``(1, *size)`` of a window of a parcel's raster, whose pixels ``transform`` places."""
+        from rasterio.features import rasterize
+        from rasterio.windows import Window, bounds
+        from rasterio.windows import transform as placed
+        from shapely import box
+
+        window = Window(start[1], start[0], size[1], size[0])
+        place = placed(window, transform)
+        near = sorted(self.tree.query(box(*bounds(window, transform))).tolist())
+        shapes = [(self.features[i].geometry, _TYPES[self.features[i].properties["type"]]) for i in near]
+        options = {"out_shape": size, "transform": place, "dtype": "uint8"}
+        labels = rasterize(shapes, fill=0, **options) if shapes else np.zeros(size, np.uint8)
+        is_inside = rasterize([(self.parcels[parcel], 1)], fill=0, **options) > 0
+        return np.where(is_inside, labels, np.uint8(IGNORED))[None]
+
+
+def find_archaeoscape(folder: Path) -> Source:
+    """The parcels below a folder, as 4 channels of float32 (colours 0 to 255, elevation in metres).
+
+    Void areas and what lies outside a parcel's outline count nowhere. Elevation that was not measured is filled with
+    the parcel's mean.
+    """
+    problems: list[str] = []
+    files = {name: folder / "data" / f"{name}.gpkg" for name in ("features", "parcels")}
+    rasters = {name: [folder / "rasters" / kind / f"{name}.tif" for kind in ("rgb", "dtm")] for name in _names()}
+    missing = [f for f in (*files.values(), *(f for pair in rasters.values() for f in pair)) if not f.is_file()]
+    problems += [f"no {file.relative_to(folder)}" for file in missing]
+    layers: dict[str, list[Feature]] = {"features": [], "parcels": []}
+    for name, file in files.items():
+        try:
+            layers[name] = read_geopackage(file) if file not in missing else []
+        except InputError as error:
+            problems.append(str(error).rstrip("."))
+    types = {feature.properties.get("type") for feature in layers["features"]}
+    problems += [f"{files['features']}: features of the type {kind!r}" for kind in types - set(_TYPES)]
+    parcels = {
+        str(feature.properties[column]): feature.geometry
+        for feature in layers["parcels"]
+        for column in _NAME_COLUMNS
+        if column in feature.properties
+    }
+    problems += [
+        f"{files['parcels']}: no parcel {name}" for name in _names() if layers["parcels"] and name not in parcels
+    ]
+    annotations = Annotations(tuple(layers["features"]), parcels)
+    return Source(
+        dataset="archaeoscape",
+        folder=folder,
+        items=tuple(
+            Item(name=name, split=split, images=tuple(rasters[name]), labels=(files["features"], files["parcels"]))
+            for split, names in PARCELS.items()
+            for name in names
+            if not problems
+        ),
+        class_names=CLASSES,
+        open_image=_open_image,
+        open_labels=partial(_open_labels, annotations),
+        problems=tuple(problems),
+    )
+
+
+def _names() -> tuple[str, ...]:
+    return tuple(name for names in PARCELS.values() for name in names)
+
+
+def _open_image(item: Item) -> Slide:
+    colors, elevation = (open_slide(file) for file in item.images)
+    profiles = [_profile(file) for file in item.images]
+    if not profiles[0]["transform"].almost_equals(profiles[1]["transform"]):
+        raise InputError(item.images[1], expected=f"the same ground as {item.images[0]}", got="another place or scale")
+    transform = profiles[1]["transform"]
+    filled = DerivedSlide(
+        elevation,
+        partial(_filled_window, elevation, profiles[1]["nodata"]),
+        num_channels=elevation.num_channels,
+        dtype=np.float32,
+        channel_names=elevation.channel_names,
+        pixel_size_um=(abs(transform.e) * _UM_PER_METRE, abs(transform.a) * _UM_PER_METRE),
+    )
+    if (colors.num_channels, elevation.num_channels) != (3, 1):
+        got = f"{colors.num_channels} and {elevation.num_channels}"
+        raise InputError(item.images[0], expected="3 channels of colour and 1 of elevation", got=got)
+    return joined([colors, filled], CHANNELS)
+
+
+def _open_labels(annotations: Annotations, item: Item) -> Slide:
+    raster = item.images[1]
+    paint = partial(annotations.paint, item.name, _profile(raster)["transform"])
+    return DerivedSlide(open_slide(raster), paint, num_channels=1, dtype=np.uint8, channel_names=("label",))
+
+
+def _profile(file: Path) -> dict[str, Any]:
+    """Transform (pixel to ground) and nodata value of a GeoTIFF."""
+    import rasterio
+
+    with rasterio.open(file) as raster:
+        return {"transform": raster.transform, "nodata": raster.nodata}
+
+
+def _filled_window(
+    slide: Slide, nodata: float | None, start: tuple[int, ...], size: tuple[int, ...]
+) -> np.ndarray[Any, Any]:
+    pixels = slide.read(1, start, size).astype(np.float32)
+    is_hole = ~np.isfinite(pixels)
+    if nodata is not None:
+        is_hole |= pixels == np.float32(nodata)
+    if is_hole.any():
+        pixels[is_hole] = _mean_elevation(slide.path)
+    return pixels
+
+
+@lru_cache(maxsize=32)
+def _mean_elevation(file: Path) -> float:
+    """Mean of what was measured, from a sample of the raster."""
+    import rasterio
+
+    with rasterio.open(file) as raster:
+        sampled = raster.read(1, out_shape=tuple(min(n, _SAMPLED_PX) for n in raster.shape), masked=True)
+    measured = sampled.compressed()[np.isfinite(sampled.compressed())]
+    return float(measured.mean()) if measured.size else 0.0
