@@ -24,8 +24,8 @@ class _Network:
 
     packages: tuple[str, ...]
     multiple: int
-    encoder_name: str | None = None
-    width: int | None = None
+    encoder_name: str = "none"
+    width: int = 0
 
 
 _SMP, _MONAI = ("segmentation_models_pytorch",), ("monai",)
@@ -171,7 +171,7 @@ class Baseline(SegmentationModel):
     @property
     def backbone(self) -> nn.Module | None:
         """The encoder, if it started from published weights."""
-        return None if self.config.encoder_weights is None else self.network.encoder
+        return None if self.config.encoder_weights is None else self.network.get_submodule("encoder")
 
     @property
     def _config(self) -> dict[str, Any]:
@@ -247,15 +247,19 @@ def _build_smp(config: BaselineConfig, channels: int) -> nn.Module:
 
 
 def _build_monai(config: BaselineConfig, channels: int) -> nn.Module:
-    from monai.networks.nets import UNETR, SwinUNETR, UNet
+    from monai.networks.nets.swin_unetr import SwinUNETR
+    from monai.networks.nets.unet import UNet
+    from monai.networks.nets.unetr import UNETR
 
     chosen, classes, ndim = _NETWORKS[config.network], config.num_classes, config.ndim
+    assert classes is not None
     width = config.width or chosen.width
     if config.network == "swinunetr":
         return SwinUNETR(channels, classes, feature_size=width, use_v2=True, spatial_dims=ndim)
     if config.network == "residual_unet":
         widths = tuple(width * 2**i for i in range(5))
         return UNet(ndim, channels, classes, channels=widths, strides=(2, 2, 2, 2), num_res_units=2)
+    assert config.size is not None
     dim, heads = _VIT[config.encoder_name or chosen.encoder_name]
     network = UNETR(
         channels,

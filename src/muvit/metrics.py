@@ -1,10 +1,12 @@
-"""Overlap scores from a confusion matrix (MuViT section 4.2): exact, additive over tiles, slides and devices."""
+"""Scores: of overlap, from a confusion matrix (MuViT section 4.2), additive over tiles, slides and devices; and of
+probabilities, as the area under the ROC curve."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import rankdata
 
 from muvit.errors import InputError
 
@@ -52,12 +54,12 @@ class Scores:
     @property
     def mean_dice(self) -> float:
         """mDSC: plain mean over the foreground classes."""
-        return _mean(self.dice[1:])
+        return mean_known(self.dice[1:])
 
     @property
     def mean_iou(self) -> float:
         """Mean intersection over union over the foreground classes."""
-        return _mean(self.iou[1:])
+        return mean_known(self.iou[1:])
 
 
 def scores(confusion: NDArray[np.int64]) -> Scores:
@@ -72,6 +74,35 @@ def scores(confusion: NDArray[np.int64]) -> Scores:
         )
 
 
-def _mean(values: NDArray[np.float64]) -> float:
+def one_vs_rest_auc(probabilities: NDArray[np.floating], classes: NDArray[np.integer]) -> NDArray[np.float64]:
+    """Area under the ROC curve of each class against all others, ``(K)``.
+
+    It is the share of pairs of a sample of the class and another in which the one of the class has the higher
+    probability; ties count half. NaN for a class without samples, or with all of them.
+
+    Args:
+        probabilities: ``(N, K)``, or anything that orders the samples alike.
+        classes: the true class of each sample, ``(N)``.
+
+    Raises:
+        InputError: the shapes do not fit, or a class has no column.
+    """
+    if probabilities.ndim != 2 or classes.shape != probabilities.shape[:1]:
+        got = f"{probabilities.shape} and {classes.shape}"
+        raise InputError("probabilities and classes", expected="shapes (N, K) and (N)", got=got)
+    num_classes = probabilities.shape[1]
+    if classes.size and not (classes.min() >= 0 and classes.max() < num_classes):
+        raise InputError(
+            "classes", expected=f"0 to {num_classes - 1}", got=f"{classes.min()} to {classes.max()}"
+        )
+    belongs = classes[:, None] == np.arange(num_classes)
+    inside = belongs.sum(0).astype(np.float64)
+    ranks = rankdata(probabilities, axis=0) if len(classes) else np.zeros(probabilities.shape)
+    with np.errstate(invalid="ignore"):
+        return ((ranks * belongs).sum(0) - inside * (inside + 1) / 2) / (inside * (len(classes) - inside))
+
+
+def mean_known(values: NDArray[np.float64]) -> float:
+    """Mean of the values that exist; NaN if none does."""
     known = values[~np.isnan(values)]
     return float(known.mean()) if known.size else float("nan")

@@ -14,7 +14,7 @@ from muvit.checkpoints import plain
 from muvit.data.synthetic import SyntheticConfig, write_synthetic
 from muvit.encoders import EncoderConfig
 from muvit.errors import ExistsError, InputError, ReadError
-from muvit.evaluation.comparison import Variant, compare, read_curves, with_controls
+from muvit.evaluation.comparison import PRESETS, Variant, compare, preset, read_curves, with_controls
 from muvit.segmentation import SegmenterConfig
 from muvit.training.recipe import DataConfig, Recipe, RunConfig
 
@@ -44,6 +44,36 @@ def test_a_model_that_is_a_control_itself_is_refused(recipe, spoil):
     model = replace(recipe.model, **({"encoder": one_level} if spoil == "levels" else {"boxes": "naive"}))
     with pytest.raises(InputError, match="model: expected several levels and true boxes"):
         with_controls(replace(recipe, model=model))
+
+
+def test_every_preset_is_a_model_of_its_own_on_the_same_data(recipe):
+    variants = {name: preset(recipe, name) for name in PRESETS}
+    assert len({variant.slug for variant in variants.values()}) == len(PRESETS)
+    networks = [str(variant.recipe.network) for variant in variants.values()]
+    assert len(set(networks)) == len(networks)
+    for variant in variants.values():
+        assert variant.recipe.data == recipe.data
+        assert (variant.recipe.optim, variant.recipe.loss, variant.recipe.run) == (
+            recipe.optim,
+            recipe.loss,
+            recipe.run,
+        )
+        network = variant.recipe.network
+        assert network.num_classes == 3
+        sees_all = "every level" in variant.description
+        levels = network.encoder.levels if isinstance(network, SegmenterConfig) else network.levels
+        assert levels == ((1, 4, 8) if sees_all else (1,))
+
+
+def test_a_preset_takes_the_place_of_another_network(recipe):
+    unet = preset(recipe, "unet").recipe
+    assert preset(unet, "muvit").recipe == recipe
+    assert preset(unet, "relay_vit").recipe.baseline is None
+
+
+def test_an_unknown_preset_is_refused_with_the_known_ones(recipe):
+    with pytest.raises(InputError, match=r"models: expected names out of muvit, finest, .*, got 'unett'"):
+        preset(recipe, "unett")
 
 
 def log(run, version, rows):

@@ -10,6 +10,8 @@ from muvit.data.ome_zarr import OmeZarrSlide, PyramidWriter
 from muvit.data.preprocessing import Preprocessing
 from muvit.data.slides import open_slide
 from muvit.errors import ExistsError, InputError, ReadError
+from muvit.inference.output import prediction_status
+from muvit.inference.plan import PredictOptions
 from muvit.inference.predict import predict_slide, resolve_device
 from muvit.segmentation import Segmenter
 
@@ -34,7 +36,7 @@ class Toy(Segmenter):
 
 
 class Quantizer(Toy):
-    def forward(self, img, bbox):
+    def label_logits(self, img, bbox=None):
         classes = (img[:, 0, 0] * 255).round().long() // 64
         return torch.nn.functional.one_hot(classes, NUM_CLASSES).movedim(-1, 1).float()
 
@@ -42,7 +44,7 @@ class Quantizer(Toy):
 class Surveyor(Toy):
     """Labels every pixel by its world coordinates, which it knows from the box of the finest view alone."""
 
-    def forward(self, img, bbox):
+    def label_logits(self, img, bbox=None):
         _, _, _, h, w = img.shape
         lower, upper = bbox[:, 0].unbind(1)
         step = (upper - lower) / torch.tensor([h, w])
@@ -79,12 +81,8 @@ def slide(tmp_path, pixels):
     return write_image(tmp_path / "image.ome.zarr", pixels, pixel_size_um=(0.5, 0.25))
 
 
-@pytest.fixture
-def small_shards(monkeypatch):
-    """Outputs of several shards, whose edges the tiles do not divide."""
-    create = PyramidWriter.create
-    sizes = {"chunk": 20, "shard": 40}
-    monkeypatch.setattr(PyramidWriter, "create", lambda *args, **fields: create(*args, **fields | sizes))
+SMALL = PredictOptions(block_px=40)
+"""Outputs of several shards, whose edges the tiles do not divide."""
 
 
 def read(path):
@@ -92,16 +90,14 @@ def read(path):
     return labels.read(1, (0,) * labels.ndim, labels.shape)[0]
 
 
-@pytest.mark.usefixtures("small_shards")
 def test_every_pixel_of_an_odd_slide_gets_its_own_answer(tmp_path, slide, pixels):
-    output = predict_slide(Quantizer(), slide, tmp_path / "labels.ome.zarr", PREPROCESSING, batch_size=3)
+    output = predict_slide(Quantizer(), slide, tmp_path / "labels.ome.zarr", PREPROCESSING, options=SMALL, batch_size=3)
     assert output == tmp_path / "labels.ome.zarr"
     assert (read(output) == pixels[0] // 64).all()
 
 
-@pytest.mark.usefixtures("small_shards")
 def test_the_model_is_told_where_each_tile_lies(tmp_path, slide):
-    output = predict_slide(Surveyor(), slide, tmp_path / "labels.ome.zarr", PREPROCESSING)
+    output = predict_slide(Surveyor(), slide, tmp_path / "labels.ome.zarr", PREPROCESSING, options=SMALL)
     y, x = np.indices(slide.shape)
     assert (read(output) == (y // 5 + x // 3) % NUM_CLASSES).all()
 
@@ -114,7 +110,7 @@ def test_every_view_shows_what_its_box_says(tmp_path, shape):
     seen = []
 
     class Checker(Toy):
-        def forward(self, img, bbox):
+        def label_logits(self, img, bbox=None):
             sizes = bbox[:, :, 1] - bbox[:, :, 0]
             assert (sizes == torch.tensor([[16.0, 24.0]]) * torch.tensor(levels)[:, None]).all()
             for axis, extent in enumerate(shape):
@@ -133,13 +129,11 @@ def test_every_view_shows_what_its_box_says(tmp_path, shape):
     assert np.mean(seen) > 0.2
 
 
-def test_labels_do_not_depend_on_batches_blocks_or_workers(tmp_path, slide, monkeypatch):
+def test_labels_do_not_depend_on_batches_blocks_or_workers(tmp_path, slide):
     model, settings = Toy(), replace(PREPROCESSING, normalization=Percentile())
     runs = {"one": {"batch_size": 1}, "many": {"batch_size": 64}, "workers": {"batch_size": 5, "num_workers": 1}}
     labels = [read(predict_slide(model, slide, tmp_path / f"{k}.ome.zarr", settings, **v)) for k, v in runs.items()]
-    create = PyramidWriter.create
-    monkeypatch.setattr(PyramidWriter, "create", lambda *args, **fields: create(*args, **fields, chunk=10, shard=30))
-    labels.append(read(predict_slide(model, slide, tmp_path / "blocks.ome.zarr", settings)))
+    labels.append(read(predict_slide(model, slide, tmp_path / "blocks.ome.zarr", settings, options=SMALL)))
     assert len(np.unique(labels[0])) > 1
     assert all((other == labels[0]).all() for other in labels[1:])
 
@@ -172,7 +166,7 @@ def test_the_output_says_what_it_shows(tmp_path, slide):
 
 def test_many_classes_take_two_bytes_and_a_coarse_model_gives_coarse_labels(tmp_path, slide):
     class Constant(Toy):
-        def forward(self, img, bbox):
+        def label_logits(self, img, bbox=None):
             return torch.nn.functional.one_hot(torch.full((len(img), 16, 24), 299), 300).movedim(-1, 1)
 
     names = tuple(f"class {i}" for i in range(300))
@@ -215,29 +209,71 @@ def test_an_existing_output_is_replaced_only_if_asked(tmp_path, slide):
     assert OmeZarrSlide(slide.path).levels == slide.levels
 
 
-def test_a_failure_leaves_nothing_behind(tmp_path, slide):
-    class Crashing(Toy):
-        def forward(self, img, bbox):
-            if bbox[0, 0, 0, 0] > 40:
-                raise RuntimeError("out of luck")
-            return torch.zeros(len(img), NUM_CLASSES, *img.shape[3:])
+class Crashing(Toy):
+    is_lucky = False
 
-    model = Crashing().train()
-    with pytest.raises(RuntimeError, match="out of luck"):
-        predict_slide(model, slide, tmp_path / "labels.ome.zarr", PREPROCESSING, batch_size=2)
-    assert [entry.name for entry in tmp_path.iterdir()] == ["image.ome.zarr"]
+    def label_logits(self, img, bbox=None):
+        if not self.is_lucky and bbox[0, 0, 0, 0] > 40:
+            raise RuntimeError("out of luck")
+        return super().label_logits(img, bbox)
+
+
+def contents(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_failed_run_is_kept_and_goes_on(tmp_path, slide):
+    model, output = Crashing().train(), tmp_path / "labels.ome.zarr"
+    with pytest.raises(RuntimeError, match="out of luck") as caught:
+        predict_slide(model, slide, output, PREPROCESSING, options=SMALL, batch_size=2)
+    assert "goes on from there" in caught.value.__notes__[0]
     assert model.training
+    with pytest.raises(ReadError, match="unfinished"):
+        open_slide(output)
+    status = prediction_status(output)
+    assert status.state == "unfinished"
+    assert 0 < status.blocks < status.num_blocks
+    model.is_lucky = True
+    steps = []
+    predict_slide(
+        model, slide, output, PREPROCESSING, options=SMALL, batch_size=2, progress=lambda *step: steps.append(step)
+    )
+    assert steps[0][0] > 2  # what was done is not done again
+    whole = predict_slide(model, slide, tmp_path / "other" / output.name, PREPROCESSING, options=SMALL, batch_size=2)
+    assert contents(output) == contents(whole)
+    assert prediction_status(output).state == "complete"
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_corrupt_pixels_are_named(tmp_path, slide, num_workers):
-    shard = sorted((slide.path / "0").rglob("1/1"))[-1]
-    shard.write_bytes(shard.read_bytes()[:20])
-    with pytest.raises(ReadError, match=r"image\.ome\.zarr, level 1, window") as caught:
-        predict_slide(
-            Quantizer(), slide, tmp_path / "labels.ome.zarr", PREPROCESSING, batch_size=2, num_workers=num_workers
-        )
+def test_corrupt_pixels_are_named_and_once_restored_the_run_goes_on(tmp_path, slide, pixels, num_workers):
+    shard, output = slide.path / "0" / "c" / "0" / "1" / "1", tmp_path / "labels.ome.zarr"
+    whole = shard.read_bytes()
+
+    class Spoiling(Quantizer):
+        def label_logits(self, img, bbox=None):
+            shard.write_bytes(whole[:20])
+            return super().label_logits(img, bbox)
+
+    call = {"options": SMALL, "batch_size": 2, "num_workers": num_workers}
+    with pytest.raises(ReadError, match=r"image\.ome\.zarr, level 1, window .*c/0/1/1 is truncated") as caught:
+        predict_slide(Spoiling(), slide, output, PREPROCESSING, **call)
     assert "Traceback" not in str(caught.value)
+    assert prediction_status(output).state == "unfinished"
+    shard.write_bytes(whole)
+    Spoiling.label_logits = Quantizer.label_logits
+    predict_slide(Spoiling(), slide, output, PREPROCESSING, **call)
+    assert (read(output) == pixels[0] // 64).all()
+
+
+def test_pixels_that_are_corrupt_from_the_start_are_named_before_anything_is_written(tmp_path, slide):
+    shard = slide.path / "0" / "c" / "0" / "1" / "1"
+    content = bytearray(shard.read_bytes())
+    content[30] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(
+        ReadError, match=r"image\.ome\.zarr, level 1, window .*chunk \(0, 0, 0\) of .*c/0/1/1 is corrupt"
+    ):
+        predict_slide(Quantizer(), slide, tmp_path / "labels.ome.zarr", PREPROCESSING)
     assert not (tmp_path / "labels.ome.zarr").exists()
 
 
@@ -308,10 +344,10 @@ def test_the_store_is_valid_only_when_complete(tmp_path, slide):
     output = tmp_path / "labels.ome.zarr"
 
     class Peeking(Quantizer):
-        def forward(self, img, bbox):
+        def label_logits(self, img, bbox=None):
             with pytest.raises(ReadError):
                 open_slide(output)
-            return super().forward(img, bbox)
+            return super().label_logits(img, bbox)
 
     predict_slide(Peeking(), slide, output, PREPROCESSING)
     assert json.loads((output / "zarr.json").read_text())["node_type"] == "group"

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from muvit.data.durable import partial_files, sync_folder, write_whole
+from muvit.data.durable import make_folder, partial_files, sync_folder, write_whole
 from muvit.data.ngff import (
     Color,
     Kind,
@@ -150,14 +150,18 @@ class PyramidWriter:
         check_replaceable(path, overwrite)
         if path.exists():
             shutil.rmtree(path)
-        path.mkdir(parents=True)
         writer = cls(path, spec)
-        for index in range(len(spec.levels)):
-            (path / str(index)).mkdir()
-            write_json(path / str(index) / "zarr.json", writer._metadata(index))
-        # last: a store with settings has all its arrays
-        write_json(path / UNFINISHED, spec.to_json())
+        writer.initialize()
         return writer
+
+    def initialize(self) -> None:
+        """Write the metadata of all arrays, still empty, and the settings; may be repeated."""
+        for index in range(len(self.spec.levels)):
+            make_folder(self.path / str(index))
+            write_json(self.path / str(index) / "zarr.json", self._metadata(index))
+        # last: a store with settings has all its arrays
+        write_json(self.path / UNFINISHED, self.spec.to_json())
+        sync_folder(self.path)
 
     @classmethod
     def open(cls, path: str | Path) -> "PyramidWriter":

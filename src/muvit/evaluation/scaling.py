@@ -1,5 +1,6 @@
 """Run time and peak memory against the number of levels and the size of the crops (MuViT supplement, figure S4)."""
 
+import ctypes
 import gc
 import sys
 import time
@@ -197,6 +198,10 @@ def _reset_peak(device: torch.device) -> float:
         return torch.cuda.memory_allocated(device)
     if not sys.platform.startswith("linux"):
         return float("nan")
+    # what was freed goes back to the system, or it would hide what the next step takes
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
     _RESET.write_text("5")  # man 5 proc: the high-water mark of the resident set starts anew
     return _status("VmRSS")
 

@@ -27,7 +27,7 @@ class Ledger:
         make_folder(file.parent)
         self.entries, whole = _read(file)
         is_new = not file.exists()
-        self._handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        self._handle: int | None = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         os.ftruncate(self._handle, whole)
         if is_new:
             sync_folder(file.parent)
@@ -39,14 +39,17 @@ class Ledger:
             key: what the piece is called.
             value: what is to be known of it, plain data.
         """
+        assert self._handle is not None, "the ledger is closed"
         text = json.dumps([key, value], separators=(",", ":"))
         os.write(self._handle, f"{zlib.crc32(text.encode()):08x} {text}\n".encode())
         os.fsync(self._handle)
         self.entries[key] = value
 
     def close(self) -> None:
-        """Close the file."""
-        os.close(self._handle)
+        """Close the file; may be repeated."""
+        if self._handle is not None:
+            os.close(self._handle)
+            self._handle = None
 
     def __enter__(self) -> Self:
         return self

@@ -1,6 +1,6 @@
 """What the coupling of branches asks of a timm backbone, whatever its family."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -24,6 +24,8 @@ class Backbone(nn.Module):
         num_contexts: context branches with such parameters of their own, which start as copies.
     """
 
+    timm: Any
+    """timm's model: its parts are called, none is written again."""
     depths: tuple[int, ...]
     """Blocks of each stage; a Vision Transformer has one stage."""
     widths: tuple[int, ...]
@@ -44,7 +46,8 @@ class Backbone(nn.Module):
         """Tokens of the view ``(B, C, *space)`` of the branch with index ``level``, before the first block."""
         if level == 0 or not self.contexts:
             return self(view)
-        own = {name: self.contexts[level - 1][_key(name)] for name in self.own_names}
+        copies: Any = self.contexts[level - 1]
+        own = {name: copies[_key(name)] for name in self.own_names}
         stream: Stream = functional_call(self, own, (view,), tie_weights=False)
         return stream
 

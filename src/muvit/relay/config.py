@@ -55,7 +55,7 @@ class RelayConfig:
     drop_path: float | None = None
     """Highest rate of stochastic depth; unset, timm's default for the backbone."""
     decoder: Literal["linear", "unetr", "mask2former"] = "linear"
-    """From tokens to logits, the same for all branches: one transposed convolution (the paper), or the decoders of MuViT
+    """From tokens to logits, the same for all branches: one transposed convolution (the paper), or a decoder of MuViT
     on the maps of the branch."""
     decoder_widths: Literal["paper", "slim"] | tuple[int, ...] = "slim"
     """Channels of the stages of unetr and mask2former from the token grid to the pixels: slim, paper (256 in every

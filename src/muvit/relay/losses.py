@@ -21,7 +21,7 @@ def soft_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def pooled_labels(label: Tensor, num_classes: int, cells: Sequence[int]) -> Tensor:
-    """Shares ``(B, K, *cells)`` of the classes in the cells of labels ``(B, *space)``; all 0 where a pixel is ignored."""
+    """Shares ``(B, K, *cells)`` of the classes in cells of labels ``(B, *space)``; all 0 where a pixel is ignored."""
     ignored = label == IGNORE
     shares = pool(one_hot(label.where(~ignored, 0), num_classes).movedim(-1, 1).float(), cells)
     return shares * (pool(ignored[:, None].float(), cells) == 0)

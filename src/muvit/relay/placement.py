@@ -1,9 +1,9 @@
 """Where one view lies in another: reading a context map at the place of the local view.
 
-The paper's views share their centre, so that the local one is the central 1/f of the context map. Here boxes say where it
-is. The local view is laid out in cells of the context's pixel size; a cell that coincides with a pixel of the context
-gets its value exactly, one that lies between pixels is interpolated linearly. For views with a common centre, and
-whenever the boxes are aligned to the context's pixels, that is a crop.
+The paper's views share their centre, so that the local one is the central 1/f of the context map. Here boxes say where
+it is. The local view is laid out in cells of the context's pixel size; a cell that coincides with a pixel of the
+context gets its value exactly, one that lies between pixels is interpolated linearly. Where boxes are aligned to the
+context's pixels, as those of the paper, that is a crop.
 """
 
 from collections.abc import Sequence

@@ -41,6 +41,8 @@ class RelaySegmenter(SegmentationModel):
         assert config.levels is not None and config.size is not None
         num_contexts = len(config.levels) - 1
         num_relay = config.relay_tokens if num_contexts and config.fusion == "relay" else 0
+        if num_contexts and num_relay == 0 and not self._reads_context:
+            raise InputError("relay_tokens", expected="at least 1, or a weight of the context branches' losses", got=0)
         backbone = build_backbone(config, num_relay, 0 if config.share_patch_embed else num_contexts)
         self.trunk = RelayTrunk(backbone, num_relay, config.update)
         self.decoder = build_decoder(backbone, config)
@@ -98,6 +100,8 @@ class RelaySegmenter(SegmentationModel):
         In decision fusion the local ones are those after fusion.
         """
         bbox = self._checked_boxes(img, bbox)
+        if local_only and self.trunk.relay_tokens is None:
+            img = img[:, :1]  # nothing comes from the other views
         branches = self.trunk(img, self.decoder.taps)[: 1 if local_only else None]
         logits = [self.decoder(maps, img[:, i], bbox[:, i]) for i, maps in enumerate(branches)]
         if self.config.fusion == "decision":
@@ -118,9 +122,7 @@ class RelaySegmenter(SegmentationModel):
         Raises:
             InputError: the labels of whole context views are asked for, but the batch has those of the finest only.
         """
-        config = self.config
-        uses_context = config.context_weight > 0 or config.consistency_weight > 0 or config.fusion == "decision"
-        logits = self.branch_logits(batch["img"], batch["bbox"], local_only=not uses_context)
+        logits = self.branch_logits(batch["img"], batch["bbox"], local_only=not self._reads_context)
         loss = criterion(logits[0], batch["label"])
         # shares and log-probabilities want full precision
         with torch.autocast(logits[0].device.type, enabled=False):
@@ -128,6 +130,12 @@ class RelaySegmenter(SegmentationModel):
             for level in range(1, len(full)):
                 loss = loss + self._context_loss(full[0], full[level], batch, level)
         return loss, logits[0]
+
+    @property
+    def _reads_context(self) -> bool:
+        """Whether training reads the logits of the context branches."""
+        config = self.config
+        return config.fusion == "decision" or config.context_weight > 0 or config.consistency_weight > 0
 
     def _context_loss(self, local: Tensor, context: Tensor, batch: Mapping[str, Tensor], level: int) -> Tensor:
         config, cells, bbox = self.config, self.cells[level - 1], batch["bbox"].float()

@@ -5,9 +5,10 @@ windows of a sample is averaged.
 """
 
 from math import log
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import linear, normalize, pad, scaled_dot_product_attention
 
 from muvit.relay.backbone import Backbone, Stream
@@ -21,12 +22,13 @@ class SwinBackbone(Backbone):
         num_contexts: as in `Backbone`.
     """
 
-    def __init__(self, swin: nn.Module, num_contexts: int) -> None:
+    def __init__(self, swin: Any, num_contexts: int) -> None:
         super().__init__(swin, ("timm.patch_embed.",), num_contexts)
         self.depths = tuple(len(layer.blocks) for layer in swin.layers)
         self.widths = tuple(info["num_chs"] for info in swin.feature_info)
+        rows, cols = swin.patch_embed.patch_size
         merged = 2 ** (len(self.depths) - 1)
-        self.stride = tuple(p * merged for p in swin.patch_embed.patch_size)
+        self.stride = (rows * merged, cols * merged)
 
     def forward(self, view: Tensor) -> Stream:
         """Patch embedding ``(B, *grid, C)``."""
@@ -38,25 +40,26 @@ class SwinBackbone(Backbone):
 
     def run(self, stage: int, index: int, stream: Stream, relay: Tensor | None) -> tuple[Stream, Tensor | None]:
         """Attention in windows that the relay tokens join, then the feed-forward network on all tokens."""
-        block, grid = self.timm.layers[stage].blocks[index], stream.tokens.shape[1:3]
+        block = self.timm.layers[stage].blocks[index]
         if relay is None:
             return Stream(block(stream.tokens)), None
+        _, rows, cols, _ = stream.tokens.shape
         x = torch.cat([stream.tokens.flatten(1, 2), relay], dim=1)
         if hasattr(block.attn, "logit_scale"):  # V2
-            x = x + block.drop_path1(block.norm1(_attend_in_windows(block, x, grid)))
+            x = x + block.drop_path1(block.norm1(_attend_in_windows(block, x, (rows, cols))))
             x = x + block.drop_path2(block.norm2(block.mlp(x)))
         else:
-            x = x + block.drop_path1(_attend_in_windows(block, block.norm1(x), grid))
+            x = x + block.drop_path1(_attend_in_windows(block, block.norm1(x), (rows, cols)))
             x = x + block.drop_path2(block.mlp(block.norm2(x)))
         num_relay = relay.shape[1]
-        return Stream(x[:, :-num_relay].unflatten(1, grid)), x[:, -num_relay:]
+        return Stream(x[:, :-num_relay].unflatten(1, (rows, cols))), x[:, -num_relay:]
 
     def to_map(self, stage: int, stream: Stream) -> Tensor:
         """The tokens as a map ``(B, C, *grid)``."""
         return stream.tokens.movedim(-1, 1)
 
 
-def _attend_in_windows(block: nn.Module, x: Tensor, grid: tuple[int, int]) -> Tensor:
+def _attend_in_windows(block: Any, x: Tensor, grid: tuple[int, int]) -> Tensor:
     """Attention of image tokens and relay tokens ``(B, prod(grid) + R, C)``; R > 0."""
     area = grid[0] * grid[1]
     num_relay = x.shape[1] - area
@@ -72,7 +75,7 @@ def _attend_in_windows(block: nn.Module, x: Tensor, grid: tuple[int, int]) -> Te
     return torch.cat([image.flatten(1, 2), out[:, :, window_area:].mean(1)], dim=1)
 
 
-def _attention(attn: nn.Module, x: Tensor, bias: Tensor) -> Tensor:
+def _attention(attn: Any, x: Tensor, bias: Tensor) -> Tensor:
     """timm's window attention on ``(windows, N, C)``, with a bias ``(1 | windows, heads, N, N)`` of that size."""
     is_v2 = hasattr(attn, "logit_scale")
     if is_v2:
@@ -95,7 +98,7 @@ def _attention(attn: nn.Module, x: Tensor, bias: Tensor) -> Tensor:
     return attn.proj_drop(attn.proj(out.transpose(1, 2).flatten(2)))
 
 
-def _position_bias(attn: nn.Module) -> Tensor:
+def _position_bias(attn: Any) -> Tensor:
     """Bias ``(1, heads, window_area, window_area)`` by relative position."""
     index = attn.relative_position_index
     if hasattr(attn, "logit_scale"):
@@ -105,18 +108,18 @@ def _position_bias(attn: nn.Module) -> Tensor:
     return table[index.flatten()].unflatten(0, index.shape).permute(2, 0, 1)[None]
 
 
-def _to_windows(x: Tensor, block: nn.Module) -> tuple[Tensor, tuple[int, int]]:
+def _to_windows(x: Tensor, block: Any) -> tuple[Tensor, tuple[int, int]]:
     """``(B, H, W, C)``, shifted and padded as timm does, to ``(B, windows, window_area, C)``; and the padded size."""
     (height, width), (rows, cols) = x.shape[1:3], block.window_size
-    x = torch.roll(x, (-block.shift_size[0], -block.shift_size[1]), dims=(1, 2))
+    x = torch.roll(x, [-n for n in block.shift_size], dims=(1, 2))
     x = pad(x, (0, 0, 0, -width % cols, 0, -height % rows))
     windows = x.unflatten(2, (-1, cols)).unflatten(1, (-1, rows)).transpose(2, 3)
     return windows.flatten(3, 4).flatten(1, 2), (x.shape[1], x.shape[2])
 
 
-def _from_windows(x: Tensor, block: nn.Module, grid: tuple[int, int], padded: tuple[int, int]) -> Tensor:
+def _from_windows(x: Tensor, block: Any, grid: tuple[int, int], padded: tuple[int, int]) -> Tensor:
     """The inverse of `_to_windows`."""
     rows, cols = block.window_size
     x = x.unflatten(2, (rows, cols)).unflatten(1, (padded[0] // rows, padded[1] // cols)).transpose(2, 3)
     x = x.flatten(3, 4).flatten(1, 2)[:, : grid[0], : grid[1]]
-    return torch.roll(x, tuple(block.shift_size), dims=(1, 2))
+    return torch.roll(x, block.shift_size, dims=(1, 2))

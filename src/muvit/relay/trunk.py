@@ -1,6 +1,7 @@
 """The coupled branches: shared blocks, relay tokens that pass from branch to branch (Relay Tokens, figure 2)."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -34,7 +35,7 @@ class RelayTrunk(nn.Module):
         if num_relay == 0:
             return
         widths = backbone.widths
-        self.widen.extend(nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False))
+        self.widen.extend(nn.Linear(a, b) for a, b in pairwise(widths))
         if backbone.has_positions():
             self.relay_tokens = nn.Parameter(torch.zeros(1, num_relay, widths[0]))
             rows = POSITION_STD * torch.randn(1, num_relay, widths[0])
@@ -52,8 +53,8 @@ class RelayTrunk(nn.Module):
             taps: further blocks, as (stage, index), after which maps are kept; in the order of the backbone.
 
         Returns:
-            For each branch, maps ``(B, D, *grid)``: the normalised output of the last block, then those of the taps from
-            the last to the first.
+            For each branch, maps ``(B, D, *grid)``: the normalised output of the last block, then those of the taps,
+            last block first.
         """
         streams = [self.backbone.embed(view, level) for level, view in enumerate(img.unbind(1))]
         relay = None if self.relay_tokens is None else self.relay_tokens.expand(len(img), -1, -1)

@@ -1,7 +1,9 @@
 """Relay tokens in timm's Vision Transformers: `VisionTransformer` (ViT, DeiT, DINOv2) and `Eva` (EVA, DINOv3)."""
 
+from typing import Any
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from muvit.relay.backbone import Backbone, Stream
 
@@ -15,11 +17,10 @@ class ViTBackbone(Backbone):
         num_contexts: as in `Backbone`.
     """
 
-    def __init__(self, vit: nn.Module, num_relay: int, num_contexts: int) -> None:
+    def __init__(self, vit: Any, num_relay: int, num_contexts: int) -> None:
         super().__init__(vit, ("timm.patch_embed.", "timm.pos_embed"), num_contexts)
         self.depths, self.widths = (len(vit.blocks),), (vit.embed_dim,)
-        self.grid = tuple(vit.patch_embed.grid_size)
-        self.stride = tuple(n // g for n, g in zip(vit.patch_embed.img_size, self.grid, strict=True))
+        self.grid, self.stride = vit.patch_embed.grid_size, vit.patch_embed.feat_ratio(as_scalar=False)
         self.num_prefix = vit.num_prefix_tokens
         for block in vit.blocks:
             if hasattr(block.attn, "num_prefix_tokens"):  # rotary attention leaves that many tokens unrotated
@@ -39,10 +40,9 @@ class ViTBackbone(Backbone):
         """``[r' ; T'] = block([r ; T])``."""
         block, rotation = self.timm.blocks[index], stream.rotation
         x = stream.tokens if relay is None else torch.cat([relay, stream.tokens], dim=1)
-        if rotation is None:
-            x = block(x)
-        else:
-            x = block(x, rope=rotation[index] if self.timm.rope_mixed else rotation)
+        if rotation is not None and self.timm.rope_mixed:  # the angles of each block are its own
+            rotation = rotation[index]
+        x = block(x) if rotation is None else block(x, rope=rotation)
         if relay is None:
             return stream._replace(tokens=x), None
         num_relay = relay.shape[1]

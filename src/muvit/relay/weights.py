@@ -3,6 +3,7 @@
 from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 from torch import Tensor, nn
@@ -53,8 +54,10 @@ def _family(name: str) -> str:
         )
     import timm
 
-    if not timm.is_model(name):
-        near = get_close_matches(name, timm.list_models(), n=3)
+    architecture, _, tag = name.partition(".")
+    known = timm.list_pretrained(f"{architecture}.*") if tag else timm.list_models()
+    if name not in known:
+        near = get_close_matches(name, known, n=3)
         raise InputError(
             "backbone",
             expected="the name of a model of timm",
@@ -71,7 +74,7 @@ def _family(name: str) -> str:
     return family
 
 
-def _create(config: RelayConfig) -> nn.Module:
+def _create(config: RelayConfig) -> Any:
     options: dict[str, Any] = {"in_chans": config.in_channels, "img_size": config.size, **config.timm_options}
     if config.drop_path is not None:
         options["drop_path_rate"] = config.drop_path
@@ -82,18 +85,17 @@ def _create(config: RelayConfig) -> nn.Module:
     return _from_file(config.backbone, Path(config.pretrained), options)
 
 
-def _timm_model(name: str, **options: Any) -> nn.Module:
+def _timm_model(name: str, **options: Any) -> Any:
     import timm
 
     try:
-        model: nn.Module = timm.create_model(name, **options)
+        return timm.create_model(name, **options)
     except (AssertionError, AttributeError, TypeError, ValueError) as error:
         got = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"backbone {name}", expected="a size and options that timm's model takes", got=got) from error
-    return model
 
 
-def _published(name: str, options: dict[str, Any]) -> nn.Module:
+def _published(name: str, options: dict[str, Any]) -> Any:
     # built with the classifier that it was published with, since timm then loads strictly
     try:
         return _timm_model(name, pretrained=True, **options)
@@ -105,11 +107,11 @@ def _published(name: str, options: dict[str, Any]) -> nn.Module:
         ) from error
 
 
-def _from_file(name: str, file: Path, options: dict[str, Any]) -> nn.Module:
+def _from_file(name: str, file: Path, options: dict[str, Any]) -> Any:
     import timm
 
     state = _read(file)
-    published = timm.get_pretrained_cfg(name)
+    published: Any = timm.get_pretrained_cfg(name)
     heads = [published.classifier] if isinstance(published.classifier, str) else [*(published.classifier or ())]
     # built with the classifier of the file, if there is one, so that all of it must fit
     classes = next((len(state[f"{key}.weight"]) for key in [*heads, "head"] if f"{key}.weight" in state), 0)
@@ -125,7 +127,7 @@ def _from_file(name: str, file: Path, options: dict[str, Any]) -> nn.Module:
         model = _timm_model(name, pretrained=True, num_classes=classes, pretrained_cfg_overlay=source, **options)
     except (KeyError, RuntimeError) as error:
         raise CheckpointError(file, expected=f"the weights of {name}", got=_brief(error)) from error
-    model.pretrained_cfg.pop("state_dict")  # a second copy of the weights
+    del model.pretrained_cfg["state_dict"]  # a second copy of the weights
     return model
 
 
@@ -138,10 +140,10 @@ def _read(file: Path) -> dict[str, Tensor]:
         raise CheckpointError(file, expected="a file with the backbone's weights, .safetensors or .pth", got="none")
     try:
         state = load_state_dict(str(file), weights_only=True)
-    except (EOFError, OSError, RuntimeError, SafetensorError, ValueError) as error:
-        raise CheckpointError(file, expected="a readable file of weights", got=_brief(error)) from error
-    except Exception as error:  # torch's unpickler refuses with an error of its own
-        raise CheckpointError(file, expected="tensors and nothing else", got=_brief(error)) from error
+    except (EOFError, LookupError, OSError, RuntimeError, SafetensorError, UnpicklingError, ValueError) as error:
+        is_foreign = isinstance(error.__cause__ or error, UnpicklingError | LookupError)
+        got = "a damaged file, or other objects, which are not unpickled" if is_foreign else _brief(error)
+        raise CheckpointError(file, expected="tensors and nothing else", got=got) from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()) or not state:
         raise CheckpointError(file, expected="tensors by name", got=type(state).__name__)
     return state
@@ -150,10 +152,10 @@ def _read(file: Path) -> dict[str, Tensor]:
 def _brief(error: Exception) -> str:
     """The first two lines of an error, in one."""
     text = " ".join(line.strip() for line in str(error).splitlines()[:2]) or type(error).__name__
-    return (text if len(text) <= 300 else f"{text[:300]} ...").rstrip(".")
+    return (text if len(text) <= 200 else f"{text[:200]} ...").rstrip(".")
 
 
-def _without_classifier(model: nn.Module) -> nn.Module:
+def _without_classifier(model: Any) -> Any:
     """Drop what only the classifier used, so that every parameter takes part in training."""
     model.reset_classifier(0)
     for name in ("fc_norm", "attn_pool"):

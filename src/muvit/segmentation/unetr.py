@@ -121,7 +121,6 @@ class PixelDecoder(nn.Module):
             # a 1-wide convolution commutes with the up-sampling and is cheaper before it
             x = upsample(self.narrow[i](x), step)
             skip = self.stem(image) if i == len(self.steps) - 1 else skips[i + 1]
-            x = self.stages[i + 1](
-                x + upsample(skip, [n // m for n, m in zip(x.shape[2:], skip.shape[2:], strict=True)])
-            )
+            factors = [n // m for n, m in zip(x.shape[2:], skip.shape[2:], strict=True)]
+            x = self.stages[i + 1](x + upsample(skip, factors))
         return x

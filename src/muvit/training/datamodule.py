@@ -63,7 +63,12 @@ class CropsData(LightningDataModule):
         views.check_size(size, "data.crop_size")
         normalization = normalization_from_dict(self.data.normalization)
         return CropConfig(
-            levels=views.levels, size=size, normalization=normalization, padding=self.data.padding, **labels
+            levels=views.levels,
+            size=size,
+            normalization=normalization,
+            padding=self.data.padding,
+            free_views=self.data.free_views,
+            **labels,
         )
 
     def _random_crops(self, slides: Sequence[LabelledSlide], crops: CropConfig, **balance: Any) -> NestedCrops:

@@ -151,8 +151,8 @@ def _groups(
 
 
 def _is_matrix(name: str, parameter: nn.Parameter) -> bool:
-    # one vector per level, stacked: a table of biases
-    return parameter.ndim > 1 and name.rpartition(".")[2] not in ("level_embed", "mask_token")
+    # one vector per level or query, stacked: a table of biases
+    return parameter.ndim > 1 and name.rpartition(".")[2] not in ("level_embed", "mask_token", "queries")
 
 
 def _adamw(groups: list[dict[str, Any]], **options: Any) -> AdamW:

@@ -7,6 +7,7 @@ from muvit.baselines import BaselineConfig
 from muvit.data.augment import Augmentation
 from muvit.data.balance import Balance
 from muvit.data.crops import LabelLevels
+from muvit.data.sampling import FreeViews
 from muvit.errors import InputError
 from muvit.mae import MAEConfig
 from muvit.models import NetworkConfig
@@ -30,6 +31,8 @@ class CropsConfig:
     {kind: range, low: 0, high: 255} or {kind: standardize, mean: [...], std: [...]}."""
     padding: Literal["zero", "edge", "reflect"] = "zero"
     """What a view shows beyond the border of the image."""
+    free_views: FreeViews | None = None
+    """Where the coarser views lie if they need not hold the finest; unset, every view holds the next finer one."""
     augmentation: Augmentation = field(default_factory=Augmentation)
     """Flips, intensity jitter and box perturbation of the training samples."""
     samples_per_epoch: int = 4096
@@ -208,7 +211,6 @@ class Recipe:
         weights, num_classes = self.loss.class_weights, self.model.num_classes
         if weights is not None and len(weights) != num_classes:
             raise InputError("loss.class_weights", expected=f"{num_classes}, as model.num_classes says", got=weights)
-
 
     @property
     def network(self) -> NetworkConfig:

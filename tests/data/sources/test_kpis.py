@@ -21,7 +21,7 @@ def write_pair(image, mask, case):
     for file in (image, mask):
         file.parent.mkdir(parents=True, exist_ok=True)
     rgb, cells = rng.integers(0, 256, (61, 44, 3), dtype=np.uint8), rng.random((61, 44)) < 0.3
-    tifffile.imwrite(image, rgb, tile=(16, 16))
+    tifffile.imwrite(image, rgb, tile=(16, 16), resolution=(40000, 40000), resolutionunit=3)
     tifffile.imwrite(mask, np.where(cells, 255 if case.startswith("12") else 1, 0).astype(np.uint8))
 
 
@@ -51,7 +51,9 @@ def table(source):
 def test_both_layouts_hold_the_same_slides(tmp_path):
     one, two = find_kpis(write_downloaded(tmp_path / "one")), find_kpis(write_container(tmp_path / "two"))
     assert table(one) == table(two)
-    assert {("56Nx_12-116", "train", "56Nx", "12-116", 2), ("NEP25_08-368-02", "train", "NEP25", "08-368", 1)} <= table(one)
+    assert {("56Nx_12-116", "train", "56Nx", "12-116", 2), ("NEP25_08-368-02", "train", "NEP25", "08-368", 1)} <= table(
+        one
+    )
     assert {("normal_M1", "val", "normal", "M1", 2), ("56Nx_12-299", "test", "56Nx", "12-299", 2)} <= table(one)
     assert len(table(one)) == 6 + 4 + 4
     assert check_source(one).keys() == set(one.items)
@@ -71,6 +73,7 @@ def test_all_but_nep25_are_halved_and_masks_count_above_0(tmp_path):
         np.testing.assert_array_equal(labels.read(1, (0, 0), labels.shape), expected)
         assert labels.label_names == {0: "background", 1: "glomerulus"}
         assert image.levels == labels.levels == (1, 2, 4, 8, 16, 32, 64)
+        assert image.pixel_size_um == labels.pixel_size_um == pytest.approx((0.25 * factor,) * 2)
 
 
 def test_missing_partners_are_listed_together_and_numbers_only_remarked_upon(tmp_path):

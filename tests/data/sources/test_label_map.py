@@ -26,7 +26,11 @@ def test_colours_become_the_classes_in_their_order():
 @pytest.mark.parametrize(
     ("label_map", "pixels", "message"),
     [
-        (MERGED, np.full((1, 2, 2), 12, np.uint8), r"labels\.png: expected labels of .*cortex.*, got the value 12\. .*map"),
+        (
+            MERGED,
+            np.full((1, 2, 2), 12, np.uint8),
+            r"labels\.png: expected labels of .*cortex.*, got the value 12\. .*map",
+        ),
         (COLORS, np.full((3, 2, 2), 9, np.uint8), r"got the colour \(9, 9, 9\)"),
         (COLORS, np.zeros((1, 2, 2), np.uint8), r"expected labels in colours .*, got 1 channel"),
         (MERGED, np.zeros((3, 2, 2), np.uint8), "expected labels in one channel, got 3"),

@@ -62,13 +62,15 @@ class Annotations:
     def paint(self, parcel: str, transform: Any, start: tuple[int, ...], size: tuple[int, ...]) -> np.ndarray[Any, Any]:
         """Classes ``(1, *size)`` of a window of a parcel's raster, whose pixels ``transform`` places."""
         from rasterio.features import rasterize
-        from rasterio.windows import Window, bounds
-        from rasterio.windows import transform as placed
-        from shapely import box
+        from rasterio.transform import Affine
+        from shapely import MultiPoint
 
-        window = Window(start[1], start[0], size[1], size[0])
-        place = placed(window, transform)
-        near = sorted(self.tree.query(box(*bounds(window, transform))).tolist())
+        (top, left), (height, width) = start, size
+        a, b, c, d, e, f = tuple(transform)[:6]
+        place = Affine(a, b, a * left + b * top + c, d, e, d * left + e * top + f)
+        corners = [(x, y) for x in (0, width) for y in (0, height)]
+        window = MultiPoint([(a * x + b * y + place.c, d * x + e * y + place.f) for x, y in corners]).envelope
+        near = sorted(self.tree.query(window).tolist())
         shapes = [(self.features[i].geometry, _TYPES[self.features[i].properties["type"]]) for i in near]
         options = {"out_shape": size, "transform": place, "dtype": "uint8"}
         labels = rasterize(shapes, fill=0, **options) if shapes else np.zeros(size, np.uint8)
@@ -130,19 +132,19 @@ def _open_image(item: Item) -> Slide:
     profiles = [_profile(file) for file in item.images]
     if not profiles[0]["transform"].almost_equals(profiles[1]["transform"]):
         raise InputError(item.images[1], expected=f"the same ground as {item.images[0]}", got="another place or scale")
-    transform = profiles[1]["transform"]
     filled = DerivedSlide(
         elevation,
         partial(_filled_window, elevation, profiles[1]["nodata"]),
         num_channels=elevation.num_channels,
         dtype=np.float32,
         channel_names=elevation.channel_names,
-        pixel_size_um=(abs(transform.e) * _UM_PER_METRE, abs(transform.a) * _UM_PER_METRE),
     )
     if (colors.num_channels, elevation.num_channels) != (3, 1):
         got = f"{colors.num_channels} and {elevation.num_channels}"
         raise InputError(item.images[0], expected="3 channels of colour and 1 of elevation", got=got)
-    return joined([colors, filled], CHANNELS)
+    transform = profiles[1]["transform"]
+    pixel_size_um = (abs(transform.e) * _UM_PER_METRE, abs(transform.a) * _UM_PER_METRE)
+    return joined([colors, filled], CHANNELS, pixel_size_um=pixel_size_um)
 
 
 def _open_labels(annotations: Annotations, item: Item) -> Slide:

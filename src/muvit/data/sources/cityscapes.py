@@ -66,7 +66,7 @@ def find_cityscapes(folder: Path, *, test_cities: Sequence[str] = ("frankfurt",)
         warnings=tuple(
             f"{split}: {published_counts[split]} images instead of the published {count}"
             for split, count in (("train", 2975), ("val", 500))
-            if published_counts[split] != count
+            if items and published_counts[split] != count
         ),
         **mapped(label_map),
     )

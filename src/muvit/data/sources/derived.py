@@ -81,8 +81,15 @@ def reduced(slide: Slide, factor: int, *, kind: Kind) -> Slide:
     )
 
 
-def joined(slides: Sequence[Slide], channel_names: tuple[str, ...]) -> Slide:
+def joined(
+    slides: Sequence[Slide], channel_names: tuple[str, ...], *, pixel_size_um: tuple[float, ...] | None = None
+) -> Slide:
     """Slides of the same shape as the channels of one, in a dtype that holds them all.
+
+    Args:
+        slides: the slides; all but the pixels comes from the first.
+        channel_names: one per channel of all slides.
+        pixel_size_um: micrometers per pixel along each axis, if the first slide does not state it.
 
     Raises:
         InputError: the shapes differ.
@@ -91,7 +98,14 @@ def joined(slides: Sequence[Slide], channel_names: tuple[str, ...]) -> Slide:
     dtype = np.result_type(*(slide.dtype for slide in slides))
     compute = partial(_joined_window, tuple(slides), dtype)
     num_channels = sum(slide.num_channels for slide in slides)
-    return DerivedSlide(slides[0], compute, num_channels=num_channels, dtype=dtype, channel_names=channel_names)
+    return DerivedSlide(
+        slides[0],
+        compute,
+        num_channels=num_channels,
+        dtype=dtype,
+        channel_names=channel_names,
+        pixel_size_um=pixel_size_um,
+    )
 
 
 def classified(slides: Sequence[Slide], decode: Decode, num_classes: int) -> Slide:

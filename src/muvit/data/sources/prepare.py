@@ -6,10 +6,11 @@ import json
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from muvit.data.convert import convert_image
 from muvit.data.ngff import Color, Kind
+from muvit.data.pyramid_spec import check_spec
 from muvit.data.pyramid_writer import Progress
 from muvit.data.sources.source import SPLITS, Item, Source, check_source
 from muvit.errors import ExistsError, InputError, ReadError
@@ -33,30 +34,33 @@ def prepare(
 ) -> Path:
     """Convert every slide of a data set: ``output/{train,val,test}/{images,labels}/<name>.ome.zarr``.
 
-    A run that was interrupted is gone on with by the same call: stores that are finished stay as they are. At last
-    ``output/slides.csv`` is written, so a data set that has it is complete. Only one run at a time may write to a
-    folder.
+    A run that was interrupted is gone on with by the same call: stores that are finished stay as they are, those of
+    slides whose files have changed since are made again. At last ``output/slides.csv`` is written, so a data set that
+    has it is complete. Only one run at a time may write to a folder.
 
     Args:
         source: the data set as it was downloaded.
         output: folder to write to.
         levels: downsampling factors to store, by default those of the data set.
         pixel_size_um: micrometers per pixel of the stored finest level, by default what the files state.
-        overwrite: begin anew if other options or other files were used before.
+        overwrite: begin anew, whatever options and slides were used before.
         progress: called with the number of megapixels done and their total, images and labels counted.
 
     Returns:
         The folder.
 
     Raises:
-        InputError: the data set is incomplete or contradictory (nothing was written), or a label value has no class; or
-            the folder was begun with other options or other files.
+        InputError: the data set is incomplete or contradictory (nothing was written), an
+            argument does not fit, a label value has no class, or the folder was begun with other options, or with
+            slides that are gone.
         ReadError: a file cannot be read.
         ExistsError: the folder holds something else.
     """
     output = Path(output)
     pixels = check_source(source)
     levels = source.levels if levels is None else levels
+    # a folder must not be begun with settings that cannot be
+    check_spec(shape=(1, 1), num_channels=1, dtype="uint8", levels=levels, pixel_size_um=pixel_size_um)
     options = {"levels": list(levels), "pixel_size_um": pixel_size_um, **source.options}
     slides = {f"{item.split}/{item.name}": _fingerprint(item, source.folder) for item in source.items}
     begin(output, {"dataset": source.dataset, "options": options, "slides": slides}, overwrite=overwrite)
@@ -68,15 +72,17 @@ def prepare(
             if progress is not None:
                 progress(before + size * done // total, sum(sizes))
 
-        target = output / item.split / f"{kind}s" / f"{item.name}.ome.zarr"
+        target = _store(output, f"{item.split}/{item.name}", kind)
         if not (target / "zarr.json").is_file():
             _discard_partial(target)
+            image = source.open_image(item)
             convert_image(
-                source.open_image(item) if kind == "image" else source.open_labels(item),
+                image if kind == "image" else source.open_labels(item),
                 target,
                 kind=kind,
                 levels=levels,
-                pixel_size_um=pixel_size_um,
+                # masks rarely state it
+                pixel_size_um=image.pixel_size_um if pixel_size_um is None else pixel_size_um,
                 label_names=dict(enumerate(source.class_names)) if kind == "label" else None,
                 label_colors=_colors(source) if kind == "label" else None,
                 overwrite=target.exists(),
@@ -93,11 +99,12 @@ def begin(output: Path, manifest: dict[str, Any], *, overwrite: bool) -> None:
 
     Args:
         output: the folder.
-        manifest: ``dataset``, ``options`` and ``slides``, as JSON; slides may be added to those of a former run.
-        overwrite: delete what another run made.
+        manifest: ``dataset``, ``options`` and ``slides`` (what each ``split/name`` is made of), as JSON. Slides may be
+            added to those of a former run; the stores of slides that have changed are deleted.
+        overwrite: delete all that another run made.
 
     Raises:
-        InputError: the folder was begun with other options, or with slides that are gone or have changed.
+        InputError: the folder was begun with other options, or with slides that are gone.
         ReadError: the folder's manifest is damaged.
         ExistsError: the folder holds something else.
     """
@@ -105,22 +112,24 @@ def begin(output: Path, manifest: dict[str, Any], *, overwrite: bool) -> None:
     if output.exists() and not file.is_file() and (not output.is_dir() or any(output.iterdir())):
         raise ExistsError(output, hint="It was not made by `muvit prepare`: choose another output.")
     manifest = json.loads(json.dumps(manifest))
-    if file.is_file():
-        if overwrite:
-            # the manifest goes last: as long as it is there, the folder is known as ours
-            for split in SPLITS:
-                shutil.rmtree(output / split, ignore_errors=True)
-            (output / SLIDES).unlink(missing_ok=True)
-            file.unlink()
-        else:
-            _check_same(file, manifest)
+    if file.is_file() and overwrite:
+        # the manifest goes last: as long as it is there, the folder is known as ours
+        for split in SPLITS:
+            shutil.rmtree(output / split, ignore_errors=True)
+        (output / SLIDES).unlink(missing_ok=True)
+        file.unlink()
+    elif file.is_file():
+        for name in _changed(file, manifest):
+            for kind in get_args(Kind):
+                shutil.rmtree(_store(output, name, kind), ignore_errors=True)
     output.mkdir(parents=True, exist_ok=True)
     scratch = file.with_suffix(".tmp")
     scratch.write_text(json.dumps(manifest, indent=1) + "\n")
     scratch.replace(file)
 
 
-def _check_same(file: Path, manifest: dict[str, Any]) -> None:
+def _changed(file: Path, manifest: dict[str, Any]) -> list[str]:
+    """Slides that were begun from other files, after a check that all else is as it was."""
     try:
         before = json.loads(file.read_text())
         old, slides = {"dataset": before["dataset"], **before["options"]}, dict(before["slides"])
@@ -132,10 +141,16 @@ def _check_same(file: Path, manifest: dict[str, Any]) -> None:
         if old.get(name) != new.get(name):
             expected = f"{name} {json.dumps(old.get(name))}, as it was begun with"
             raise InputError(file.parent, expected=expected, got=json.dumps(new.get(name)), hint=hint)
-    for name, files in slides.items():
-        if manifest["slides"].get(name) != files:
-            got = "a source whose files have changed" if name in manifest["slides"] else "a source without it"
-            raise InputError(file.parent, expected=f"the {name} it was begun with", got=got, hint=hint)
+    for name in slides.keys() - manifest["slides"].keys():
+        raise InputError(
+            file.parent, expected=f"the slide {name} it was begun with", got="a source without it", hint=hint
+        )
+    return [name for name, made_of in slides.items() if manifest["slides"][name] != made_of]
+
+
+def _store(output: Path, name: str, kind: Kind) -> Path:
+    split, _, slide = name.partition("/")
+    return output / split / f"{kind}s" / f"{slide}.ome.zarr"
 
 
 def _fingerprint(item: Item, folder: Path) -> dict[str, Any]:

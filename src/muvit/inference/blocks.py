@@ -1,0 +1,184 @@
+"""From tiles to blocks: reading ahead, the model, and putting together; one block never depends on another."""
+
+import multiprocessing
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import combinations
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+from muvit.data.crops import CropConfig, read_views
+from muvit.data.normalize import Percentile
+from muvit.data.slides import Slide
+from muvit.errors import MuViTError
+from muvit.geometry import box_center, flip_boxes
+from muvit.inference.canvas import BlockCanvas, BlockPixels
+from muvit.inference.context import ContextCaching
+from muvit.inference.plan import Plan
+from muvit.segmentation import SegmentationModel
+
+# a tile, or why it could not be read: torch rewraps what a worker process raises, and the message would drown in traces
+TileViews = dict[str, Any] | MuViTError
+
+Forward = Callable[[Tensor, Tensor, Sequence[int]], Tensor]
+
+
+class SlideTiles(Dataset[TileViews]):
+    """The tiles of one slide as a model sees them, numbered as in the plan.
+
+    An item is ``{"tile": number, "img": (L, C, *space), "bbox": (L, 2, ndim)}``, or the error that reading met.
+
+    Args:
+        slide: the image.
+        plan: what is predicted.
+    """
+
+    def __init__(self, slide: Slide, plan: Plan) -> None:
+        self.slide = slide
+        self.tiling = plan.tiling
+        self.config = CropConfig(
+            levels=plan.tiling.levels,
+            size=plan.tiling.crop_size,
+            normalization=plan.preprocessing.normalization,
+            padding=plan.preprocessing.padding,
+        )
+
+    def __len__(self) -> int:
+        return len(self.tiling)
+
+    def __getitem__(self, number: int) -> TileViews:
+        try:
+            return {"tile": number, **read_views(self.slide, self.tiling.tile(number).windows, self.config)}
+        except MuViTError as error:
+            return error
+
+    def check(self) -> None:
+        """Read the first tile, which shows whether pixels can be read and normalised at all.
+
+        Raises:
+            MuViTError: they cannot.
+        """
+        first = self[0]
+        if isinstance(first, MuViTError):
+            raise first
+
+
+def predict_blocks(
+    model: SegmentationModel,
+    slide: Slide,
+    plan: Plan,
+    blocks: Iterable[int],
+    *,
+    device: torch.device,
+    batch_size: int,
+    num_workers: int,
+    progress: Callable[[int], None] | None = None,
+) -> Iterator[tuple[int, BlockPixels | None]]:
+    """Number and pixels of each block, None where none of its tiles is computed.
+
+    No batch holds tiles of two blocks, and nothing is remembered from one block to the next: a block comes out the
+    same, to the bit, whichever blocks were made before it.
+
+    Args:
+        model: on ``device`` and in evaluation mode (see `ready`).
+        slide: the image.
+        plan: what to predict.
+        blocks: numbers of the blocks to make.
+        device: where to run.
+        batch_size: tiles per forward pass.
+        num_workers: processes that read ahead.
+        progress: called with the number of tiles of each batch.
+
+    Raises:
+        MuViTError: pixels could not be read, or the model's answer is not finite.
+    """
+    blocks = list(blocks)
+    loader = iter(
+        DataLoader(
+            SlideTiles(slide, plan),
+            batch_sampler=_Batches(plan, blocks, batch_size),  # type: ignore[arg-type]
+            num_workers=num_workers,
+            collate_fn=_collate,
+            pin_memory=device.type == "cuda",
+            # a forked process would share CUDA and the store's threads, which neither of them survives
+            multiprocessing_context=multiprocessing.get_context("spawn") if num_workers else None,
+        )
+    )
+    for number in blocks:
+        canvas = BlockCanvas(plan, number, device)
+        if not canvas.missing:
+            yield number, None
+            continue
+        forward = _forward(model, plan)
+        while canvas.missing:
+            batch = next(loader)
+            if isinstance(batch, MuViTError):
+                raise batch
+            img, bbox = (batch[name].to(device, non_blocking=True) for name in ("img", "bbox"))
+            tiles = batch["tile"].tolist()
+            for tile, scores in zip(tiles, _scores(forward, plan, img, bbox, tiles), strict=True):
+                canvas.add(plan.tiling.tile(tile), scores)
+            if progress is not None:
+                progress(len(tiles))
+        yield number, canvas.finish()
+
+
+@contextmanager
+def ready(model: SegmentationModel, device: torch.device) -> Iterator[None]:
+    """Put a model on a device and into evaluation; as it was, afterwards."""
+    modes = {module: module.training for module in model.modules()}
+    home = next(model.parameters()).device
+    try:
+        model.to(device).eval()
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+        model.to(home)
+
+
+class _Batches:
+    """Tile numbers, batch by batch, block by block."""
+
+    def __init__(self, plan: Plan, blocks: Sequence[int], batch_size: int) -> None:
+        self.plan, self.blocks, self.batch_size = plan, blocks, batch_size
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for block in self.blocks:
+            numbers = self.plan.tiling.computed_tiles(block)
+            for first in range(0, len(numbers), self.batch_size):
+                yield numbers[first : first + self.batch_size]
+
+
+def _forward(model: SegmentationModel, plan: Plan) -> Forward:
+    """Logits of a batch; where tiles share coarse crops, these are computed once for each block."""
+    normalization = plan.preprocessing.normalization
+    # taken over all views, the percentiles of a tile change the pixels of its coarse crops too
+    is_shared = not (isinstance(normalization, Percentile) and normalization.scope == "sample")
+    if plan.tiling.context != "grid" or plan.options.flips or not is_shared:
+        return lambda img, bbox, _: model.label_logits(img, bbox)
+    caching = ContextCaching(model)
+    return lambda img, bbox, tiles: caching.label_logits(img, bbox, [plan.tiling.tile(n).windows for n in tiles])
+
+
+@torch.inference_mode()
+def _scores(forward: Forward, plan: Plan, img: Tensor, bbox: Tensor, tiles: Sequence[int]) -> Tensor:
+    """Scores ``(B, K, *space)``, averaged over flips: probabilities or logits, as the plan says."""
+    options = plan.options
+    looks = [axes for n in range(len(options.flips) + 1) for axes in combinations(options.flips, n)]
+    total = torch.zeros((), device=img.device)
+    for axes in looks:
+        boxes = bbox.double()
+        flipped = flip_boxes(boxes, axes, box_center(boxes[:, :1])).to(bbox.dtype)
+        with torch.autocast(img.device.type, torch.bfloat16, enabled=options.precision == "bfloat16"):
+            logits = forward(img.flip(axes), flipped, tiles).flip(axes)
+        total = total + (logits.float().softmax(dim=1) if plan.averages_probabilities else logits.float())
+    return total / len(looks) if len(looks) > 1 else total
+
+
+def _collate(items: list[TileViews]) -> Any:
+    errors = [item for item in items if isinstance(item, MuViTError)]
+    return errors[0] if errors else default_collate(items)

@@ -1,0 +1,233 @@
+"""The stores of a prediction while they are made: created with their plan, filled block by block, published as whole.
+
+Inside the label store a folder ``.muvit`` holds ``plan.json`` and the ledgers until all is done; then plan and summary
+become attributes of the store, and the folder goes.
+"""
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from muvit.data.durable import make_folder, sync_folder
+from muvit.data.ngff import read_attributes, read_json, write_json
+from muvit.data.pyramid_writer import Progress, PyramidWriter, Shard, ShardDigest, check_replaceable
+from muvit.data.slides import slide_name
+from muvit.errors import InputError
+from muvit.inference.canvas import BlockPixels
+from muvit.inference.ledger import Ledger, read_ledgers
+from muvit.inference.plan import Plan, differences
+from muvit.inference.seams import Seams, add_seams
+
+WORK = ".muvit"
+PLAN = "plan.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Status:
+    """How far a prediction is."""
+
+    state: str
+    """``missing``, ``unfinished``, ``complete``, or ``foreign``: something that is no prediction."""
+    blocks: int = 0
+    """Blocks that are done."""
+    num_blocks: int = 0
+    """All blocks."""
+    shards: int = 0
+    """Shards of coarser levels that are done."""
+    num_shards: int = 0
+    """All shards of coarser levels."""
+    seams: Seams | None = None
+    """How tiles fit together, as far as they are done."""
+
+
+class Output:
+    """An unfinished prediction; made by `begin`, or by `Output` where one was begun.
+
+    Args:
+        path: the label store.
+        plan: what it was begun with.
+
+    Attributes:
+        writers: the writer of each store.
+    """
+
+    def __init__(self, path: Path, plan: Plan) -> None:
+        self.path = path
+        self.plan = plan
+        self.writers = {name: PyramidWriter(store_path(path, name), spec) for name, spec in plan.stores.items()}
+
+    @classmethod
+    def begin(cls, path: Path, plan: Plan, *, overwrite: bool = False) -> "Output":
+        """Create the stores of a prediction, or go on with those that the same plan has begun.
+
+        Raises:
+            ExistsError: something else is there, or a complete prediction, and overwriting was not asked for.
+            InputError: an unfinished prediction of another plan is there; tells the differences.
+        """
+        output, begun = cls(path, plan), read_plan(path)
+        if begun is not None and not overwrite:
+            found = differences(begun, plan.to_json())
+            if found:
+                raise InputError(
+                    path,
+                    expected="the plan that the unfinished output was begun with",
+                    got=f"another: {'; '.join(found)}",
+                    hint="Give the same model, image and options to go on, or --overwrite to begin anew.",
+                )
+            return output
+        output._create(overwrite)
+        return output
+
+    def _create(self, overwrite: bool) -> None:
+        is_scrap = (self.path / WORK).exists() and not (self.path / "zarr.json").exists()  # killed while creating
+        for writer in self.writers.values():
+            if not is_scrap:
+                check_replaceable(writer.path, overwrite)
+        for name in ("probabilities", "entropy", "labels"):  # also what an earlier plan had and this one has not
+            if overwrite or is_scrap:
+                _remove(store_path(self.path, name))
+        make_folder(self.path / WORK)  # first: what is found from here on is ours to replace
+        for writer in self.writers.values():
+            writer.initialize()
+        write_json(self.path / WORK / PLAN, self.plan.to_json())  # last: from here on it is ours to go on with
+        sync_folder(self.path / WORK)
+
+    def ledger(self, name: str = "all") -> Ledger:
+        """A ledger to write to; every process that works on the output needs one of its own."""
+        return Ledger(self.path / WORK / f"{name}.ledger")
+
+    def done(self) -> dict[str, Any]:
+        """What all ledgers list and the disk holds."""
+        entries = read_ledgers(self.path / WORK)
+        return {key: entry for key, entry in entries.items() if self._holds(key, entry)}
+
+    def missing_blocks(self) -> list[int]:
+        """Numbers of the blocks that are not done."""
+        done = self.done()
+        return [number for number in range(self.plan.tiling.num_blocks) if _block_key(number) not in done]
+
+    def write_block(self, number: int, pixels: BlockPixels | None) -> tuple[str, Any]:
+        """Write a block to all stores; when this returns, it is on disk.
+
+        Args:
+            number: of the block.
+            pixels: what it holds; None: nothing but zeros.
+
+        Returns:
+            What the ledger is to list: key and value.
+        """
+        block = self.plan.tiling.block(number)
+        entry: dict[str, Any] = {"seams": pixels.seams if pixels else [0] * 4}
+        for name, writer in self.writers.items():
+            digest = writer.write_shard(Shard(0, *block), pixels.stores[name]) if pixels else ShardDigest(0, 0)
+            entry[name] = list(digest)
+        return _block_key(number), entry
+
+    def finish(self, ledger: Ledger, progress: Progress | None = None) -> Seams:
+        """Build the coarser levels and make the stores readable, all blocks being done.
+
+        Args:
+            ledger: where to note what is done.
+            progress: called with the number of shards of coarser levels that are done, and of all.
+        """
+        done = self.done()
+        shards = [(name, shard) for name, writer in self.writers.items() for shard in writer.coarse_shards()]
+        for number, (name, shard) in enumerate(shards, start=1):
+            key = _shard_key(name, shard)
+            if key not in done:
+                ledger.record(key, list(self.writers[name].build(shard)))
+            if progress is not None:
+                progress(number, len(shards))
+        seams = self._seams(done)
+        summary = {"plan": self.plan.to_json(), "seams": seams.to_json()}
+        for name in sorted(self.writers, key=lambda name: name == "labels"):  # the labels last: they stand for all
+            self.writers[name].publish({"muvit": summary} if name == "labels" else None)
+        ledger.close()
+        for file in sorted((self.path / WORK).iterdir(), key=lambda file: file.name == PLAN):
+            shutil.rmtree(file) if file.is_dir() else file.unlink()
+        (self.path / WORK).rmdir()
+        return seams
+
+    def status(self) -> Status:
+        """How far it is."""
+        done, num_blocks = self.done(), self.plan.tiling.num_blocks
+        blocks = sum(_block_key(number) in done for number in range(num_blocks))
+        shards = sum(writer.num_coarse_shards for writer in self.writers.values())
+        return Status(
+            state="unfinished",
+            blocks=blocks,
+            num_blocks=num_blocks,
+            shards=len(done) - blocks,
+            num_shards=shards,
+            seams=self._seams(done),
+        )
+
+    def _seams(self, done: Mapping[str, Any]) -> Seams:
+        return add_seams(entry["seams"] for key, entry in done.items() if key.startswith("block "))
+
+    def _holds(self, key: str, entry: Any) -> bool:
+        kind, number, *start = key.split()
+        if kind == "block":
+            shard = Shard(0, *self.plan.tiling.block(int(number)))
+            return all(writer.holds(shard, ShardDigest(*entry[name])) for name, writer in self.writers.items())
+        return self.writers[kind].holds(Shard(int(number), tuple(map(int, start)), ()), ShardDigest(*entry))
+
+
+def store_path(path: Path, name: str) -> Path:
+    """Where a store of the prediction at ``path`` lies: ``a.ome.zarr`` and ``a.probabilities.ome.zarr``."""
+    return path if name == "labels" else path.with_name(f"{slide_name(path)}.{name}.ome.zarr")
+
+
+def read_plan(path: Path) -> dict[str, Any] | None:
+    """The plan, as a JSON object, of an unfinished prediction; None where none is."""
+    file = path / WORK / PLAN
+    return read_json(file) if file.is_file() else None
+
+
+def prediction_status(path: Path) -> Status:
+    """How far the prediction at ``path`` is; needs neither model nor image.
+
+    Raises:
+        ReadError: its plan is damaged.
+    """
+    plan = read_plan(path)
+    if plan is not None:
+        return Output(path, Plan.from_json(plan)).status()
+    group = read_attributes(path)
+    if group is None:
+        return Status(state="missing")
+    summary = read_json(path / "zarr.json")["attributes"].get("muvit") if group[0] == 3 else None
+    if not summary:
+        return Status(state="foreign")
+    writers = Output(path, Plan.from_json(summary["plan"]))
+    blocks = writers.plan.tiling.num_blocks
+    shards = sum(writer.num_coarse_shards for writer in writers.writers.values())
+    counts = {name: count for name, count in summary["seams"].items() if name != "ratio"}
+    return Status(
+        state="complete",
+        blocks=blocks,
+        num_blocks=blocks,
+        shards=shards,
+        num_shards=shards,
+        seams=Seams(**counts),
+    )
+
+
+def _block_key(number: int) -> str:
+    return f"block {number}"
+
+
+def _shard_key(name: str, shard: Shard) -> str:
+    return " ".join(map(str, (name, shard.index, *shard.start)))
+
+
+def _remove(store: Path) -> None:
+    """Take a store away under another name first: half of it must never lie in its place."""
+    replaced = store.with_name(f".{store.name}.replaced")
+    if replaced.exists():
+        shutil.rmtree(replaced)
+    if store.exists():
+        store.rename(replaced)
+        shutil.rmtree(replaced)

@@ -1,0 +1,152 @@
+"""From a model, a slide and options to a plan; everything that can be refused is refused here, before any work."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from muvit.data.preprocessing import Preprocessing
+from muvit.data.pyramid_spec import PyramidSpec, check_spec
+from muvit.data.slides import Slide
+from muvit.errors import InputError
+from muvit.geometry import level_factors
+from muvit.inference.plan import Plan, PredictOptions, hash_model, identify_slide
+from muvit.inference.tiling import TilePlan
+from muvit.segmentation import SegmentationModel
+
+PIXEL_SIZE_TOLERANCE = 0.1
+"""Largest relative difference of pixel size between training and slide that is taken for the same."""
+
+_BLOCK_BYTES = 256 << 20
+
+
+def make_plan(
+    model: SegmentationModel,
+    slide: Slide,
+    preprocessing: Preprocessing,
+    options: PredictOptions,
+    device: torch.device,
+) -> Plan:
+    """The plan of a prediction.
+
+    Args:
+        model: takes the slide's channels and levels.
+        slide: the image, with all levels of the model.
+        preprocessing: how the model saw crops in training, and what its classes are.
+        options: what is predicted.
+        device: where it is going to run, which decides its precision.
+
+    Raises:
+        InputError: model, slide, preprocessing and options do not fit each other, or a weight is NaN or infinite.
+    """
+    _check_model(model, preprocessing)
+    _check_slide(model, slide, preprocessing)
+    if any(-axis > slide.ndim for axis in options.flips):
+        raise InputError("flips", expected=f"axes from -{slide.ndim} to -1", got=options.flips)
+    if options.precision == "auto":
+        options = replace(options, precision="bfloat16" if device.type == "cuda" else "float32")
+    levels = model.views.levels
+    shapes = tuple(slide.level_shape(level) for level in levels)
+    stores = _stores(slide, shapes[0], preprocessing, options, level_factors(levels[0], slide.ndim))
+    tiling = TilePlan(
+        shapes=shapes,
+        levels=levels,
+        crop_size=preprocessing.crop_size,
+        block_size=stores["labels"].shard_shape(0),
+        overlap=options.overlap_px(preprocessing.crop_size),
+        blend=options.blend,
+        context=options.context,
+    )
+    return Plan(
+        tiling=tiling,
+        stores=stores,
+        preprocessing=preprocessing,
+        options=options,
+        model=hash_model(model),
+        image=identify_slide(slide),
+    )
+
+
+def _stores(
+    slide: Slide,
+    shape: tuple[int, ...],
+    preprocessing: Preprocessing,
+    options: PredictOptions,
+    factors: tuple[float, ...],
+) -> dict[str, PyramidSpec]:
+    """How each output is stored, all in blocks of one size."""
+    sizes, num_classes = slide.pixel_size_um, len(preprocessing.class_names)
+    common: dict[str, Any] = {
+        "shape": shape,
+        "axes": slide.axes,
+        "pixel_size_um": None if sizes is None else [size * f for size, f in zip(sizes, factors, strict=True)],
+    }
+    labels: dict[str, Any] = {
+        "num_channels": 1,
+        "dtype": np.uint8 if num_classes <= 256 else np.uint16,
+        "kind": "label",
+        "label_names": dict(enumerate(preprocessing.class_names)),
+        # a viewer that lays labels over the image must leave the background clear
+        "label_colors": {i: (*rgb, 255 if i else 0) for i, rgb in enumerate(preprocessing.class_colors)},
+    }
+    common |= _blocking(check_spec(**common, **labels), options, num_classes)
+    stores = {"labels": check_spec(**common, **labels)}
+    if options.probabilities is not None:
+        stores["probabilities"] = check_spec(
+            **common,
+            num_channels=num_classes,
+            dtype=options.probabilities,
+            channel_names=preprocessing.class_names,
+        )
+    if options.entropy:
+        stores["entropy"] = check_spec(**common, num_channels=1, dtype=np.float16, channel_names=("entropy",))
+    return stores
+
+
+def _blocking(default: PyramidSpec, options: PredictOptions, num_classes: int) -> dict[str, int]:
+    """Edges of chunk and shard."""
+    if options.block_px is not None:
+        edge, chunk = options.block_px, min(default.chunk, options.block_px)
+        if edge % chunk:
+            raise InputError("block_px", expected=f"a multiple of {chunk}, or less", got=edge)
+        return {"chunk": chunk, "shard": edge}
+    edge, chunk = default.shard, default.chunk
+    pixel_bytes = 2 + (4 * num_classes if options.overlap or options.needs_scores else 0)
+    while edge // 2 >= chunk and edge // 2 % chunk == 0 and edge ** len(default.shape) * pixel_bytes > _BLOCK_BYTES:
+        edge //= 2
+    return {"chunk": chunk, "shard": edge}
+
+
+def _check_model(model: SegmentationModel, preprocessing: Preprocessing) -> None:
+    model.views.check_size(preprocessing.crop_size)
+    if len(preprocessing.class_names) != model.num_classes:
+        raise InputError(
+            "class_names",
+            expected=f"one for each of the model's {model.num_classes} classes",
+            got=preprocessing.class_names,
+        )
+    for name, weight in model.state_dict().items():
+        if not torch.isfinite(weight).all():
+            raise InputError(f"weights of the model, {name}", expected="finite numbers", got="NaN or infinity")
+
+
+def _check_slide(model: SegmentationModel, slide: Slide, preprocessing: Preprocessing) -> None:
+    views = model.views
+    if slide.ndim != views.ndim:
+        raise InputError(
+            slide.path, expected=f"{views.ndim} spatial axes, as the model has", got=f"shape {slide.shape}"
+        )
+    if slide.num_channels != views.in_channels:
+        got = f"{slide.num_channels}: {', '.join(slide.channel_names)}"
+        raise InputError(f"channels of {slide.path}", expected=f"{views.in_channels}, as the model has", got=got)
+    trained, own = preprocessing.pixel_size_um, slide.pixel_size_um
+    if trained is None or own is None:
+        return
+    if len(trained) != len(own) or not np.allclose(own, trained, rtol=PIXEL_SIZE_TOLERANCE, atol=0):
+        raise InputError(
+            f"pixel size of {slide.path}",
+            expected=f"{trained} um, as in training (within {PIXEL_SIZE_TOLERANCE:.0%})",
+            got=f"{own} um",
+            hint="Resample the image, or remove pixel_size_um from preprocessing.yaml to go without this check.",
+        )
