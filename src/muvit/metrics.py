@@ -92,9 +92,7 @@ def one_vs_rest_auc(probabilities: NDArray[np.floating], classes: NDArray[np.int
         raise InputError("probabilities and classes", expected="shapes (N, K) and (N)", got=got)
     num_classes = probabilities.shape[1]
     if classes.size and not (classes.min() >= 0 and classes.max() < num_classes):
-        raise InputError(
-            "classes", expected=f"0 to {num_classes - 1}", got=f"{classes.min()} to {classes.max()}"
-        )
+        raise InputError("classes", expected=f"0 to {num_classes - 1}", got=f"{classes.min()} to {classes.max()}")
     belongs = classes[:, None] == np.arange(num_classes)
     inside = belongs.sum(0).astype(np.float64)
     ranks = rankdata(probabilities, axis=0) if len(classes) else np.zeros(probabilities.shape)

@@ -129,7 +129,9 @@ def test_what_fails_in_a_process_is_told_here_and_ends_the_others(recipe, tmp_pa
         run=RunConfig(epochs=1, accelerator="cpu", progress=False),
     )
     long = Variant(name="long", description="takes its time", recipe=patient)
-    with pytest.raises(InputError, match=r"data.crop_size: expected multiples of \(8, 8\), as the model takes, got \(60, 60\)"):
+    with pytest.raises(
+        InputError, match=r"data.crop_size: expected multiples of \(8, 8\), as the model takes, got \(60, 60\)"
+    ):
         compare([variant, long], data / "test", tmp_path / "out", title="", intro="")
     assert not (tmp_path / "out" / "runs" / "wrong").exists()
     assert multiprocessing.active_children() == []

@@ -7,8 +7,8 @@ import pytest
 from muvit.data.ome_zarr import OmeZarrSlide, PyramidWriter
 from muvit.errors import InputError
 from muvit.evaluation import blocks
-from muvit.evaluation.boundaries import BoundaryConfig
 from muvit.evaluation.bootstrap import BootstrapConfig
+from muvit.evaluation.boundaries import BoundaryConfig
 from muvit.evaluation.score_picture import draw_scores
 from muvit.evaluation.segmentation import evaluate_slides
 from muvit.metrics import confusion_matrix, scores

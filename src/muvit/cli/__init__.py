@@ -20,6 +20,7 @@ VERBS = {
     "pretrain": "pre-train a masked autoencoder on unlabelled images",
     "train": "train a segmentation model from a recipe",
     "predict": "label whole slides with a trained model",
+    "export": "turn predicted labels into polygons for QuPath, area tables and pictures",
     "evaluate": "score predicted labels against true ones",
     "study": "find out what trained models rely on, what they cost and what their features tell",
     "convert-checkpoint": "turn a model folder of release 0.1.0 into ours",

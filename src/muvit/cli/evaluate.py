@@ -1,5 +1,6 @@
 """``muvit evaluate``."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -9,8 +10,8 @@ from muvit.cli.progress import Progress
 from muvit.data.folders import class_legend, open_folder
 from muvit.data.slides import SLIDE_SUFFIXES, Slide, open_slide
 from muvit.errors import InputError
-from muvit.evaluation.boundaries import BoundaryConfig
 from muvit.evaluation.bootstrap import BootstrapConfig
+from muvit.evaluation.boundaries import BoundaryConfig
 from muvit.evaluation.results import result_files, write_results
 from muvit.evaluation.score_picture import draw_scores
 from muvit.evaluation.segmentation import Evaluation, evaluate_slides
@@ -20,28 +21,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     """Arguments of the verb."""
     parser.add_argument("prediction", type=Path, help="predicted labels: an image, or a folder of them")
     parser.add_argument("truth", type=Path, help="true labels: an image, or a folder with those of the same names")
-    parser.add_argument(
-        "--num_classes",
-        type=int | None,
-        default=None,
-        help="classes, background included (default: as named in the labels)",
-    )
-    parser.add_argument(
-        "--ignore_labels", type=list[int], default=[], help="true values that count nowhere, such as [14]"
-    )
-    add_boundary_arguments(parser)
-    parser.add_argument("--num_resamples", type=int, default=1000, help="draws of the slides that make the intervals")
-    parser.add_argument(
-        "--output",
-        type=Path | None,
-        default=None,
-        help="folder for scores.json, scores.csv and scores.png, or a file with one of these suffixes",
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace those files")
-
-
-def add_boundary_arguments(parser: ArgumentParser) -> None:
-    """How the outlines of classes are compared."""
+    add_class_arguments(parser)
     parser.add_argument(
         "--boundary_tolerance",
         type=float | None,
@@ -54,6 +34,27 @@ def add_boundary_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--boundary_level", type=float, default=1.0, help="level of the labels to find outlines at; coarser is faster"
     )
+    parser.add_argument("--num_resamples", type=int, default=1000, help="draws of the slides that make the intervals")
+    parser.add_argument(
+        "--output",
+        type=Path | None,
+        default=None,
+        help="folder for scores.json, scores.csv and scores.png, or a file with one of these suffixes",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace those files")
+
+
+def add_class_arguments(parser: ArgumentParser) -> None:
+    """Which labels are classes."""
+    parser.add_argument(
+        "--num_classes",
+        type=int | None,
+        default=None,
+        help="classes, background included (default: as named in the labels)",
+    )
+    parser.add_argument(
+        "--ignore_labels", type=list[int], default=[], help="true values that count nowhere, such as [14]"
+    )
 
 
 def run(arguments: Namespace) -> None:
@@ -61,7 +62,14 @@ def run(arguments: Namespace) -> None:
     output = arguments.output
     files = [] if output is None else result_files(output, "scores", overwrite=arguments.overwrite)
     bootstrap = BootstrapConfig(num_resamples=arguments.num_resamples)
-    result = evaluate(arguments, arguments.prediction, arguments.truth)
+    boundary = None
+    if arguments.boundary_tolerance is not None:
+        boundary = BoundaryConfig(
+            tolerance=arguments.boundary_tolerance, unit=arguments.boundary_unit, level=arguments.boundary_level
+        )
+    result = evaluate_paths(
+        arguments.prediction, arguments.truth, arguments.num_classes, arguments.ignore_labels, boundary
+    )
     write_results(
         files,
         lambda: result.to_dict(bootstrap),
@@ -71,21 +79,22 @@ def run(arguments: Namespace) -> None:
     print("\n".join(_lines(result.table())))
 
 
-def evaluate(arguments: Namespace, prediction: Path, truth: Path) -> Evaluation:
-    """Score predicted labels, or a folder of them, with the classes and boundaries that the arguments ask for."""
-    boundary = None
-    if arguments.boundary_tolerance is not None:
-        boundary = BoundaryConfig(
-            tolerance=arguments.boundary_tolerance, unit=arguments.boundary_unit, level=arguments.boundary_level
-        )
+def evaluate_paths(
+    prediction: Path,
+    truth: Path,
+    num_classes: int | None,
+    ignore: Sequence[int],
+    boundary: BoundaryConfig | None = None,
+) -> Evaluation:
+    """Score predicted labels, or a folder of them; classes that are not counted are those that the labels name."""
     pairs = _pairs(prediction, truth)
-    num_classes = arguments.num_classes or _count_classes(pairs[0])
+    num_classes = num_classes or _count_classes(pairs[0])
     names = class_legend(pairs[0][0], num_classes)[0] | class_legend(pairs[0][1], num_classes)[0]
     with Progress("Scoring", "block") as progress:
         return evaluate_slides(
             pairs,
             num_classes,
-            ignore=arguments.ignore_labels,
+            ignore=ignore,
             class_names=[names.get(value, f"class {value}") for value in range(num_classes)],
             boundary=boundary,
             progress=progress,

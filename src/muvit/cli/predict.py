@@ -1,5 +1,7 @@
 """``muvit predict``."""
 
+import sys
+from dataclasses import fields
 from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
@@ -7,10 +9,14 @@ from jsonargparse import ArgumentParser, Namespace
 from muvit.checkpoints import model_folder
 from muvit.cli.progress import Progress
 from muvit.data.preprocessing import Preprocessing
-from muvit.data.slides import Slide, open_slide
-from muvit.errors import ExistsError, InputError
-from muvit.inference.predict import SlideTiles, predict_slide
-from muvit.segmentation import Segmenter
+from muvit.data.slides import open_slide, slide_name
+from muvit.errors import InputError, MuViTError
+from muvit.inference.output import prediction_status
+from muvit.inference.plan import PredictOptions
+from muvit.inference.predict import plan_prediction, run_prediction
+from muvit.models import load_model
+
+_TTA_FLIPS = (-2, -1)
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -25,35 +31,78 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--device", type=str | None, default=None, help="cpu, cuda, mps (default: a GPU if there is one)"
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace labels that are there already")
+    parser.add_argument("--overwrite", action="store_true", help="replace labels that are there already, begun or done")
+    parser.add_argument("--status", action="store_true", help="only tell what is done")
+    parser.add_argument("--tta", action="store_true", help="average over the flips of each tile along y and x")
+    parser.add_class_arguments(PredictOptions, as_group=False, skip={"flips"})
 
 
 def run(arguments: Namespace) -> None:
-    """Label each slide."""
+    """Label each slide, going on where an earlier call stopped; a slide that fails does not stop the others."""
+    targets = _targets(arguments)
+    if arguments.status:
+        for target in targets:
+            print(_status(target))
+        return
     folder = model_folder(arguments.model)
-    model, preprocessing = Segmenter.from_folder(folder), Preprocessing.load(folder)
-    targets: dict[Path, Slide] = {}
-    for slide in map(open_slide, arguments.slide):  # all before any work starts
-        target = arguments.output / f"{slide.name}.ome.zarr"
+    model, preprocessing = load_model(folder), Preprocessing.load(folder)
+    device, overwrite = arguments.device, arguments.overwrite
+    plans = {}
+    for target, path in targets.items():  # all before any work starts
+        slide = open_slide(path)
+        plan = plan_prediction(
+            model, slide, target, preprocessing, options=_options(arguments), device=device, overwrite=overwrite
+        )
+        plans[target] = slide, plan
+    failed: list[Exception] = []
+    for target, (slide, plan) in plans.items():
+        try:
+            with Progress(slide.name, "tile") as progress:
+                run_prediction(
+                    plan,
+                    model,
+                    slide,
+                    target,
+                    batch_size=arguments.batch_size,
+                    num_workers=arguments.num_workers,
+                    device=device,
+                    overwrite=overwrite,
+                    progress=progress,
+                )
+        except (MuViTError, OSError) as error:
+            if len(plans) == 1:
+                raise
+            failed.append(error)
+            print(f"muvit: {error}", *getattr(error, "__notes__", ()), file=sys.stderr)
+        else:
+            print(target)
+    if failed:
+        raise InputError("slides", expected=f"{len(plans)} labelled", got=f"{len(plans) - len(failed)}")
+
+
+def _targets(arguments: Namespace) -> dict[Path, Path]:
+    """The slide that belongs to each output."""
+    targets: dict[Path, Path] = {}
+    for path in arguments.slide:
+        target = arguments.output / f"{slide_name(path)}.ome.zarr"
         if target in targets:
-            raise InputError(
-                "slide", expected="images of different names", got=f"{targets[target].path} and {slide.path}"
-            )
-        if target.exists() and not arguments.overwrite:
-            raise ExistsError(target)
-        SlideTiles(model, slide, preprocessing).check()
-        targets[target] = slide
-    for target, slide in targets.items():
-        with Progress(slide.name, "tile") as progress:
-            written = predict_slide(
-                model,
-                slide,
-                target,
-                preprocessing,
-                batch_size=arguments.batch_size,
-                num_workers=arguments.num_workers,
-                device=arguments.device,
-                overwrite=arguments.overwrite,
-                progress=progress,
-            )
-        print(written)
+            raise InputError("slide", expected="images of different names", got=f"{targets[target]} and {path}")
+        targets[target] = path
+    return targets
+
+
+def _options(arguments: Namespace) -> PredictOptions:
+    given = {field.name: arguments[field.name] for field in fields(PredictOptions) if field.name in arguments}
+    return PredictOptions(**given, flips=_TTA_FLIPS if arguments.tta else ())
+
+
+def _status(target: Path) -> str:
+    status = prediction_status(target)
+    if status.state in ("missing", "foreign"):
+        return f"{target}: {'not begun' if status.state == 'missing' else 'no prediction'}"
+    seams = status.seams.ratio if status.seams else None
+    return (
+        f"{target}: {status.state}, {status.blocks} of {status.num_blocks} blocks, "
+        f"{status.shards} of {status.num_shards} shards of coarser levels"
+        + ("" if seams is None else f", labels change {seams:.2f} times as often across seams as inside tiles")
+    )

@@ -29,7 +29,7 @@ _MAPPED = ("mouse", "gleason", "urur")
 def add_arguments(parser: ArgumentParser) -> None:
     """Arguments of the verb."""
     chosen = parser.add_subcommands(
-        required=True, dest="dataset", metavar="DATASET", help="the data set, with its own options"
+        required=True, dest="dataset", metavar="dataset", help="the data set, with its own options"
     )
     for name, summary in DATASETS.items():
         one = ArgumentParser(description=f"{summary[0].upper()}{summary[1:]}.", exit_on_error=False)

@@ -112,7 +112,7 @@ def compare_boundaries(
 
 
 def boundary_mask(labels: NDArray[np.integer], counted: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Pixels beside one of another label along some axis, both of them counted; all arrays of one shape ``(*space)``."""
+    """Pixels beside one of another label along some axis, both of them counted; all arrays ``(*space)``."""
     is_boundary = np.zeros(labels.shape, bool)
     for axis in range(labels.ndim):
         one, other = ((slice(None),) * axis + (part,) for part in (slice(None, -1), slice(1, None)))
@@ -174,4 +174,3 @@ def _boundary_pixels(
     empty = np.empty((0, truth.ndim), np.int32)
     true, guessed = ([np.concatenate([empty, *parts]) for parts in pixels] for pixels in found)
     return true, guessed
-

@@ -75,13 +75,18 @@ def draw_bars(
     axes.invert_yaxis()
     _dress(axes, label, "", grid="x")
     if len(series) > 1:
-        axes.legend(
-            frameon=False, labelcolor=_INK, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(series)
-        )
+        axes.legend(frameon=False, labelcolor=_INK, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(series))
 
 
 def draw_matrix(
-    axes: "Axes", values: ArrayLike, rows: Sequence[str], columns: Sequence[str], *, xlabel: str, ylabel: str, title: str
+    axes: "Axes",
+    values: ArrayLike,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    *,
+    xlabel: str,
+    ylabel: str,
+    title: str,
 ) -> None:
     """A matrix ``(rows, columns)`` of shares from 0 to 1 as a heat map, with its numbers if there is room for them."""
     shares = np.asarray(values, dtype=float)

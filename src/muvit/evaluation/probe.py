@@ -80,7 +80,9 @@ class ProbeScores:
     def row(self) -> Row:
         """Line of a table."""
         row: dict[str, str | float] = {"model": self.model, "classifier": self.classifier, "unit": self.unit}
-        return row | {"mean_auc": self.mean_auc, "accuracy": self.accuracy} | {f"auc/{k}": v for k, v in self.auc.items()}
+        return (
+            row | {"mean_auc": self.mean_auc, "accuracy": self.accuracy} | {f"auc/{k}": v for k, v in self.auc.items()}
+        )
 
 
 def study_probe(

@@ -34,7 +34,9 @@ def result_files(output: Path, name: str, *, overwrite: bool) -> list[Path]:
         files = [output]
     else:
         if output.exists() and not output.is_dir():
-            raise InputError(output, expected=f"a folder, or a file ending in {', '.join(SUFFIXES)}", got="another file")
+            raise InputError(
+                output, expected=f"a folder, or a file ending in {', '.join(SUFFIXES)}", got="another file"
+            )
         files = [output / f"{name}{suffix}" for suffix in SUFFIXES]
     for file in files:
         if file.exists() and not overwrite:

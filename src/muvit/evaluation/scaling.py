@@ -134,9 +134,14 @@ def draw_scaling(measured: Sequence[Measurement]) -> Image.Image:
                 lines[f"{size} px"] = Line([len(m.levels) for m in chosen], values)
             ax = axes[row, column]
             draw_lines(ax, lines, xlabel="number of levels", ylabel=ylabel)
-            ax.set_yscale("log")
+            if any(y > 0 for line in lines.values() for y in line.y):
+                ax.set_yscale("log")
             ax.set_xticks(sorted({len(m.levels) for m in measured}))
             ax.set_title("forward and backward" if is_training else "forward", fontsize="medium")
+            if (row, column) == (0, 1):
+                ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+            else:
+                ax.get_legend().remove()
     return to_image(figure)
 
 

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from muvit.data.slides import Slide
 from muvit.errors import InputError
 from muvit.evaluation.blocks import blocks, count_blocks
-from muvit.evaluation.boundaries import BoundaryConfig, BoundaryCounts, compare_boundaries
 from muvit.evaluation.bootstrap import BootstrapConfig, Interval, bootstrap_intervals
+from muvit.evaluation.boundaries import BoundaryConfig, BoundaryCounts, compare_boundaries
 from muvit.metrics import Scores, confusion_matrix, scores
 
 Progress = Callable[[int, int], None]
@@ -131,8 +131,11 @@ class Evaluation:
         ]
 
     def rows(self, bootstrap: BootstrapConfig | None = None) -> list[dict[str, str | float]]:
-        """Every score as a row of a CSV file: ``slide`` (``all`` for all together), ``score``, ``class``, ``value``, and
-        for all together the bounds ``low`` and ``high`` of its interval."""
+        """Every score as a row of a CSV file.
+
+        Columns: ``slide`` (``all`` for all together), ``score``, ``class``, ``value``, and for all together the bounds
+        ``low`` and ``high`` of its interval.
+        """
         table = []
         for slide in self.slides:
             alone = self.select([slide.name]).summary()

@@ -75,7 +75,7 @@ def predict_blocks(
     device: torch.device,
     batch_size: int,
     num_workers: int,
-    progress: Callable[[int], None] | None = None,
+    count: Callable[[int], None],
 ) -> Iterator[tuple[int, BlockPixels | None]]:
     """Number and pixels of each block, None where none of its tiles is computed.
 
@@ -90,7 +90,7 @@ def predict_blocks(
         device: where to run.
         batch_size: tiles per forward pass.
         num_workers: processes that read ahead.
-        progress: called with the number of tiles of each batch.
+        count: called with the number of tiles of each batch.
 
     Raises:
         MuViTError: pixels could not be read, or the model's answer is not finite.
@@ -121,8 +121,7 @@ def predict_blocks(
             tiles = batch["tile"].tolist()
             for tile, scores in zip(tiles, _scores(forward, plan, img, bbox, tiles), strict=True):
                 canvas.add(plan.tiling.tile(tile), scores)
-            if progress is not None:
-                progress(len(tiles))
+            count(len(tiles))
         yield number, canvas.finish()
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from muvit.data.durable import make_folder, sync_folder
-from muvit.data.ngff import read_attributes, read_json, write_json
+from muvit.data.ngff import read_json, write_json
 from muvit.data.pyramid_writer import Progress, PyramidWriter, Shard, ShardDigest, check_replaceable
 from muvit.data.slides import slide_name
 from muvit.errors import InputError
@@ -66,28 +66,38 @@ class Output:
             ExistsError: something else is there, or a complete prediction, and overwriting was not asked for.
             InputError: an unfinished prediction of another plan is there; tells the differences.
         """
-        output, begun = cls(path, plan), read_plan(path)
+        output = cls(path, plan)
+        output.check(overwrite=overwrite)
+        if overwrite or read_plan(path) is None:
+            output._create()
+        return output
+
+    def check(self, *, overwrite: bool = False) -> None:
+        """See that `begin` is possible; touches nothing. Raises what `begin` does."""
+        begun = read_plan(self.path)
         if begun is not None and not overwrite:
-            found = differences(begun, plan.to_json())
+            found = differences(begun, self.plan.to_json())
             if found:
                 raise InputError(
-                    path,
+                    self.path,
                     expected="the plan that the unfinished output was begun with",
                     got=f"another: {'; '.join(found)}",
                     hint="Give the same model, image and options to go on, or --overwrite to begin anew.",
                 )
-            return output
-        output._create(overwrite)
-        return output
-
-    def _create(self, overwrite: bool) -> None:
-        is_scrap = (self.path / WORK).exists() and not (self.path / "zarr.json").exists()  # killed while creating
-        for writer in self.writers.values():
-            if not is_scrap:
+        elif not self._is_scrap:
+            for writer in self.writers.values():
                 check_replaceable(writer.path, overwrite)
-        for name in ("probabilities", "entropy", "labels"):  # also what an earlier plan had and this one has not
-            if overwrite or is_scrap:
-                _remove(store_path(self.path, name))
+
+    @property
+    def _is_scrap(self) -> bool:
+        """Whether a run was killed while it created the stores."""
+        work = self.path / WORK
+        return work.exists() and not (work / PLAN).exists() and not (self.path / "zarr.json").exists()
+
+    def _create(self) -> None:
+        earlier = read_plan(self.path) or _summary(self.path).get("plan", {})
+        for name in {*self.plan.stores, *earlier.get("stores", ())}:  # also what this plan has not
+            _remove(store_path(self.path, name))
         make_folder(self.path / WORK)  # first: what is found from here on is ours to replace
         for writer in self.writers.values():
             writer.initialize()
@@ -186,6 +196,12 @@ def read_plan(path: Path) -> dict[str, Any] | None:
     return read_json(file) if file.is_file() else None
 
 
+def is_made_by(path: Path, plan: Plan) -> bool:
+    """Whether a complete prediction of just this plan is there."""
+    summary = _summary(path)
+    return bool(summary) and read_plan(path) is None and not differences(summary["plan"], plan.to_json())
+
+
 def prediction_status(path: Path) -> Status:
     """How far the prediction at ``path`` is; needs neither model nor image.
 
@@ -195,15 +211,14 @@ def prediction_status(path: Path) -> Status:
     plan = read_plan(path)
     if plan is not None:
         return Output(path, Plan.from_json(plan)).status()
-    group = read_attributes(path)
-    if group is None:
+    if not path.exists():
         return Status(state="missing")
-    summary = read_json(path / "zarr.json")["attributes"].get("muvit") if group[0] == 3 else None
+    summary = _summary(path)
     if not summary:
         return Status(state="foreign")
-    writers = Output(path, Plan.from_json(summary["plan"]))
-    blocks = writers.plan.tiling.num_blocks
-    shards = sum(writer.num_coarse_shards for writer in writers.writers.values())
+    output = Output(path, Plan.from_json(summary["plan"]))
+    blocks = output.plan.tiling.num_blocks
+    shards = sum(writer.num_coarse_shards for writer in output.writers.values())
     counts = {name: count for name, count in summary["seams"].items() if name != "ratio"}
     return Status(
         state="complete",
@@ -213,6 +228,13 @@ def prediction_status(path: Path) -> Status:
         num_shards=shards,
         seams=Seams(**counts),
     )
+
+
+def _summary(path: Path) -> dict[str, Any]:
+    """What `Output.finish` left in the attributes of a label store; empty where it did not."""
+    file = path / "zarr.json"
+    summary: dict[str, Any] = read_json(file).get("attributes", {}).get("muvit", {}) if file.is_file() else {}
+    return summary
 
 
 def _block_key(number: int) -> str:

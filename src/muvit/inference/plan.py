@@ -106,6 +106,8 @@ class Plan:
     """Class of the model, and the hash of its configuration and weights."""
     image: dict[str, Any]
     """Path, size, type, levels and fingerprint of the image."""
+    tissue: dict[str, Any] | None = None
+    """How tissue was told from background; None where all tiles count."""
     version: str = __version__
     """Version of this package."""
 
@@ -126,6 +128,7 @@ class Plan:
                     "image": self.image,
                     "options": asdict(self.options),
                     "preprocessing": yaml.safe_load(self.preprocessing.to_yaml()),
+                    "tissue": self.tissue,
                     "tiling": tiling,
                     "stores": {name: spec.to_json() for name, spec in self.stores.items()},
                 }
@@ -145,6 +148,7 @@ class Plan:
             version=content["version"],
             model=dict(content["model"]),
             image=dict(content["image"]),
+            tissue=content["tissue"],
             options=PredictOptions(**options),
             preprocessing=Preprocessing(**preprocessing),
             tiling=TilePlan(**tiling),

@@ -1,19 +1,25 @@
 """From a model, a slide and options to a plan; everything that can be refused is refused here, before any work."""
 
+import logging
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
+from muvit.data.derived_levels import DerivedLevels
 from muvit.data.preprocessing import Preprocessing
 from muvit.data.pyramid_spec import PyramidSpec, check_spec
 from muvit.data.slides import Slide
 from muvit.errors import InputError
 from muvit.geometry import level_factors
 from muvit.inference.plan import Plan, PredictOptions, hash_model, identify_slide
-from muvit.inference.tiling import TilePlan
+from muvit.inference.region import tiles_in_region
+from muvit.inference.tiling import TilePlan, mask_runs
+from muvit.inference.tissue import find_tissue, tiles_with_tissue
 from muvit.segmentation import SegmentationModel
+
+_LOG = logging.getLogger(__name__)
 
 PIXEL_SIZE_TOLERANCE = 0.1
 """Largest relative difference of pixel size between training and slide that is taken for the same."""
@@ -58,14 +64,30 @@ def make_plan(
         blend=options.blend,
         context=options.context,
     )
+    tiling, tissue = _choose_tiles(tiling, slide, options)
     return Plan(
         tiling=tiling,
+        tissue=tissue,
         stores=stores,
         preprocessing=preprocessing,
         options=options,
         model=hash_model(model),
-        image=identify_slide(slide),
+        image=identify_slide(slide.slide if isinstance(slide, DerivedLevels) else slide),
     )
+
+
+def _choose_tiles(tiling: TilePlan, slide: Slide, options: PredictOptions) -> tuple[TilePlan, dict[str, Any] | None]:
+    """The tiles that are computed, and how tissue was told from background."""
+    tissue = None if options.tissue == "all" else find_tissue(slide, options.tissue)
+    chosen = np.ones(tiling.grid, bool)
+    if tissue is not None:
+        chosen &= tiles_with_tissue(tiling, tissue)
+    if options.region is not None:
+        chosen &= tiles_in_region(tiling, options.region)
+    if not chosen.all():
+        _LOG.info("%s: %d of %d tiles are computed", slide.path, chosen.sum(), chosen.size)
+        tiling = replace(tiling, runs=mask_runs(chosen))
+    return tiling, None if tissue is None else tissue.to_json()
 
 
 def _stores(

@@ -46,10 +46,13 @@ class Backbone(nn.Module):
         """Tokens of the view ``(B, C, *space)`` of the branch with index ``level``, before the first block."""
         if level == 0 or not self.contexts:
             return self(view)
-        copies: Any = self.contexts[level - 1]
-        own = {name: copies[_key(name)] for name in self.own_names}
-        stream: Stream = functional_call(self, own, (view,), tie_weights=False)
+        stream: Stream = functional_call(self, self.own(level), (view,), tie_weights=False)
         return stream
+
+    def own(self, level: int) -> dict[str, nn.Parameter]:
+        """The parameters that the context branch with index ``level`` has for itself, by the name of the local ones."""
+        copies: Any = self.contexts[level - 1]
+        return {name: copies[_key(name)] for name in self.own_names}
 
     def forward(self, view: Tensor) -> Stream:
         """Tokens of a view ``(B, C, *space)`` before the first block."""

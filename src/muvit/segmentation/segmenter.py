@@ -146,7 +146,7 @@ class Segmenter(SegmentationModel):
 
     def label_logits(self, img: Tensor, bbox: Tensor | None = None) -> Tensor:
         """Logits ``(B, K, *space)`` of the finest view, also with ``decode="all"``."""
-        return self.decode(self.encode(img, bbox), img, 0)
+        return self.decode(self.encode(img, bbox, num_decoded=1), img, 0)
 
     @property
     def num_decoded(self) -> int:
@@ -168,17 +168,27 @@ class Segmenter(SegmentationModel):
             InputError: a box on the CPU is not finite or not of positive extent; on a GPU its values are taken as they
                 are, since looking at them would make the device wait.
         """
-        encoded = self.encode(img, bbox)
+        encoded = self.encode(img, bbox, num_decoded=self.num_decoded)
         embeddings = self.mask_embeddings(encoded)
         logits = [self._decode(encoded, embeddings, img, level) for level in range(self.num_decoded)]
         return logits[0] if self.config.decode == "finest" else torch.stack(logits, dim=1)
 
-    def encode(self, img: Tensor, bbox: Tensor | None) -> Encoded:
-        """What the decoder reads of the encoder's work; arguments as in `forward`."""
+    def encode(self, img: Tensor, bbox: Tensor | None, *, num_decoded: int | None = None) -> Encoded:
+        """What the decoder reads of the encoder's work.
+
+        Args:
+            img: as in `forward`.
+            bbox: as in `forward`.
+            num_decoded: levels that are to be decoded, finest first; unset, all. Where it is the finest one, and no
+                queries look at the others, the maps are of this level, and the last block computes no more.
+        """
         if bbox is not None and bbox.device.type == "cpu":
             check_boxes(bbox)
         bbox = bbox if self.config.boxes == "true" else None
-        kept = self.encoder(img, bbox, return_intermediate_idxs=self.skips)[3]
+        if num_decoded == 1 and self.query_decoder is None:
+            kept = self.encoder.encode_finest(img, bbox, self.skips)
+        else:
+            kept = self.encoder(img, bbox, return_intermediate_idxs=self.skips)[3]
         maps = [self.encoder.to_maps(tokens, img.shape[3:]) for tokens in reversed(kept)]
         return Encoded(maps, self.encoder.token_positions(img, bbox))
 

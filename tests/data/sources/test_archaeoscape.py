@@ -1,6 +1,7 @@
 import sqlite3
 import struct
 from contextlib import closing
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -92,6 +93,7 @@ def test_parcels_become_four_channels_and_painted_polygons(folder, tmp_path_fact
     monkeypatch.setattr(derived, "_ROWS", 7)
     source = find_archaeoscape(folder)
     assert [sum(item.split == split for item in source.items) for split in ("train", "val", "test")] == [16, 3, 4]
+    source = replace(source, items=(source.items[0], source.items[-1]))
     output = prepare(source, tmp_path_factory.mktemp("out") / "archaeoscape")
     for name, split, width in ((NAMES[0], "train", 50), (NAMES[-1], "test", WIDTH)):
         image, labels = (open_slide(output / split / kind / f"{name}.ome.zarr") for kind in ("images", "labels"))

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import tifffile
@@ -61,6 +63,7 @@ def test_both_layouts_hold_the_same_slides(tmp_path):
 
 def test_all_but_nep25_are_halved_and_masks_count_above_0(tmp_path):
     source = find_kpis(write_downloaded(tmp_path / "in"))
+    source = replace(source, items=tuple(i for i in source.items if i.split == "test" or i.name == "NEP25_08-368-01"))
     prepare(source, tmp_path / "out")
     for item in source.items:
         rgb, mask = tifffile.imread(item.images[0]), tifffile.imread(item.labels[0])

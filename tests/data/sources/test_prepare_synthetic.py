@@ -52,7 +52,8 @@ def test_other_images_are_refused_until_they_may_begin_anew(tmp_path):
         prepare_synthetic(tmp_path / "set", **more, config=SMALL)
     prepare_synthetic(tmp_path / "set", **more, config=SMALL, overwrite=True)
     assert len((tmp_path / "set" / "slides.csv").read_text().splitlines()) == 6
-    write_synthetic(tmp_path / "other", **COUNTS, config=SMALL)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "synthetic.json").touch()
     with pytest.raises(ExistsError):
         prepare_synthetic(tmp_path / "other", **COUNTS, config=SMALL)
 

@@ -40,5 +40,6 @@ def run(arguments: Namespace) -> None:
     write_results(files, lambda: {"scaling": rows}, lambda: rows, lambda: draw_scaling(measured))
     for row in rows:
         print(
-            f"[{row['levels']}] {row['size_px']} px  {row['pass']:<20} {row['seconds']:.4f} s  {row['peak_mib']:.0f} MiB"
+            f"[{row['levels']}] {row['size_px']} px  {row['pass']:<20}  {row['seconds']:.4f} s  "
+            f"{row['peak_mib']:.0f} MiB"
         )

@@ -4,10 +4,9 @@ As downloaded: ``rasters/rgb/<parcel>.tif``, ``rasters/dtm/<parcel>.tif`` (the e
 part of each raster is annotated) and ``data/features.gpkg`` (polygons of the types mound, hydrology, temple and void).
 """
 
-from dataclasses import dataclass
-from functools import cached_property, lru_cache, partial
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -15,11 +14,9 @@ from muvit.data.slides import Slide, open_slide
 from muvit.data.sources.derived import DerivedSlide, joined
 from muvit.data.sources.geopackage import Feature, read_geopackage
 from muvit.data.sources.label_map import IGNORED
+from muvit.data.sources.polygons import Annotations
 from muvit.data.sources.source import Item, Source, Split
 from muvit.errors import InputError
-
-if TYPE_CHECKING:
-    from shapely import STRtree
 
 CLASSES = ("background", "mound", "hydrology", "temple")
 CHANNELS = ("red", "green", "blue", "elevation")
@@ -38,44 +35,6 @@ _TYPES = {"mound": 1, "hydrology": 2, "temple": 3, "void": IGNORED}
 _NAME_COLUMNS = ("index", "sblock", "aoi_name")
 _UM_PER_METRE = 1e6
 _SAMPLED_PX = 1024
-
-
-@dataclass(frozen=True)
-class Annotations:
-    """What is annotated where.
-
-    Args:
-        features: polygons with their ``type``; where they overlap, the later one counts.
-        parcels: polygon of each parcel; outside it nothing counts.
-    """
-
-    features: tuple[Feature, ...]
-    parcels: dict[str, Any]
-
-    @cached_property
-    def tree(self) -> "STRtree":
-        """The features' polygons by place."""
-        from shapely import STRtree
-
-        return STRtree([feature.geometry for feature in self.features])
-
-    def paint(self, parcel: str, transform: Any, start: tuple[int, ...], size: tuple[int, ...]) -> np.ndarray[Any, Any]:
-        """Classes ``(1, *size)`` of a window of a parcel's raster, whose pixels ``transform`` places."""
-        from rasterio.features import rasterize
-        from rasterio.transform import Affine
-        from shapely import MultiPoint
-
-        (top, left), (height, width) = start, size
-        a, b, c, d, e, f = tuple(transform)[:6]
-        place = Affine(a, b, a * left + b * top + c, d, e, d * left + e * top + f)
-        corners = [(x, y) for x in (0, width) for y in (0, height)]
-        window = MultiPoint([(a * x + b * y + place.c, d * x + e * y + place.f) for x, y in corners]).envelope
-        near = sorted(self.tree.query(window).tolist())
-        shapes = [(self.features[i].geometry, _TYPES[self.features[i].properties["type"]]) for i in near]
-        options = {"out_shape": size, "transform": place, "dtype": "uint8"}
-        labels = rasterize(shapes, fill=0, **options) if shapes else np.zeros(size, np.uint8)
-        is_inside = rasterize([(self.parcels[parcel], 1)], fill=0, **options) > 0
-        return np.where(is_inside, labels, np.uint8(IGNORED))[None]
 
 
 def find_archaeoscape(folder: Path) -> Source:
@@ -106,7 +65,8 @@ def find_archaeoscape(folder: Path) -> Source:
     problems += [
         f"{files['parcels']}: no parcel {name}" for name in _names() if layers["parcels"] and name not in parcels
     ]
-    annotations = Annotations(tuple(layers["features"]), parcels)
+    known = ((feature.geometry, _TYPES.get(str(feature.properties.get("type")), 0)) for feature in layers["features"])
+    annotations = Annotations(tuple(known), parcels)
     return Source(
         dataset="archaeoscape",
         folder=folder,

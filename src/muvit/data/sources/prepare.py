@@ -50,9 +50,8 @@ def prepare(
         The folder.
 
     Raises:
-        InputError: the data set is incomplete or contradictory (nothing was written), an
-            argument does not fit, a label value has no class, or the folder was begun with other options, or with
-            slides that are gone.
+        InputError: the data set is incomplete or contradictory or an argument does not fit (nothing was written), a
+            label value has no class, or the folder was begun with other options or with slides that are gone.
         ReadError: a file cannot be read.
         ExistsError: the folder holds something else.
     """

@@ -1,0 +1,137 @@
+"""``muvit export``."""
+
+from pathlib import Path
+
+from jsonargparse import ArgumentParser, Namespace
+
+from muvit.cli.progress import Progress
+from muvit.data.ngff import read_attributes
+from muvit.data.slides import SLIDE_SUFFIXES, Slide, open_slide, slide_name
+from muvit.errors import ExistsError, InputError, ReadError
+from muvit.inference.geojson import GeoJsonConfig, ObjectType, write_geojson
+from muvit.inference.labelled import LabelledImage
+from muvit.inference.summaries import area_rows, count_pixels, write_areas, write_overview
+
+AREAS = "areas.csv"
+_KINDS = ("geojson", "areas", "overview")
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Arguments of the verb."""
+    parser.add_argument("labels", nargs="+", type=Path, help="label images, or folders of them")
+    parser.add_argument(
+        "--image",
+        type=Path | None,
+        default=None,
+        help="the image that is labelled, or a folder with those of the same names; it tells the place and the "
+        "pixel size of coarser labels, and is shown in pictures",
+    )
+    parser.add_argument("--output", type=Path, required=True, help="folder that receives the files")
+    parser.add_argument("--geojson", action="store_true", help="write <name>.geojson: polygons for QuPath")
+    parser.add_argument("--areas", action="store_true", help=f"write {AREAS}: the area of each class on each slide")
+    parser.add_argument(
+        "--overview", action="store_true", help="write <name>.png: the labels in small (default: all three)"
+    )
+    parser.add_argument("--object_type", type=ObjectType, default="annotation", help="what polygons become in QuPath")
+    parser.add_argument(
+        "--simplify",
+        type=float,
+        default=1.0,
+        help="how far outlines may move to get by with fewer corners, in label pixels; 0 keeps every pixel's edge",
+    )
+    parser.add_argument(
+        "--min_area_um2", type=float | None, default=None, help="leave out polygons smaller than this (default: none)"
+    )
+    parser.add_argument(
+        "--pixel_size_um",
+        type=float | None,
+        default=None,
+        help="micrometers per label pixel (default: what the labels say, or else the image)",
+    )
+    parser.add_argument("--overview_px", type=int, default=1600, help="longer side of the pictures at most")
+    parser.add_argument("--overwrite", action="store_true", help="replace files that are there already")
+
+
+def run(arguments: Namespace) -> None:
+    """Write what is asked for of each label image."""
+    kinds = [kind for kind in _KINDS if arguments[kind]] or list(_KINDS)
+    config = GeoJsonConfig(
+        object_type=arguments.object_type, simplify_px=arguments.simplify, min_area_um2=arguments.min_area_um2
+    )
+    sources, output, overwrite = _sources(arguments), arguments.output, arguments.overwrite
+    for file in _files(output, list(sources), kinds):  # all before any work starts
+        if file.exists() and not overwrite:
+            raise ExistsError(file)
+    for source in sources.values() if "geojson" in kinds else ():
+        config.min_pixels(source)
+    rows = []
+    for name, source in sources.items():
+        polygons, picture = output / f"{name}.geojson", output / f"{name}.png"
+        if "geojson" in kinds:
+            with Progress(f"{name}: polygons", "block") as progress:
+                count = write_geojson(source, polygons, config, overwrite=overwrite, progress=progress)
+            print(f"{polygons}: {count} {config.object_type}{'' if count == 1 else 's'}")
+        if "areas" in kinds:
+            with Progress(f"{name}: areas", "block") as progress:
+                rows += area_rows(source, count_pixels(source.labels, progress))
+        if "overview" in kinds:
+            write_overview(source, picture, size=arguments.overview_px, overwrite=overwrite)
+            print(picture)
+    if "areas" in kinds:
+        write_areas(rows, output / AREAS, overwrite=overwrite)
+        print(output / AREAS)
+
+
+def _files(output: Path, names: list[str], kinds: list[str]) -> list[Path]:
+    """What is to be written."""
+    files = [output / f"{name}.geojson" for name in names] if "geojson" in kinds else []
+    files += [output / f"{name}.png" for name in names] if "overview" in kinds else []
+    return [*files, output / AREAS] if "areas" in kinds else files
+
+
+def _sources(arguments: Namespace) -> dict[str, LabelledImage]:
+    """The label images with their images, by name."""
+    if arguments.output.is_file():
+        raise InputError("--output", expected="a folder", got=f"the file {arguments.output}")
+    if arguments.overview_px < 1:
+        raise InputError("--overview_px", expected="a positive number", got=arguments.overview_px)
+    labels: dict[str, Slide] = {}
+    for file in (file for path in arguments.labels for file in _slide_files(path)):
+        slide = open_slide(file, palette="index")
+        if slide.name in labels:
+            got = f"{labels[slide.name].path} and {slide.path}"
+            raise InputError("labels", expected="label images of different names", got=got)
+        labels[slide.name] = slide
+    images = _images(arguments.image, labels) if arguments.image else {}
+    return {
+        name: LabelledImage(labels=slide, image=images.get(name), pixel_size_um=arguments.pixel_size_um)
+        for name, slide in labels.items()
+    }
+
+
+def _images(path: Path, labels: dict[str, Slide]) -> dict[str, Slide]:
+    """The image of each label image."""
+    if not _is_folder(path):
+        if len(labels) > 1:
+            raise InputError("--image", expected="a folder of images, for several label images", got=path)
+        return dict.fromkeys(labels, open_slide(path))
+    images = {slide_name(file): file for file in _slide_files(path)}
+    missing = sorted(set(labels) - set(images))
+    if missing:
+        raise InputError(path, expected="the image of every label image", got=f"none of {missing[0]!r}")
+    return {name: open_slide(images[name]) for name in labels}
+
+
+def _slide_files(path: Path) -> list[Path]:
+    """The slide itself, or those in a folder, hidden files apart."""
+    if not _is_folder(path):
+        return [path]
+    files = sorted(file for file in path.iterdir() if file.name.endswith(SLIDE_SUFFIXES) and file.name[0] != ".")
+    if not files:
+        raise ReadError(path, expected="an image, or a folder of images", got="a folder without any")
+    return files
+
+
+def _is_folder(path: Path) -> bool:
+    """Whether a path is a folder of slides; a slide may be a folder too."""
+    return path.is_dir() and not path.name.endswith(SLIDE_SUFFIXES) and read_attributes(path) is None

@@ -1,0 +1,44 @@
+"""How fast models learn: a logged score after each epoch of several runs (MuViT table 3)."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from PIL import Image
+
+from muvit.errors import InputError
+from muvit.evaluation.charts import Line, draw_lines, new_figure, to_image
+from muvit.evaluation.comparison import read_curves
+from muvit.evaluation.results import Row
+
+
+def read_epochs(run: Path, metric: str = "val_mdsc") -> dict[int, float]:
+    """A score of a run by the number of epochs that it was trained for (1 is after the first).
+
+    Args:
+        run: folder of a run, finished or not.
+        metric: name of the score in its log.
+
+    Raises:
+        InputError: the run has no such log.
+    """
+    curves = read_curves(run, ("epoch", metric)) if (run / "logs").is_dir() else {metric: ([], [])}
+    steps, scores = curves[metric]
+    if not steps:
+        raise InputError(run, expected=f"a run that logged {metric!r}", got="none of it")
+    epoch_of = dict(zip(*curves["epoch"], strict=True))
+    return {int(epoch_of[step]) + 1: score for step, score in zip(steps, scores, strict=True)}
+
+
+def epoch_rows(curves: Mapping[str, Mapping[int, float]], metric: str) -> list[Row]:
+    """Lines of a table: ``run``, ``epoch`` and the score."""
+    return [
+        {"run": run, "epoch": epoch, metric: score} for run, curve in curves.items() for epoch, score in curve.items()
+    ]
+
+
+def draw_epochs(curves: Mapping[str, Mapping[int, float]], metric: str) -> Image.Image:
+    """Curves of the score against the epochs."""
+    figure, axes = new_figure(7, 4.5)
+    lines = {run: Line(list(curve), list(curve.values())) for run, curve in curves.items()}
+    draw_lines(axes[0, 0], lines, xlabel="epochs", ylabel=metric)
+    return to_image(figure)
