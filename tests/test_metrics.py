@@ -14,7 +14,7 @@ from torchmetrics.functional.classification import (
 )
 
 from muvit.errors import InputError
-from muvit.metrics import confusion_matrix, scores
+from muvit.metrics import class_scores, confusion_matrix, mean_of_slides, one_vs_rest_auc, scores
 
 NUM_CLASSES = 4
 
@@ -116,3 +116,39 @@ def test_labels_that_do_not_fit_are_refused(truth, guess, message):
 def test_huge_unsigned_labels_do_not_wrap_around():
     with pytest.raises(InputError, match="truth"):
         confusion_matrix(np.array([2**64 - 1], np.uint64), np.array([0], np.uint64), NUM_CLASSES)
+
+
+@settings(deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(2, 5), st.booleans())
+def test_areas_under_roc_curves_equal_those_of_scikit_learn(seed, num_classes, has_ties):
+    sklearn = pytest.importorskip("sklearn.metrics")
+    rng = np.random.default_rng(seed)
+    classes = np.concatenate([np.arange(num_classes), rng.integers(0, num_classes, 30)])
+    shares = rng.dirichlet(np.ones(num_classes), len(classes))
+    shares = shares.round(1) if has_ties else shares
+    expected = [sklearn.roc_auc_score(classes == c, shares[:, c]) for c in range(num_classes)]
+    assert one_vs_rest_auc(shares, classes) == pytest.approx(np.array(expected))
+    accuracy, auc = class_scores(shares, classes)
+    assert accuracy == (shares.argmax(1) == classes).mean()
+    assert auc == pytest.approx(np.mean(expected))
+
+
+def test_areas_that_do_not_exist_are_left_out():
+    shares = np.array([[0.9, 0.1, 0.0], [0.2, 0.8, 0.0]])
+    assert np.isnan(one_vs_rest_auc(shares, np.array([0, 1]))).tolist() == [False, False, True]
+    assert class_scores(shares, np.array([0, 1])) == (1, 1)
+    assert isnan(class_scores(shares, np.array([0, 0]))[1])
+
+
+def test_probabilities_and_classes_that_do_not_fit_are_refused():
+    with pytest.raises(InputError, match=r"expected shapes \(N, K\) and \(N\)"):
+        one_vs_rest_auc(np.ones((3, 2)), np.zeros(2, int))
+    with pytest.raises(InputError, match="classes: expected 0 to 1, got 0 to 2"):
+        one_vs_rest_auc(np.ones((2, 2)), np.array([0, 2]))
+
+
+def test_crops_are_averaged_over_their_slide():
+    shares = np.array([[1.0, 0.0], [0.0, 1.0], [0.5, 0.5], [0.2, 0.8]])
+    means, classes = mean_of_slides(shares, np.array([1, 0, 1, 1]), np.array([7, 3, 7, 7]))
+    assert means == pytest.approx(np.array([[0.0, 1.0], [1.7 / 3, 1.3 / 3]]))
+    assert classes.tolist() == [0, 1]

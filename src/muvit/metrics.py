@@ -104,3 +104,30 @@ def mean_known(values: NDArray[np.float64]) -> float:
     """Mean of the values that exist; NaN if none does."""
     known = values[~np.isnan(values)]
     return float(known.mean()) if known.size else float("nan")
+
+
+def class_scores(probabilities: NDArray[np.floating], classes: NDArray[np.integer]) -> tuple[float, float]:
+    """Accuracy, and the mean of the one-vs-all areas under the ROC curve (NaN if none exists).
+
+    Args:
+        probabilities: ``(N, K)``.
+        classes: the true class of each sample, ``(N)``.
+    """
+    auc = one_vs_rest_auc(probabilities, classes)
+    return float((probabilities.argmax(1) == classes).mean()), mean_known(auc)
+
+
+def mean_of_slides(
+    probabilities: NDArray[np.floating], classes: NDArray[np.integer], slides: NDArray[np.integer]
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Mean probabilities ``(S, K)`` of the crops of each slide, and its class ``(S)``; slides by ascending number.
+
+    Args:
+        probabilities: of the crops, ``(N, K)``.
+        classes: class of each crop, that of its slide, ``(N)``.
+        slides: number of the slide of each crop, ``(N)``.
+    """
+    found, first, index = np.unique(slides, return_index=True, return_inverse=True)
+    sums = np.zeros((len(found), probabilities.shape[1]))
+    np.add.at(sums, index, probabilities)
+    return sums / np.bincount(index)[:, None], classes[first].astype(np.int64)

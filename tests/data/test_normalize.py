@@ -135,3 +135,23 @@ def test_wrong_settings_are_refused(make):
 def test_channels_must_fit():
     with pytest.raises(InputError, match="2 channels"):
         Standardize((0,), (1,))(pixels())
+
+
+def test_a_local_mean_is_that_of_the_view_inside_the_image():
+    img = pixels() + np.array([0, 1000, 5000]).reshape(3, 1, 1, 1)
+    valid = np.ones((3, 20, 30), dtype=bool)
+    valid[1, :, :10] = False
+    img[1, :, :, :10] = 0
+    img[2, 1, 0, 0] = np.nan
+    out = Standardize((100.0, -7.0), (50.0, 25.0), local_mean=(1,))(img, valid)
+    np.testing.assert_array_equal(out[:, 0], Standardize((100.0, -7.0), (50.0, 25.0))(img, valid)[:, 0])
+    for view in range(3):
+        seen = valid[view] & np.isfinite(img[view, 1])
+        assert out[view, 1][seen].mean() == pytest.approx(0, abs=1e-4)
+        assert out[view, 1][seen].std() == pytest.approx(img[view, 1][seen].std() / 25, rel=1e-4)
+    assert out[2, 1, 0, 0] == 0
+
+
+def test_a_local_mean_of_a_channel_that_is_not_there_is_refused():
+    with pytest.raises(InputError, match=r"local_mean: expected channels from 0 to 1, got \[2\]"):
+        Standardize((0, 0), (1, 1), local_mean=(2,))

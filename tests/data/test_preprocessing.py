@@ -25,7 +25,7 @@ def keep(folder, **changes):
         {},
         {"padding": "reflect", "pixel_size_um": (0.5, 0.25)},
         {"normalization": Percentile(2, 98, scope="sample")},
-        {"normalization": Standardize(mean=(1.0, 2.0), std=(0.5, 3.0))},
+        {"normalization": Standardize(mean=(1.0, 2.0), std=(0.5, 3.0), local_mean=(1,)), "context": "centered"},
         {"class_names": ("Hintergrund", "Gefäß"), "crop_size": (8, 16, 16)},
     ],
 )

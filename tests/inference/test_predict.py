@@ -288,7 +288,7 @@ def broken_model():
     ("model", "changes", "options", "message"),
     [
         (lambda: Toy(channels=3), {}, {}, r"channels of .*image\.ome\.zarr: expected 3"),
-        (lambda: Toy(levels=(1, 8)), {}, {}, r"image\.ome\.zarr, level 8: expected one of its stored levels 1, 4"),
+        (lambda: Toy(levels=(1, 2.5)), {}, {}, r"image\.ome\.zarr, level 2.5: expected one of its stored levels 1, 4"),
         (Toy, {"crop_size": (16, 20)}, {}, r"crop_size: expected multiples of \(8, 8\)"),
         (Toy, {"crop_size": (16,)}, {}, "crop_size"),
         (lambda: Toy(num_classes=3), {}, {}, "class_names: expected one for each of the model's 3 classes"),

@@ -7,7 +7,7 @@ from torch.nn.functional import avg_pool2d, cross_entropy, one_hot
 from muvit.errors import InputError
 from muvit.labels import IGNORE
 from muvit.relay import RelaySegmenter
-from muvit.relay.losses import labelled_cross_entropy, pooled_labels, pooled_prediction, soft_cross_entropy
+from muvit.relay.losses import labelled_cross_entropy, pooled_labels, soft_cross_entropy
 
 LN2, LN3, LN4 = log(2), log(3), log(4)
 
@@ -66,6 +66,29 @@ def test_the_losses_follow_the_place_of_the_local_view(monkeypatch):
     assert loss_of(model, (local, context), moved, monkeypatch) != pytest.approx(expected, abs=1e-2)
 
 
+def test_blocks_outside_the_context_view_cost_nothing(monkeypatch):
+    local, context, batch = example()
+    batch["bbox"][:, 1] += torch.tensor([0.0, 4.0])  # begins where the right half of the local view does
+    context = context.roll(-2, 3)
+    left = LN2 + LN4 - LN3  # the blocks that are lost: all 1 at odds 1:1, all 0 at odds 3:1
+    model = segmenter(context_weight=1.0, consistency_weight=0.0)
+    assert loss_of(model, (local, context), batch, monkeypatch) == pytest.approx(10 + CONTEXT - left / 4, rel=1e-6)
+    left = LN2 + ((LN4 - LN3) + LN4) / 2
+    model = segmenter(context_weight=0.0, consistency_weight=1.0)
+    assert loss_of(model, (local, context), batch, monkeypatch) == pytest.approx(10 + CONSISTENCY - left / 4, rel=1e-6)
+
+
+def test_the_consistency_term_teaches_both_branches(monkeypatch):
+    local, context, batch = example()
+    local.requires_grad_()
+    context.requires_grad_()
+    model = segmenter(context_weight=0.0)
+    monkeypatch.setattr(model, "branch_logits", lambda *args, **kwargs: [local, context])
+    model.training_loss(batch, lambda z, y: z.new_tensor(0.0))[0].backward()
+    assert local.grad[0, :, :2, 2:].all()  # where the context is not undecided
+    assert context.grad[0, :, 1, 1:3].all() and not context.grad[0, :, 0].any()  # inside and outside the local view
+
+
 def test_the_full_target_is_the_label_of_the_whole_context_view(monkeypatch):
     local, context, batch = example()
     labels = torch.randint(2, (1, 2, 4, 4), generator=torch.Generator().manual_seed(0))
@@ -115,13 +138,6 @@ def test_labels_are_pooled_to_shares_and_blocks_with_an_ignored_pixel_to_nothing
     label[0, 1, 6] = IGNORE
     shares[0, :, 0, 1] = 0
     torch.testing.assert_close(pooled_labels(label, 3, (2, 2)), shares)
-
-
-def test_the_consistency_target_lets_gradients_through():
-    local = torch.randn(1, 2, 4, 4, generator=torch.Generator().manual_seed(0), requires_grad=True)
-    context = torch.tensor([1.0, -1.0]).reshape(1, 2, 1, 1).expand(1, 2, 2, 2)
-    soft_cross_entropy(context, pooled_prediction(local, (2, 2))).backward()
-    assert (local.grad != 0).all()
 
 
 def test_a_view_without_labels_costs_nothing():

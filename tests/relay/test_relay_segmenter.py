@@ -19,11 +19,15 @@ def boxes(model, batch=2):
     return naive_boxes(v.levels, v.size).expand(batch, -1, -1, -1)
 
 
-def size_of(**changes):
-    """Parameters of the paper's sizes, counted without memory for them."""
+def paper_size(**changes):
+    """A model of the paper's size, without memory for its parameters."""
     fields = {"in_channels": 3, "num_classes": 8, "levels": (1, 4), "size": (256, 256)} | changes
     with torch.device("meta"):
-        return sum(p.numel() for p in RelaySegmenter(**fields).parameters())
+        return RelaySegmenter(**fields)
+
+
+def count(module):
+    return sum(p.numel() for p in module.parameters())
 
 
 VIT_S = {"backbone": "vit_small_patch16_224", "timm_options": {"class_token": False, "global_pool": "avg"}}
@@ -32,29 +36,28 @@ DEIT_S, SWIN_S = {"backbone": "deit3_small_patch16_224"}, {"backbone": "swinv2_s
 
 
 @pytest.mark.parametrize(
-    "backbone, share, overhead, share_of_all",
+    "backbone, share, overhead, percent",
     [
-        (VIT_S, False, 398_208, 0.018),
-        (VIT_S, True, 3_072, 0.00014),
+        (VIT_S, False, 398_208, 1.8),
+        (VIT_S, True, 3_072, 0.014),
         # the class token of DeiT-III has no position; that of the plain ViT has one in either table
-        (DEIT_S, False, 398_208, 0.018),
-        (DEIT_S, True, 3_072, 0.00014),
-        ({"backbone": "vit_small_patch16_224"}, False, 398_208 + 384, 0.018),
-        ({"backbone": "vit_small_patch16_224"}, True, 3_072, 0.00014),
-        (SWIN_S, False, 393_696, 0.008),
-        (SWIN_S, True, 393_696 - 4_896, 0.008),
+        (DEIT_S, False, 398_208, 1.8),
+        (DEIT_S, True, 3_072, 0.014),
+        ({"backbone": "vit_small_patch16_224"}, False, 398_208 + 384, 1.8),
+        ({"backbone": "vit_small_patch16_224"}, True, 3_072, 0.014),
+        (SWIN_S, False, 393_696, 0.80),
+        (SWIN_S, True, 393_696 - 4_896, 0.79),
     ],
 )
-def test_relay_tokens_cost_as_many_parameters_as_in_the_paper(backbone, share, overhead, share_of_all):
-    plain = size_of(**backbone, levels=(1,))
-    assert size_of(**backbone, share_patch_embed=share) - plain == overhead
-    assert overhead / plain == pytest.approx(share_of_all, rel=0.05)
+def test_relay_tokens_cost_as_many_parameters_as_in_the_paper(backbone, share, overhead, percent):
+    plain = paper_size(**backbone, levels=(1,))
+    assert count(paper_size(**backbone, share_patch_embed=share)) - count(plain) == overhead
+    assert 100 * overhead / count(plain.backbone.timm) == pytest.approx(percent, rel=0.03)
 
 
 def test_the_head_is_one_linear_map_from_tokens_to_pixels():
-    assert size_of(**DEIT_S, levels=(1,)) == 8 + 16 * 16 * 8 * 384 + sum(
-        p.numel() for p in timm.create_model("deit3_small_patch16_224", img_size=256, num_classes=0).parameters()
-    )
+    plain = timm.create_model("deit3_small_patch16_224", img_size=256, num_classes=0)
+    assert count(paper_size(**DEIT_S, levels=(1,))) == count(plain) + 16 * 16 * 8 * 384 + 8
 
 
 def test_with_one_level_it_is_the_plain_backbone_with_the_same_head():
@@ -120,35 +123,38 @@ def test_the_training_loss_is_made_of_its_terms(levels):
     torch.testing.assert_close(logits, branches[0])
 
 
-def context_task(model):
+def context_task(model, seed):
     """Samples whose class can be read in the context view only."""
-    generator = torch.Generator().manual_seed(3)
-    label = torch.randint(2, (16, 1, 1), generator=generator)
+    generator = torch.Generator().manual_seed(seed)
+    label = torch.arange(16).reshape(16, 1, 1) % 2
     img = torch.randn(16, 2, 1, 16, 16, generator=generator)
     img[:, 1] += 2.0 * (2 * label - 1)[:, None]
     return {"img": img, "bbox": boxes(model, 16), "label": label.expand(-1, 16, 16).contiguous()}
 
 
 @pytest.mark.parametrize("relay_tokens", [4, 0])
-@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "swinv2_tiny_window8_256"])
-def test_only_relay_tokens_bring_what_the_context_knows(name, relay_tokens):
-    options = {
-        "vit_tiny_patch16_224": {"patch_size": 8, "embed_dim": 24, "num_heads": 2, "depth": 2},
-        "swinv2_tiny_window8_256": SWIN | {"window_size": 2},
-    }[name]
+@pytest.mark.parametrize(
+    "name, options, steps",
+    [
+        ("vit_tiny_patch16_224", {"patch_size": 8, "embed_dim": 24, "num_heads": 2, "depth": 2}, 25),
+        ("swinv2_tiny_window8_256", SWIN | {"window_size": 4}, 90),
+    ],
+)
+def test_only_relay_tokens_bring_what_the_context_knows(name, options, steps, relay_tokens):
     fields = {"in_channels": 1, "num_classes": 2, "size": (16, 16), "drop_path": 0.0}
     model = build(name, timm_options=options, relay_tokens=relay_tokens, **fields).train()
-    train, test = context_task(model), context_task(model)
-    test["img"] = test["img"].flip(3).roll(1, 3)  # the same classes, the same context, other pixels
-    test["img"][:, 0] = torch.randn(16, 1, 16, 16, generator=torch.Generator().manual_seed(9))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3, weight_decay=0)
-    for _ in range(40):
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0)
+    for step in range(steps):
         optimizer.zero_grad()
-        model.training_loss(train, cross_entropy)[0].backward()
+        model.training_loss(context_task(model, step), cross_entropy)[0].backward()
         optimizer.step()
+    test = context_task(model, 1000)
     with torch.no_grad():
         loss = cross_entropy(model.eval()(test["img"], test["bbox"]), test["label"])
-    assert loss < 0.2 if relay_tokens else loss > 0.6
+    if relay_tokens:
+        assert loss < 0.2
+    else:
+        assert loss > 0.6
 
 
 @pytest.mark.parametrize("decoder", ["unetr", "mask2former"])
@@ -201,11 +207,11 @@ def test_a_saved_model_comes_back_equal(tmp_path, changes):
     assert torch.equal(back(img, boxes(model)), model(img, boxes(model)))
 
 
-def test_the_folder_of_another_model_is_refused(tmp_path):
+def test_the_folder_of_another_backbone_is_refused(tmp_path):
     build(levels=(1,)).save(tmp_path / "model")
-    with pytest.raises(CheckpointError, match="1 more|missing|unexpected"):
-        config = tmp_path / "model" / "config.yaml"
-        config.write_text(config.read_text().replace("depth: 3", "depth: 4"))
+    config = tmp_path / "model" / "config.yaml"
+    config.write_text(config.read_text().replace("depth: 3", "depth: 4"))
+    with pytest.raises(CheckpointError, match=r"expected weights of RelaySegmenter, got .*blocks\.3.* missing"):
         load_model(tmp_path / "model")
 
 

@@ -19,8 +19,10 @@ VERBS = {
     "synthetic": "make the Synthetic data set, whose classes show only at a coarse scale",
     "pretrain": "pre-train a masked autoencoder on unlabelled images",
     "train": "train a segmentation model from a recipe",
+    "train-classifier": "train a classifier of slides from a recipe",
     "predict": "label whole slides with a trained model",
     "export": "turn predicted labels into polygons for QuPath, area tables and pictures",
+    "classify": "tell the class of whole slides with a trained classifier",
     "evaluate": "score predicted labels against true ones",
     "study": "find out what trained models rely on, what they cost and what their features tell",
     "convert-checkpoint": "turn a model folder of release 0.1.0 into ours",
@@ -51,15 +53,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{command}: {' '.join(str(error).split())} (see {command} --help)", file=sys.stderr)
         return 2
     except MuViTError as error:
-        print(f"muvit: {error}", file=sys.stderr)
+        print(f"muvit: {error}", *_notes(error), file=sys.stderr)
         return 1
     except OSError as error:  # a disk that is full, a folder that may not be written
-        print(f"muvit: {error.filename or 'file system'}: {error.strerror or error}.", file=sys.stderr)
+        print(f"muvit: {error.filename or 'file system'}: {error.strerror or error}.", *_notes(error), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("muvit: interrupted", file=sys.stderr)
         return 1
     return 0
+
+
+def _notes(error: BaseException) -> list[str]:
+    """What was added to an error on its way, such as what is left of the work."""
+    return getattr(error, "__notes__", [])
 
 
 def entrypoint() -> None:

@@ -30,7 +30,9 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--geojson", action="store_true", help="write <name>.geojson: polygons for QuPath")
     parser.add_argument("--areas", action="store_true", help=f"write {AREAS}: the area of each class on each slide")
     parser.add_argument(
-        "--overview", action="store_true", help="write <name>.png: the labels in small (default: all three)"
+        "--overview",
+        action="store_true",
+        help="write <name>.png: the labels in small, over the image; without any of the three, all are written",
     )
     parser.add_argument("--object_type", type=ObjectType, default="annotation", help="what polygons become in QuPath")
     parser.add_argument(

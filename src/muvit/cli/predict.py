@@ -9,11 +9,13 @@ from jsonargparse import ArgumentParser, Namespace
 from muvit.checkpoints import model_folder
 from muvit.cli.progress import Progress
 from muvit.data.preprocessing import Preprocessing
-from muvit.data.slides import open_slide, slide_name
+from muvit.data.slides import Slide, open_slide, slide_name
 from muvit.errors import InputError, MuViTError
-from muvit.inference.output import prediction_status
-from muvit.inference.plan import PredictOptions
-from muvit.inference.predict import plan_prediction, run_prediction
+from muvit.inference.output import Output, is_made_by, prediction_status
+from muvit.inference.plan import Plan, PredictOptions
+from muvit.inference.predict import Engine, plan_prediction, run_prediction
+from muvit.inference.region import read_region
+from muvit.inference.seams import Seams
 from muvit.models import load_model
 
 _TTA_FLIPS = (-2, -1)
@@ -26,15 +28,17 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--output", type=Path, required=True, help="folder that receives <slide>.ome.zarr with the labels of each slide"
     )
-    parser.add_argument("--batch_size", type=int, default=8, help="tiles computed at once")
-    parser.add_argument("--num_workers", type=int, default=0, help="processes that read ahead")
-    parser.add_argument(
-        "--device", type=str | None, default=None, help="cpu, cuda, mps (default: a GPU if there is one)"
-    )
     parser.add_argument("--overwrite", action="store_true", help="replace labels that are there already, begun or done")
     parser.add_argument("--status", action="store_true", help="only tell what is done")
     parser.add_argument("--tta", action="store_true", help="average over the flips of each tile along y and x")
-    parser.add_class_arguments(PredictOptions, as_group=False, skip={"flips"})
+    parser.add_argument(
+        "--region",
+        type=str | None,
+        default=None,
+        help="compute only tiles that meet this: a GeoJSON file, or a box y0,x0,y1,x1 in pixels of the finest level",
+    )
+    parser.add_class_arguments(PredictOptions, as_group=False, skip={"flips", "region"})
+    parser.add_class_arguments(Engine, as_group=False)
 
 
 def run(arguments: Namespace) -> None:
@@ -46,38 +50,35 @@ def run(arguments: Namespace) -> None:
         return
     folder = model_folder(arguments.model)
     model, preprocessing = load_model(folder), Preprocessing.load(folder)
-    device, overwrite = arguments.device, arguments.overwrite
-    plans = {}
+    engine = Engine(**{field.name: arguments[field.name] for field in fields(Engine)})
+    planned: dict[Path, tuple[Slide, Plan]] = {}
     for target, path in targets.items():  # all before any work starts
-        slide = open_slide(path)
-        plan = plan_prediction(
-            model, slide, target, preprocessing, options=_options(arguments), device=device, overwrite=overwrite
-        )
-        plans[target] = slide, plan
-    failed: list[Exception] = []
-    for target, (slide, plan) in plans.items():
+        slide = open_slide(path.resolve() if engine.engine == "dask" else path)
+        options = _options(arguments, slide)
+        plan = plan_prediction(model, slide, target, preprocessing, options=options, engine=engine)
+        if (len(targets) > 1 or engine.part) and not arguments.overwrite and is_made_by(target, plan):
+            print(target)  # by an earlier call for the same slides, or by the other parts
+            continue
+        Output(target, plan).check(overwrite=arguments.overwrite)
+        planned[target] = slide, plan
+    failed = 0
+    for target, (slide, plan) in planned.items():
         try:
             with Progress(slide.name, "tile") as progress:
-                run_prediction(
-                    plan,
-                    model,
-                    slide,
-                    target,
-                    batch_size=arguments.batch_size,
-                    num_workers=arguments.num_workers,
-                    device=device,
-                    overwrite=overwrite,
-                    progress=progress,
+                seams = run_prediction(
+                    plan, model, slide, target, engine=engine, overwrite=arguments.overwrite, progress=progress
                 )
         except (MuViTError, OSError) as error:
-            if len(plans) == 1:
+            if len(targets) == 1:
                 raise
-            failed.append(error)
+            failed += 1
             print(f"muvit: {error}", *getattr(error, "__notes__", ()), file=sys.stderr)
-        else:
-            print(target)
+            continue
+        print(target)
+        if seams is not None and seams.ratio is not None:
+            print(f"{target.name}: {_seams(seams)}", file=sys.stderr)
     if failed:
-        raise InputError("slides", expected=f"{len(plans)} labelled", got=f"{len(plans) - len(failed)}")
+        raise InputError("slides", expected=f"{len(targets)} labelled", got=f"{failed} that failed")
 
 
 def _targets(arguments: Namespace) -> dict[Path, Path]:
@@ -91,18 +92,20 @@ def _targets(arguments: Namespace) -> dict[Path, Path]:
     return targets
 
 
-def _options(arguments: Namespace) -> PredictOptions:
-    given = {field.name: arguments[field.name] for field in fields(PredictOptions) if field.name in arguments}
-    return PredictOptions(**given, flips=_TTA_FLIPS if arguments.tta else ())
+def _options(arguments: Namespace, slide: Slide) -> PredictOptions:
+    given = {f.name: arguments[f.name] for f in fields(PredictOptions) if f.name not in ("flips", "region")}
+    region = None if arguments.region is None else read_region(arguments.region, slide)
+    return PredictOptions(**given, region=region, flips=_TTA_FLIPS if arguments.tta else ())
 
 
 def _status(target: Path) -> str:
     status = prediction_status(target)
     if status.state in ("missing", "foreign"):
         return f"{target}: {'not begun' if status.state == 'missing' else 'no prediction'}"
-    seams = status.seams.ratio if status.seams else None
-    return (
-        f"{target}: {status.state}, {status.blocks} of {status.num_blocks} blocks, "
-        f"{status.shards} of {status.num_shards} shards of coarser levels"
-        + ("" if seams is None else f", labels change {seams:.2f} times as often across seams as inside tiles")
-    )
+    done = f"{status.blocks} of {status.num_blocks} blocks, {status.shards} of {status.num_shards} coarser shards"
+    has_seams = status.seams is not None and status.seams.ratio is not None
+    return f"{target}: {status.state}, {done}" + (f"; {_seams(status.seams)}" if has_seams else "")
+
+
+def _seams(seams: Seams) -> str:
+    return f"labels change {seams.ratio:.2f} times as often across the seams of tiles as inside tiles"

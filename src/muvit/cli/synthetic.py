@@ -2,37 +2,55 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
 from muvit.cli.progress import Progress
 from muvit.data.synthetic import SyntheticConfig, write_synthetic
+from muvit.data.synthetic_free import LegendConfig, write_legend
+from muvit.data.synthetic_volumes import VolumeConfig, write_volumes
+from muvit.errors import InputError
+
+_COUNTS = {"rings": (1638, 220, 190), "volumes": (24, 4, 4), "free": (40, 4, 4)}
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Arguments of the verb."""
     parser.add_argument("--output", type=Path, required=True, help="folder to write train, val and test into")
-    parser.add_argument("--train", type=int, default=1638, help="images to train on")
-    parser.add_argument("--val", type=int, default=220, help="images to validate on")
-    parser.add_argument("--test", type=int, default=190, help="images to test on")
-    parser.add_argument("--small", action="store_true", help="all lengths divided by 4: images of 512 pixels")
+    parser.add_argument(
+        "--kind",
+        type=Literal["rings", "volumes", "free"],
+        default="rings",
+        help="cells in rings, whose class shows at a coarse scale; volumes, where it shows in another slice; or images "
+        "with a legend elsewhere, for free views",
+    )
+    for number, (split, purpose) in enumerate((("train", "train on"), ("val", "validate on"), ("test", "test on"))):
+        defaults = ", ".join(f"{counts[number]} {kind}" for kind, counts in _COUNTS.items())
+        parser.add_argument(
+            f"--{split}", type=int | None, default=None, help=f"images to {purpose} (default: {defaults})"
+        )
+    parser.add_argument("--small", action="store_true", help="rings: all lengths divided by 4, images of 512 pixels")
     parser.add_argument("--seed", type=int, default=0, help="another seed makes another data set")
-    parser.add_argument("--workers", type=int | None, default=None, help="processes (default: one per core)")
+    parser.add_argument("--workers", type=int | None, default=None, help="rings: processes (default: one per core)")
     parser.add_argument("--overwrite", action="store_true", help="replace a data set that is there already")
 
 
 def run(arguments: Namespace) -> None:
     """Write the data set."""
-    config = replace(SyntheticConfig.small() if arguments.small else SyntheticConfig(), seed=arguments.seed)
+    given = (arguments.train, arguments.val, arguments.test)
+    pairs = zip(given, _COUNTS[arguments.kind], strict=True)
+    train, val, test = (default if count is None else count for count, default in pairs)
+    counts = {"num_train": train, "num_val": val, "num_test": test}
+    if arguments.kind != "rings" and (arguments.small or arguments.workers is not None):
+        raise InputError("--small and --workers", expected="--kind rings", got=f"--kind {arguments.kind}")
     with Progress("Synthetic images", "image") as progress:
-        folder = write_synthetic(
-            arguments.output,
-            num_train=arguments.train,
-            num_val=arguments.val,
-            num_test=arguments.test,
-            config=config,
-            workers=arguments.workers,
-            overwrite=arguments.overwrite,
-            progress=progress,
-        )
+        options: dict[str, Any] = {"overwrite": arguments.overwrite, "progress": progress}
+        if arguments.kind == "rings":
+            config = replace(SyntheticConfig.small() if arguments.small else SyntheticConfig(), seed=arguments.seed)
+            folder = write_synthetic(arguments.output, **counts, config=config, workers=arguments.workers, **options)
+        elif arguments.kind == "volumes":
+            folder = write_volumes(arguments.output, **counts, config=VolumeConfig(seed=arguments.seed), **options)
+        else:
+            folder = write_legend(arguments.output, **counts, config=LegendConfig(seed=arguments.seed), **options)
     print(folder)

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from muvit.data.similarity import Similarity
 from muvit.errors import InputError
 from muvit.geometry import box_center, flip_boxes, scale_boxes, shift_boxes, transpose_boxes
 
@@ -37,15 +38,31 @@ class Augmentation:
     """Range of the factor on all boxes of a sample, about the centre of the finest."""
     box_shift_px: float = 8.0
     """Standard deviation, in world pixels, of the shift of each box; per level, as a common one would be invisible."""
+    scale: tuple[float, float] = (1, 1)
+    """Range of the factor on the side of what all views show, about their common centre (needs context centered): 2
+    shows twice as much at half the detail, and boxes grow with it (Relay Tokens: 0.5 to 2). Above 2, pixels are left
+    out."""
+    scale_probability: float = 0.5
+    """Share of the samples that are scaled."""
+    rotation_degrees: float = 0
+    """Largest turn of all views about their common centre, either way (needs context centered; Relay Tokens: 90). Boxes
+    stay: the frame that they are in is turned with the content."""
+    rotation_probability: float = 0.5
+    """Share of the samples that are turned."""
 
     def __post_init__(self) -> None:
-        for name in ("gain", "offset", "box_scale"):
+        for name in ("gain", "offset", "box_scale", "scale"):
             low, high = getattr(self, name)
             if not -math.inf < low <= high < math.inf or (name != "offset" and low <= 0):
                 expected = "a finite range low <= high" + ("" if name == "offset" else " above 0")
                 raise InputError(name, expected=expected, got=(low, high))
         if not 0 <= self.box_shift_px < math.inf:
             raise InputError("box_shift_px", expected="a standard deviation >= 0", got=self.box_shift_px)
+        if not 0 <= self.rotation_degrees <= 180:
+            raise InputError("rotation_degrees", expected="an angle from 0 to 180", got=self.rotation_degrees)
+        for name in ("scale_probability", "rotation_probability"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(name, expected="a number from 0 to 1", got=getattr(self, name))
         if not all(axis < 0 for axis in self.flip_axes):
             raise InputError("flip_axes", expected="negative numbers, counted from the last axis", got=self.flip_axes)
 
@@ -53,6 +70,20 @@ class Augmentation:
     def geometric(cls, *, quarter_turns: bool = False) -> "Augmentation":
         """Flips (and quarter turns) only: intensities stay, and boxes stay true."""
         return cls(quarter_turns=quarter_turns, gain=(1, 1), offset=(0, 0), box_scale=(1, 1), box_shift_px=0)
+
+    @property
+    def has_similarity(self) -> bool:
+        """Whether views are scaled or turned, which happens when they are read."""
+        scales = tuple(self.scale) != (1, 1) and self.scale_probability > 0
+        return scales or (self.rotation_degrees > 0 and self.rotation_probability > 0)
+
+    def draw_similarity(self, rng: np.random.Generator) -> Similarity:
+        """Scale and turn of a sample, to read it by before it is augmented."""
+        if not self.has_similarity:
+            return Similarity()
+        is_scaled, is_turned = rng.random() < self.scale_probability, rng.random() < self.rotation_probability
+        scale, degrees = rng.uniform(*self.scale), rng.uniform(-self.rotation_degrees, self.rotation_degrees)
+        return Similarity(scale if is_scaled else 1.0, degrees if is_turned else 0.0)
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
         """A new, augmented sample."""

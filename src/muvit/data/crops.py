@@ -14,17 +14,20 @@ from muvit.data.balance import Balance, ClassPixels, ForegroundIndex, locate_cla
 from muvit.data.dataset import MuViTDataset
 from muvit.data.normalize import Normalization, Percentile
 from muvit.data.sampling import (
+    ContextPlace,
     FreeViews,
     Window,
     centered_nested,
+    concentric,
     sample_free,
     sample_nested,
     sample_start,
     tile_generator,
 )
+from muvit.data.similarity import Similarity, SimilarView, read_similar
 from muvit.data.slides import Padding, Slide
 from muvit.errors import InputError
-from muvit.geometry import Level, check_levels, plain_level
+from muvit.geometry import Level, box_center, check_levels, plain_level
 from muvit.labels import IGNORE
 
 LabelledSlide = tuple[Slide, Slide | None]
@@ -53,6 +56,9 @@ class CropConfig:
     """Views whose labels a sample holds: the finest, or each view at its own level, which the labels must store."""
     free_views: FreeViews | None = None
     """Where the coarser views lie if they need not hold the finest; unset, every view holds the next finer one."""
+    context: ContextPlace = "random"
+    """Where they lie else: anywhere around the finest, but in the image (random; tiles have them centred as well as the
+    image allows), or centred on the finest, also beyond the image (centered)."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "levels", tuple(map(plain_level, self.levels)))
@@ -63,6 +69,10 @@ class CropConfig:
             raise InputError("padding", expected=f"one of {', '.join(get_args(Padding))}", got=repr(self.padding))
         if self.label_levels not in get_args(LabelLevels):
             raise InputError("label_levels", expected="finest or all", got=repr(self.label_levels))
+        if self.context not in get_args(ContextPlace):
+            raise InputError("context", expected="random or centered", got=repr(self.context))
+        if self.context == "centered" and self.free_views is not None:
+            raise InputError("context", expected="random, as views are free", got="centered")
         offsets = None if self.free_views is None else self.free_views.offset_px
         if offsets is not None and len(offsets) != len(self.size):
             raise InputError("offset_px", expected=f"a range for each of {len(self.size)} axes", got=offsets)
@@ -90,10 +100,15 @@ def read_views(slide: Slide, windows: Sequence[Window], config: CropConfig) -> d
     valid = np.zeros((len(views), *config.size), dtype=bool)
     for inside, (level, window) in zip(valid, views, strict=True):
         inside[window.slices_inside(slide.level_shape(level))] = True
-    img = config.normalization(pixels.astype(np.float32), valid)
+    return _sample(pixels.astype(np.float32), valid, [w.box for w in windows], config)
+
+
+def _sample(pixels: np.ndarray, valid: np.ndarray, boxes: list[Tensor], config: CropConfig) -> dict[str, Tensor]:
+    """Normalised ``img`` and ``bbox``, from native pixels ``(L, C, *space)`` and whether they lie in the image."""
+    img = config.normalization(pixels, valid)
     if config.padding == "zero":
         img *= valid[:, None]
-    return {"img": torch.from_numpy(img), "bbox": torch.stack([w.box for w in windows]).float()}
+    return {"img": torch.from_numpy(img), "bbox": torch.stack(boxes).float()}
 
 
 def read_label(label: Slide, window: Window, config: CropConfig) -> Tensor:
@@ -167,10 +182,26 @@ class SlideCrops(MuViTDataset):
         sample = read_views(self.images[slide], windows, config)
         if self.labels:
             labels = [read_label(self.labels[slide], w, config) for w in windows[: len(config.labelled_levels)]]
-            sample["label"] = labels[0]
-            if config.label_levels == "all":
-                sample["labels"] = torch.stack(labels)
+            self._put_labels(sample, labels)
         return sample
+
+    def read_similar(self, slide: int, views: Sequence[SimilarView]) -> dict[str, Tensor]:
+        """The sample of scaled and turned views of one slide, as `read` gives that of windows."""
+        config = self.config
+        pixels, valid = read_similar(self.images[slide], views, config.padding)
+        sample = _sample(pixels, valid, [view.box for view in views], config)
+        if self.labels:
+            labels = []
+            for view in views[: len(config.labelled_levels)]:
+                stored = read_label(self.labels[slide], view.window, config).numpy()
+                labels.append(torch.from_numpy(view.sample(stored, linear=False)))
+            self._put_labels(sample, labels)
+        return sample
+
+    def _put_labels(self, sample: dict[str, Tensor], labels: list[Tensor]) -> None:
+        sample["label"] = labels[0]
+        if self.config.label_levels == "all":
+            sample["labels"] = torch.stack(labels)
 
     def read_free(
         self, rng: np.random.Generator, slide: int, start: Sequence[int], free: FreeViews
@@ -186,6 +217,8 @@ class SlideCrops(MuViTDataset):
 
 class NestedCrops(SlideCrops):
     """Random crops for training: each view lies inside the next coarser one, or, with ``free_views``, where it likes.
+
+    With ``context = "centered"`` all views have one centre, about which the augmentation may scale and turn them.
 
     Sample ``i`` depends on ``(seed, i)`` alone, for any ``i >= 0``; epochs go on counting (`EpochSampler`). A slide is
     chosen with a probability proportional to its area, so that every place is equally likely. With ``balance``, a part
@@ -224,6 +257,12 @@ class NestedCrops(SlideCrops):
             got = f"{samples_per_epoch} samples and seed {seed}"
             raise InputError("samples_per_epoch and seed", expected="at least one sample, a seed >= 0", got=got)
         super().__init__(slides, config)
+        if augmentation is not None and augmentation.has_similarity and config.context != "centered":
+            raise InputError(
+                "scale and rotation_degrees of the augmentation",
+                expected="views with one centre, context centered",
+                got=f"context {config.context}" if config.free_views is None else "free views",
+            )
         self.samples_per_epoch = samples_per_epoch
         self.seed = seed
         self.augmentation = augmentation
@@ -247,7 +286,9 @@ class NestedCrops(SlideCrops):
         rng = np.random.default_rng((self.seed, int(index)))
         slide, pixel = self._draw(rng)
         config, shapes = self.config, self.shapes[slide]
-        if config.free_views is None:
+        if config.context == "centered":
+            sample = self._read_centered(rng, slide, pixel)
+        elif config.free_views is None:
             sample = self.read(slide, sample_nested(rng, shapes, config.levels, config.size, contains=pixel))
         else:
             start = sample_start(rng, shapes[0], config.size, contains=pixel)
@@ -257,6 +298,23 @@ class NestedCrops(SlideCrops):
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         """The samples of the first epoch (any number is a valid index, so counting up would not end)."""
         return (self[index] for index in range(len(self)))
+
+    def _read_centered(self, rng: np.random.Generator, slide: int, pixel: tuple[int, ...] | None) -> dict[str, Tensor]:
+        """A sample of views of one centre; a turn that would lose the pixel that it shall hold is left out."""
+        config, shape = self.config, self.shapes[slide][0]
+        similarity = Similarity() if self.augmentation is None else self.augmentation.draw_similarity(rng)
+        extent = similarity.extent(config.size)
+        start = sample_start(rng, shape, extent, contains=pixel)
+        if similarity.is_identity:
+            return self.read(slide, concentric(start, config.levels, config.size))
+        center = tuple(box_center(Window(config.levels[0], start, extent).box).tolist())
+
+        def views(similarity: Similarity) -> list[SimilarView]:
+            return [SimilarView(level, center, config.size, similarity) for level in config.levels]
+
+        turned = views(similarity)
+        is_lost = pixel is not None and not turned[0].shows(pixel)
+        return self.read_similar(slide, views(Similarity(similarity.scale)) if is_lost else turned)
 
     def _draw(self, rng: np.random.Generator) -> tuple[int, tuple[int, ...] | None]:
         """Number of a slide and, if a sample shall be balanced, a foreground pixel of it."""
@@ -302,7 +360,9 @@ class GridCrops(SlideCrops):
         unseen = [int(i) * n for i, n in zip(tile, size, strict=True)]
         start = [min(a, max(0, extent - n)) for a, extent, n in zip(unseen, shapes[0], size, strict=True)]
         free = self.config.free_views
-        if free is None:
+        if self.config.context == "centered":
+            sample = self.read(slide, concentric(start, self.config.levels, size))
+        elif free is None:
             sample = self.read(slide, centered_nested(start, shapes, self.config.levels, size))
         else:
             sample = self.read_free(tile_generator(start), slide, start, free)

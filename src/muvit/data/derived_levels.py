@@ -1,7 +1,6 @@
 """Levels that an image does not store, computed as they are read."""
 
 import itertools
-import logging
 import math
 from collections.abc import Sequence
 from functools import lru_cache
@@ -11,9 +10,7 @@ import numpy as np
 
 from muvit.data.reduction import area_mean
 from muvit.data.slides import Padding, Slide
-from muvit.geometry import Level, level_factors, level_name, plain_level
-
-_LOG = logging.getLogger(__name__)
+from muvit.geometry import Level, level_factors, plain_level
 
 _CACHED_BYTES = 64 << 20
 _REDUCED_PIXELS = 1 << 22
@@ -26,16 +23,7 @@ def with_levels(slide: Slide, levels: Sequence[Level]) -> Slide:
     Raises:
         InputError: a level is not stored, and is no whole multiple of one that is.
     """
-    missing = [level_name(level) for level in levels if plain_level(level) not in slide.levels]
-    if not missing:
-        return slide
-    derived = DerivedLevels(slide, levels)
-    _LOG.warning(
-        "%s: level %s is not stored and is computed as it is read; `muvit convert --levels` stores it once for all",
-        slide.path,
-        ", ".join(missing),
-    )
-    return derived
+    return slide if set(map(plain_level, levels)) <= set(slide.levels) else DerivedLevels(slide, levels)
 
 
 class DerivedLevels(Slide):

@@ -9,6 +9,7 @@ A normalisation is a small frozen object called as ``normalization(img, valid)``
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
+from itertools import product
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -85,7 +86,11 @@ class Range:
 
 @dataclass(frozen=True)
 class Standardize:
-    """Subtract a mean and divide by a standard deviation, one of each per channel, in native units."""
+    """Subtract a mean and divide by a standard deviation, one of each per channel, in native units.
+
+    Channels may have the mean of the view itself subtracted instead, of its pixels inside the image: elevation matters
+    relative to its surroundings.
+    """
 
     kind: ClassVar[str] = "standardize"
 
@@ -93,8 +98,14 @@ class Standardize:
     """Mean of each channel."""
     std: tuple[float, ...]
     """Standard deviation of each channel."""
+    local_mean: tuple[int, ...] = ()
+    """Channels, from 0, whose mean is that of the view itself instead."""
 
     def __post_init__(self) -> None:
+        if not all(0 <= channel < len(self.mean) for channel in self.local_mean):
+            raise InputError(
+                "local_mean", expected=f"channels from 0 to {len(self.mean) - 1}", got=list(self.local_mean)
+            )
         if (
             len(self.mean) != len(self.std)
             or not all(0 < s < np.inf for s in self.std)
@@ -110,6 +121,12 @@ class Standardize:
             raise InputError("mean and std", expected=f"{img.shape[1]} channels, as the image has", got=len(self.mean))
         per_channel = (-1, *(1,) * (img.ndim - 2))
         mean, std = (np.asarray(v, dtype=np.float32).reshape(per_channel) for v in (self.mean, self.std))
+        if self.local_mean:
+            mean = np.broadcast_to(mean, (len(img), *mean.shape)).copy()
+            for view, channel in product(range(len(img)), self.local_mean):
+                seen = np.isfinite(img[view, channel])
+                seen = seen if valid is None else seen & valid[view]
+                mean[view, channel] = img[view, channel][seen].mean(dtype=np.float64) if seen.any() else 0
         return _finite((img - mean) / std)
 
 

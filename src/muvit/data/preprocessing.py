@@ -7,6 +7,7 @@ from typing import Any, get_args
 import yaml
 
 from muvit.data.normalize import Normalization, normalization_from_dict, normalization_to_dict
+from muvit.data.sampling import ContextPlace
 from muvit.data.slides import Padding
 from muvit.errors import CheckpointError, InputError
 
@@ -23,6 +24,8 @@ class Preprocessing:
     """From native pixel values to the model's input."""
     padding: Padding = "zero"
     """Policy beyond the border of the image: zero, edge or reflect."""
+    context: ContextPlace = "random"
+    """Where coarse views lay around the finest: random, inside the image, or centered, also beyond it."""
     class_names: tuple[str, ...]
     """Name of each class, background first."""
     class_colors: tuple[tuple[int, int, int], ...]
@@ -35,6 +38,8 @@ class Preprocessing:
             raise InputError("crop_size", expected="a positive number of pixels for each axis", got=self.crop_size)
         if self.padding not in get_args(Padding):
             raise InputError("padding", expected=f"one of {', '.join(get_args(Padding))}", got=repr(self.padding))
+        if self.context not in get_args(ContextPlace):
+            raise InputError("context", expected="random or centered", got=repr(self.context))
         if len(self.class_names) != len(self.class_colors):
             raise InputError(
                 "class_colors",

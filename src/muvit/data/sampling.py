@@ -16,6 +16,9 @@ from torch.utils.data import Sampler
 from muvit.errors import InputError
 from muvit.geometry import Level, box_center, level_factors, nested_start_range, window_to_box
 
+ContextPlace = Literal["random", "centered"]
+"""Where coarse crops lie around the finest: somewhere around it, in the image, or centred on it, wherever that ends."""
+
 
 class Window(NamedTuple):
     """A crop: ``size`` pixels from ``start``, in pixels of ``level``; may leave the image."""
@@ -180,6 +183,20 @@ def centered_nested(
     return _nest(start, shapes, levels, size, lambda low, high, ideal: min(max(math.floor(ideal + 0.5), low), high))
 
 
+def concentric(start: Sequence[int], levels: Sequence[Level], size: Sequence[int]) -> tuple[Window, ...]:
+    """Crops of one centre (Relay Tokens): coarse crops centred on the finest, wherever the image ends.
+
+    Args:
+        start: ``(ndim)``, first pixel of the finest crop.
+        levels: ``L`` downsampling factors, finest first.
+        size: ``(ndim)``, pixels of every crop.
+
+    Returns:
+        One window per level, finest first; centres agree as exactly as whole pixels of the level allow.
+    """
+    return _nest(start, [tuple(size)] * len(levels), levels, size, lambda low, high, ideal: math.floor(ideal + 0.5))
+
+
 def grid_nested(
     start: Sequence[int], shapes: Sequence[Sequence[int]], levels: Sequence[Level], size: Sequence[int]
 ) -> tuple[Window, ...]:
@@ -218,9 +235,12 @@ def _on_grid(start: int, factor: float, outer_factor: float, size: int, outer_ex
     ratio = Fraction(factor) / Fraction(outer_factor)
     ideal = (start + Fraction(size, 2)) * ratio - Fraction(size, 2)
     step = max(min(size // 2, math.floor(size * (1 - ratio))), 1)
+    # half a step beside the origin, so that tiles whose crop is the same fill a square that blocks of the output share
+    shift = step // 2
     # a crop held by grid crop i may also be held by its neighbours
-    multiples = [math.floor(ideal / step) * step, math.ceil(ideal / step) * step]
-    multiples += [math.ceil(Fraction(low, step)) * step, high // step * step]
+    indices = [math.floor((ideal + shift) / step), math.ceil((ideal + shift) / step)]
+    indices += [math.ceil(Fraction(low + shift, step)), (high + shift) // step]
+    multiples = [i * step - shift for i in indices]
     candidates = [a for a in (*multiples, *start_range(size, outer_extent)) if low <= a <= high]
     if not candidates:
         return min(max(math.floor(ideal + Fraction(1, 2)), low), high)

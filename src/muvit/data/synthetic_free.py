@@ -36,13 +36,16 @@ class LegendConfig:
 
     seed: int = 0
     """Seed of the whole data set, 0 or more."""
-    size_px: tuple[int, int] = (448, 512)
+    size_px: tuple[int, int] = (384, 640)
     """Height and width of an image."""
     legend_px: int = 64
     """Height of the legend at the upper edge."""
     empty_px: int = 128
     """Height of the empty band below the legend."""
-    stripe_px: tuple[float, float] = (36.0, 60.0)
+    margin_px: int = 112
+    """Width of the empty margins left and right of the cells, so that no view of the legend above them reaches the
+    image's border, which would tell its place."""
+    stripe_px: tuple[float, float] = (20.0, 28.0)
     """Range of the widths of the legend's stripes."""
     dark: float = 0.3
     """Intensity of the dark stripes."""
@@ -68,8 +71,9 @@ class LegendConfig:
             low, high = getattr(self, name)
             if not 0 < low <= high:
                 raise InputError(f"config.{name}", expected="0 < lowest <= highest", got=(low, high))
-        if self.pitch_px <= 0 or self.legend_px + self.empty_px + self.pitch_px > self.size_px[0]:
-            raise InputError("config.size_px", expected="room for cells below legend and band", got=self.size_px)
+        taken = (self.legend_px + self.empty_px, 2 * self.margin_px)
+        if self.pitch_px <= 0 or any(a + self.pitch_px > n for a, n in zip(taken, self.size_px, strict=True)):
+            raise InputError("config.size_px", expected=f"more than {taken}, room for cells", got=self.size_px)
 
 
 def generate_legend(index: int, config: LegendConfig) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
@@ -117,7 +121,8 @@ def _place_cells(config: LegendConfig, rng: np.random.Generator) -> NDArray[np.f
     """Centres (N, 2) of the cells: a jittered grid below the empty band."""
     first = config.legend_px + config.empty_px
     rows = np.arange(first + config.pitch_px / 2, config.size_px[0] - config.pitch_px / 4, config.pitch_px)
-    columns = np.arange(config.pitch_px / 2, config.size_px[1] - config.pitch_px / 4, config.pitch_px)
+    left, right = config.margin_px + config.pitch_px / 2, config.size_px[1] - config.margin_px - config.pitch_px / 4
+    columns = np.arange(left, right, config.pitch_px)
     cells = np.stack(np.meshgrid(rows, columns, indexing="ij"), -1).reshape(-1, 2)
     return cells + config.pitch_px * rng.uniform(-config.jitter, config.jitter, cells.shape)
 

@@ -104,6 +104,7 @@ def study_noise(
         size=preprocessing.crop_size,
         normalization=preprocessing.normalization,
         padding=preprocessing.padding,
+        context=preprocessing.context,
         num_classes=model.num_classes,
         ignore_labels=tuple(ignore),
     )

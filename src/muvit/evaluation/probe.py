@@ -185,6 +185,7 @@ def _crops(
         size=preprocessing.crop_size,
         normalization=preprocessing.normalization,
         padding=preprocessing.padding,
+        context=preprocessing.context,
     )
     seeds = [np.random.SeedSequence((config.seed, part, i)).generate_state(1)[0] for i in range(len(slides))]
     drawn = [

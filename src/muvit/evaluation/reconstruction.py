@@ -159,6 +159,7 @@ def _crops(
         size=first.preprocessing.crop_size,
         normalization=first.preprocessing.normalization,
         padding=first.preprocessing.padding,
+        context=first.preprocessing.context,
     )
     slides = [(slide, None) for slide in open_folder(Path(images) / "images").values()]
     return NestedCrops(slides, config, samples_per_epoch=num_crops, seed=seed)

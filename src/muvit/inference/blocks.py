@@ -126,7 +126,7 @@ def predict_blocks(
 
 
 @contextmanager
-def ready(model: SegmentationModel, device: torch.device) -> Iterator[None]:
+def ready(model: torch.nn.Module, device: torch.device) -> Iterator[None]:
     """Put a model on a device and into evaluation; as it was, afterwards."""
     modes = {module: module.training for module in model.modules()}
     home = next(model.parameters()).device

@@ -1,44 +1,78 @@
-"""Prediction that encodes each coarse view once and reuses it for every tile inside it."""
+"""Inference that encodes each coarse view once and reuses it for everything inside it."""
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
 from muvit.data.sampling import Window
-from muvit.encoders import EncodedContext
+from muvit.encoders import EncodedContext, MuViTEncoder
 from muvit.geometry import naive_boxes
 from muvit.segmentation import SegmentationModel, Segmenter
 from muvit.segmentation.segmenter import Encoded
 
 
+class ContextMemory:
+    """Coarse views that an encoder has encoded under ``coarse_to_fine``, the least recently used forgotten.
+
+    It holds for one slide, one set of weights, one device and one precision: make a new one for each. What it keeps of
+    a coarse view of the paper's encoder (256 px, 12 blocks of width 512) is 50 MB in float32.
+
+    Args:
+        encoder: in evaluation mode.
+        capacity: coarse views, of all levels together, that are remembered.
+    """
+
+    def __init__(self, encoder: MuViTEncoder, capacity: int = 16) -> None:
+        self.encoder = encoder
+        self.capacity = capacity
+        self._contexts: OrderedDict[tuple[Window, ...], EncodedContext] = OrderedDict()
+
+    def context(self, img: Tensor, bbox: Tensor, windows: tuple[Window, ...]) -> EncodedContext | None:
+        """Context of one sample, encoded where it is not remembered, from the coarsest level on.
+
+        Args:
+            img: ``(1, l, C, *space)``, the coarsest ``l`` levels.
+            bbox: ``(1, l, 2, ndim)``, world pixels, (t)(z)yx.
+            windows: the ``l`` crops, finest first; equal crops are taken for equal pixels.
+
+        Returns:
+            What the next finer level needs; None if ``l`` is 0.
+        """
+        context: EncodedContext | None = None
+        for level in reversed(range(len(windows))):
+            key, view = windows[level:], slice(level, level + 1)
+            if key not in self._contexts:
+                self._contexts[key] = self.encoder.encode_context(img[:, view], bbox[:, view], context)
+            self._contexts.move_to_end(key)
+            context = self._contexts[key]
+        while len(self._contexts) > self.capacity:
+            self._contexts.popitem(last=False)
+        return context
+
+
 class ContextCaching:
-    """Logits of the tiles of one slide, with a memory of the coarse views that they share.
+    """Logits of the tiles of one slide, with a `ContextMemory` of the coarse views that they share.
 
     A segmenter whose encoder attends ``coarse_to_fine`` gives the same logits (but for rounding) as without the memory,
     and for tiles in the same coarse views computes the finest view alone. Every other model goes its ordinary way.
 
-    The memory holds for one slide, one set of weights, one device and one precision: make a new one for each. What it
-    keeps of a coarse view of the paper's encoder (256 px, 12 blocks of width 512) is 50 MB in float32.
-
     Args:
         model: in evaluation mode.
-        capacity: coarse views, of all levels together, that are remembered; the least recently used is forgotten.
+        capacity: as of `ContextMemory`.
     """
 
     def __init__(self, model: SegmentationModel, capacity: int = 16) -> None:
         self.model = model
-        self.capacity = capacity
-        self._contexts: OrderedDict[tuple[Window, ...], EncodedContext] = OrderedDict()
+        self._memory: ContextMemory | None = None
+        if isinstance(model, Segmenter) and is_cachable(model.encoder) and len(model.encoder.levels) > 1:
+            self._memory = ContextMemory(model.encoder, capacity)
 
     @property
     def is_caching(self) -> bool:
         """Whether the model's coarse views can be encoded by themselves."""
-        if not isinstance(self.model, Segmenter):
-            return False
-        encoder = self.model.encoder
-        return encoder.config.attention_mode == "coarse_to_fine" and len(encoder.levels) > 1
+        return self._memory is not None
 
     def label_logits(self, img: Tensor, bbox: Tensor, windows: Sequence[Sequence[Window]]) -> Tensor:
         """Logits ``(B, K, *space)`` of the finest views.
@@ -48,24 +82,21 @@ class ContextCaching:
             bbox: ``(B, L, 2, ndim)``, world pixels, (t)(z)yx.
             windows: of each sample its ``L`` crops, finest first; equal crops are taken for equal pixels.
         """
-        if not self.is_caching:
+        if self._memory is None:
             return self.model.label_logits(img, bbox)
-        groups: dict[tuple[Window, ...], list[int]] = {}
-        for number, crops in enumerate(windows):
-            groups.setdefault(tuple(crops[1:]), []).append(number)
-        logits = [self._in_context(img[chosen], bbox[chosen], coarse) for coarse, chosen in groups.items()]
-        order = torch.tensor([number for chosen in groups.values() for number in chosen])
-        return torch.cat(logits)[order.argsort().to(img.device)]
+        groups = grouped(crops[1:] for crops in windows)
+        logits = [self._in_context(self._memory, img[of], bbox[of], coarse) for coarse, of in groups.items()]
+        return ungrouped(logits, groups.values())
 
-    def _in_context(self, img: Tensor, bbox: Tensor, coarse: tuple[Window, ...]) -> Tensor:
+    def _in_context(self, memory: ContextMemory, img: Tensor, bbox: Tensor, coarse: tuple[Window, ...]) -> Tensor:
         """Logits of tiles that share all coarse views."""
-        model = self.model
+        model, encoder = self.model, memory.encoder
         assert isinstance(model, Segmenter)
-        encoder = model.encoder
         if model.config.boxes == "naive":
             boxes = naive_boxes(encoder.levels, img.shape[3:], encoder.config.patch_spacing)
             bbox = boxes.to(bbox).expand(bbox.shape)
-        context = self._context(img[:1], bbox[:1], coarse)
+        context = memory.context(img[:1, 1:], bbox[:1, 1:], coarse)
+        assert context is not None
         _, coords, kept = encoder.forward_in_context(img[:, :1], bbox[:, :1], context, model.skips)
         last, *others = reversed(kept)
         if model.query_decoder is not None:  # which looks at the tokens of all levels
@@ -75,17 +106,21 @@ class ContextCaching:
         maps = [encoder.to_maps(tokens, img.shape[3:]) for tokens in (last, *others)]
         return model.decode(Encoded(maps, (coords - context.origin[:, None]).float()), img, 0)
 
-    def _context(self, img: Tensor, bbox: Tensor, coarse: tuple[Window, ...]) -> EncodedContext:
-        """Context of one sample ``(1, L, C, *space)``, from the coarsest level on; made where it is not remembered."""
-        assert isinstance(self.model, Segmenter)
-        context: EncodedContext | None = None
-        for level in reversed(range(len(coarse))):
-            key, view = coarse[level:], slice(level + 1, level + 2)
-            if key not in self._contexts:
-                self._contexts[key] = self.model.encoder.encode_context(img[:, view], bbox[:, view], context)
-            self._contexts.move_to_end(key)
-            context = self._contexts[key]
-        while len(self._contexts) > self.capacity:
-            self._contexts.popitem(last=False)
-        assert context is not None
-        return context
+
+def is_cachable(encoder: MuViTEncoder) -> bool:
+    """Whether coarse views can be encoded without the finer ones."""
+    return encoder.config.attention_mode == "coarse_to_fine"
+
+
+def grouped(windows: Iterable[Sequence[Window]]) -> dict[tuple[Window, ...], list[int]]:
+    """Places of equal windows."""
+    groups: dict[tuple[Window, ...], list[int]] = {}
+    for place, crops in enumerate(windows):
+        groups.setdefault(tuple(crops), []).append(place)
+    return groups
+
+
+def ungrouped(parts: Sequence[Tensor], places: Iterable[Sequence[int]]) -> Tensor:
+    """The rows of all parts, each at its place."""
+    order = torch.tensor([place for group in places for place in group])
+    return torch.cat(list(parts))[order.argsort().to(parts[0].device)]

@@ -22,11 +22,11 @@ from muvit.data.pyramid_spec import PyramidSpec
 from muvit.data.slides import Slide
 from muvit.errors import InputError
 from muvit.geometry import Level, level_name
-from muvit.inference.tiling import Blend, Context, TilePlan
-from muvit.segmentation import SegmentationModel
+from muvit.inference.tiling import Blend, TilePlan
 
 Precision = Literal["auto", "float32", "bfloat16"]
 Average = Literal["probabilities", "logits"]
+ContextGrid = Literal["centered", "grid"]
 Tissue = Literal["all", "auto", "dark", "bright"]
 ProbabilityType = Literal["uint8", "float16"]
 
@@ -57,7 +57,7 @@ class PredictOptions:
     dark in RGB images of 8 bits, else bright)."""
     region: str | None = None
     """Region of interest as well-known text, in world pixels, x before y; see `muvit.inference.region.read_region`."""
-    context: Context = "centered"
+    context: ContextGrid = "centered"
     """Where coarse crops lie: centred on each tile, or on a grid where many tiles share them."""
     precision: Precision = "auto"
     """Numbers of the model: float32, or bfloat16 autocast; auto takes the latter on CUDA."""
@@ -67,7 +67,7 @@ class PredictOptions:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "flips", tuple(sorted(set(self.flips))))
-        choices = {"blend": Blend, "average": Average, "tissue": Tissue, "context": Context, "precision": Precision}
+        choices = {"blend": Blend, "average": Average, "tissue": Tissue, "context": ContextGrid, "precision": Precision}
         for name, kind in choices.items():
             if getattr(self, name) not in get_args(kind):
                 raise InputError(name, expected=f"one of {', '.join(get_args(kind))}", got=repr(getattr(self, name)))
@@ -167,7 +167,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def hash_model(model: SegmentationModel) -> dict[str, str]:
+def hash_model(model: torch.nn.Module) -> dict[str, str]:
     """Class of a model, and SHA-256 of its class, configuration and weights."""
     config = getattr(model, "config", None)
     settings = plain(asdict(config)) if is_dataclass(config) and not isinstance(config, type) else {}

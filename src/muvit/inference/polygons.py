@@ -79,9 +79,9 @@ def trace_objects(
 
 
 def simplify(polygon: Polygon, tolerance: float) -> Polygon:
-    """The polygon with fewer corners, none of its old outline farther than ``tolerance`` away; holes stay holes.
+    """The polygon with fewer corners, its outline moved by about ``tolerance`` at most; holes stay holes.
 
-    The new corners are among the old ones. In the rare case that the result would touch itself, the polygon stays.
+    The corners are among the old ones (Douglas and Peucker 1973). Should the result touch itself, the polygon stays.
     """
     simple = polygon.simplify(tolerance, preserve_topology=True)
     return simple if simple.is_valid and not simple.is_empty else polygon

@@ -15,11 +15,12 @@ from muvit.data.derived_levels import with_levels
 from muvit.data.preprocessing import Preprocessing
 from muvit.data.slides import Slide
 from muvit.errors import InputError
+from muvit.geometry import plain_level
 from muvit.inference.blocks import SlideTiles
 from muvit.inference.engine import Work, run_dask, run_local
 from muvit.inference.ledger import Ledger
 from muvit.inference.lock import OutputLock
-from muvit.inference.output import Output, read_plan
+from muvit.inference.output import Output, is_made_by, read_plan
 from muvit.inference.plan import Plan, PredictOptions
 from muvit.inference.prepare import make_plan
 from muvit.inference.seams import Seams
@@ -170,15 +171,20 @@ def run_prediction(
     """The second half of `predict_slide`: does what `plan_prediction` has planned, or what is left of it.
 
     Returns:
-        How tiles fit together in the complete output; None if other parts have not done theirs.
+        How tiles fit together in the complete output; None if it is for other parts to complete.
     """
     output, engine = Path(output), engine or Engine()
+    if any(level not in slide.levels for level in map(plain_level, plan.tiling.levels)):
+        hint = "levels that are not stored are computed as they are read; `muvit convert --levels` would store them"
+        _LOG.warning("%s: %s", slide.path, hint)
     slide = with_levels(slide, plan.tiling.levels)
     number, of = engine.share
     name = "all" if engine.part is None else f"part-{number}-of-{of}"
     with OutputLock(output) as lock, OutputLock(output, f"{name}.lock") as own:
         if engine.part is None:
             begun = Output.begin(lock.require().output, plan, overwrite=overwrite)
+        elif is_made_by(output, plan) and not overwrite:  # by the other parts
+            return None
         else:
             begun = _begin_part(lock, own, plan, overwrite)
         with _tell_how_to_go_on(output), begun.ledger(name) as ledger:

@@ -17,7 +17,7 @@ from muvit.inference.plan import Plan, PredictOptions, hash_model, identify_slid
 from muvit.inference.region import tiles_in_region
 from muvit.inference.tiling import TilePlan, mask_runs
 from muvit.inference.tissue import find_tissue, tiles_with_tissue
-from muvit.segmentation import SegmentationModel
+from muvit.segmentation import SegmentationModel, Views
 
 _LOG = logging.getLogger(__name__)
 
@@ -47,9 +47,11 @@ def make_plan(
         InputError: model, slide, preprocessing and options do not fit each other, or a weight is NaN or infinite.
     """
     _check_model(model, preprocessing)
-    _check_slide(model, slide, preprocessing)
+    check_slide(model.views, slide, preprocessing)
     if any(-axis > slide.ndim for axis in options.flips):
         raise InputError("flips", expected=f"axes from -{slide.ndim} to -1", got=options.flips)
+    if options.context == "grid" and preprocessing.context == "centered":
+        raise InputError("context", expected="centered, as the model saw its crops in training", got="grid")
     if options.precision == "auto":
         options = replace(options, precision="bfloat16" if device.type == "cuda" else "float32")
     levels = model.views.levels
@@ -62,7 +64,7 @@ def make_plan(
         block_size=stores["labels"].shard_shape(0),
         overlap=options.overlap_px(preprocessing.crop_size),
         blend=options.blend,
-        context=options.context,
+        context="concentric" if preprocessing.context == "centered" else options.context,
     )
     tiling, tissue = _choose_tiles(tiling, slide, options)
     return Plan(
@@ -148,13 +150,26 @@ def _check_model(model: SegmentationModel, preprocessing: Preprocessing) -> None
             expected=f"one for each of the model's {model.num_classes} classes",
             got=preprocessing.class_names,
         )
+    check_weights(model)
+
+
+def check_weights(model: torch.nn.Module) -> None:
+    """Refuse a model with a weight that is no number.
+
+    Raises:
+        InputError: a weight is NaN or infinite; names it.
+    """
     for name, weight in model.state_dict().items():
         if not torch.isfinite(weight).all():
             raise InputError(f"weights of the model, {name}", expected="finite numbers", got="NaN or infinity")
 
 
-def _check_slide(model: SegmentationModel, slide: Slide, preprocessing: Preprocessing) -> None:
-    views = model.views
+def check_slide(views: Views, slide: Slide, preprocessing: Preprocessing) -> None:
+    """Refuse a slide that is not as those that a model was trained on.
+
+    Raises:
+        InputError: axes, channels or pixel size differ.
+    """
     if slide.ndim != views.ndim:
         raise InputError(
             slide.path, expected=f"{views.ndim} spatial axes, as the model has", got=f"shape {slide.shape}"

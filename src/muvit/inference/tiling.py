@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from muvit.data.sampling import Window, centered_nested, grid_nested
+from muvit.data.sampling import Window, centered_nested, concentric, grid_nested
 from muvit.errors import InputError
 from muvit.geometry import Level, check_levels
 from muvit.inference.blend import axis_weights
@@ -26,8 +26,9 @@ from muvit.inference.blend import axis_weights
 Blend = Literal["linear", "cosine", "center"]
 """How overlapping tiles are joined: by a linear or cosine ramp, or each writes its central part only."""
 
-Context = Literal["centered", "grid"]
-"""Where coarse crops lie: centred on each tile, or on a grid of half-crop steps, shared by many tiles."""
+Context = Literal["centered", "concentric", "grid"]
+"""Where coarse crops lie: centred on each tile as well as the image allows; centred, wherever the image ends; or on a
+grid of half-crop steps, shared by many tiles."""
 
 
 class Block(NamedTuple):
@@ -168,17 +169,22 @@ class TilePlan:
         first, counts = self._tile_grid(block)
         offsets = _unravel(number - self._tile_offsets[owner], counts)
         index = tuple(f + i for f, i in zip(first, offsets, strict=True))
-        place = centered_nested if self.context == "centered" else grid_nested
         written = [self.written(axis, i) for axis, i in enumerate(index)]
         start = tuple(max(low, a) for (low, _), a in zip(written, block.start, strict=True))
         edges = zip(written, block.start, block.size, start, strict=True)
         return Tile(
             block=owner,
             index=index,
-            windows=place([self.corner(a, i) for a, i in enumerate(index)], self.shapes, self.levels, self.crop_size),
+            windows=self._windows([self.corner(axis, i) for axis, i in enumerate(index)]),
             start=start,
             size=tuple(min(high, b + m) - a for (_, high), b, m, a in edges),
         )
+
+    def _windows(self, corner: list[int]) -> tuple[Window, ...]:
+        if self.context == "concentric":
+            return concentric(corner, self.levels, self.crop_size)
+        place = grid_nested if self.context == "grid" else centered_nested
+        return place(corner, self.shapes, self.levels, self.crop_size)
 
     # -- the grid of tiles along one axis ------------------------------------------------------------------------------
 

@@ -13,11 +13,13 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from muvit.data.crops import CropConfig, GridCrops, LabelledSlide, NestedCrops, SlideCrops
 from muvit.data.folders import class_legend, open_folder, open_labelled_folder
-from muvit.data.normalize import normalization_from_dict
+from muvit.data.normalize import Normalization, normalization_from_dict
 from muvit.data.preprocessing import Preprocessing
 from muvit.data.sampling import EpochSampler
 from muvit.data.slides import Slide
+from muvit.data.statistics import measure_channels
 from muvit.errors import InputError
+from muvit.geometry import Level
 from muvit.pictures import class_colors
 from muvit.segmentation import Views
 from muvit.training.recipe import CropsConfig, PretrainRecipe, Recipe
@@ -61,15 +63,24 @@ class CropsData(LightningDataModule):
         if len(size) != views.ndim:
             raise InputError("data.crop_size", expected=f"one number, or {views.ndim} of them", got=size)
         views.check_size(size, "data.crop_size")
-        normalization = normalization_from_dict(self.data.normalization)
         return CropConfig(
             levels=views.levels,
             size=size,
-            normalization=normalization,
+            normalization=self._normalization(views.levels[0]),
             padding=self.data.padding,
             free_views=self.data.free_views,
+            context=self.data.context,
             **labels,
         )
+
+    def _normalization(self, level: Level) -> Normalization:
+        """As the recipe says, with the statistics of the training slides at ``level`` where it leaves them out."""
+        values = self.data.normalization
+        if values.get("kind") == "standardize" and not {"mean", "std"} & values.keys():
+            slides = open_folder(Path(self.data.train) / "images").values()
+            mean, std = measure_channels(list(slides), level)
+            values = values | {"mean": mean, "std": std}
+        return normalization_from_dict(values)
 
     def _random_crops(self, slides: Sequence[LabelledSlide], crops: CropConfig, **balance: Any) -> NestedCrops:
         data = self.data
@@ -157,6 +168,7 @@ class SegmentationData(CropsData):
             crop_size=self.crops.size,
             normalization=self.crops.normalization,
             padding=self.crops.padding,
+            context=self.crops.context,
             class_names=tuple(names),
             class_colors=tuple(stored_colors.get(i, default[i]) for i in range(count)),
             pixel_size_um=image.pixel_size_um,
@@ -198,6 +210,7 @@ class PretrainData(CropsData):
             crop_size=self.crops.size,
             normalization=self.crops.normalization,
             padding=self.crops.padding,
+            context=self.crops.context,
             class_names=(),
             class_colors=(),
             pixel_size_um=self.train_slides[0][0].pixel_size_um,

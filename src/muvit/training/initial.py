@@ -1,4 +1,5 @@
-"""Where a segmenter starts from: a pre-trained encoder, trained on in full, frozen, or with low-rank additions."""
+"""Where a segmenter or classifier starts from: a pre-trained encoder, trained on in full, frozen, or with low-rank
+additions."""
 
 import copy
 from importlib.util import find_spec
@@ -10,6 +11,7 @@ from torch import nn
 from muvit.checkpoints import load_config, model_folder
 from muvit.encoders import MuViTEncoder, MuViTEncoder2d, MuViTEncoder3d, MuViTEncoder4d
 from muvit.errors import CheckpointError, InputError
+from muvit.heads import Classifier
 from muvit.mae import MAES
 from muvit.segmentation import Segmenter
 from muvit.training.recipe import InitConfig
@@ -35,7 +37,7 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def load_encoder(folder: Path | str, ndim: int) -> MuViTEncoder:
-    """The encoder in the folder of an encoder, masked autoencoder or segmenter, ours or release 0.1.0's.
+    """The encoder in the folder of an encoder, masked autoencoder, segmenter or classifier, ours or release 0.1.0's.
 
     Args:
         folder: model folder, or the folder of the run that made it.
@@ -46,7 +48,8 @@ def load_encoder(folder: Path | str, ndim: int) -> MuViTEncoder:
     """
     config = load_config(model_folder(folder))
     if isinstance(config.get("encoder"), dict):
-        model = Segmenter.from_folder(folder)
+        kind: type[Segmenter] | type[Classifier] = Classifier if "pooling" in config else Segmenter
+        model = kind.from_folder(folder)
         if model.encoder.ndim != ndim:
             raise CheckpointError(folder, expected=f"a {ndim}D model", got=f"a {model.encoder.ndim}D model")
         return model.encoder
@@ -55,12 +58,12 @@ def load_encoder(folder: Path | str, ndim: int) -> MuViTEncoder:
     return _ENCODERS[ndim].from_folder(folder)
 
 
-def start_from(model: Segmenter, init: InitConfig) -> None:
-    """Put a pre-trained encoder's weights into a segmenter, and settle what training may change of them.
+def start_from(model: Segmenter | Classifier, init: InitConfig) -> None:
+    """Put a pre-trained encoder's weights into a model, and settle what training may change of them.
 
     Raises:
         CheckpointError: the folder holds no encoder.
-        InputError: the encoder lacks a level, or its sizes differ from the segmenter's.
+        InputError: the encoder lacks a level, or its sizes differ from the model's.
     """
     wanted = model.config.encoder
     encoder = load_encoder(init.encoder, wanted.ndim)

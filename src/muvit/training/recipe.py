@@ -7,7 +7,7 @@ from muvit.baselines import BaselineConfig
 from muvit.data.augment import Augmentation
 from muvit.data.balance import Balance
 from muvit.data.crops import LabelLevels
-from muvit.data.sampling import FreeViews
+from muvit.data.sampling import ContextPlace, FreeViews
 from muvit.errors import InputError
 from muvit.mae import MAEConfig
 from muvit.models import NetworkConfig
@@ -28,11 +28,15 @@ class CropsConfig:
     """Side of every view in pixels of its level: one number, or one per axis."""
     normalization: dict[str, Any] = field(default_factory=lambda: {"kind": "percentile"})
     """From native pixels to the model's input: {kind: percentile, low: 1, high: 99.8, scope: view},
-    {kind: range, low: 0, high: 255} or {kind: standardize, mean: [...], std: [...]}."""
+    {kind: range, low: 0, high: 255} or {kind: standardize, mean: [...], std: [...]}; without mean and std, those of the
+    training slides."""
     padding: Literal["zero", "edge", "reflect"] = "zero"
     """What a view shows beyond the border of the image."""
     free_views: FreeViews | None = None
     """Where the coarser views lie if they need not hold the finest; unset, every view holds the next finer one."""
+    context: ContextPlace = "random"
+    """Where the coarser views lie else: anywhere around the finest, but in the image (random, MuViT), or centred on it,
+    also beyond the image (centered, Relay Tokens); tiles are validated and predicted alike."""
     augmentation: Augmentation = field(default_factory=Augmentation)
     """Flips, intensity jitter and box perturbation of the training samples."""
     samples_per_epoch: int = 4096
@@ -140,6 +144,8 @@ class RunConfig:
     """Validation score by which the best model is kept, and which early stopping and a plateau schedule follow."""
     early_stop: int | None = None
     """Stop after so many validations in a row without a better score; unset, train for all epochs."""
+    min_epochs: int = 1
+    """Passes before which that does not happen."""
     pictures: int = 4
     """Validation crops to draw after each validation; 0 draws none."""
     progress: bool = True
@@ -157,6 +163,7 @@ class RunConfig:
             ("pictures", 0),
             ("seed", 0),
             ("early_stop", 1),
+            ("min_epochs", 1),
         ):
             if getattr(self, name) is not None and getattr(self, name) < least:
                 raise InputError(f"run.{name}", expected=f"a number >= {least}", got=getattr(self, name))

@@ -121,6 +121,7 @@ def build_trainer(
         "num_nodes": run.num_nodes,
         "precision": precision_for(run.accelerator),
         "max_epochs": run.epochs,
+        "min_epochs": run.min_epochs,
         "check_val_every_n_epoch": run.val_every,
         "gradient_clip_val": gradient_clip,
         "callbacks": keep,

@@ -34,7 +34,7 @@ class Annotations:
         return STRtree([polygon for polygon, _ in self.polygons])
 
     def paint(self, place: str, transform: Any, start: tuple[int, ...], size: tuple[int, ...]) -> np.ndarray[Any, Any]:
-        """Classes ``(1, *size)`` uint8 of a window of the raster whose pixel (x, y) ``transform`` places on the ground."""
+        """Classes ``(1, *size)`` uint8 of a window of a raster whose pixels (x, y) ``transform`` puts on the ground."""
         from rasterio.features import rasterize
         from rasterio.transform import Affine
         from shapely import MultiPoint

@@ -1,0 +1,32 @@
+"""``muvit train-classifier``."""
+
+from pathlib import Path
+
+from jsonargparse import ArgumentParser, Namespace
+
+from muvit.cli.train import recipe_from
+from muvit.training.classify_recipe import ClassifyRecipe
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Arguments of the verb."""
+    parser.add_argument("--config", action="config", help="recipe in YAML; later arguments override it")
+    parser.add_argument("--output", type=Path, required=True, help="folder of the run")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in the output folder")
+    parser.add_argument("--overwrite", action="store_true", help="delete a run that is there already")
+    parser.add_class_arguments(ClassifyRecipe, as_group=False)
+
+
+def run(arguments: Namespace) -> None:
+    """Train, and say where the model is."""
+    from muvit.training.classify import train_classifier
+    from muvit.training.run import is_first_process
+
+    model = train_classifier(
+        recipe_from(arguments, ClassifyRecipe),  # type: ignore[type-var]
+        arguments.output,
+        resume=arguments.resume,
+        overwrite=arguments.overwrite,
+    )
+    if is_first_process():
+        print(model)

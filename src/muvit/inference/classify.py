@@ -1,0 +1,118 @@
+"""What class a slide is of: the mean of a classifier's probabilities over crops of it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader
+
+from muvit.data.classified import ClassifiedCrops, ClassifiedTiles
+from muvit.data.crops import CropConfig
+from muvit.data.preprocessing import Preprocessing
+from muvit.data.slides import Slide
+from muvit.errors import InputError
+from muvit.heads import Classifier
+from muvit.inference.predict import resolve_device
+from muvit.inference.prepare import PIXEL_SIZE_TOLERANCE
+
+Progress = Callable[[int, int], None]
+"""Called with the number of crops done and of all crops."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlideClass:
+    """What a classifier makes of a slide."""
+
+    name: str
+    """Name of the slide."""
+    crops: NDArray[np.float32]
+    """Probabilities of each crop, ``(N, K)``."""
+
+    @property
+    def probabilities(self) -> NDArray[np.float64]:
+        """Mean over the crops, ``(K)``."""
+        return self.crops.mean(0, dtype=np.float64)
+
+
+def classify_slide(
+    model: Classifier,
+    slide: Slide,
+    preprocessing: Preprocessing,
+    *,
+    num_crops: int | None = 64,
+    seed: int = 0,
+    batch_size: int = 8,
+    device: str | torch.device | None = None,
+    progress: Progress | None = None,
+) -> SlideClass:
+    """Classify a slide by random nested crops of it, or by all of its tiles.
+
+    On CUDA the model runs under bfloat16 autocast, elsewhere in its own precision.
+
+    Args:
+        model: the classifier; it is moved to ``device`` and put into evaluation mode.
+        slide: the image; it must store every level of the model.
+        preprocessing: how the model saw crops in training.
+        num_crops: random nested crops; None takes every tile once, with centred context.
+        seed: of the crops.
+        batch_size: crops computed at once.
+        device: where to compute; by default CUDA if there is any, else the CPU.
+        progress: called after each batch.
+
+    Raises:
+        InputError: slide, model and preprocessing do not fit each other.
+        ReadError: the slide cannot be read.
+    """
+    check_slide(model, slide, preprocessing)
+    crops = CropConfig(
+        levels=model.config.encoder.levels,
+        size=preprocessing.crop_size,
+        normalization=preprocessing.normalization,
+        padding=preprocessing.padding,
+    )
+    drawn = (
+        ClassifiedTiles([slide], None, crops)
+        if num_crops is None
+        else ClassifiedCrops([slide], None, crops, num_samples=num_crops, seed=seed)
+    )
+    target = resolve_device(device)
+    model.to(target).eval()
+    shares: list[NDArray[np.float32]] = []
+    done = 0
+    with torch.inference_mode():
+        for batch in DataLoader(drawn, batch_size=batch_size):
+            with torch.autocast(target.type, torch.bfloat16, enabled=target.type == "cuda"):
+                logits = model(batch["img"].to(target), batch["bbox"].to(target))
+            shares.append(logits.float().softmax(1).cpu().numpy())
+            done += len(logits)
+            if progress is not None:
+                progress(done, len(drawn))
+    return SlideClass(name=slide.name, crops=np.concatenate(shares))
+
+
+def check_slide(model: Classifier, slide: Slide, preprocessing: Preprocessing) -> None:
+    """Refuse a slide that the model cannot see as it saw slides in training.
+
+    Raises:
+        InputError: it has other channels, axes or pixels, or lacks a level.
+    """
+    encoder = model.config.encoder
+    if slide.ndim != encoder.ndim:
+        expected = f"{encoder.ndim} spatial axes, as the model has"
+        raise InputError(slide.path, expected=expected, got=f"shape {slide.shape}")
+    if slide.num_channels != encoder.in_channels:
+        got = f"{slide.num_channels}: {', '.join(slide.channel_names)}"
+        raise InputError(f"channels of {slide.path}", expected=f"{encoder.in_channels}, as the model has", got=got)
+    for level in encoder.levels:
+        slide.level_shape(level)
+    trained, own = preprocessing.pixel_size_um, slide.pixel_size_um
+    if trained is None or own is None or np.allclose(own, trained, rtol=PIXEL_SIZE_TOLERANCE, atol=0):
+        return
+    raise InputError(
+        f"pixel size of {slide.path}",
+        expected=f"{trained} um, as in training (within {PIXEL_SIZE_TOLERANCE:.0%})",
+        got=f"{own} um",
+        hint="Resample the image, or remove pixel_size_um from preprocessing.yaml to go without this check.",
+    )

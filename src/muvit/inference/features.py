@@ -1,0 +1,242 @@
+"""Token features of a whole slide: for each level an OME-Zarr image with a pixel per patch, and a table of tile means.
+
+Like a prediction, the features are made by a plan, block by block, and noted in a ledger when they are on disk, so that
+a run that was killed goes on where it stopped and makes the same bytes.
+"""
+
+import logging
+import math
+import multiprocessing
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+from muvit.data.crops import CropConfig, read_views
+from muvit.data.preprocessing import Preprocessing
+from muvit.data.sampling import Window, start_range
+from muvit.data.slides import Slide
+from muvit.encoders import MuViTEncoder
+from muvit.errors import InputError, MuViTError
+from muvit.geometry import Level, level_factors
+from muvit.inference.blocks import ready
+from muvit.inference.context import ContextMemory, grouped, ungrouped
+from muvit.inference.feature_plan import FeaturePlan, FeatureType, LevelFeatures, plan_features
+from muvit.inference.feature_store import FeatureOutput
+from muvit.inference.lock import OutputLock
+from muvit.inference.predict import resolve_device
+
+_LOG = logging.getLogger(__name__)
+
+Progress = Callable[[int, int], None]
+"""Called with the number of tiles done and of all tiles."""
+
+
+def extract_features(
+    encoder: MuViTEncoder,
+    slide: Slide,
+    output: Path | str,
+    preprocessing: Preprocessing,
+    *,
+    levels: Sequence[Level] | None = None,
+    dtype: FeatureType = "float16",
+    batch_size: int = 8,
+    device: str | torch.device | None = None,
+    num_workers: int = 0,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Path:
+    """Write the encoder's last tokens for every patch of a slide.
+
+    Each level is tiled by itself, without overlap; a tile is encoded together with one crop of every other level, the
+    coarser ones around it and the finer ones in its middle. An encoder that attends ``coarse_to_fine`` needs no finer
+    ones, and encodes coarse crops once for all tiles inside them.
+
+    ``output`` receives an OME-Zarr image ``level_<level>`` ``(D, *patches)`` for each level, in which pixel *i* covers
+    the world from ``i * patch * level`` on; and ``pooled.csv``, a row for each tile: its level, its world box clipped
+    to the image (lower corner, then upper corner, (z)yx), and the mean of its features.
+
+    Args:
+        encoder: takes the slide's channels and levels; it is moved to ``device``, and back when done.
+        slide: the image.
+        output: folder to create, by custom named ``*.zarr``.
+        preprocessing: crop size, normalisation and padding, as in training.
+        levels: those whose features to write, out of the encoder's; unset, all.
+        dtype: of the stored features.
+        batch_size: tiles per forward pass.
+        device: where to run; by default CUDA (under bfloat16 autocast) if there is any, else the CPU.
+        num_workers: processes that read tiles ahead of the device; 0 reads in between.
+        overwrite: replace what is at ``output``, complete or not.
+        progress: called after each block.
+
+    Returns:
+        ``output``.
+
+    Raises:
+        InputError: encoder, slide, preprocessing and options do not fit each other, or other features were begun at
+            ``output``, or somebody else is writing it. All of this is found before anything is written.
+        ExistsError: ``output`` is complete, or something else, and ``overwrite`` is false.
+        ReadError: pixels of the slide are corrupt; names file, level and window.
+    """
+    output, target = Path(output), resolve_device(device)
+    for name, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
+        if value < least:
+            raise InputError(name, expected=f"at least {least}", got=value)
+    plan = plan_features(encoder, slide, preprocessing, levels=levels, dtype=dtype, device=target)
+    made = FeatureOutput(output, plan)
+    made.check(overwrite=overwrite)
+    with OutputLock(output).require():
+        made.begin(overwrite=overwrite)
+        missing = [(features, made.missing_blocks(features)) for features in plan.levels]
+        total = sum(f.tiling.num_computed(block) for f in plan.levels for block in range(f.tiling.num_blocks))
+        done = total - sum(f.tiling.num_computed(block) for f, blocks in missing for block in blocks)
+        with made.ledger() as ledger, ready(encoder, target):
+            for features, blocks in missing:
+                for block, values in _make_blocks(
+                    encoder, slide, plan, features, blocks, target, batch_size, num_workers
+                ):
+                    ledger.record(*made.write_block(features, block, values))
+                    done += features.tiling.num_computed(block)
+                    if progress is not None:
+                        progress(done, total)
+        made.finish()
+    _LOG.info("features of %s on %s, written to %s", slide.path, target, output)
+    return output
+
+
+class FeatureTiles(Dataset[dict[str, Any] | MuViTError]):
+    """The tiles of one level, numbered as in its tiling, each as the encoder sees it.
+
+    An item is ``{"tile": number, "img": (l, C, *space), "bbox": (l, 2, ndim)}`` of all levels of the encoder, or, if
+    contexts are shared, of the tile's own and coarser ones; or the error that reading met.
+
+    Args:
+        slide: the image.
+        plan: what is made.
+        features: of which level.
+        levels: all levels of the encoder.
+    """
+
+    def __init__(self, slide: Slide, plan: FeaturePlan, features: LevelFeatures, levels: Sequence[Level]) -> None:
+        self.slide, self.tiling = slide, features.tiling
+        self.finer = () if plan.shares_contexts else tuple(levels[: features.index])
+        self.config = CropConfig(
+            levels=(*self.finer, *self.tiling.levels),
+            size=self.tiling.crop_size,
+            normalization=plan.preprocessing.normalization,
+            padding=plan.preprocessing.padding,
+        )
+
+    def __len__(self) -> int:
+        return len(self.tiling)
+
+    def __getitem__(self, number: int) -> dict[str, Any] | MuViTError:
+        windows = self.tiling.tile(number).windows
+        inside = [_in_the_middle(windows[0], level, self.slide.level_shape(level)) for level in self.finer]
+        try:
+            return {"tile": number, **read_views(self.slide, (*inside, *windows), self.config)}
+        except MuViTError as error:
+            return error
+
+
+def _in_the_middle(window: Window, level: Level, shape: Sequence[int]) -> Window:
+    """The crop of a finer level with the same centre, but inside the image."""
+    start = []
+    factors = zip(level_factors(window.level, len(shape)), level_factors(level, len(shape)), strict=True)
+    for axis, (coarse, fine) in enumerate(factors):
+        n = window.size[axis]
+        low, high = start_range(n, shape[axis])
+        start.append(min(max(math.floor((window.start[axis] + n / 2) * coarse / fine - n / 2 + 0.5), low), high))
+    return Window(level, tuple(start), window.size)
+
+
+def _make_blocks(
+    encoder: MuViTEncoder,
+    slide: Slide,
+    plan: FeaturePlan,
+    features: LevelFeatures,
+    blocks: Sequence[int],
+    device: torch.device,
+    batch_size: int,
+    num_workers: int,
+) -> Iterator[tuple[int, np.ndarray[Any, Any]]]:
+    """Number and features ``(D, *patches)`` of each block; nothing is remembered from one block to the next."""
+    tiling = features.tiling
+    batches = [
+        tiles[first : first + batch_size]
+        for tiles in map(tiling.computed_tiles, blocks)
+        for first in range(0, len(tiles), batch_size)
+    ]
+    loader = iter(
+        DataLoader(
+            FeatureTiles(slide, plan, features, encoder.levels),
+            batch_sampler=batches,
+            num_workers=num_workers,
+            collate_fn=_collate,
+            pin_memory=device.type == "cuda",
+            # a forked process would share CUDA and the store's threads, which neither of them survives
+            multiprocessing_context=multiprocessing.get_context("spawn") if num_workers else None,
+        )
+    )
+    for number in blocks:
+        block, shard, missing = tiling.block(number), features.shard(number), tiling.num_computed(number)
+        memory = ContextMemory(encoder) if plan.shares_contexts else None
+        pixels = np.zeros((features.store.num_channels, *shard.size), features.store.dtype)
+        while missing:
+            batch = next(loader)
+            if isinstance(batch, MuViTError):
+                raise batch
+            maps = _encode(encoder, plan, features, batch, memory, device)
+            for tile, values in zip(map(tiling.tile, batch["tile"].tolist()), maps, strict=True):
+                source, place = (_patches(part, features.patch) for part in (tile.source, tile.target(block)))
+                with np.errstate(over="ignore"):  # what is too large is found below
+                    pixels[(slice(None), *place)] = values[(slice(None), *source)]
+            missing -= len(maps)
+        if not np.isfinite(pixels).all():
+            raise InputError(
+                f"features in {features.folder} at {block.start}",
+                expected=f"finite numbers of {pixels.dtype}",
+                got="NaN or infinity",
+                hint="Store them as float32 (--dtype float32), or look at the pixels there.",
+            )
+        yield number, pixels
+
+
+@torch.inference_mode()
+def _encode(
+    encoder: MuViTEncoder,
+    plan: FeaturePlan,
+    features: LevelFeatures,
+    batch: dict[str, Tensor],
+    memory: ContextMemory | None,
+    device: torch.device,
+) -> np.ndarray[Any, Any]:
+    """Tokens of the tiles of a batch as maps ``(B, D, *grid)``."""
+    img, bbox = (batch[name].to(device, non_blocking=True) for name in ("img", "bbox"))
+    with torch.autocast(device.type, torch.bfloat16, enabled=plan.precision == "bfloat16"):
+        if memory is not None:
+            tiles = [features.tiling.tile(number).windows for number in batch["tile"].tolist()]
+            groups, parts = grouped(windows[1:] for windows in tiles), []
+            for coarse, of in groups.items():
+                context = memory.context(img[of[:1], 1:], bbox[of[:1], 1:], coarse)
+                parts.append(encoder.encode_context(img[of, :1], bbox[of, :1], context).tokens)
+            tokens = ungrouped(parts, groups.values())
+        elif features.index == 0:
+            (tokens,) = encoder.encode_finest(img, bbox, (encoder.config.num_layers - 1,))
+        else:
+            tokens = encoder(img, bbox)[0].unflatten(1, (len(encoder.levels), -1))[:, features.index]
+    maps: np.ndarray[Any, Any] = encoder.to_maps(tokens, img.shape[3:])[:, 0].float().cpu().numpy()
+    return maps
+
+
+def _collate(items: list[dict[str, Any] | MuViTError]) -> Any:
+    errors = [item for item in items if isinstance(item, MuViTError)]
+    return errors[0] if errors else default_collate(items)
+
+
+def _patches(part: Sequence[slice], patch: Sequence[int]) -> tuple[slice, ...]:
+    return tuple(slice(along.start // p, along.stop // p) for along, p in zip(part, patch, strict=True))

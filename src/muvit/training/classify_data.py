@@ -1,0 +1,98 @@
+"""Slides of known classes as batches of crops."""
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+from muvit.data.classified import ClassifiedCrops, ClassifiedTiles
+from muvit.data.folders import open_folder
+from muvit.data.preprocessing import Preprocessing
+from muvit.data.slides import Slide
+from muvit.data.tables import read_column, values_of
+from muvit.errors import InputError
+from muvit.pictures import class_colors
+from muvit.segmentation import Views
+from muvit.training.classify_recipe import ClassifyRecipe
+from muvit.training.datamodule import CropsData
+
+
+class ClassificationData(CropsData):
+    """Training and validation crops of a recipe; opening it checks every slide before any work starts.
+
+    Raises:
+        ReadError: a folder, slide or the table cannot be read.
+        InputError: slides, levels or classes do not fit the recipe.
+    """
+
+    train_crops: ClassifiedCrops  # type: ignore[assignment]
+
+    def __init__(self, recipe: ClassifyRecipe) -> None:
+        super().__init__(recipe.data, recipe.run.seed)
+        self.recipe = recipe
+        data, encoder = recipe.data, recipe.model.encoder
+        self.crops = self._crop_config(
+            Views(levels=encoder.levels, in_channels=encoder.in_channels, ndim=encoder.ndim, multiple=encoder.patch)
+        )
+        self.train_slides, names = self._open(Path(data.train))
+        self.class_names = tuple(sorted(set(names)))
+        wanted = recipe.model.num_classes
+        if len(self.class_names) < 2 or wanted not in (None, len(self.class_names)):
+            raise InputError(
+                data.classes,
+                expected=f"{wanted or 'at least 2'} classes of the training slides",
+                got=", ".join(self.class_names),
+            )
+        self.train_crops = ClassifiedCrops(
+            self.train_slides,
+            self._numbers(names),
+            self.crops,
+            num_samples=data.samples_per_epoch,
+            seed=self.seed,
+            choice=data.choice,
+            augmentation=data.augmentation,
+        )
+
+    @cached_property
+    def val_crops(self) -> ClassifiedTiles | ClassifiedCrops | None:  # type: ignore[override]
+        """Validation crops without augmentation: every tile once, or random ones of each slide in turn."""
+        data = self.recipe.data
+        if data.val is None:
+            return None
+        slides, names = self._open(Path(data.val))
+        if data.val_samples is None:
+            return ClassifiedTiles(slides, self._numbers(names), self.crops)
+        if data.val_samples < len(slides):
+            raise InputError(
+                "data.val_samples", expected=f"at least {len(slides)}, one of each slide", got=data.val_samples
+            )
+        return ClassifiedCrops(slides, self._numbers(names), self.crops, num_samples=data.val_samples, seed=self.seed)
+
+    @cached_property
+    def preprocessing(self) -> Preprocessing:
+        """What a model trained on these crops needs for prediction."""
+        return Preprocessing(
+            crop_size=self.crops.size,
+            normalization=self.crops.normalization,
+            padding=self.crops.padding,
+            class_names=self.class_names,
+            class_colors=class_colors(len(self.class_names)),
+            pixel_size_um=self.train_slides[0].pixel_size_um,
+        )
+
+    def _open(self, folder: Path) -> tuple[list[Slide], list[str]]:
+        """Slides of a folder and the class of each."""
+        slides, data = open_folder(folder / "images"), self.recipe.data
+        channels = self.recipe.model.encoder.in_channels
+        for slide in slides.values():
+            if slide.num_channels != channels:
+                expected = f"{channels} channel(s), as model.encoder.in_channels says"
+                raise InputError(slide.path, expected=expected, got=slide.num_channels)
+        names = values_of(slides, read_column(data.classes, data.column), f"{data.classes}, {data.column}")
+        return list(slides.values()), list(names.values())
+
+    def _numbers(self, names: Sequence[str]) -> list[int]:
+        strange = sorted(set(names) - set(self.class_names))
+        if strange:
+            expected = f"classes that training slides have: {', '.join(self.class_names)}"
+            raise InputError(self.recipe.data.classes, expected=expected, got=strange[0])
+        return [self.class_names.index(name) for name in names]
