@@ -113,5 +113,5 @@ def test_models_that_cannot_be_compared_are_refused(images, what):
     other = entry((1, 4), **({"loss": "norm_mse"} if what == "loss" else {}))
     changes = {"crop_size": {"crop_size": (32, 32)}, "normalization": {"normalization": Range(high=9)}}
     other = replace(other, preprocessing=replace(PREPROCESSING, **changes.get(what, {})))
-    with pytest.raises(InputError, match="other: expected .* as ours has"):
+    with pytest.raises(InputError, match=r"other: expected .* as ours has"):
         study({"ours": entry((1, 4)), "other": other}, images)

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -58,13 +60,14 @@ def test_context_holds_the_tile_and_the_tile_stays_in_the_image(plan):
             assert start == 0 or start + size <= extent
 
 
-def test_tiles_are_the_crops_that_validation_sees(tmp_path):
-    config = CropConfig(levels=(1, 4), size=(16, 16), normalization=Range(high=255))
+@pytest.mark.parametrize(("trained", "placed"), [("random", "centered"), ("centered", "concentric")])
+def test_tiles_are_the_crops_that_validation_sees(tmp_path, trained, placed):
+    config = CropConfig(levels=(1, 4), size=(16, 16), normalization=Range(high=255), context=trained)
     store = tmp_path / "image.ome.zarr"
     writer = PyramidWriter.create(store, shape=(50, 70), num_channels=1, dtype=np.uint8, levels=(1, 4))
     writer.finish()
     crops = GridCrops([(OmeZarrSlide(store), None)], config)
-    plan = make_plan((50, 70), (16, 16), (64, 80))
+    plan = replace(make_plan((50, 70), (16, 16), (64, 80)), context=placed)
     assert len(crops) == len(plan)
     for crop, tile in zip(map(crops.__getitem__, range(len(crops))), plan, strict=True):
         assert torch.equal(crop["bbox"], torch.stack([w.box for w in tile.windows]).float())

@@ -15,6 +15,7 @@ from muvit.data.preprocessing import Preprocessing
 from muvit.data.synthetic import LABEL_COLORS, SyntheticConfig, write_synthetic
 from muvit.encoders import EncoderConfig
 from muvit.errors import ExistsError, InputError, MuViTError, ReadError
+from muvit.geometry import box_size
 from muvit.metrics import Scores
 from muvit.models import build_model
 from muvit.relay import RelayConfig
@@ -382,6 +383,7 @@ def test_bad_input_is_refused_before_anything_is_written(recipe, tmp_path, spoil
         ("run", "epochs", 0),
         ("run", "devices", 0),
         ("run", "val_every", 0),
+        ("run", "min_epochs", 0),
         ("run", "pictures", -1),
         ("run", "seed", -1),
         ("run", "accelerator", "abacus"),
@@ -393,7 +395,33 @@ def test_settings_that_do_not_fit_are_refused(recipe, tmp_path, part, field, val
     assert not (tmp_path / "run").exists()
 
 
-def test_training_stops_when_the_score_rises_no_more(recipe, tmp_path, monkeypatch):
+def test_views_of_one_centre_are_scaled_and_turned_in_training_alone(recipe):
+    similar = Augmentation(box_scale=(1, 1), box_shift_px=0, scale=(0.5, 2), rotation_degrees=90)
+    recipe = change(recipe, "data", context="centered", augmentation=similar, val_samples=None)
+    data = SegmentationData(recipe, build_model(recipe.network).views)
+    assert data.preprocessing.context == "centered"
+    sides = {round(float(box_size(data.train_crops[i]["bbox"])[0, 0]), 3) for i in range(12)}
+    assert 32 in sides
+    assert len(sides) > 3
+    sample = data.val_crops[0]  # in a corner, which its context leaves
+    assert sample["bbox"].tolist() == [[[0, 0], [32, 32]], [[-48, -48], [80, 80]]]
+    with pytest.raises(InputError, match="expected views with one centre, context centered, got context random"):
+        SegmentationData(change(recipe, "data", context="random"), build_model(recipe.network).views)
+
+
+def test_statistics_of_the_training_slides_are_kept_for_prediction(recipe):
+    recipe = change(recipe, "data", normalization={"kind": "standardize", "local_mean": [0]})
+    data = SegmentationData(recipe, build_model(recipe.network).views)
+    pixels = np.stack([image.read(1, (0, 0), image.shape) for image, _ in data.train_slides])
+    kept = data.preprocessing.normalization
+    assert kept.mean == pytest.approx((pixels.mean(),), rel=0.1)
+    assert kept.std == pytest.approx((pixels.std(),), rel=0.1)
+    assert kept.local_mean == (0,)
+    assert abs(data.train_crops[0]["img"].mean()) < 0.1 + abs(data.train_crops.augmentation.offset[1])
+
+
+@pytest.mark.parametrize(("least", "epochs"), [(1, 3), (5, 5)])
+def test_training_stops_when_the_score_rises_no_more(recipe, tmp_path, monkeypatch, least, epochs):
     always = Scores(dice=np.full(3, 0.5), iou=np.full(3, 0.5), accuracy=0.5)
     monkeypatch.setattr("muvit.training.segment.scores", lambda confusion: always)
 
@@ -404,6 +432,6 @@ def test_training_stops_when_the_score_rises_no_more(recipe, tmp_path, monkeypat
             self.epochs += 1
 
     watch = Count()
-    run = replace(recipe.run, epochs=9, early_stop=2, pictures=0)
+    run = replace(recipe.run, epochs=9, early_stop=2, min_epochs=least, pictures=0)
     train_segmenter(replace(recipe, run=run), tmp_path / "run", callbacks=[watch])
-    assert watch.epochs == 3  # the first is the best, and two more are no better
+    assert watch.epochs == epochs  # the first is the best, and two more are no better

@@ -23,6 +23,7 @@ VERBS = {
     "predict": "label whole slides with a trained model",
     "export": "turn predicted labels into polygons for QuPath, area tables and pictures",
     "classify": "tell the class of whole slides with a trained classifier",
+    "features": "write the features of every patch of a slide, for other tools to learn from",
     "evaluate": "score predicted labels against true ones",
     "study": "find out what trained models rely on, what they cost and what their features tell",
     "convert-checkpoint": "turn a model folder of release 0.1.0 into ours",

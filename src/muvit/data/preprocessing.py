@@ -7,7 +7,7 @@ from typing import Any, get_args
 import yaml
 
 from muvit.data.normalize import Normalization, normalization_from_dict, normalization_to_dict
-from muvit.data.sampling import ContextPlace
+from muvit.data.sampling import ContextPlace, FreeViews
 from muvit.data.slides import Padding
 from muvit.errors import CheckpointError, InputError
 
@@ -26,6 +26,8 @@ class Preprocessing:
     """Policy beyond the border of the image: zero, edge or reflect."""
     context: ContextPlace = "random"
     """Where coarse views lay around the finest: random, inside the image, or centered, also beyond it."""
+    free_views: FreeViews | None = None
+    """Where coarse views lay, if they did not hold the finest."""
     class_names: tuple[str, ...]
     """Name of each class, background first."""
     class_colors: tuple[tuple[int, int, int], ...]
@@ -34,6 +36,8 @@ class Preprocessing:
     """Finest pixel size that the model was trained at, (z)yx; None if unknown."""
 
     def __post_init__(self) -> None:
+        if isinstance(self.free_views, dict):  # as it comes from YAML
+            object.__setattr__(self, "free_views", FreeViews(**self.free_views))
         if not self.crop_size or not all(isinstance(n, int) and n > 0 for n in self.crop_size):
             raise InputError("crop_size", expected="a positive number of pixels for each axis", got=self.crop_size)
         if self.padding not in get_args(Padding):
@@ -72,6 +76,8 @@ class Preprocessing:
 
 
 def _lists(value: object) -> object:
+    if isinstance(value, dict):
+        return {k: _lists(v) for k, v in value.items()}
     return [_lists(v) for v in value] if isinstance(value, tuple) else value
 
 

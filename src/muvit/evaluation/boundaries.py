@@ -160,7 +160,7 @@ def _boundary_pixels(
         for labels, pixels in zip((true, guessed), found, strict=True):
             inner = (slice(1, -1),) * labels.ndim
             is_boundary = boundary_mask(labels, counted)[inner]
-            places, classes = np.argwhere(is_boundary).astype(np.int32) + np.int32(start), labels[inner][is_boundary]
+            places, classes = (np.argwhere(is_boundary) + np.array(start)).astype(np.int32), labels[inner][is_boundary]
             total += len(places)
             if total > MAX_BOUNDARY_PIXELS:
                 raise InputError(

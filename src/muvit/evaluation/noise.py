@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from muvit.data.crops import CropConfig, GridCrops
 from muvit.data.folders import open_labelled_folder
@@ -147,7 +147,7 @@ def draw_noise(studies: Sequence[NoiseStudy]) -> Image.Image:
     return to_image(figure)
 
 
-class _Noisy:
+class _Noisy(Dataset[dict[str, Tensor]]):
     """The tiles of a slide, each with the noise that it adds to its boxes."""
 
     def __init__(self, tiles: GridCrops, seed: tuple[int, int]) -> None:

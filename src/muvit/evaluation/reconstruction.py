@@ -20,7 +20,7 @@ from muvit.data.preprocessing import Preprocessing
 from muvit.errors import InputError
 from muvit.evaluation.charts import draw_bars, new_figure, to_image
 from muvit.evaluation.results import Row
-from muvit.geometry import level_name
+from muvit.geometry import Level, level_factors, level_name
 from muvit.inference.predict import resolve_device
 from muvit.mae import MuViTMAE
 
@@ -52,7 +52,7 @@ class Reconstruction:
     """Boxes that it was trained with."""
     boxes: Boxes
     """Boxes that it got here."""
-    errors: Mapping[float, float]
+    errors: Mapping[Level, float]
     """Mean squared error of the masked patches by level."""
 
     @property
@@ -94,7 +94,9 @@ def study_reconstruction(
         InputError: models saw crops, or count errors, in different ways, or slides do not fit them.
         ReadError: a slide cannot be read.
     """
-    levels = tuple(sorted({level for entry in models.values() for level in entry.model.levels}))
+    found = {level for entry in models.values() for level in entry.model.levels}
+    ndim = next(iter(models.values())).model.config.ndim
+    levels = tuple(sorted(found, key=lambda level: level_factors(level, ndim)))
     crops = _crops(models, levels, images, num_crops, seed)
     target = resolve_device(device)
     cases = [
@@ -128,7 +130,8 @@ def study_reconstruction(
 
 def draw_reconstruction(results: Sequence[Reconstruction]) -> Image.Image:
     """Bars of the error of each level, for each model and its boxes."""
-    levels = sorted({level for result in results for level in result.errors})
+    most_first = sorted(results, key=lambda result: -len(result.errors))
+    levels = list(dict.fromkeys(level for result in most_first for level in result.errors))
     figure, axes = new_figure(7, max(3.0, 0.2 * len(levels) * len(results) + 1.5))
     series = {result.title: [result.errors.get(level, float("nan")) for level in levels] for result in results}
     draw_bars(
@@ -142,7 +145,7 @@ def draw_reconstruction(results: Sequence[Reconstruction]) -> Image.Image:
 
 
 def _crops(
-    models: Mapping[str, PretrainedModel], levels: tuple[float, ...], images: Path, num_crops: int, seed: int
+    models: Mapping[str, PretrainedModel], levels: tuple[Level, ...], images: Path, num_crops: int, seed: int
 ) -> NestedCrops:
     first_name, first = next(iter(models.items()))
     for name, entry in models.items():

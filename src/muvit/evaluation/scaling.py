@@ -16,7 +16,7 @@ from torch import Tensor
 from muvit.errors import InputError
 from muvit.evaluation.charts import Line, draw_lines, new_figure, to_image
 from muvit.evaluation.results import Row
-from muvit.geometry import level_name, naive_boxes
+from muvit.geometry import Level, level_name, naive_boxes
 from muvit.inference.predict import resolve_device
 from muvit.segmentation import Segmenter, SegmenterConfig
 
@@ -55,7 +55,7 @@ class ScalingConfig:
 class Measurement:
     """One model at one size."""
 
-    levels: tuple[float, ...]
+    levels: tuple[Level, ...]
     """Levels of the model."""
     size_px: int
     """Side of its crops."""

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, Literal, get_args
 
 import numpy as np
 import orjson
-from shapely import LinearRing
+import shapely
 
 from muvit.data.durable import make_folder, sync_folder
 from muvit.errors import ExistsError, InputError
@@ -131,9 +131,9 @@ def _feature(found: LabelObject, source: LabelledImage, config: GeoJsonConfig) -
     }
 
 
-def _coordinates(ring: LinearRing, source: LabelledImage) -> np.ndarray[Any, Any]:
+def _coordinates(ring: shapely.LinearRing, source: LabelledImage) -> np.ndarray[Any, Any]:
     """Points ``(N, 2)`` of a closed ring, (x, y) in image pixels; whole numbers where they are."""
-    points = np.asarray(ring.coords) * source.scale - source.origin[::-1]
+    points = shapely.get_coordinates(ring) * source.scale - source.origin[::-1]
     whole = points.astype(np.int64)
     return np.ascontiguousarray(whole if (whole == points).all() else points)
 

@@ -40,7 +40,7 @@ class LabelObject:
     @property
     def first_pixel(self) -> tuple[int, int]:
         """The uppermost and there leftmost pixel (y, x), which no other object holds."""
-        x, y = np.asarray(self.polygon.exterior.coords).T
+        x, y = shapely.get_coordinates(self.polygon.exterior).T
         return int(y.min()), int(x[y == y.min()].min())
 
 
@@ -81,23 +81,28 @@ def trace_objects(
 def simplify(polygon: Polygon, tolerance: float) -> Polygon:
     """The polygon with fewer corners, its outline moved by about ``tolerance`` at most; holes stay holes.
 
-    The corners are among the old ones (Douglas and Peucker 1973). Should the result touch itself, the polygon stays.
+    The corners are among the old ones (Douglas and Peucker 1973). An outline or hole too small for it stays.
     """
-    simple = polygon.simplify(tolerance, preserve_topology=True)
-    return simple if simple.is_valid and not simple.is_empty else polygon
+    rings = np.asarray(shapely.get_rings(polygon))
+    simple = shapely.simplify(rings, tolerance, preserve_topology=False)
+    is_lost = shapely.get_num_coordinates(simple) < 4
+    simple[is_lost] = rings[is_lost]
+    result = shapely.polygons(simple[0], simple[1:])
+    # where outlines are near each other they may have crossed: then by the way that sees to that, and takes long
+    return result if result.is_valid else polygon.simplify(tolerance, preserve_topology=True)
 
 
 def _whole(pieces: Sequence[LabelObject]) -> LabelObject:
     """One object of its pieces, in a form that does not tell where it was cut."""
     joined = pieces[0].polygon if len(pieces) == 1 else shapely.union_all([piece.polygon for piece in pieces])
-    outline, *holes = ([*_corners(ring)] for ring in (joined.exterior, *joined.interiors))
-    polygon = shapely.orient_polygons(shapely.normalize(Polygon(outline, holes)))
+    outline, *holes = (shapely.linearrings(_corners(ring)) for ring in shapely.get_rings(joined))
+    polygon = shapely.orient_polygons(shapely.normalize(shapely.polygons(outline, holes)))
     return LabelObject(value=pieces[0].value, num_pixels=sum(p.num_pixels for p in pieces), polygon=polygon)
 
 
 def _corners(ring: shapely.LinearRing) -> NDArray[np.float64]:
     """The points ``(N, 2)`` where a ring turns."""
-    points = np.asarray(ring.coords)[:-1]
+    points = shapely.get_coordinates(ring)[:-1]
     (x, y), (next_x, next_y) = (points - np.roll(points, 1, axis=0)).T, (np.roll(points, -1, axis=0) - points).T
     corners: NDArray[np.float64] = points[x * next_y != y * next_x]
     return corners
@@ -135,10 +140,10 @@ class _Block:
         shift = Affine.translation(corner[1], corner[0])
         traced = shapes(self.components.astype(np.int32), is_wanted[self.components], connectivity=4, transform=shift)
         for outline, number in traced:
-            number, (exterior, *holes) = int(number), outline["coordinates"]
-            piece = LabelObject(
-                value=int(values[number]), num_pixels=int(sizes[number]), polygon=Polygon(exterior, holes)
-            )
+            number = int(number)
+            exterior, *holes = (shapely.linearrings(np.array(ring)) for ring in outline["coordinates"])
+            polygon = shapely.polygons(exterior, holes)
+            piece = LabelObject(value=int(values[number]), num_pixels=int(sizes[number]), polygon=polygon)
             if is_cut[number]:
                 self.cut[number] = piece
             else:

@@ -65,6 +65,7 @@ def make_plan(
         overlap=options.overlap_px(preprocessing.crop_size),
         blend=options.blend,
         context="concentric" if preprocessing.context == "centered" else options.context,
+        free_views=preprocessing.free_views,
     )
     tiling, tissue = _choose_tiles(tiling, slide, options)
     return Plan(

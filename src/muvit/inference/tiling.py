@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from muvit.data.sampling import Window, centered_nested, concentric, grid_nested
+from muvit.data.sampling import FreeViews, Window, centered_nested, concentric, fixed_free, grid_nested
 from muvit.errors import InputError
 from muvit.geometry import Level, check_levels
 from muvit.inference.blend import axis_weights
@@ -88,6 +88,8 @@ class TilePlan:
     """How the overlap is joined."""
     context: Context = "centered"
     """Where the coarse crops lie."""
+    free_views: FreeViews | None = None
+    """Where they lie if they need not hold the tile; then drawn by the tile's place alone."""
     runs: tuple[int, ...] = ()
     """Which tiles of the row-major grid are left out and which are computed: lengths of runs of either in turn, those
     left out first (0 if the first tile is computed). By default all are computed."""
@@ -95,6 +97,11 @@ class TilePlan:
     def __post_init__(self) -> None:
         ndim = len(self.shapes[0])
         check_levels(self.levels, ndim)
+        if isinstance(self.free_views, dict):  # as it comes from JSON
+            object.__setattr__(self, "free_views", FreeViews(**self.free_views))
+        if self.free_views is not None and (self.context != "centered" or self.free_views.boxes != "true"):
+            got = f"context {self.context}, {self.free_views.boxes} boxes"
+            raise InputError("context of free views", expected="centered, and true boxes", got=got)
         object.__setattr__(self, "overlap", self.overlap or (0,) * ndim)
         for name, size in (("crop_size", self.crop_size), ("block_size", self.block_size)):
             if len(size) != ndim or min(size) < 1:
@@ -181,6 +188,8 @@ class TilePlan:
         )
 
     def _windows(self, corner: list[int]) -> tuple[Window, ...]:
+        if self.free_views is not None:
+            return fixed_free(corner, self.shapes, self.levels, self.crop_size, self.free_views)
         if self.context == "concentric":
             return concentric(corner, self.levels, self.crop_size)
         place = grid_nested if self.context == "grid" else centered_nested

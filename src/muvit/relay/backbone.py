@@ -49,7 +49,7 @@ class Backbone(nn.Module):
         stream: Stream = functional_call(self, self.own(level), (view,), tie_weights=False)
         return stream
 
-    def own(self, level: int) -> dict[str, nn.Parameter]:
+    def own(self, level: int) -> dict[str, Tensor]:
         """The parameters that the context branch with index ``level`` has for itself, by the name of the local ones."""
         copies: Any = self.contexts[level - 1]
         return {name: copies[_key(name)] for name in self.own_names}

@@ -120,6 +120,7 @@ def _from_file(name: str, file: Path, options: dict[str, Any]) -> Any:
     source = {
         "state_dict": state,
         "num_classes": classes,
+        "label_offset": 0,
         "input_size": (channels, *published.input_size[1:]),
         "custom_load": False,
     }

@@ -150,9 +150,15 @@ def _groups(
     ]
 
 
+_VECTORS = (
+    *("level_embed", "mask_token", "queries", "relay_tokens", "relay_positions"),
+    *("pos_embed", "cls_token", "reg_token", "relative_position_bias_table"),  # of timm
+)
+"""Parameters that are vectors, stacked: tables of biases, positions or learnable tokens."""
+
+
 def _is_matrix(name: str, parameter: nn.Parameter) -> bool:
-    # one vector per level or query, stacked: a table of biases
-    return parameter.ndim > 1 and name.rpartition(".")[2] not in ("level_embed", "mask_token", "queries")
+    return parameter.ndim > 1 and name.rpartition(".")[2] not in _VECTORS
 
 
 def _adamw(groups: list[dict[str, Any]], **options: Any) -> AdamW:

@@ -8,7 +8,7 @@ from jsonargparse import ArgumentParser, Namespace
 STUDIES = {
     "noise": "mDSC against noise on the boxes, at inference only",
     "scaling": "run time and peak memory against the number of levels and the size of the crops",
-    "probe": "classify images by the frozen features of a pre-trained model",
+    "probe": "classify images by the frozen features of an encoder",
     "epochs": "a logged score of several runs against the epochs",
     "reconstruction": "errors of masked autoencoders at each level, with true and with naive boxes",
     "groups": "scores of each group of slides, by models trained on one group or another",

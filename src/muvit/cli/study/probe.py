@@ -20,7 +20,10 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--classes", type=Path, required=True, help="CSV file with a column name and one of classes")
     parser.add_argument("--column", type=str, default="group", help="name of the column of classes")
     parser.add_argument(
-        "--levels", type=list[float] | None, default=None, help="levels to look at (default: all of the model's)"
+        "--levels",
+        type=list[float | list[float]] | None,
+        default=None,
+        help="levels to look at (default: all of the model's)",
     )
     parser.add_class_arguments(ProbeConfig, as_group=False)
     parser.add_argument(
@@ -35,6 +38,7 @@ def run(arguments: Namespace) -> None:
     from muvit.data.preprocessing import Preprocessing
     from muvit.data.tables import read_column
     from muvit.evaluation.probe import ProbeConfig, check_sklearn, draw_probe, study_probe
+    from muvit.geometry import plain_level
     from muvit.training.initial import load_encoder
 
     check_sklearn()
@@ -46,7 +50,7 @@ def run(arguments: Namespace) -> None:
         preprocessing = Preprocessing.load(model_folder(path))
         encoder = load_encoder(path, len(preprocessing.crop_size))
         if arguments.levels is not None:
-            encoder = encoder.extract_levels(arguments.levels)
+            encoder = encoder.extract_levels([plain_level(level) for level in arguments.levels])
         with Progress(name, "crop") as progress:
             scores += study_probe(
                 name,

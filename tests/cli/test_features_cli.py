@@ -1,0 +1,68 @@
+import csv
+
+import numpy as np
+import pytest
+
+from muvit.cli import main
+from muvit.data.normalize import Range
+from muvit.data.ome_zarr import OmeZarrSlide, PyramidWriter
+from muvit.data.preprocessing import FILE, Preprocessing
+from muvit.encoders import EncoderConfig, MuViTEncoder2d
+from muvit.mae import MuViTMAE2d
+from muvit.segmentation import Segmenter
+
+SIZES = {"in_channels": 1, "levels": (1, 4), "patch_size": 4, "dim": 16, "num_layers": 2, "heads": 2}
+SETTINGS = Preprocessing(crop_size=(16, 16), normalization=Range(high=255), class_names=(), class_colors=())
+
+
+@pytest.fixture
+def image(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (1, 40, 50), dtype=np.uint8)
+    writer = PyramidWriter.create(
+        tmp_path / "image.ome.zarr", shape=(40, 50), num_channels=1, dtype=np.uint8, levels=(1,), chunk=32, shard=64
+    )
+    writer.write((0, 0), pixels)
+    writer.finish()
+    return tmp_path / "image.ome.zarr"
+
+
+def segmenter(**changes):
+    return Segmenter(encoder=EncoderConfig(**SIZES), num_classes=3, decoder_widths=(8, 8, 4), stem_width=4, **changes)
+
+
+MODELS = {
+    "encoder": lambda: MuViTEncoder2d(**SIZES),
+    "autoencoder": lambda: MuViTMAE2d(**SIZES, dim_decoder=16, num_layers_decoder=1),
+    "segmenter": segmenter,
+}
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_features_of_any_model_with_an_encoder(tmp_path, image, kind, capsys):
+    MODELS[kind]().save(tmp_path / "model", extra_files={FILE: SETTINGS.to_yaml()})
+    output = tmp_path / "features.zarr"
+    command = ["features", str(tmp_path / "model"), str(image), "--output", str(output), "--levels", "[4]"]
+    assert main(command) == 0  # level 4 is not stored, but computed
+    assert capsys.readouterr().out.strip() == str(output)
+    assert OmeZarrSlide(output / "level_4").shape == (3, 4)
+    with (output / "pooled.csv").open() as file:
+        assert len(list(csv.reader(file))) == 2
+    assert main(command) == 1
+    assert "exists" in capsys.readouterr().err
+    assert main([*command, "--overwrite"]) == 0
+
+
+def test_a_model_without_settings_borrows_those_of_another(tmp_path, image, capsys):
+    MODELS["encoder"]().save(tmp_path / "model")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / FILE).write_text(SETTINGS.to_yaml())
+    command = ["features", str(tmp_path / "model"), str(image), "--output", str(tmp_path / "features.zarr")]
+    assert main(command) == 1
+    assert FILE in capsys.readouterr().err
+    assert main([*command, "--preprocessing", str(tmp_path / "other")]) == 0
+
+
+def test_a_model_that_never_knew_where_its_views_lie_is_refused(tmp_path, image, capsys):
+    segmenter(boxes="naive").save(tmp_path / "model", extra_files={FILE: SETTINGS.to_yaml()})
+    assert main(["features", str(tmp_path / "model"), str(image), "--output", str(tmp_path / "features.zarr")]) == 1
+    assert "naive boxes" in capsys.readouterr().err
