@@ -9,7 +9,8 @@ The paper's encoder (12 blocks of width 512), 256-px crops of levels 1, 8 and 32
 - ``cached``: the same, with the coarse crops on a grid of half-crop steps, each encoded once and then reused.
 
 A round encodes the same tile in every way, in an order that changes from round to round; the table has medians over the
-rounds. The cached way adds to the time of a tile its share of the coarse crops, as many as the plan of the slide has
+rounds. Seconds are those of the processor, summed over its cores, which other work does not change; on a GPU, those of
+the clock. The cached way adds to the time of a tile its share of the coarse crops, as many as the plan of the slide has
 (those that two blocks of the output share are counted twice, as they are encoded twice).
 
     python benchmarks/context_caching.py
@@ -72,12 +73,16 @@ def ways(full: MuViTEncoder2d, sliced: MuViTEncoder2d, img: Tensor, bbox: Tensor
 
 
 def seconds(run: Callable[[], object], device: torch.device) -> float:
-    """Wall time of a call."""
-    began = time.perf_counter()
+    """Time of a call: by the clock on a GPU, of the processor on a CPU."""
+    if device.type == "cpu":
+        began = time.process_time()
+        run()
+        return time.process_time() - began
+    torch.cuda.synchronize()
+    clock = time.perf_counter()
     run()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - began
+    torch.cuda.synchronize()
+    return time.perf_counter() - clock
 
 
 def gflop(run: Callable[[], object]) -> float:

@@ -1,3 +1,4 @@
+from functools import reduce
 from itertools import product
 
 import numpy as np
@@ -32,7 +33,7 @@ def test_weights_sum_to_one_at_every_pixel_of_every_block(plan):
         total = np.zeros(block.size)
         for tile in map(plan.tile, plan.tiles_of(number)):
             weights = plan.weights(tile) if plan.is_blended else [np.ones(n) for n in tile.size]
-            total[tile.target(block)] += np.prod(np.ix_(*weights))
+            total[tile.target(block)] += reduce(np.multiply, np.ix_(*weights))
         assert np.abs(total - 1).max() < 1e-12
 
 
@@ -77,6 +78,6 @@ def test_an_average_of_equal_tiles_is_the_tile():
         block = plan.block(tile.block)
         y, x = (slice(a, a + n) for a, n in zip(tile.start, tile.size, strict=True))
         assert tile.target(block)[0].start == tile.start[0] - block.start[0]
-        wy, wx = map(torch.from_numpy, plan.weights(tile))
+        wy, wx = map(torch.tensor, plan.weights(tile))
         result[y, x] += wy[:, None] * wx * world[y, x]
     assert torch.allclose(result, world)

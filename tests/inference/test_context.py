@@ -3,7 +3,7 @@ from itertools import product
 import pytest
 import torch
 
-from muvit.data.sampling import Window
+from muvit.data.sampling import Window, grid_nested
 from muvit.encoders import EncoderConfig
 from muvit.inference.context import ContextCaching
 from muvit.segmentation import Segmenter
@@ -108,3 +108,20 @@ def test_other_models_go_their_ordinary_way(encoder, encoded):
     logits = caching.label_logits(img[:, :count], bbox[:, :count], [crops[:count] for crops in windows])
     assert torch.equal(logits, segmenter.label_logits(img[:, :count], bbox[:, :count]))
     assert encoded == []
+
+
+@pytest.mark.parametrize("changes", [{}, QUERIES, {"decode": "all"}], ids=str)
+@torch.no_grad()
+def test_leaving_out_what_the_decoder_does_not_read_changes_nothing(changes):
+    segmenter, (img, bbox, _) = model({"attention_mode": "all"}, **changes), tiles()
+    whole = segmenter.decode(segmenter.encode(img, bbox), img, 0)
+    torch.testing.assert_close(segmenter.label_logits(img, bbox), whole, rtol=0, atol=1e-5)
+
+
+def test_tiles_of_a_block_share_few_coarse_crops():
+    levels, size, block = (1, 8, 32), (16, 16), 256  # 16 x 16 tiles
+    shapes = [(4096 // level,) * 2 for level in levels]
+    for corner in ((1024, 1024), (512, 2048)):  # away from the border
+        starts = product(*(range(a, a + block, 16) for a in corner))
+        windows = [grid_nested(start, shapes, levels, size) for start in starts]
+        assert [len({crops[level:] for crops in windows}) for level in range(3)] == [256, 16, 1]

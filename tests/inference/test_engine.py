@@ -1,3 +1,4 @@
+import errno
 import hashlib
 import multiprocessing
 import os
@@ -5,16 +6,23 @@ import random
 import signal
 import threading
 import time
-from pathlib import Path
+from concurrent.futures import Future
 
+import dask
 import numpy as np
 import pytest
 import torch
 
 from muvit.cli import main
 from muvit.data.normalize import Range
-from muvit.data.ome_zarr import PyramidWriter
+from muvit.data.ome_zarr import OmeZarrSlide, PyramidWriter
 from muvit.data.preprocessing import Preprocessing
+from muvit.errors import MuViTError
+from muvit.inference.engine import Work, _drive
+from muvit.inference.lock import OutputLock
+from muvit.inference.output import Output
+from muvit.inference.plan import PredictOptions
+from muvit.inference.predict import plan_prediction
 from muvit.segmentation import Segmenter
 
 PREPROCESSING = Preprocessing(
@@ -56,10 +64,18 @@ def hashes(output):
 # -- killed runs -------------------------------------------------------------------------------------------------------
 
 
-def forked_run(folder, output, *more):
-    """The command in a process of its own, from a server that has imported all it needs."""
+@pytest.fixture(scope="module")
+def server():
+    """Processes start from one that has imported all they need."""
+    dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"})
+    import distributed  # noqa: F401  # reads that setting, and would have less imported
+
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "muvit.cli.predict"])
+    context.set_forkserver_preload(["torch", "distributed", "muvit.cli.predict", "muvit.segmentation.segmenter"])
+    return context
+
+
+def forked_run(context, folder, output, *more):
     process = context.Process(target=run_and_exit, args=(folder, output, *more))
     process.start()
     return process
@@ -73,14 +89,14 @@ def num_files(output):
     return sum(1 for _ in output.rglob("*"))
 
 
-def test_a_run_that_is_killed_again_and_again_makes_the_same_bytes(work, tmp_path):
+def test_a_run_that_is_killed_again_and_again_makes_the_same_bytes(server, work, tmp_path):
     """SIGKILL at random moments of everything that a run does, from creating the stores to publishing them."""
     draw, kills, trial, expected = random.Random(0), 0, 0, hashes(work / "whole")
     while kills < 14:
         trial += 1
         output = tmp_path / str(trial)
         while True:
-            process = forked_run(work, output)
+            process = forked_run(server, work, output)
             target = num_files(output) + draw.randint(0, 8)
             while process.is_alive() and num_files(output) < target:
                 time.sleep(0.002)
@@ -93,3 +109,120 @@ def test_a_run_that_is_killed_again_and_again_makes_the_same_bytes(work, tmp_pat
             kills += 1
         assert hashes(output) == expected
     assert kills > 4 * trial
+
+
+def test_workers_of_a_cluster_may_be_killed_too(server, work, tmp_path):
+    draw, kills, is_over = random.Random(1), [], threading.Event()
+
+    def kill_workers():
+        while len(kills) < 6 and not is_over.wait(draw.uniform(0.1, 1)):
+            workers = [child for child in multiprocessing.active_children() if "Dask Worker" in child.name]
+            if workers:
+                victim = draw.choice(workers)
+                os.kill(victim.pid, signal.SIGKILL)
+                kills.append(victim.pid)
+
+    killer = threading.Thread(target=kill_workers)
+    killer.start()
+    code = predict(work, tmp_path, "--engine", "dask", "--dask_workers", "2")
+    is_over.set()
+    killer.join()
+    assert kills
+    while code:  # a block whose workers were killed four times is given up, but all others are done
+        code = predict(work, tmp_path, "--engine", "dask", "--dask_workers", "2")
+    assert hashes(tmp_path) == hashes(work / "whole")
+
+
+# -- parts and devices -------------------------------------------------------------------------------------------------
+
+
+def test_the_last_part_completes_the_output(work, tmp_path, capfd):
+    for part in ("2/3", "1/3"):
+        assert predict(work, tmp_path, "--part", part) == 0
+        assert predict(work, tmp_path, "--status") == 0
+        assert "unfinished" in capfd.readouterr().out
+    assert predict(work, tmp_path, "--part", "3/3") == 0
+    assert hashes(tmp_path) == hashes(work / "whole")
+    assert predict(work, tmp_path, "--part", "1/3") == 0  # a job that is started once more finds nothing to do
+    assert hashes(tmp_path) == hashes(work / "whole")
+    assert predict(work, tmp_path, "--part", "1/3", "--overwrite") == 1
+    assert "one part that would begin it anew" in capfd.readouterr().err
+
+
+def test_a_run_takes_over_what_parts_have_done(work, tmp_path):
+    assert predict(work, tmp_path, "--part", "2/2") == 0
+    assert predict(work, tmp_path) == 0
+    assert hashes(tmp_path) == hashes(work / "whole")
+
+
+def test_every_device_has_a_process(work, tmp_path):
+    assert predict(work, tmp_path, "--device", "cpu,cpu") == 0
+    assert hashes(tmp_path) == hashes(work / "whole")
+
+
+@pytest.mark.parametrize("more", [(), ("--part", "1/2")])
+def test_a_second_writer_is_refused(work, tmp_path, capfd, more):
+    output = tmp_path / "image.ome.zarr"
+    with OutputLock(output).require():
+        assert predict(work, tmp_path, *more) == 1
+    assert f"that process {os.getpid()} on" in capfd.readouterr().err
+    assert not output.exists()
+
+
+# -- failures ----------------------------------------------------------------------------------------------------------
+
+
+class FakeClient:
+    """A cluster whose workers fail as told: number of failures to come by block."""
+
+    def __init__(self, failures):
+        self.failures, self.calls = failures, []
+
+    def nthreads(self):
+        return {"one": 1, "two": 1}
+
+    def submit(self, function, path, key, slide, number, *arguments, pure):
+        self.calls.append(number)
+        future = Future()
+        if self.failures.get(number, 0):
+            self.failures[number] -= 1
+            future.status = "error"
+            future.set_exception(ValueError(f"bad luck with {number}"))
+        else:
+            future.status = "finished"
+            future.set_result((f"block {number}", {}))
+        return future
+
+
+def test_a_block_is_tried_four_times_and_then_listed(work, tmp_path):
+    model, slide = Segmenter.from_folder(work / "model"), OmeZarrSlide(work / "image.ome.zarr")
+    options = PredictOptions(block_px=32)
+    plan = plan_prediction(model, slide, tmp_path / "a.ome.zarr", PREPROCESSING, options=options)
+    output = Output.begin(tmp_path / "a.ome.zarr", plan)
+    todo = Work(output=output, model=model, slide=slide, blocks=[0, 1, 2], batch_size=1, num_workers=0)
+    client = FakeClient({1: 3, 2: 4})
+    with output.ledger() as ledger:
+        with pytest.raises(MuViTError, match="1 of 3 blocks failed 4 times each. block 2: bad luck with 2"):
+            _drive(client, todo, [None], ledger, lambda _: None)
+        assert set(ledger.entries) == {"block 0", "block 1"}
+    assert [client.calls.count(number) for number in range(3)] == [1, 4, 4]
+
+
+def test_a_full_disk_is_told_and_the_run_goes_on_when_there_is_room(work, tmp_path, monkeypatch, capfd):
+    fsync, room = os.fsync, 60
+
+    def full(handle):
+        nonlocal room
+        room -= 1
+        if room < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert predict(work, tmp_path) == 1
+    complaint = capfd.readouterr().err
+    assert "No space left on device" in complaint
+    assert "image.ome.zarr is kept: the same call goes on from there." in complaint
+    monkeypatch.undo()
+    assert predict(work, tmp_path) == 0
+    assert hashes(tmp_path) == hashes(work / "whole")

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from muvit.data.sampling import sample_start
 from muvit.data.slides import Slide
 from muvit.errors import InputError
 from muvit.geometry import Level
@@ -17,8 +16,8 @@ _WINDOW_PIXELS = 1 << 16
 def measure_channels(slides: Sequence[Slide], level: Level) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of every channel, in native units, for `muvit.data.normalize.Standardize`.
 
-    They are taken over 256 windows of about 65,536 pixels at random places, which are the same in every call; each
-    slide is seen in proportion to its area. NaN and infinite pixels do not count.
+    They are taken over 256 windows of at most 65,536 pixels at random places, which are the same in every call; every
+    pixel is as likely to be seen. NaN and infinite pixels do not count.
 
     Args:
         slides: of equally many channels.
@@ -29,15 +28,19 @@ def measure_channels(slides: Sequence[Slide], level: Level) -> tuple[tuple[float
     """
     rng = np.random.default_rng(0)
     shapes = [slide.level_shape(level) for slide in slides]
-    areas = np.array([math.prod(shape) for shape in shapes], dtype=np.float64)
+    edge = round(_WINDOW_PIXELS ** (1 / len(shapes[0])))
+    # windows may stick out of the image, or its middle would be seen more often than its border
+    places = np.array([math.prod(n + edge - 1 for n in shape) for shape in shapes], dtype=np.float64)
     counts, means, variances = [], [], []
-    for number in rng.choice(len(slides), _WINDOWS, p=areas / areas.sum()):
+    for number in rng.choice(len(slides), _WINDOWS, p=places / places.sum()):
         slide, shape = slides[number], shapes[number]
         if slide.num_channels != slides[0].num_channels:
             expected = f"{slides[0].num_channels} channels, as in {slides[0].path}"
             raise InputError(slide.path, expected=expected, got=slide.num_channels)
-        size = [min(round(_WINDOW_PIXELS ** (1 / len(shape))), n) for n in shape]
-        pixels = slide.read(level, sample_start(rng, shape, size), size).reshape(slide.num_channels, -1)
+        first = [int(rng.integers(1 - edge, n)) for n in shape]
+        start = [max(a, 0) for a in first]
+        size = [min(a + edge, n) - b for a, b, n in zip(first, start, shape, strict=True)]
+        pixels = slide.read(level, start, size).reshape(slide.num_channels, -1)
         pixels = pixels[:, np.isfinite(pixels).all(axis=0)].astype(np.float64)
         if pixels.size:
             counts.append(pixels.shape[1])

@@ -87,7 +87,7 @@ def simplify(polygon: Polygon, tolerance: float) -> Polygon:
     simple = shapely.simplify(rings, tolerance, preserve_topology=False)
     is_lost = shapely.get_num_coordinates(simple) < 4
     simple[is_lost] = rings[is_lost]
-    result = shapely.polygons(simple[0], simple[1:])
+    result = Polygon(simple[0], simple[1:])
     # where outlines are near each other they may have crossed: then by the way that sees to that, and takes long
     return result if result.is_valid else polygon.simplify(tolerance, preserve_topology=True)
 
@@ -95,8 +95,8 @@ def simplify(polygon: Polygon, tolerance: float) -> Polygon:
 def _whole(pieces: Sequence[LabelObject]) -> LabelObject:
     """One object of its pieces, in a form that does not tell where it was cut."""
     joined = pieces[0].polygon if len(pieces) == 1 else shapely.union_all([piece.polygon for piece in pieces])
-    outline, *holes = (shapely.linearrings(_corners(ring)) for ring in shapely.get_rings(joined))
-    polygon = shapely.orient_polygons(shapely.normalize(shapely.polygons(outline, holes)))
+    outline, *holes = (_corners(ring) for ring in shapely.get_rings(joined))
+    polygon = shapely.orient_polygons(shapely.normalize(Polygon(outline, holes)))
     return LabelObject(value=pieces[0].value, num_pixels=sum(p.num_pixels for p in pieces), polygon=polygon)
 
 
@@ -141,9 +141,10 @@ class _Block:
         traced = shapes(self.components.astype(np.int32), is_wanted[self.components], connectivity=4, transform=shift)
         for outline, number in traced:
             number = int(number)
-            exterior, *holes = (shapely.linearrings(np.array(ring)) for ring in outline["coordinates"])
-            polygon = shapely.polygons(exterior, holes)
-            piece = LabelObject(value=int(values[number]), num_pixels=int(sizes[number]), polygon=polygon)
+            exterior, *holes = map(np.array, outline["coordinates"])
+            piece = LabelObject(
+                value=int(values[number]), num_pixels=int(sizes[number]), polygon=Polygon(exterior, holes)
+            )
             if is_cut[number]:
                 self.cut[number] = piece
             else:
