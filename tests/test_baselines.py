@@ -72,13 +72,14 @@ def test_a_saved_baseline_comes_back_equal(tmp_path, network):
 
 
 @pytest.mark.parametrize("network", SMALL)
-@pytest.mark.parametrize("level", [0, 1, 2])
-def test_a_stacked_baseline_sees_every_view(network, level):
+def test_a_stacked_baseline_sees_every_view(network):
     model, img = small(network, views="stacked", levels=(1, 4, 16)), draw(levels=3)
-    other = img.clone()
-    other[:, level] = other[:, level].flip(-1)
     with torch.inference_mode():
-        assert not torch.allclose(model(other), model(img), atol=1e-4)
+        logits = model(img)
+        for level in range(3):
+            other = img.clone()
+            other[:, level] = other[:, level].flip(-1)
+            assert not torch.allclose(model(other), logits, atol=1e-4)
 
 
 def test_stacked_views_are_the_channels_of_one_image():

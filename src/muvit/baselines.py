@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args, get_type_hints
 from torch import Tensor, nn
 
 from muvit.errors import InputError, ShapeError
-from muvit.geometry import check_levels
+from muvit.geometry import Level, check_levels, plain_level
 from muvit.segmentation.model import SegmentationModel, Views
 
 NetworkName = Literal["unet", "deeplabv3", "segformer", "residual_unet", "swinunetr", "unetr"]
@@ -62,7 +62,7 @@ class BaselineConfig:
     """Channels of every view; in a recipe unset, those of the model."""
     num_classes: int | None = None
     """Classes, background (class 0) included; in a recipe unset, those of the model."""
-    levels: tuple[float, ...] | None = None
+    levels: tuple[Level, ...] | None = None
     """Downsampling factor of each view, finest first; in a recipe unset, those of the model."""
     size: tuple[int, ...] | None = None
     """Side of a view in pixels along each axis, for which unetr is built (the others take any); in a recipe unset,
@@ -77,9 +77,10 @@ class BaselineConfig:
                 raise InputError(name, expected=" or ".join(allowed), got=repr(getattr(self, name)))
         if self.ndim not in (2, 3):
             raise InputError("ndim", expected="2 or 3", got=self.ndim)
-        for name in ("levels", "size"):
-            if getattr(self, name) is not None:
-                object.__setattr__(self, name, tuple(getattr(self, name)))
+        if self.levels is not None:
+            object.__setattr__(self, "levels", tuple(map(plain_level, self.levels)))
+        if self.size is not None:
+            object.__setattr__(self, "size", tuple(self.size))
         for name, least in (("width", 1), ("in_channels", 1), ("num_classes", 2)):
             if getattr(self, name) is not None and getattr(self, name) < least:
                 raise InputError(name, expected=f"a number >= {least}", got=getattr(self, name))
@@ -87,7 +88,7 @@ class BaselineConfig:
             self._check_levels(self.levels)
         self._check_network()
 
-    def _check_levels(self, levels: tuple[float, ...]) -> None:
+    def _check_levels(self, levels: tuple[Level, ...]) -> None:
         check_levels(levels, self.ndim)
         if self.views == "finest" and len(levels) > 1:
             raise InputError(

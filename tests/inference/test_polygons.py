@@ -37,6 +37,8 @@ def test_objects_are_the_components_of_the_labels(labels, block_px):
         filled = rasterize([one.polygon], out_shape=labels.shape).astype(bool)
         np.testing.assert_array_equal(filled, components == components[one.first_pixel])
         assert one.value == labels[one.first_pixel]
+        simple = simplify(one.polygon, 1.0)
+        assert simple.is_valid and simple.geom_type == "Polygon"
     for value in (1, 2):
         areas = [(o.polygon.area, o.num_pixels) for o in objects if o.value == value]
         assert np.array(areas).reshape(-1, 2).sum(0).tolist() == [(labels == value).sum()] * 2

@@ -311,6 +311,13 @@ def bad_recipes():
         InputError,
         "data.val: expected slides",
     )
+    for names in ((), ("", "a", "b"), ("a", "a", "b")):
+        yield (
+            f"class names {names}",
+            lambda r, _, names=names: change(r, "data", class_names=names),
+            InputError,
+            "data.class_names: expected 3 different names",
+        )
     yield "crop axes", lambda r, _: change(r, "data", crop_size=(32, 32, 32)), InputError, "crop_size"
     yield "no crop", lambda r, _: change(r, "data", crop_size=0), InputError, "size"
     yield "missing level", lambda r, _: change_encoder(r, levels=(1, 16)), InputError, "level 16"
@@ -435,3 +442,12 @@ def test_training_stops_when_the_score_rises_no_more(recipe, tmp_path, monkeypat
     run = replace(recipe.run, epochs=9, early_stop=2, min_epochs=least, pictures=0)
     train_segmenter(replace(recipe, run=run), tmp_path / "run", callbacks=[watch])
     assert watch.epochs == epochs  # the first is the best, and two more are no better
+
+
+def test_a_class_without_a_pixel_is_told(recipe, caplog):
+    four = replace(recipe, model=replace(recipe.model, num_classes=4))
+    data = SegmentationData(four, build_model(four.network).views)
+    assert data.preprocessing.class_names[3] == "class 3"
+    assert [record.message for record in caplog.records] == [
+        f"{recipe.data.train}: no pixel of class 3 was seen; what does not occur cannot be learned"
+    ]

@@ -9,6 +9,7 @@ from types import ModuleType
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from muvit import __version__
+from muvit.cli.messages import sentence
 from muvit.errors import MuViTError
 
 VERBS = {
@@ -51,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:  # how the parser ends after --help and --version
         return int(stop.code or 0)
     except ArgumentError as error:
-        print(f"{command}: {' '.join(str(error).split())} (see {command} --help)", file=sys.stderr)
+        print(f"{command}: {sentence(str(error))} (see {command} --help)", file=sys.stderr)
         return 2
     except MuViTError as error:
         print(f"muvit: {error}", *_notes(error), file=sys.stderr)

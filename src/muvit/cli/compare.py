@@ -9,6 +9,7 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from muvit.checkpoints import plain
+from muvit.cli.messages import sentence
 from muvit.cli.progress import Progress
 from muvit.cli.train import recipe_from
 from muvit.errors import InputError, ReadError
@@ -83,7 +84,7 @@ def _variants(file: Path, recipe: Recipe) -> list[Variant]:
         try:
             parsed = parser.parse_object(_merged(base, entry.get("settings", {})))
         except ArgumentError as error:
-            raise InputError(f"{file}, {name}", expected="settings of a recipe", got=str(error)) from error
+            raise InputError(f"{file}, {name}", expected="settings of a recipe", got=sentence(str(error))) from error
         variants.append(Variant(name=name, description=entry.get("description", ""), recipe=recipe_from(parsed)))
     return variants
 

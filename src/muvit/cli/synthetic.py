@@ -41,16 +41,16 @@ def run(arguments: Namespace) -> None:
     given = (arguments.train, arguments.val, arguments.test)
     pairs = zip(given, _COUNTS[arguments.kind], strict=True)
     train, val, test = (default if count is None else count for count, default in pairs)
-    counts = {"num_train": train, "num_val": val, "num_test": test}
+    options: dict[str, Any] = {"num_train": train, "num_val": val, "num_test": test, "overwrite": arguments.overwrite}
     if arguments.kind != "rings" and (arguments.small or arguments.workers is not None):
         raise InputError("--small and --workers", expected="--kind rings", got=f"--kind {arguments.kind}")
     with Progress("Synthetic images", "image") as progress:
-        options: dict[str, Any] = {"overwrite": arguments.overwrite, "progress": progress}
+        options["progress"] = progress
         if arguments.kind == "rings":
             config = replace(SyntheticConfig.small() if arguments.small else SyntheticConfig(), seed=arguments.seed)
-            folder = write_synthetic(arguments.output, **counts, config=config, workers=arguments.workers, **options)
+            folder = write_synthetic(arguments.output, config=config, workers=arguments.workers, **options)
         elif arguments.kind == "volumes":
-            folder = write_volumes(arguments.output, **counts, config=VolumeConfig(seed=arguments.seed), **options)
+            folder = write_volumes(arguments.output, config=VolumeConfig(seed=arguments.seed), **options)
         else:
-            folder = write_legend(arguments.output, **counts, config=LegendConfig(seed=arguments.seed), **options)
+            folder = write_legend(arguments.output, config=LegendConfig(seed=arguments.seed), **options)
     print(folder)

@@ -6,6 +6,7 @@ from typing import TypeVar
 
 from jsonargparse import ArgumentParser, Namespace
 
+from muvit.errors import MuViTError
 from muvit.training.recipe import PretrainRecipe, Recipe
 
 Kind = TypeVar("Kind", Recipe, PretrainRecipe)
@@ -37,4 +38,9 @@ def recipe_from(arguments: Namespace, kind: type[Kind] = Recipe) -> Kind:  # typ
     parser = ArgumentParser()
     parser.add_class_arguments(kind, "recipe")
     fields = {field.name: arguments[field.name] for field in dataclasses.fields(kind)}
-    return parser.instantiate(Namespace(recipe=Namespace(**fields))).recipe
+    try:
+        return parser.instantiate(Namespace(recipe=Namespace(**fields))).recipe
+    except ValueError as error:  # so the parser wraps what an optional group of settings refuses
+        if isinstance(error.__cause__, MuViTError):
+            raise error.__cause__ from None
+        raise

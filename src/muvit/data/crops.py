@@ -275,6 +275,8 @@ class NestedCrops(SlideCrops):
             if balance == "none"
             else ForegroundIndex(self.labels, found, level=level, balance=balance, ignore_labels=ignored)
         )
+        self.seen_classes = {entry.value for entry in found} - set(ignored)
+        """Classes that a coarse look at the labels found; one of a few pixels may have escaped it."""
         self._areas = np.cumsum([math.prod(image.shape) for image in self.images], dtype=np.float64)
 
     def __len__(self) -> int:

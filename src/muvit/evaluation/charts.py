@@ -75,7 +75,9 @@ def draw_bars(
     axes.invert_yaxis()
     _dress(axes, label, "", grid="x")
     if len(series) > 1:
-        axes.legend(frameon=False, labelcolor=_INK, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(series))
+        axes.legend(
+            frameon=False, labelcolor=_INK, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=min(2, len(series))
+        )
 
 
 def draw_matrix(

@@ -25,6 +25,7 @@ from muvit.data.slides import Slide, open_slide
 from muvit.errors import ExistsError, InputError
 from muvit.evaluation.report import Example, ModelResult, write_report
 from muvit.evaluation.segmentation import Evaluation, evaluate_slides
+from muvit.geometry import level_name
 from muvit.inference.predict import predict_slide
 from muvit.models import load_model
 from muvit.pictures import to_rgb
@@ -133,7 +134,7 @@ def preset(recipe: Recipe, name: str) -> Variant:
     if len(levels) < 2 or recipe.model.boxes != "true":
         raise InputError("model", expected="several levels and true boxes, to be compared with less", got=recipe.model)
     title, description, change = PRESETS[name]
-    shown = [f"{level:g}" if isinstance(level, int | float) else "x".join(map(str, level)) for level in levels]
+    shown = [level_name(level) for level in levels]
     return Variant(
         name=title.format(all=",".join(shown), finest=shown[0]), description=description, recipe=change(recipe)
     )
@@ -372,8 +373,11 @@ def _write_metrics(path: Path, results: Sequence[tuple[ModelResult, Evaluation]]
 
 def _example(image: Slide, truth: Slide, predictions: dict[str, Slide]) -> Example:
     def whole(slide: Slide) -> np.ndarray:
+        """All of a slide, or the middle slice of a volume, ``(C, H, W)``."""
         level = next((lv for lv in slide.levels if max(slide.level_shape(lv)) <= PICTURE_PX), slide.levels[-1])
-        return slide.read(level, (0,) * slide.ndim, slide.level_shape(level))
+        *slices, height, width = slide.level_shape(level)
+        pixels = slide.read(level, (*(n // 2 for n in slices), 0, 0), (*(1 for _ in slices), height, width))
+        return pixels.reshape(-1, height, width)
 
     return Example(
         title=image.name,
@@ -393,7 +397,7 @@ def _spread(pairs: list[tuple[Slide, Slide]], count: int) -> list[tuple[Slide, S
 def _settings(recipe: Recipe) -> dict[str, object]:
     data, encoder = recipe.data, recipe.model.encoder
     return {
-        "levels": ", ".join(f"{level:g}" for level in encoder.levels),
+        "levels": ", ".join(map(level_name, encoder.levels)),
         "crop": f"{data.crop_size} px per level",
         "patch": f"{encoder.patch_size} px",
         "encoder": f"{encoder.num_layers} layers, width {encoder.dim}, {encoder.heads} heads",

@@ -5,6 +5,7 @@ Whoever makes a block writes its shards too; nobody else writes them. How many t
 
 import hashlib
 import logging
+import math
 import multiprocessing
 import os
 import threading
@@ -38,6 +39,7 @@ CountTiles = Callable[[int], None]
 """Called with the number of tiles just done."""
 
 _POLL_S = 0.5
+_PATIENCE_S = 120.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,7 +212,7 @@ def run_dask(
     _leave_model(work)
     if scheduler is not None:
         with Client(scheduler) as client:
-            _drive(client, work, devices, ledger, count)
+            _drive(client, work, devices, ledger, count, patience_s=math.inf)
         return
     # a worker that dies is our affair: we count, for each block by itself
     with (
@@ -219,21 +221,37 @@ def run_dask(
             n_workers=num_processes or len(devices),
             threads_per_worker=1,
             processes=True,
-            dashboard_address=None,
+            dashboard_address=":0",
             memory_limit=0,
         ) as cluster,
         Client(cluster) as client,
     ):
-        _drive(client, work, devices, ledger, count)
+        _drive(client, work, devices, ledger, count, patience_s=_PATIENCE_S)
 
 
-def _drive(client: Any, work: Work, devices: Sequence[str | None], ledger: Ledger, count: CountTiles) -> None:
-    """Hand out blocks, as many at a time as there are workers, and note those that come back."""
+def _drive(
+    client: Any,
+    work: Work,
+    devices: Sequence[str | None],
+    ledger: Ledger,
+    count: CountTiles,
+    *,
+    patience_s: float,
+) -> None:
+    """Hand out blocks, as many at a time as there are workers, and note those that come back.
+
+    A cluster without any worker is waited for as long as ``patience_s``.
+    """
+    last_seen = time.monotonic()
     waiting, failures, failed = deque(work.blocks), Counter[int](), dict[int, BaseException]()
     running: dict[Any, int] = {}
     path, key = work.output.path.resolve(), _plan_key(work.output.path)
     while waiting or running:
-        while waiting and len(running) < max(sum(client.nthreads().values()), 1):
+        capacity = sum(client.nthreads().values())
+        last_seen = time.monotonic() if capacity else last_seen
+        if time.monotonic() - last_seen > patience_s:
+            raise MuViTError(f"{path}: all workers of the cluster died, and none came back in {patience_s:g} s")
+        while waiting and len(running) < max(capacity, 1):
             number = waiting.popleft()
             future = client.submit(
                 _make_block,

@@ -198,7 +198,7 @@ def identify_slide(slide: Slide) -> dict[str, Any]:
         "channels": list(slide.channel_names),
         "dtype": str(slide.dtype),
         "levels": [level_name(level) for level in slide.levels],
-        "pixel_size_um": slide.pixel_size_um,
+        "pixel_size_um": None if slide.pixel_size_um is None else list(slide.pixel_size_um),
         "sha256": digest.hexdigest(),
     }
 

@@ -13,6 +13,7 @@ from muvit.geometry import Level, level_factors, level_name
 from muvit.inference.tiling import TilePlan
 
 _LOOK_PX = 1 << 22
+_BINS = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +56,8 @@ def find_tissue(slide: Slide, side: str = "auto") -> TissueMask:
     brightness = np.minimum.reduce(channels) if side == "dark" else np.mean(channels, axis=0)
     if brightness.min() == brightness.max():
         return TissueMask(level=level, mask=np.ones(shape, bool), side=side, threshold=float(brightness.max()))
-    threshold = float(threshold_otsu(brightness))
+    # it names the middle of a bin of its histogram, all of which belongs to the dark side
+    threshold = float(threshold_otsu(brightness, nbins=_BINS) + (brightness.max() - brightness.min()) / _BINS / 2)
     mask = brightness <= threshold if side == "dark" else brightness > threshold
     return TissueMask(level=level, mask=mask, side=side, threshold=threshold)
 

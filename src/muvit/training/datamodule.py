@@ -1,5 +1,6 @@
 """The slides of a recipe as batches."""
 
+import logging
 import multiprocessing
 import os
 from collections.abc import Sequence
@@ -23,6 +24,8 @@ from muvit.geometry import Level
 from muvit.pictures import class_colors
 from muvit.segmentation import Views
 from muvit.training.recipe import CropsConfig, PretrainRecipe, Recipe
+
+_LOG = logging.getLogger(__name__)
 
 
 class CropsData(LightningDataModule):
@@ -160,9 +163,15 @@ class SegmentationData(CropsData):
         count = self.recipe.model.num_classes
         image, label = self.train_slides[0]
         stored_names, stored_colors = class_legend(label, count)
-        names = self.recipe.data.class_names or tuple(stored_names.get(i, f"class {i}") for i in range(count))
-        if len(names) != count:
-            raise InputError("data.class_names", expected=f"{count} names, as model.num_classes says", got=names)
+        names = self.recipe.data.class_names
+        if names is None:
+            names = tuple(stored_names.get(i, f"class {i}") for i in range(count))
+        if len(names) != count or len(set(names)) != count or not all(names):
+            expected = f"{count} different names, as model.num_classes says"
+            raise InputError("data.class_names", expected=expected, got=names)
+        absent = [names[i] for i in range(count) if i not in self.train_crops.seen_classes]
+        if absent:
+            _LOG.warning("%s: no pixel of %s was seen; what does not occur cannot be learned", self.recipe.data.train, ", ".join(absent))
         default = class_colors(count)
         return Preprocessing(
             crop_size=self.crops.size,
