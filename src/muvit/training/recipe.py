@@ -233,7 +233,8 @@ class Recipe:
             "levels": encoder.levels[:1] if is_single else encoder.levels,
             "size": (size,) * encoder.ndim if isinstance(size, int) else tuple(size),
         }
-        return replace(chosen, **{name: value for name, value in task.items() if getattr(chosen, name) is None})
+        unset = {name: value for name, value in task.items() if getattr(chosen, name) is None}
+        return replace(chosen, **unset, **({"ndim": encoder.ndim} if isinstance(chosen, BaselineConfig) else {}))
 
 
 @dataclass(frozen=True, kw_only=True)

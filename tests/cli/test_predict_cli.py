@@ -1,0 +1,162 @@
+import numpy as np
+import pytest
+import torch
+
+from muvit.cli import main
+from muvit.data.normalize import Range
+from muvit.data.ome_zarr import PyramidWriter
+from muvit.data.preprocessing import Preprocessing
+from muvit.data.slides import open_slide
+from muvit.inference.output import prediction_status, read_plan
+from muvit.segmentation import Segmenter
+
+
+@pytest.fixture
+def work(tmp_path):
+    """A tiny model and two images."""
+    torch.manual_seed(0)
+    encoder = {"in_channels": 1, "levels": (1, 4), "num_layers": 4, "dim": 16, "heads": 1}
+    model = Segmenter(encoder=encoder, num_classes=3, decoder_widths=(4, 4, 4, 4), stem_width=4)
+    settings = Preprocessing(
+        crop_size=(16, 16),
+        normalization=Range(high=255),
+        class_names=("background", "one", "two"),
+        class_colors=((0, 0, 0), (255, 0, 0), (0, 255, 0)),
+    )
+    model.save(tmp_path / "model", extra_files={"preprocessing.yaml": settings.to_yaml()})
+    for seed, name in enumerate("ab"):
+        pixels = np.random.default_rng(seed).integers(0, 256, (1, 70, 90), dtype=np.uint8)
+        writer = PyramidWriter.create(
+            tmp_path / f"{name}.ome.zarr",
+            shape=(70, 90),
+            num_channels=1,
+            dtype=np.uint8,
+            levels=(1, 4),
+            chunk=16,
+            shard=32,
+        )
+        writer.write((0, 0), pixels)
+        writer.finish()
+    return tmp_path
+
+
+def predict(work, *arguments, slides="a"):
+    images = [f"{work}/{name}.ome.zarr" for name in slides]
+    fixed = ["--output", f"{work}/out", "--device", "cpu", "--block_px", "32"]
+    return main(["predict", f"{work}/model", *images, *fixed, *map(str, arguments)])
+
+
+def spoil(work, name):
+    """Cut a shard that planning does not look at; returns how to mend it."""
+    shard = work / f"{name}.ome.zarr" / "0" / "c" / "0" / "1" / "1"
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:40])
+    return lambda: shard.write_bytes(whole)
+
+
+@pytest.fixture
+def careless(monkeypatch):
+    """No fingerprints: images are read for the first time by their tiles."""
+    monkeypatch.setattr("muvit.inference.prepare.identify_slide", lambda slide: {"path": str(slide.path)})
+
+
+def test_status_is_told_without_the_model(work, capfd):
+    for part in ("1/2", "2/2"):
+        (work / "model").rename(work / "hidden")
+        assert predict(work, "--status") == 0
+        (work / "hidden").rename(work / "model")
+        assert predict(work, "--part", part) == 0
+    assert predict(work, "--status") == 0
+    out = capfd.readouterr().out.splitlines()
+    assert out[0] == f"{work}/out/a.ome.zarr: not begun"
+    assert out[1] == f"{work}/out/a.ome.zarr"
+    assert out[2].startswith(f"{work}/out/a.ome.zarr: unfinished, 5 of 9 blocks, 0 of ")
+    assert out[4].startswith(f"{work}/out/a.ome.zarr: complete, 9 of 9 blocks, 5 of 5 coarser shards; labels change ")
+
+
+@pytest.mark.usefixtures("careless")
+def test_one_slide_that_fails_does_not_stop_the_others(work, capfd):
+    mend = spoil(work, "a")
+    assert predict(work, slides="ab") == 1
+    out, err = capfd.readouterr()
+    assert out.split() == [f"{work}/out/b.ome.zarr"]
+    assert "c/0/1/1 is truncated" in err
+    assert f"The unfinished output {work}/out/a.ome.zarr is kept: the same call goes on from there." in err
+    assert "slides: expected 2 labelled, got 1 that failed" in err
+    before = (work / "out" / "b.ome.zarr" / "zarr.json").stat().st_mtime_ns
+    mend()
+    assert predict(work, slides="ab") == 0
+    assert sorted(capfd.readouterr().out.split()) == [f"{work}/out/a.ome.zarr", f"{work}/out/b.ome.zarr"]
+    assert (work / "out" / "b.ome.zarr" / "zarr.json").stat().st_mtime_ns == before
+
+
+@pytest.mark.usefixtures("careless")
+def test_another_plan_is_refused_until_told_to_begin_anew(work, capfd):
+    mend = spoil(work, "a")
+    assert predict(work) == 1
+    done = prediction_status(work / "out" / "a.ome.zarr")
+    assert (done.state, done.blocks > 0) == ("unfinished", True)
+    mend()
+    capfd.readouterr()
+    assert predict(work, "--overlap", 4) == 1
+    err = capfd.readouterr().err
+    assert "options.overlap 0.0 then, 4.0 now" in err
+    assert "--overwrite to begin anew" in err
+    assert prediction_status(work / "out" / "a.ome.zarr") == done
+    assert predict(work, "--overlap", 4, "--overwrite") == 0
+    assert prediction_status(work / "out" / "a.ome.zarr").state == "complete"
+
+
+def test_a_changed_model_is_refused(work, capfd):
+    assert predict(work, "--part", "1/2") == 0
+    model = Segmenter.from_folder(work / "model")
+    with torch.no_grad():
+        model.head.bias[0] += 1
+    preprocessing = (work / "model" / "preprocessing.yaml").read_text()
+    model.save(work / "model", overwrite=True, extra_files={"preprocessing.yaml": preprocessing})
+    assert predict(work, "--part", "2/2") == 1
+    assert "model.sha256" in capfd.readouterr().err
+
+
+def test_a_complete_output_is_refused(work, capfd):
+    assert predict(work) == 0
+    assert predict(work) == 1
+    assert "a.ome.zarr: exists already" in capfd.readouterr().err
+
+
+def test_everything_that_is_written_is_replaced_together(work):
+    more = ("--probabilities", "uint8", "--entropy", "true", "--tta", "--overlap", "0.25")
+    assert predict(work, *more) == 0
+    names = {path.name for path in (work / "out").iterdir()}
+    assert names == {"a.ome.zarr", "a.probabilities.ome.zarr", "a.entropy.ome.zarr"}
+    assert predict(work, "--overwrite") == 0
+    assert {path.name for path in (work / "out").iterdir()} == {"a.ome.zarr"}
+
+
+def test_the_plan_stays_with_the_labels_and_the_work_folder_goes(work):
+    assert predict(work, "--region", "0,0,20,20", "--part", "1/2") == 0
+    target = work / "out" / "a.ome.zarr"
+    begun = read_plan(target)
+    assert begun["tiling"]["runs"] == "0 2 4 2 22"
+    assert predict(work, "--region", "0,0,20,20") == 0
+    assert read_plan(target) is None
+    assert not (target / ".muvit").exists()
+    labels = open_slide(target)
+    assert (labels.read(1, (32, 32), (38, 58)) == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--part", "3/2"], "part: expected a part such as 3/8"),
+        (["--part", "some"], "part: expected a part such as 3/8"),
+        (["--region", "nowhere.geojson"], "nowhere.geojson: expected a GeoJSON file with polygons"),
+        (["--overlap", "16"], "overlap: expected from 0 px to less than the crop"),
+        (["--dask_workers", "0"], "dask_workers: expected at least 1"),
+        (["--device", "cpu,abacus"], "device: expected a device of this machine"),
+    ],
+)
+def test_bad_settings_are_refused_before_anything_is_written(work, capfd, arguments, message):
+    assert predict(work, *arguments) == 1
+    assert message in capfd.readouterr().err
+    assert not (work / "out").exists()
