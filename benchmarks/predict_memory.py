@@ -66,13 +66,16 @@ class Arithmetic(SegmentationModel):
 
     @property
     def views(self) -> Views:
+        """Three levels of any size."""
         return Views(levels=LEVELS, in_channels=3, ndim=2, multiple=(1, 1))
 
     @property
     def num_classes(self) -> int:
+        """Number of classes."""
         return NUM_CLASSES
 
     def label_logits(self, img: Tensor, bbox: Tensor | None = None) -> Tensor:
+        """The nearer the brightness to that of a class, the higher."""
         return -50 * (img[:, 0].mean(1, keepdim=True) - self.centers[:, None, None]) ** 2
 
 
@@ -108,8 +111,8 @@ def main() -> None:
     lines = [
         "# Peak memory of prediction",
         "",
-        f"`benchmarks/predict_memory.py`: a virtual RGB slide, levels {LEVELS}, {CROP}-px tiles, {NUM_CLASSES} classes, "
-        "batches of 4, one CPU thread; every number from a process of its own, imports included.",
+        f"`python benchmarks/predict_memory.py`: a virtual RGB slide, levels {LEVELS}, {CROP}-px tiles, "
+        f"{NUM_CLASSES} classes, batches of 4, one CPU thread; every number from a process of its own.",
         "",
         "| case | pixels | peak memory (MiB) | against the smallest |",
         "|---|---|---|---|",

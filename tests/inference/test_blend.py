@@ -40,8 +40,8 @@ def test_weights_sum_to_one_at_every_pixel_of_every_block(plan):
 @given(plans())
 def test_what_a_tile_contributes_does_not_depend_on_the_blocks(plan):
     whole = TilePlan(**{**vars_of(plan), "block_size": plan.shape})
-    parts = {(tile.index, pixel): w for tile in plan for pixel, w in pixel_weights(plan, tile)}
-    assert parts == {(tile.index, pixel): w for tile in whole for pixel, w in pixel_weights(whole, tile)}
+    parts = {(tile.place, pixel): w for tile in plan for pixel, w in pixel_weights(plan, tile)}
+    assert parts == {(tile.place, pixel): w for tile in whole for pixel, w in pixel_weights(whole, tile)}
 
 
 def vars_of(plan):

@@ -59,10 +59,10 @@ def test_no_tile_with_tissue_is_left_out_and_none_far_from_it_is_computed(overla
     plan = plan_of(disc.shape, overlap)
     chosen = tiles_with_tissue(plan, find_tissue(ArraySlide(pixels)))
     for tile in plan:
-        (top, bottom), (left, right) = (plan.written(axis, i) for axis, i in enumerate(tile.index))
+        (top, bottom), (left, right) = (plan.written(axis, i) for axis, i in enumerate(tile.place))
         if disc[top:bottom, left:right].any():
-            assert chosen[tile.index]
+            assert chosen[tile.place]
         near = disc[max(top - 2 * level, 0) : bottom + 2 * level, max(left - 2 * level, 0) : right + 2 * level]
         if not near.any():
-            assert not chosen[tile.index]
+            assert not chosen[tile.place]
     assert 0 < chosen.sum() < chosen.size / 2

@@ -103,8 +103,8 @@ def _status(target: Path) -> str:
     if status.state in ("missing", "foreign"):
         return f"{target}: {'not begun' if status.state == 'missing' else 'no prediction'}"
     done = f"{status.blocks} of {status.num_blocks} blocks, {status.shards} of {status.num_shards} coarser shards"
-    has_seams = status.seams is not None and status.seams.ratio is not None
-    return f"{target}: {status.state}, {done}" + (f"; {_seams(status.seams)}" if has_seams else "")
+    seams = "" if status.seams is None or status.seams.ratio is None else f"; {_seams(status.seams)}"
+    return f"{target}: {status.state}, {done}{seams}"
 
 
 def _seams(seams: Seams) -> str:

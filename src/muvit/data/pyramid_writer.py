@@ -54,8 +54,8 @@ class ShardDigest(NamedTuple):
 class Shard(NamedTuple):
     """One file of a pyramid: ``size`` pixels from ``start``, clipped to the image."""
 
-    index: int
-    """Number of its level."""
+    number: int
+    """Of its level, the finest being 0."""
     start: tuple[int, ...]
     size: tuple[int, ...]
 
@@ -224,7 +224,7 @@ class PyramidWriter:
             shard: which one; see `shards` and `coarse_shards`.
             block: ``(C, *size)``, of the store's dtype. Equal blocks make equal files.
         """
-        content = encode_shard(self._metadata(shard.index), self._stored(block))
+        content = encode_shard(self._metadata(shard.number), self._stored(block))
         file = self._shard_file(shard)
         if content is None:
             if file.exists():
@@ -337,8 +337,8 @@ class PyramidWriter:
         return np.moveaxis(block, 0, axes.index("c")) if "c" in axes else block[0]
 
     def _shard_file(self, shard: Shard) -> Path:
-        grid = [a // n for a, n in zip(shard.start, self.spec.shard_shape(shard.index), strict=True)]
-        return self.path.joinpath(str(shard.index), "c", *map(str, self.spec.stored(grid, 0)))
+        grid = [a // n for a, n in zip(shard.start, self.spec.shard_shape(shard.number), strict=True)]
+        return self.path.joinpath(str(shard.number), "c", *map(str, self.spec.stored(grid, 0)))
 
     def _metadata(self, index: int) -> dict[str, Any]:
         spec = self.spec

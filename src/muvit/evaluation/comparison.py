@@ -12,7 +12,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import Empty, Queue
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -82,7 +82,9 @@ def _with_baseline(network: str, **settings: Any) -> Callable[[Recipe], Recipe]:
 
 def _with_relay(backbone: str, **settings: Any) -> Callable[[Recipe], Recipe]:
     def change(recipe: Recipe) -> Recipe:
-        levels = recipe.model.encoder.levels[:1] if settings.get("relay_tokens") == 0 else None
+        # numbers, not one per axis: a backbone is two-dimensional, and RelayConfig refuses the others
+        finest = cast("tuple[float, ...]", recipe.model.encoder.levels[:1])
+        levels = finest if settings.get("relay_tokens") == 0 else None
         config = RelayConfig(backbone=backbone, levels=levels, **settings)
         return replace(recipe, relay=config, baseline=None, init=None)
 

@@ -99,7 +99,7 @@ def predict_blocks(
     loader = iter(
         DataLoader(
             SlideTiles(slide, plan),
-            batch_sampler=_Batches(plan, blocks, batch_size),  # type: ignore[arg-type]
+            batch_sampler=_Batches(plan, blocks, batch_size),
             num_workers=num_workers,
             collate_fn=_collate,
             pin_memory=device.type == "cuda",
@@ -122,7 +122,10 @@ def predict_blocks(
             for tile, scores in zip(tiles, _scores(forward, plan, img, bbox, tiles), strict=True):
                 canvas.add(plan.tiling.tile(tile), scores)
             count(len(tiles))
-        yield number, canvas.finish()
+        pixels = canvas.finish()
+        del canvas  # whoever takes the pixels decides how long they stay in memory
+        yield number, pixels
+        del pixels
 
 
 @contextmanager

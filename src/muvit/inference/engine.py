@@ -121,6 +121,7 @@ def _make_blocks(work: Work, device: torch.device, ledger: Ledger, count: CountT
             if pending is not None:
                 pending.result()
             pending = writer.submit(lambda n, p: ledger.record(*work.output.write_block(n, p)), number, pixels)
+            del pixels  # they go as soon as they are written
         if pending is not None:
             pending.result()
 
@@ -217,7 +218,7 @@ def run_dask(
     # a worker that dies is our affair: we count, for each block by itself
     with (
         dask.config.set({"distributed.scheduler.allowed-failures": 0, "distributed.worker.daemon": False}),
-        LocalCluster(  # type: ignore[no-untyped-call]
+        LocalCluster(
             n_workers=num_processes or len(devices),
             threads_per_worker=1,
             processes=True,

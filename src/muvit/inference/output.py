@@ -242,7 +242,7 @@ def _block_key(number: int) -> str:
 
 
 def _shard_key(name: str, shard: Shard) -> str:
-    return " ".join(map(str, (name, shard.index, *shard.start)))
+    return " ".join(map(str, (name, shard.number, *shard.start)))
 
 
 def _remove(store: Path) -> None:

@@ -43,8 +43,8 @@ class Tile(NamedTuple):
 
     block: int
     """Number of the block that it writes to."""
-    index: tuple[int, ...]
-    """Its place in the grid of all tiles."""
+    place: tuple[int, ...]
+    """Its index in the grid of all tiles."""
     windows: tuple[Window, ...]
     """One crop per level, finest first: the tile and its context."""
     start: tuple[int, ...]
@@ -181,7 +181,7 @@ class TilePlan:
         edges = zip(written, block.start, block.size, start, strict=True)
         return Tile(
             block=owner,
-            index=index,
+            place=index,
             windows=self._windows([self.corner(axis, i) for axis, i in enumerate(index)]),
             start=start,
             size=tuple(min(high, b + m) - a for (_, high), b, m, a in edges),
@@ -223,7 +223,7 @@ class TilePlan:
 
     def weights(self, tile: Tile) -> tuple[NDArray[np.float64], ...]:
         """Along each axis, the weights of the pixels that a tile writes; their product is the weight of a pixel."""
-        along = (self._weights(axis, i) for axis, i in enumerate(tile.index))
+        along = (self._weights(axis, i) for axis, i in enumerate(tile.place))
         return tuple(weights[part] for weights, part in zip(along, tile.source, strict=True))
 
     @cached_property

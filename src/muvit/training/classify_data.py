@@ -53,7 +53,7 @@ class ClassificationData(CropsData):
         )
 
     @cached_property
-    def val_crops(self) -> ClassifiedTiles | ClassifiedCrops | None:  # type: ignore[override]
+    def val_crops(self) -> ClassifiedTiles | ClassifiedCrops | None:
         """Validation crops without augmentation: every tile once, or random ones of each slide in turn."""
         data = self.recipe.data
         if data.val is None:

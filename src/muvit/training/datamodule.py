@@ -171,7 +171,11 @@ class SegmentationData(CropsData):
             raise InputError("data.class_names", expected=expected, got=names)
         absent = [names[i] for i in range(count) if i not in self.train_crops.seen_classes]
         if absent:
-            _LOG.warning("%s: no pixel of %s was seen; what does not occur cannot be learned", self.recipe.data.train, ", ".join(absent))
+            _LOG.warning(
+                "%s: no pixel of %s was seen; what does not occur cannot be learned",
+                self.recipe.data.train,
+                ", ".join(absent),
+            )
         default = class_colors(count)
         return Preprocessing(
             crop_size=self.crops.size,

@@ -227,14 +227,16 @@ class Recipe:
             return self.model
         encoder, size = self.model.encoder, self.data.crop_size
         is_single = isinstance(chosen, BaselineConfig) and chosen.views == "finest"
-        task = {
+        task: dict[str, Any] = {
             "in_channels": encoder.in_channels,
             "num_classes": self.model.num_classes,
             "levels": encoder.levels[:1] if is_single else encoder.levels,
             "size": (size,) * encoder.ndim if isinstance(size, int) else tuple(size),
         }
         unset = {name: value for name, value in task.items() if getattr(chosen, name) is None}
-        return replace(chosen, **unset, **({"ndim": encoder.ndim} if isinstance(chosen, BaselineConfig) else {}))
+        if isinstance(chosen, BaselineConfig):
+            return replace(chosen, ndim=encoder.ndim, **unset)
+        return replace(chosen, **unset)
 
 
 @dataclass(frozen=True, kw_only=True)
