@@ -31,18 +31,29 @@ def level_factors(level: Level, ndim: int) -> tuple[float, ...]:
     Raises:
         InputError: a factor is not positive and finite, or their number is not ``ndim``.
     """
-    factors = (float(level),) * ndim if isinstance(level, int | float) else tuple(map(float, level))
+    factors = (float(level),) * ndim if isinstance(level, int | float) else _floats(level)
     if len(factors) != ndim or not all(0 < f < math.inf for f in factors):
         raise InputError("level", expected=f"a positive number, or {ndim} of them", got=repr(level))
     return factors
 
 
 def plain_level(level: Level) -> Level:
-    """A level as it is stored and compared: a number where the axes agree, else a tuple; ``[1, 4, 4] -> (1, 4, 4)``."""
+    """A level as it is stored and compared: a number where the axes agree, else a tuple; ``[1, 4, 4] -> (1, 4, 4)``.
+
+    Raises:
+        InputError: it is neither a number nor a few.
+    """
     if isinstance(level, int | float):
         return level
-    factors = tuple(map(float, level))
+    factors = _floats(level)
     return factors[0] if len(set(factors)) == 1 else factors
+
+
+def _floats(level: Iterable[float]) -> tuple[float, ...]:
+    try:
+        return tuple(map(float, level))
+    except (TypeError, ValueError):
+        raise InputError("level", expected="a number, or one for each axis", got=repr(level)) from None
 
 
 def level_name(level: Level) -> str:

@@ -310,7 +310,6 @@ FAILURES = {
     "no model": (["predict", "{bad}/none", *PREDICT[2:]], "none: expected a model folder"),
     "foreign model": (["predict", "{bad}/model", *PREDICT[2:]], "model: expected settings of Segmenter"),
     "slide of other channels": ([*PREDICT[:2], "{bad}/rgb.png", *PREDICT[3:]], "rgb.png: expected 1, as the model has"),
-    "slide without the levels": ([*PREDICT[:2], "{bad}/grey.png", *PREDICT[3:]], "muvit convert"),
     "a later slide of other channels": ([*PREDICT[:3], "{bad}/rgb.png", *PREDICT[3:]], "rgb.png: expected 1"),
     "a later slide that is cut": ([*PREDICT[:3], "{bad}/cut.png", *PREDICT[3:]], "cut.png"),
     "slides of one name": ([*PREDICT[:3], *PREDICT[2:]], "slide: expected images of different names"),

@@ -47,9 +47,9 @@ def test_features_of_any_model_with_an_encoder(tmp_path, image, kind, capsys):
     assert OmeZarrSlide(output / "level_4").shape == (3, 4)
     with (output / "pooled.csv").open() as file:
         assert len(list(csv.reader(file))) == 2
-    assert main(command) == 1
+    assert main([*command, "--dtype", "float32"]) == 1
     assert "exists" in capsys.readouterr().err
-    assert main([*command, "--overwrite"]) == 0
+    assert main([*command, "--dtype", "float32", "--overwrite"]) == 0
 
 
 def test_a_model_without_settings_borrows_those_of_another(tmp_path, image, capsys):

@@ -118,10 +118,16 @@ def test_a_changed_model_is_refused(work, capfd):
     assert "model.sha256" in capfd.readouterr().err
 
 
-def test_a_complete_output_is_refused(work, capfd):
+def test_a_complete_output_is_left_as_it_is(work, capfd):
     assert predict(work) == 0
-    assert predict(work) == 1
+    before = {path: path.stat().st_mtime_ns for path in (work / "out").rglob("*")}
+    assert predict(work) == 0
+    out, err = capfd.readouterr()
+    assert out.splitlines()[-1].endswith("a.ome.zarr")
+    assert "a.ome.zarr: complete already" in err
+    assert predict(work, "--overlap", 4) == 1
     assert "a.ome.zarr: exists already" in capfd.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in (work / "out").rglob("*")} == before
 
 
 def test_everything_that_is_written_is_replaced_together(work):

@@ -163,8 +163,11 @@ def test_a_run_of_another_plan_does_not_go_on(tmp_path, slide):
         extract_features(encoder("causal"), slide, output, SETTINGS)
     assert files(output) == before
     extract_features(encoder("causal"), slide, output, SETTINGS, overwrite=True)
+    before = files(output)
     with pytest.raises(ExistsError):
-        extract_features(encoder("causal"), slide, output, SETTINGS)
+        extract_features(encoder(), slide, output, SETTINGS)
+    extract_features(encoder("causal"), slide, output, SETTINGS)  # there is nothing to do
+    assert files(output) == before
 
 
 def test_the_batch_does_not_matter(tmp_path, slide):

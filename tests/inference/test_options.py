@@ -108,6 +108,7 @@ def final_scores(model, slide, batch_size=8, **options):
         {"overlap": 9, "blend": "cosine", "average": "logits"},
         {"overlap": 0.5, "flips": (-1,), "average": "probabilities"},
         {"overlap": 0.25, "average": "logits", "context": "grid"},
+        {"overlap": 0.25, "average": "logits", "context": "grid", "flips": (-2, -1)},
     ],
 )
 def test_scores_do_not_depend_on_blocks_or_batches(slide, options):
@@ -117,6 +118,16 @@ def test_scores_do_not_depend_on_blocks_or_batches(slide, options):
     for block_px, batch_size in ((40, 3), (24, 64)):
         other = final_scores(model, slide, batch_size=batch_size, block_px=block_px, **options)
         assert np.abs(other - whole).max() < 1e-5
+
+
+@pytest.mark.parametrize("flips", [(), (-1,), (-2, -1)])
+def test_shared_coarse_crops_give_what_each_tile_gives_by_itself(slide, flips, monkeypatch):
+    model = Net(attention_mode="coarse_to_fine")
+    cached = final_scores(model, slide, overlap=0.25, average="logits", flips=flips, block_px=80)
+    monkeypatch.setattr("muvit.inference.blocks.shares_contexts", lambda *_: False)
+    plain = final_scores(model, slide, overlap=0.25, average="logits", flips=flips, block_px=80, context="grid")
+    assert np.abs(cached - plain).max() < 1e-5 * np.abs(plain).max()
+    assert plain.std() > 0.1
 
 
 @pytest.mark.parametrize("options", [{}, {"overlap": 0.25}, {"overlap": 5, "blend": "center"}, {"flips": (-2, -1)}])
@@ -201,7 +212,7 @@ def test_flipped_views_show_the_mirrored_scene_at_true_places(tmp_path):
     )
     kinds = set()
     for img, bbox in model.seen:
-        centre = bbox[0].mean(0)
+        centre = bbox[-1].mean(0)
         kind = tuple(bool(img[0, axis].take(0, axis).mean() > img[0, axis].take(-1, axis).mean()) for axis in (0, 1))
         kinds.add(kind)
         for view, (lower, upper) in zip(img, bbox, strict=True):

@@ -6,8 +6,9 @@ import pytest
 import torch
 from array_slide import ArraySlide
 
-from muvit.data.normalize import Standardize
+from muvit.data.normalize import Percentile, Standardize
 from muvit.data.preprocessing import Preprocessing
+from muvit.data.sampling import FreeViews
 from muvit.errors import InputError
 from muvit.inference.plan import Plan, PredictOptions, differences, hash_model, identify_slide
 from muvit.inference.prepare import make_plan
@@ -147,3 +148,22 @@ def test_a_grid_of_contexts_is_refused_for_models_that_saw_them_centred():
     with pytest.raises(InputError, match="context: expected centered"):
         plan(PredictOptions(context="grid"), context="centered")
     assert plan(context="centered").tiling.context == "concentric"
+
+
+@pytest.mark.parametrize(
+    ("mode", "settings", "place"),
+    [
+        ("coarse_to_fine", {}, "grid"),
+        ("all", {}, "centered"),
+        ("coarse_to_fine", {"normalization": Percentile(scope="view")}, "grid"),
+        ("coarse_to_fine", {"normalization": Percentile(scope="sample")}, "centered"),
+        ("coarse_to_fine", {"free_views": FreeViews()}, "centered"),
+        ("coarse_to_fine", {"context": "centered"}, "concentric"),
+    ],
+)
+def test_coarse_crops_are_shared_where_that_saves_work(mode, settings, place):
+    made = make_plan(
+        model(attention_mode=mode), slide(), replace(PREPROCESSING, **settings), PredictOptions(), torch.device("cpu")
+    )
+    assert made.tiling.context == place
+    assert made.options.context == ("grid" if place == "grid" else "centered")

@@ -201,6 +201,7 @@ def test_an_existing_output_is_replaced_only_if_asked(tmp_path, slide):
     first = read(output)
     with pytest.raises(ExistsError, match=r"labels\.ome\.zarr"):
         predict_slide(Surveyor(), slide, output, PREPROCESSING)
+    predict_slide(Quantizer(), slide, output, PREPROCESSING)  # there is nothing to do
     assert (read(output) == first).all()
     predict_slide(Surveyor(), slide, output, PREPROCESSING, overwrite=True)
     assert (read(output) != first).any()

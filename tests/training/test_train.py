@@ -322,7 +322,12 @@ def bad_recipes():
     yield "no crop", lambda r, _: change(r, "data", crop_size=0), InputError, "size"
     yield "missing level", lambda r, _: change_encoder(r, levels=(1, 16)), InputError, "level 16"
     yield "level order", lambda r, _: change_encoder(r, levels=(4, 1)), InputError, "ascending order"
-    yield "names", lambda r, _: change(r, "data", class_names=("a", "b")), InputError, "class_names: expected 3 names"
+    yield (
+        "names",
+        lambda r, _: change(r, "data", class_names=("a", "b")),
+        InputError,
+        "class_names: expected 3 different names",
+    )
     yield (
         "normalization",
         lambda r, _: change(r, "data", normalization={"kind": "whiten"}),

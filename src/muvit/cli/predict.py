@@ -56,8 +56,9 @@ def run(arguments: Namespace) -> None:
         slide = open_slide(path.resolve() if engine.engine == "dask" else path)
         options = _options(arguments, slide)
         plan = plan_prediction(model, slide, target, preprocessing, options=options, engine=engine)
-        if (len(targets) > 1 or engine.part) and not arguments.overwrite and is_made_by(target, plan):
-            print(target)  # by an earlier call for the same slides, or by the other parts
+        if not arguments.overwrite and is_made_by(target, plan.to_json()):
+            print(target)  # by an earlier call, or by the other parts
+            print(f"{target.name}: complete already", file=sys.stderr)
             continue
         Output(target, plan).check(overwrite=arguments.overwrite)
         planned[target] = slide, plan

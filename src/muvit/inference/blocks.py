@@ -11,19 +11,21 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from muvit.data.crops import CropConfig, read_views
-from muvit.data.normalize import Percentile
 from muvit.data.slides import Slide
 from muvit.errors import MuViTError
 from muvit.geometry import box_center, flip_boxes
 from muvit.inference.canvas import BlockCanvas, BlockPixels
-from muvit.inference.context import ContextCaching
+from muvit.inference.context import ContextCaching, shares_contexts
 from muvit.inference.plan import Plan
 from muvit.segmentation import SegmentationModel
 
 # a tile, or why it could not be read: torch rewraps what a worker process raises, and the message would drown in traces
 TileViews = dict[str, Any] | MuViTError
 
-Forward = Callable[[Tensor, Tensor, Sequence[int]], Tensor]
+Forward = Callable[[Tensor, Tensor, Sequence[int], tuple[int, ...]], Tensor]
+"""From images, boxes, tile numbers, and the axes that are flipped, to logits."""
+
+_REMEMBERED_VIEWS = 16
 
 
 class SlideTiles(Dataset[TileViews]):
@@ -156,27 +158,36 @@ class _Batches:
 
 
 def _forward(model: SegmentationModel, plan: Plan) -> Forward:
-    """Logits of a batch; where tiles share coarse crops, these are computed once for each block."""
-    normalization = plan.preprocessing.normalization
-    # taken over all views, the percentiles of a tile change the pixels of its coarse crops too
-    is_shared = not (isinstance(normalization, Percentile) and normalization.scope == "sample")
-    if plan.tiling.context != "grid" or plan.options.flips or not is_shared:
-        return lambda img, bbox, _: model.label_logits(img, bbox)
-    caching = ContextCaching(model)
-    return lambda img, bbox, tiles: caching.label_logits(img, bbox, [plan.tiling.tile(n).windows for n in tiles])
+    """Logits of a batch; where tiles share coarse crops, these are computed once for each block and flip."""
+    if plan.tiling.context != "grid" or not shares_contexts(model, plan.preprocessing):
+        return lambda img, bbox, *_: model.label_logits(img, bbox)
+    capacity = max(_REMEMBERED_VIEWS >> len(plan.options.flips), 2 * len(plan.tiling.levels))
+    caching = {axes: ContextCaching(model, capacity) for axes in _looks(plan)}
+
+    def forward(img: Tensor, bbox: Tensor, tiles: Sequence[int], axes: tuple[int, ...]) -> Tensor:
+        return caching[axes].label_logits(img, bbox, [plan.tiling.tile(n).windows for n in tiles])
+
+    return forward
+
+
+def _looks(plan: Plan) -> list[tuple[int, ...]]:
+    """The axes to flip at each look at a tile."""
+    flips = plan.options.flips
+    return [axes for n in range(len(flips) + 1) for axes in combinations(flips, n)]
 
 
 @torch.inference_mode()
 def _scores(forward: Forward, plan: Plan, img: Tensor, bbox: Tensor, tiles: Sequence[int]) -> Tensor:
     """Scores ``(B, K, *space)``, averaged over flips: probabilities or logits, as the plan says."""
     options = plan.options
-    looks = [axes for n in range(len(options.flips) + 1) for axes in combinations(options.flips, n)]
+    looks = _looks(plan)
     total = torch.zeros((), device=img.device)
     for axes in looks:
         boxes = bbox.double()
-        flipped = flip_boxes(boxes, axes, box_center(boxes[:, :1])).to(bbox.dtype)
+        # about the centre of the coarsest crop: it stays the same for all tiles that share it
+        flipped = flip_boxes(boxes, axes, box_center(boxes[:, -1:])).to(bbox.dtype)
         with torch.autocast(img.device.type, torch.bfloat16, enabled=options.precision == "bfloat16"):
-            logits = forward(img.flip(axes), flipped, tiles).flip(axes)
+            logits = forward(img.flip(axes), flipped, tiles, axes).flip(axes)
         total = total + (logits.float().softmax(dim=1) if plan.averages_probabilities else logits.float())
     return total / len(looks) if len(looks) > 1 else total
 

@@ -4,8 +4,10 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from muvit.data.normalize import Percentile
+from muvit.data.preprocessing import Preprocessing
 from muvit.data.sampling import Window
 from muvit.encoders import EncodedContext, MuViTEncoder
 from muvit.geometry import naive_boxes
@@ -110,6 +112,25 @@ class ContextCaching:
 def is_cachable(encoder: MuViTEncoder) -> bool:
     """Whether coarse views can be encoded without the finer ones."""
     return encoder.config.attention_mode == "coarse_to_fine"
+
+
+def shares_contexts(model: nn.Module, preprocessing: Preprocessing) -> bool:
+    """Whether a coarse view of a slide can be encoded once for all tiles inside it.
+
+    It takes an encoder that attends ``coarse_to_fine``, coarse views that need not be centred on a tile, and pixels of
+    theirs that do not depend on it either.
+
+    Args:
+        model: an encoder, or a model that has one.
+        preprocessing: how it sees crops.
+    """
+    encoder = model.backbone if isinstance(model, SegmentationModel) else model
+    if not isinstance(encoder, MuViTEncoder) or not is_cachable(encoder) or len(encoder.levels) == 1:
+        return False
+    normalization = preprocessing.normalization
+    # taken over all views, the percentiles of a tile change the pixels of its coarse crops too
+    is_by_view = not (isinstance(normalization, Percentile) and normalization.scope == "sample")
+    return is_by_view and preprocessing.context == "random" and preprocessing.free_views is None
 
 
 def grouped(windows: Iterable[Sequence[Window]]) -> dict[tuple[Window, ...], list[int]]:

@@ -12,7 +12,6 @@ import yaml
 
 from muvit import __version__
 from muvit.data.derived_levels import DerivedLevels
-from muvit.data.normalize import Percentile
 from muvit.data.preprocessing import Preprocessing
 from muvit.data.pyramid_spec import PyramidSpec, check_spec
 from muvit.data.pyramid_writer import Shard
@@ -20,7 +19,7 @@ from muvit.data.slides import Slide
 from muvit.encoders import MuViTEncoder
 from muvit.errors import InputError
 from muvit.geometry import Level, level_factors, level_name
-from muvit.inference.context import is_cachable
+from muvit.inference.context import shares_contexts
 from muvit.inference.plan import hash_model, identify_slide
 from muvit.inference.prepare import check_slide, check_weights
 from muvit.inference.tiling import Context, TilePlan
@@ -120,10 +119,7 @@ def plan_features(
         raise InputError("levels", expected=f"levels out of {config.levels}", got=wanted)
     if dtype not in get_args(FeatureType):
         raise InputError("dtype", expected="float16 or float32", got=repr(dtype))
-    normalization = preprocessing.normalization
-    # taken over all views, percentiles make the pixels of a coarse crop depend on the tile
-    is_shared = not (isinstance(normalization, Percentile) and normalization.scope == "sample")
-    context: Context = "grid" if is_cachable(encoder) and is_shared else "centered"
+    context: Context = "grid" if shares_contexts(encoder, preprocessing) else "centered"
     if preprocessing.context == "centered":
         context = "concentric"
     indices = [index for index, level in enumerate(config.levels) if level in wanted]

@@ -40,7 +40,7 @@ class FeatureOutput:
         """See that `begin` is possible; touches nothing.
 
         Raises:
-            ExistsError: something else is there, or complete features, and overwriting was not asked for.
+            ExistsError: something else is there, and overwriting was not asked for.
             InputError: unfinished features of another plan are there; tells the differences.
         """
         begun, work = read_plan(self.path), self.path / WORK

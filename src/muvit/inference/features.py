@@ -28,6 +28,7 @@ from muvit.inference.context import ContextMemory, grouped, ungrouped
 from muvit.inference.feature_plan import FeaturePlan, FeatureType, LevelFeatures, plan_features
 from muvit.inference.feature_store import FeatureOutput
 from muvit.inference.lock import OutputLock
+from muvit.inference.output import is_made_by
 from muvit.inference.predict import resolve_device
 
 _LOG = logging.getLogger(__name__)
@@ -79,7 +80,7 @@ def extract_features(
     Raises:
         InputError: encoder, slide, preprocessing and options do not fit each other, or other features were begun at
             ``output``, or somebody else is writing it. All of this is found before anything is written.
-        ExistsError: ``output`` is complete, or something else, and ``overwrite`` is false.
+        ExistsError: something else is at ``output``, and ``overwrite`` is false.
         ReadError: pixels of the slide are corrupt; names file, level and window.
     """
     output, target = Path(output), resolve_device(device)
@@ -88,6 +89,8 @@ def extract_features(
             raise InputError(name, expected=f"at least {least}", got=value)
     plan = plan_features(encoder, slide, preprocessing, levels=levels, dtype=dtype, device=target)
     made = FeatureOutput(output, plan)
+    if is_made_by(output, plan.to_json()) and not overwrite:
+        return output
     made.check(overwrite=overwrite)
     with OutputLock(output).require():
         made.begin(overwrite=overwrite)

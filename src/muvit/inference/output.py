@@ -196,10 +196,10 @@ def read_plan(path: Path) -> dict[str, Any] | None:
     return read_json(file) if file.is_file() else None
 
 
-def is_made_by(path: Path, plan: Plan) -> bool:
-    """Whether a complete prediction of just this plan is there."""
-    summary = _summary(path)
-    return bool(summary) and read_plan(path) is None and not differences(summary["plan"], plan.to_json())
+def is_made_by(path: Path, plan: Mapping[str, Any]) -> bool:
+    """Whether the complete output of just this plan, as a JSON object, is there."""
+    made = _summary(path).get("plan")
+    return made is not None and read_plan(path) is None and not differences(made, plan)
 
 
 def prediction_status(path: Path) -> Status:

@@ -26,7 +26,7 @@ from muvit.inference.tiling import Blend, TilePlan
 
 Precision = Literal["auto", "float32", "bfloat16"]
 Average = Literal["probabilities", "logits"]
-ContextGrid = Literal["centered", "grid"]
+ContextGrid = Literal["auto", "centered", "grid"]
 Tissue = Literal["all", "auto", "dark", "bright"]
 ProbabilityType = Literal["uint8", "float16"]
 
@@ -57,8 +57,9 @@ class PredictOptions:
     dark in RGB images of 8 bits, else bright)."""
     region: str | None = None
     """Region of interest as well-known text, in world pixels, x before y; see `muvit.inference.region.read_region`."""
-    context: ContextGrid = "centered"
-    """Where coarse crops lie: centred on each tile, or on a grid where many tiles share them."""
+    context: ContextGrid = "auto"
+    """Where coarse crops lie: centred on each tile, or on a grid where many tiles share them; auto takes the latter for
+    models that then encode each coarse crop once (``attention_mode: coarse_to_fine``)."""
     precision: Precision = "auto"
     """Numbers of the model: float32, or bfloat16 autocast; auto takes the latter on CUDA."""
     block_px: int | None = None
@@ -101,7 +102,7 @@ class Plan:
     preprocessing: Preprocessing
     """Normalisation, padding, classes."""
     options: PredictOptions
-    """As given, with the precision that was chosen."""
+    """As given, with the precision and the place of coarse crops that were chosen."""
     model: dict[str, str]
     """Class of the model, and the hash of its configuration and weights."""
     image: dict[str, Any]

@@ -20,7 +20,7 @@ from muvit.inference.blocks import SlideTiles
 from muvit.inference.engine import Work, run_dask, run_local
 from muvit.inference.ledger import Ledger
 from muvit.inference.lock import OutputLock
-from muvit.inference.output import Output, is_made_by, read_plan
+from muvit.inference.output import Output, is_made_by, prediction_status, read_plan
 from muvit.inference.plan import Plan, PredictOptions
 from muvit.inference.prepare import make_plan
 from muvit.inference.seams import Seams
@@ -101,7 +101,8 @@ def predict_slide(
     The labels have the pixels of the model's finest level, the class names and colours of ``preprocessing``, and the
     pixel size of the slide. They depend neither on batches and blocks nor on workers and devices (but for the rounding
     of the model's arithmetic). The store is readable when it is complete. A run that is killed or fails leaves an
-    unfinished one: the same call goes on from there and makes the same bytes as if nothing had happened.
+    unfinished one: the same call goes on from there and makes the same bytes as if nothing had happened. Where a call
+    finds what it would make, complete, it leaves it as it is.
 
     Args:
         model: takes the slide's channels and levels; it is moved to the device, and back when done.
@@ -126,7 +127,7 @@ def predict_slide(
         InputError: model, slide, preprocessing and options do not fit each other, or a weight is NaN or infinite, or
             another plan was begun at ``output``, or somebody else is writing it. All of this is found before anything
             is written.
-        ExistsError: ``output`` is complete, or something else, and ``overwrite`` is false.
+        ExistsError: something else is at ``output``, and ``overwrite`` is false.
         ReadError: pixels of the slide are corrupt; names file, level and window.
     """
     if engine is None:
@@ -182,9 +183,11 @@ def run_prediction(
     name = "all" if engine.part is None else f"part-{number}-of-{of}"
     with OutputLock(output) as lock, OutputLock(output, f"{name}.lock") as own:
         if engine.part is None:
-            begun = Output.begin(lock.require().output, plan, overwrite=overwrite)
-        elif is_made_by(output, plan) and not overwrite:  # by the other parts
-            return None
+            lock.require()
+        if is_made_by(output, plan.to_json()) and not overwrite:  # by an earlier call, or by the other parts
+            return prediction_status(output).seams
+        if engine.part is None:
+            begun = Output.begin(output, plan, overwrite=overwrite)
         else:
             begun = _begin_part(lock, own, plan, overwrite)
         with _tell_how_to_go_on(output), begun.ledger(name) as ledger:

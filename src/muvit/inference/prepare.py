@@ -13,9 +13,10 @@ from muvit.data.pyramid_spec import PyramidSpec, check_spec
 from muvit.data.slides import Slide
 from muvit.errors import InputError
 from muvit.geometry import level_factors
+from muvit.inference.context import shares_contexts
 from muvit.inference.plan import Plan, PredictOptions, hash_model, identify_slide
 from muvit.inference.region import tiles_in_region
-from muvit.inference.tiling import TilePlan, mask_runs
+from muvit.inference.tiling import Context, TilePlan, mask_runs
 from muvit.inference.tissue import find_tissue, tiles_with_tissue
 from muvit.segmentation import SegmentationModel, Views
 
@@ -54,8 +55,13 @@ def make_plan(
         raise InputError("context", expected="centered, as the model saw its crops in training", got="grid")
     if options.precision == "auto":
         options = replace(options, precision="bfloat16" if device.type == "cuda" else "float32")
+    if options.context == "auto":
+        options = replace(options, context="grid" if shares_contexts(model, preprocessing) else "centered")
     levels = model.views.levels
     shapes = tuple(slide.level_shape(level) for level in levels)
+    place: Context = "grid" if options.context == "grid" else "centered"
+    if preprocessing.context == "centered":  # on the tile, wherever the image ends
+        place = "concentric"
     stores = _stores(slide, shapes[0], preprocessing, options, level_factors(levels[0], slide.ndim))
     tiling = TilePlan(
         shapes=shapes,
@@ -64,7 +70,7 @@ def make_plan(
         block_size=stores["labels"].shard_shape(0),
         overlap=options.overlap_px(preprocessing.crop_size),
         blend=options.blend,
-        context="concentric" if preprocessing.context == "centered" else options.context,
+        context=place,
         free_views=preprocessing.free_views,
     )
     tiling, tissue = _choose_tiles(tiling, slide, options)
