@@ -258,6 +258,35 @@ def test_the_finest_tokens_alone_are_those_of_the_whole(mode):
         torch.testing.assert_close(got, whole[:, :16], rtol=0, atol=1e-5)
 
 
+@torch.no_grad()
+def test_finest_views_that_share_their_context_are_a_sequence_of_more_views():
+    """An encoder with another level that embeds as the finest one does takes the same views as its own."""
+    encoder = tiny(rotary_base=100)
+    twin = tiny(rotary_base=100, levels=(1, 2, 4))
+    twin.load_state_dict(encoder.state_dict() | {"level_embed": encoder.level_embed[[0, 0, 1]]}, strict=False)
+    for level, source in enumerate((0, 0, 1)):
+        twin.proj[level].load_state_dict(encoder.proj[source].state_dict())
+    img, bbox = torch.randn(2, 3, 2, 16, 16), nested_boxes((1, 1, 4))
+    bbox[:, 1] += 16
+    expected = twin(img, bbox, return_intermediate_idxs=(0, 2))[3]
+    together = encoder.encode_together(img, bbox, (0, 2))
+    whole = encoder.encode_together(img, bbox, (0, 2), with_coarse=True)
+    for got, more, known in zip(together, whole, expected, strict=True):
+        torch.testing.assert_close(got, known[:, :32], rtol=0, atol=1e-5)
+        torch.testing.assert_close(more, known, rtol=0, atol=1e-5)
+    alone = encoder.encode_together(img[:, 1:], bbox[:, 1:], (2,))
+    assert torch.equal(alone[0], encoder.encode_finest(img[:, 1:], bbox[:, 1:], (2,))[0])
+    assert (alone[0] - together[1][:, 16:]).abs().max() > 1e-3  # they see each other
+
+
+def test_views_that_do_not_fit_together_are_refused(sample):
+    img, bbox = sample
+    with pytest.raises(ShapeError, match="img"):
+        tiny().encode_together(img[:, :1], bbox[:, :1], (2,))
+    with pytest.raises(InputError, match="attention_mode"):
+        tiny(attention_mode="same").encode_together(img, bbox, (2,))
+
+
 def test_the_last_block_computes_only_the_finest_tokens():
     encoder, img, bbox = scene(num_layers=1, attention_mode="all")
 

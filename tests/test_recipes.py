@@ -1,9 +1,10 @@
-"""Every recipe is read by the commands that its header names.
+"""Every command in the header of a recipe is read by the command line, and with it the recipe.
 
-Those for a CPU train two steps on a small replica of their data; those for a GPU name such a twin, and their model is
-built.
+Recipes for a CPU train two steps on a small replica of their data; those for a GPU name such a twin, and their model is
+built. Settings of a study are run as they are, on a replica and an untrained model.
 """
 
+import json
 import re
 import shlex
 from dataclasses import replace
@@ -13,37 +14,55 @@ import numpy as np
 import pytest
 import torch
 
-from muvit.cli import _parser
+from muvit.cli import _parser, main
 from muvit.cli.train import recipe_from
+from muvit.data.normalize import Range
 from muvit.data.ome_zarr import PyramidWriter
+from muvit.data.preprocessing import FILE, Preprocessing
+from muvit.heads import Classifier
 from muvit.layers.patch import patch_grid
-from muvit.mae import build_mae
+from muvit.mae import MuViTMAE2d, build_mae
 from muvit.models import build_model, load_model
+from muvit.training.classify import train_classifier
+from muvit.training.classify_recipe import ClassifyRecipe
 from muvit.training.pretrain import pretrain_mae
 from muvit.training.recipe import PretrainRecipe, Recipe
 from muvit.training.train import train_segmenter
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
-KINDS = {"train": Recipe, "compare": Recipe, "pretrain": PretrainRecipe}
+KINDS = {"train": Recipe, "compare": Recipe, "pretrain": PretrainRecipe, "train-classifier": ClassifyRecipe}
 
-
-TWINS = {file: re.search(r"Twin for a CPU[^:]*: (\w+)\.yaml", file.read_text()) for file in RECIPES}
-FOR_GPU = [file for file in RECIPES if TWINS[file]]
-FOR_CPU = [file for file in RECIPES if not TWINS[file]]
+GROUPS = ("56Nx", "DN", "NEP25", "normal")
 
 
 def commands(file):
-    """Command lines of the header that use the recipe."""
+    """Command lines of a header, in words."""
     header = re.match(r"(#.*\n)+", file.read_text()).group()
     lines = re.sub(r"\\\n#\s*", "", header).splitlines()
-    return [line.strip("# ") for line in lines if re.search(rf"muvit \w+ .*{file.name}", line)]
+    return [shlex.split(line.strip("# ")) for line in lines if line.startswith("#   muvit ")]
 
 
-def read(file, command, monkeypatch):
+def uses(file):
+    """Those of them that use the recipe."""
+    return [words for words in commands(file) if f"recipes/{file.name}" in words]
+
+
+def parsed(words):
+    _, verb, *_ = words
+    return _parser(verb).parse_args(words[1:])[verb]
+
+
+def read(words, monkeypatch):
+    """The recipe that a command of its header reads."""
     monkeypatch.chdir(ROOT)
-    _, verb, *_ = words = shlex.split(command)
-    return recipe_from(_parser(verb).parse_args(words[1:])[verb], KINDS[verb])
+    return recipe_from(parsed(words), KINDS[words[1]])
+
+
+STUDIES = [file for file in RECIPES if uses(file)[0][1] == "study"]
+TWINS = {file: re.search(r"Twin for a CPU[^:]*: (\w+)\.yaml", file.read_text()) for file in RECIPES}
+FOR_GPU = [file for file in RECIPES if TWINS[file]]
+FOR_CPU = [file for file in RECIPES if not TWINS[file] and file not in STUDIES]
 
 
 def write(path, pixels, levels, kind):
@@ -59,18 +78,21 @@ def write(path, pixels, levels, kind):
     writer.finish()
 
 
-def replica(folder, encoder, values):
-    """Two random slides with the channels, levels and label values of a recipe."""
-    rng = np.random.default_rng(0)
-    space = (160,) * encoder.ndim if encoder.ndim == 2 else (32,) * encoder.ndim
-    for i in range(2):
-        pixels = rng.integers(0, 255, (encoder.in_channels, *space), dtype=np.uint8)
-        write(folder / "images" / f"{i}.ome.zarr", pixels, encoder.levels, "image")
+def replica(folder, levels, *, channels=3, ndim=2, values=()):
+    """Random slides with the channels, levels and label values of a recipe, one of each group; the next is brighter."""
+    rng, space = np.random.default_rng(0), (160,) * ndim if ndim == 2 else (32,) * ndim
+    for i in range(len(GROUPS)):
+        pixels = rng.integers(0, 64 * (i + 1), (channels, *space), dtype=np.uint8)
+        write(folder / "images" / f"{i}.ome.zarr", pixels, levels, "image")
         if values:
-            write(
-                folder / "labels" / f"{i}.ome.zarr", rng.choice(np.uint8(values), (1, *space)), encoder.levels, "label"
-            )
+            write(folder / "labels" / f"{i}.ome.zarr", rng.choice(np.uint8(values), (1, *space)), levels, "label")
     return str(folder)
+
+
+def write_groups(file):
+    """Which group each slide of a replica is of."""
+    file.write_text("".join(["name,group\n", *(f"{i},{group}\n" for i, group in enumerate(GROUPS))]))
+    return str(file)
 
 
 def with_fresh_weights(recipe):
@@ -83,35 +105,52 @@ def test_there_are_recipes():
     assert FOR_CPU
 
 
+def network(recipe):
+    """The network of a recipe for a GPU, without weights that would be fetched."""
+    if isinstance(recipe, Recipe):
+        return build_model(replace(recipe.network, pretrained=False) if recipe.relay else recipe.network)
+    return build_mae(recipe.model) if isinstance(recipe, PretrainRecipe) else Classifier(**vars(recipe.model))
+
+
+def encoder_of(recipe):
+    return recipe.model if isinstance(recipe, PretrainRecipe) else recipe.model.encoder
+
+
 @pytest.mark.parametrize("file", FOR_GPU, ids=lambda file: file.stem)
 def test_a_recipe_for_a_gpu_has_a_model_and_a_twin_for_a_cpu(file, monkeypatch):
     assert ROOT / "recipes" / f"{TWINS[file][1]}.yaml" in FOR_CPU
-    recipe = read(file, commands(file)[0], monkeypatch)
-    model = build_mae(recipe.model) if isinstance(recipe, PretrainRecipe) else build_model(with_fresh_weights(recipe))
+    model = network(read(uses(file)[0], monkeypatch))
     assert sum(p.numel() for p in model.parameters()) > 1e7
 
 
 @pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
-def test_the_header_tells_commands_that_read_the_recipe(file, monkeypatch):
-    assert commands(file)
-    for command in commands(file):
-        recipe = read(file, command, monkeypatch)
-        encoder = recipe.model.encoder if isinstance(recipe, Recipe) else recipe.model
-        size = recipe.data.crop_size
-        assert patch_grid((size,) * len(encoder.patch) if isinstance(size, int) else size, encoder.patch)
+def test_the_header_tells_commands_that_are_read(file, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert uses(file)
+    for words in commands(file):
+        parsed(words)
+
+
+@pytest.mark.parametrize("file", FOR_GPU + FOR_CPU, ids=lambda file: file.stem)
+def test_crops_fit_the_encoder(file, monkeypatch):
+    for words in uses(file):
+        recipe = read(words, monkeypatch)
+        patch, size = encoder_of(recipe).patch, recipe.data.crop_size
+        assert patch_grid((size,) * len(patch) if isinstance(size, int) else size, patch)
 
 
 @pytest.mark.parametrize("file", FOR_CPU, ids=lambda file: file.stem)
 def test_the_recipe_trains(file, monkeypatch, tmp_path):
-    recipe = read(file, commands(file)[0], monkeypatch)
-    encoder = recipe.model.encoder if isinstance(recipe, Recipe) else recipe.model
-    values = [*range(recipe.model.num_classes), *recipe.data.ignore_labels] if isinstance(recipe, Recipe) else []
-    folder = replica(tmp_path / "data", encoder, values)
+    recipe = read(uses(file)[0], monkeypatch)
+    encoder, space = encoder_of(recipe), {}
+    if isinstance(recipe, Recipe):
+        space["values"] = [*range(recipe.model.num_classes), *recipe.data.ignore_labels]
+    folder = replica(tmp_path / "data", encoder.levels, channels=encoder.in_channels, ndim=encoder.ndim, **space)
     data = replace(
         recipe.data,
         train=folder,
         val=recipe.data.val and folder,
-        val_samples=2,
+        val_samples=len(GROUPS),
         crop_size=tuple(4 * p for p in encoder.patch),  # small, for a CPU
         samples_per_epoch=4,
         batch_size=2,
@@ -122,6 +161,31 @@ def test_the_recipe_trains(file, monkeypatch, tmp_path):
     if isinstance(recipe, PretrainRecipe):
         assert pretrain_mae(recipe, tmp_path / "run").is_dir()
         return
-    model = load_model(train_segmenter(replace(recipe, init=None), tmp_path / "run"))
-    assert type(model) is type(build_model(recipe.network))
+    recipe = replace(recipe, init=None)
+    if isinstance(recipe, ClassifyRecipe):
+        table = replace(data, classes=write_groups(tmp_path / "slides.csv"))
+        folder = train_classifier(replace(recipe, data=table), tmp_path / "run")
+        assert Preprocessing.load(folder).class_names == GROUPS
+        model = Classifier.from_folder(folder)
+    else:
+        model = load_model(train_segmenter(recipe, tmp_path / "run"))
+        assert type(model) is type(build_model(recipe.network))
     assert all(torch.isfinite(p).all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("words", [w for f in STUDIES for w in uses(f)], ids=lambda words: Path(words[-1]).name)
+def test_the_settings_of_a_study_find_what_prepare_and_pretraining_leave(words, monkeypatch, tmp_path):
+    run, output = Path(words[3].split("=")[-1]), Path(words[-1])
+    levels = read(uses(ROOT / "recipes" / f"{run.name}.yaml")[0], monkeypatch).model.levels
+    monkeypatch.chdir(tmp_path)
+    Path("recipes").symlink_to(ROOT / "recipes")
+    for split in ("train", "test"):
+        replica(Path("data/kpis") / split, levels)
+    write_groups(Path("data/kpis/slides.csv"))
+    torch.manual_seed(0)
+    mae = MuViTMAE2d(in_channels=3, levels=levels, patch_size=4, dim=16, num_layers=1, heads=2, dim_decoder=16)
+    bare = Preprocessing(crop_size=(16, 16), normalization=Range(high=255), class_names=(), class_colors=())
+    mae.save(run / "last", extra_files={FILE: bare.to_yaml()})
+    assert main(words[1:]) == 0
+    first = json.loads((output / "probe.json").read_text())["probe"][0]
+    assert [first[f"auc/{group}"] > 0.9 for group in GROUPS] == [True] * 4

@@ -229,6 +229,42 @@ class MuViTEncoder(FolderModel):
         kept = self.run_blocks(tokens, positions, mask, keep, queries=finest)[1]
         return tuple(tokens[:, finest] for tokens in kept)
 
+    def encode_together(
+        self, x: Tensor, bbox: Tensor, keep: Sequence[int], *, with_coarse: bool = False
+    ) -> tuple[Tensor, ...]:
+        """Encode several finest views of a scene in one sequence with the coarse views that they share.
+
+        All tokens attend to all, also those of different finest views to each other. With one finest view, this is
+        `encode_finest`.
+
+        Args:
+            x: ``(B, k + L - 1, C, *space)``: k views of the finest level, then one of each coarser level.
+            bbox: ``(B, k + L - 1, 2, ndim)``, world pixels, (t)(z)yx.
+            keep: indices of the blocks (0-based) whose outputs to return.
+            with_coarse: also return the tokens of the coarse views; else the last block computes no more than those of
+                the finest.
+
+        Returns:
+            Outputs of these blocks, each ``(B, k * n, D)``, or ``(B, N, D)`` with the coarse ones, in block order.
+
+        Raises:
+            ShapeError: images or boxes have the wrong shape.
+            InputError: attention is not full.
+        """
+        if self.config.attention_mode != "all":
+            raise InputError(
+                "attention_mode", expected="'all' to encode views together", got=repr(self.config.attention_mode)
+            )
+        self._check_images(x, max(x.shape[1], len(self.levels)))
+        num_finest = x.shape[1] - len(self.levels) + 1
+        patches = patchify(x, self.config.patch)
+        levels = (*[0] * num_finest, *range(1, len(self.levels)))
+        tokens = torch.cat([self._embed_level(level, patches[:, i]) for i, level in enumerate(levels)], dim=1)
+        finest = slice(num_finest * patches.shape[2])
+        queries = None if with_coarse else finest
+        kept = self.run_blocks(tokens, self.token_positions(x, bbox), None, keep, queries=queries)[1]
+        return kept if with_coarse else tuple(tokens[:, finest] for tokens in kept)
+
     def encode_context(self, x: Tensor, bbox: Tensor, context: EncodedContext | None = None) -> EncodedContext:
         """Encode the coarse views of scenes once for all finer views, under ``coarse_to_fine``.
 

@@ -109,10 +109,11 @@ def final_scores(model, slide, batch_size=8, **options):
         {"overlap": 0.5, "flips": (-1,), "average": "probabilities"},
         {"overlap": 0.25, "average": "logits", "context": "grid"},
         {"overlap": 0.25, "average": "logits", "context": "grid", "flips": (-2, -1)},
+        {"overlap": 0.25, "average": "logits", "together": 2},
     ],
 )
 def test_scores_do_not_depend_on_blocks_or_batches(slide, options):
-    model = Net(attention_mode="coarse_to_fine") if options.get("context") == "grid" else Net()
+    model = Net(attention_mode="coarse_to_fine" if options.get("context") == "grid" else "all")
     whole = final_scores(model, slide, block_px=80, **options)
     assert whole.std() > 0.1
     for block_px, batch_size in ((40, 3), (24, 64)):
@@ -225,8 +226,9 @@ def test_flipped_views_show_the_mirrored_scene_at_true_places(tmp_path):
     assert len(model.seen) == 4 * 36
 
 
-def test_inside_a_region_all_is_as_in_a_whole_run_and_outside_nothing_is_computed(tmp_path, slide):
-    options = {"overlap": 0.25, "probabilities": "uint8"}
+@pytest.mark.parametrize("together", [1, 2])
+def test_inside_a_region_all_is_as_in_a_whole_run_and_outside_nothing_is_computed(tmp_path, slide, together):
+    options = {"overlap": 0.25, "probabilities": "uint8", "together": together}
     whole = predict(Net(), slide, tmp_path / "whole.ome.zarr", **options)
     region = "POLYGON ((8 20, 30 20, 30 44, 8 44, 8 20))"
     model = Net()

@@ -130,6 +130,7 @@ def test_blocks_shrink_where_scores_of_many_classes_are_kept():
         ({"probabilities": "float64"}, "probabilities: expected uint8 or float16"),
         ({"tissue": "some"}, "tissue: expected"),
         ({"context": "concentric"}, "context: expected"),
+        ({"together": 0}, "together: expected at least 1"),
         ({"precision": "float16"}, "precision: expected"),
         ({"block_px": 0}, "block_px: expected at least 1"),
         ({"region": "somewhere"}, "region: expected well-known text"),
@@ -138,6 +139,28 @@ def test_blocks_shrink_where_scores_of_many_classes_are_kept():
 def test_options_that_make_no_sense_are_refused(options, message):
     with pytest.raises(InputError, match=message):
         plan(PredictOptions(**options))
+
+
+@pytest.mark.parametrize(
+    ("encoder", "settings", "options"),
+    [
+        ({"attention_mode": "coarse_to_fine"}, {}, {}),
+        ({"levels": (1,)}, {}, {}),
+        ({}, {"context": "centered"}, {}),
+        ({}, {"normalization": Percentile(scope="sample")}, {}),
+        ({}, {}, {"context": "centered"}),
+    ],
+)
+def test_tiles_that_cannot_share_a_pass_are_refused(encoder, settings, options):
+    def made(together):
+        wanted = PredictOptions(together=together, **options)
+        settled = replace(PREPROCESSING, **settings)
+        return make_plan(model(**encoder), slide(), settled, wanted, torch.device("cpu"))
+
+    assert made(1).tiling.together == 1
+    with pytest.raises(InputError, match="together: expected a MuViT that attends to all"):
+        made(2)
+    assert plan(PredictOptions(together=2)).tiling.context == "grid"
 
 
 def test_options_are_all_recorded():

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from muvit.data.augment import Augmentation
-from muvit.data.crops import CropConfig, GridCrops, SlideCrops
-from muvit.data.sampling import Window, sample_nested
+from muvit.data.crops import CropConfig, GridCrops, NestedCrops
+from muvit.data.sampling import Window
+from muvit.data.similarity import SimilarView
 from muvit.data.slides import Slide
 from muvit.errors import InputError
 
@@ -38,11 +39,10 @@ class ClassifiedTiles(GridCrops):
         return super().read(slide, windows) | _facts(slide, self.classes)
 
 
-class ClassifiedCrops(SlideCrops):
-    """Random nested crops; samples also hold ``slide``, the number of their slide, and ``class``.
+class ClassifiedCrops(NestedCrops):
+    """Random crops as `NestedCrops`; samples also hold ``slide``, the number of their slide, and ``class``.
 
-    Sample ``i`` depends on ``(seed, i)`` alone, for any ``i >= 0``, as in `NestedCrops`. Slides come in turn whatever
-    their area, so that each has its say.
+    Slides come in turn whatever their area, so that each has its say.
 
     Args:
         slides: the images.
@@ -54,7 +54,7 @@ class ClassifiedCrops(SlideCrops):
         augmentation: applied to every sample (None: nothing).
 
     Raises:
-        InputError: as `SlideCrops`, or an argument is out of range, or classes are missing.
+        InputError: as `NestedCrops`, or an argument is out of range, or classes are missing.
     """
 
     def __init__(
@@ -76,30 +76,30 @@ class ClassifiedCrops(SlideCrops):
         if choice == "classes" and classes is None:
             raise InputError("choice 'classes'", expected="slides with classes", got="slides without")
         self.classes = _checked(classes, slides)
-        super().__init__([(slide, None) for slide in slides], config)
-        self.num_samples, self.seed, self.choice, self.augmentation = num_samples, seed, choice, augmentation
-
-    def __len__(self) -> int:
-        return self.num_samples
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        if index < 0:
-            raise IndexError(f"sample numbers begin at 0, got {index}")
-        rng = np.random.default_rng((self.seed, int(index)))
-        slide = self._choose(int(index), rng)
-        sample = self.read(slide, sample_nested(rng, self.shapes[slide], self.config.levels, self.config.size))
-        return sample if self.augmentation is None else self.augmentation(sample, rng)
+        self.choice = choice
+        super().__init__(
+            [(slide, None) for slide in slides],
+            config,
+            samples_per_epoch=num_samples,
+            seed=seed,
+            augmentation=augmentation,
+        )
 
     def read(self, slide: int, windows: Sequence[Window]) -> dict[str, Tensor]:
         """The sample at ``windows`` of one slide: ``img``, ``bbox``, ``slide`` and ``class``."""
         return super().read(slide, windows) | _facts(slide, self.classes)
 
-    def _choose(self, index: int, rng: np.random.Generator) -> int:
+    def read_similar(self, slide: int, views: Sequence[SimilarView]) -> dict[str, Tensor]:
+        """The sample of scaled and turned views of one slide, as `read` gives that of windows."""
+        return super().read_similar(slide, views) | _facts(slide, self.classes)
+
+    def _draw(self, index: int, rng: np.random.Generator) -> tuple[int, None]:
+        """Number of the slide of a sample; no pixel is asked for."""
         if self.choice == "slides":
-            return index % len(self.images)
+            return index % len(self.images), None
         assert self.classes is not None  # the constructor has seen to it
         drawn = rng.choice(np.unique(self.classes))
-        return int(rng.choice(np.flatnonzero(self.classes == drawn)))
+        return int(rng.choice(np.flatnonzero(self.classes == drawn))), None
 
 
 def _facts(slide: int, classes: np.ndarray | None) -> dict[str, Tensor]:

@@ -286,7 +286,7 @@ class NestedCrops(SlideCrops):
         if index < 0:
             raise IndexError(f"sample numbers begin at 0, got {index}")
         rng = np.random.default_rng((self.seed, int(index)))
-        slide, pixel = self._draw(rng)
+        slide, pixel = self._draw(int(index), rng)
         config, shapes = self.config, self.shapes[slide]
         if config.context == "centered":
             sample = self._read_centered(rng, slide, pixel)
@@ -318,8 +318,8 @@ class NestedCrops(SlideCrops):
         is_lost = pixel is not None and not turned[0].shows(pixel)
         return self.read_similar(slide, views(Similarity(similarity.scale)) if is_lost else turned)
 
-    def _draw(self, rng: np.random.Generator) -> tuple[int, tuple[int, ...] | None]:
-        """Number of a slide and, if a sample shall be balanced, a foreground pixel of it."""
+    def _draw(self, index: int, rng: np.random.Generator) -> tuple[int, tuple[int, ...] | None]:
+        """Number of the slide of a sample and, if it shall be balanced, a foreground pixel of it."""
         if self._foreground is not None and rng.random() < self.foreground_fraction:
             return self._foreground.draw(rng)
         return int(np.searchsorted(self._areas, rng.random() * self._areas[-1], side="right")), None

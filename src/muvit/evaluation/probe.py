@@ -186,6 +186,7 @@ def _crops(
         normalization=preprocessing.normalization,
         padding=preprocessing.padding,
         context=preprocessing.context,
+        free_views=preprocessing.free_views,
     )
     seeds = [np.random.SeedSequence((config.seed, part, i)).generate_state(1)[0] for i in range(len(slides))]
     drawn = [

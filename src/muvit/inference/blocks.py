@@ -3,6 +3,7 @@
 import multiprocessing
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import combinations
 from typing import Any
 
@@ -15,9 +16,9 @@ from muvit.data.slides import Slide
 from muvit.errors import MuViTError
 from muvit.geometry import box_center, flip_boxes
 from muvit.inference.canvas import BlockCanvas, BlockPixels
-from muvit.inference.context import ContextCaching, shares_contexts
+from muvit.inference.context import ContextCaching, grouped, label_logits_together, shares_contexts, ungrouped
 from muvit.inference.plan import Plan
-from muvit.segmentation import SegmentationModel
+from muvit.segmentation import SegmentationModel, Segmenter
 
 # a tile, or why it could not be read: torch rewraps what a worker process raises, and the message would drown in traces
 TileViews = dict[str, Any] | MuViTError
@@ -114,7 +115,7 @@ def predict_blocks(
         if not canvas.missing:
             yield number, None
             continue
-        forward = _forward(model, plan)
+        forward, wanted = _forward(model, plan), set(plan.tiling.computed_tiles(number))
         while canvas.missing:
             batch = next(loader)
             if isinstance(batch, MuViTError):
@@ -122,8 +123,9 @@ def predict_blocks(
             img, bbox = (batch[name].to(device, non_blocking=True) for name in ("img", "bbox"))
             tiles = batch["tile"].tolist()
             for tile, scores in zip(tiles, _scores(forward, plan, img, bbox, tiles), strict=True):
-                canvas.add(plan.tiling.tile(tile), scores)
-            count(len(tiles))
+                if tile in wanted:  # others are there for their company
+                    canvas.add(plan.tiling.tile(tile), scores)
+                    count(1)
         pixels = canvas.finish()
         del canvas  # whoever takes the pixels decides how long they stay in memory
         yield number, pixels
@@ -145,20 +147,29 @@ def ready(model: torch.nn.Module, device: torch.device) -> Iterator[None]:
 
 
 class _Batches:
-    """Tile numbers, batch by batch, block by block."""
+    """Tile numbers, batch by batch, block by block; tiles that are computed together are in one batch."""
 
     def __init__(self, plan: Plan, blocks: Sequence[int], batch_size: int) -> None:
         self.plan, self.blocks, self.batch_size = plan, blocks, batch_size
 
     def __iter__(self) -> Iterator[list[int]]:
         for block in self.blocks:
-            numbers = self.plan.tiling.computed_tiles(block)
-            for first in range(0, len(numbers), self.batch_size):
-                yield numbers[first : first + self.batch_size]
+            tiling = self.plan.tiling
+            batch: list[int] = []
+            for group in dict.fromkeys(map(tiling.companions, tiling.computed_tiles(block))):
+                if batch and len(batch) + len(group) > self.batch_size:
+                    yield batch
+                    batch = []
+                batch += group
+            if batch:
+                yield batch
 
 
 def _forward(model: SegmentationModel, plan: Plan) -> Forward:
     """Logits of a batch; where tiles share coarse crops, these are computed once for each block and flip."""
+    if plan.tiling.together > 1:
+        assert isinstance(model, Segmenter)  # as the plan says
+        return partial(_together, model, plan)
     if plan.tiling.context != "grid" or not shares_contexts(model, plan.preprocessing):
         return lambda img, bbox, *_: model.label_logits(img, bbox)
     capacity = max(_REMEMBERED_VIEWS >> len(plan.options.flips), 2 * len(plan.tiling.levels))
@@ -168,6 +179,13 @@ def _forward(model: SegmentationModel, plan: Plan) -> Forward:
         return caching[axes].label_logits(img, bbox, [plan.tiling.tile(n).windows for n in tiles])
 
     return forward
+
+
+def _together(
+    model: Segmenter, plan: Plan, img: Tensor, bbox: Tensor, tiles: Sequence[int], _: tuple[int, ...]
+) -> Tensor:
+    groups = grouped(map(plan.tiling.group, tiles))
+    return ungrouped([label_logits_together(model, img[of], bbox[of]) for of in groups.values()], groups.values())
 
 
 def _looks(plan: Plan) -> list[tuple[int, ...]]:

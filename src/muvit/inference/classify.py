@@ -47,7 +47,7 @@ def classify_slide(
     device: str | torch.device | None = None,
     progress: Progress | None = None,
 ) -> SlideClass:
-    """Classify a slide by random nested crops of it, or by all of its tiles.
+    """Classify a slide by random crops of it, cut as in training, or by all of its tiles.
 
     On CUDA the model runs under bfloat16 autocast, elsewhere in its own precision.
 
@@ -55,7 +55,7 @@ def classify_slide(
         model: the classifier; it is moved to ``device`` and put into evaluation mode.
         slide: the image; it must store every level of the model.
         preprocessing: how the model saw crops in training.
-        num_crops: random nested crops; None takes every tile once, with centred context.
+        num_crops: random crops; None takes every tile once.
         seed: of the crops.
         batch_size: crops computed at once.
         device: where to compute; by default CUDA if there is any, else the CPU.
@@ -71,6 +71,8 @@ def classify_slide(
         size=preprocessing.crop_size,
         normalization=preprocessing.normalization,
         padding=preprocessing.padding,
+        context=preprocessing.context,
+        free_views=preprocessing.free_views,
     )
     drawn = (
         ClassifiedTiles([slide], None, crops)

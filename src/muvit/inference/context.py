@@ -1,7 +1,8 @@
-"""Inference that encodes each coarse view once and reuses it for everything inside it."""
+"""Inference that shares coarse views: each is encoded once for everything inside it, or once for a few tiles."""
 
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,8 @@ from muvit.encoders import EncodedContext, MuViTEncoder
 from muvit.geometry import naive_boxes
 from muvit.segmentation import SegmentationModel, Segmenter
 from muvit.segmentation.segmenter import Encoded
+
+Key = TypeVar("Key", bound=Hashable)
 
 
 class ContextMemory:
@@ -86,7 +89,7 @@ class ContextCaching:
         """
         if self._memory is None:
             return self.model.label_logits(img, bbox)
-        groups = grouped(crops[1:] for crops in windows)
+        groups = grouped(tuple(crops[1:]) for crops in windows)
         logits = [self._in_context(self._memory, img[of], bbox[of], coarse) for coarse, of in groups.items()]
         return ungrouped(logits, groups.values())
 
@@ -114,6 +117,43 @@ def is_cachable(encoder: MuViTEncoder) -> bool:
     return encoder.config.attention_mode == "coarse_to_fine"
 
 
+def label_logits_together(model: Segmenter, img: Tensor, bbox: Tensor) -> Tensor:
+    """Logits ``(k, K, *space)`` of tiles that share all coarse views, from one sequence of all their tokens.
+
+    Every tile also sees the others, and a coarse view all of them, so these are not the logits of the tiles one by one.
+
+    Args:
+        model: attends to all, with true boxes.
+        img: ``(k, L, C, *space)``, the coarse views equal.
+        bbox: ``(k, L, 2, ndim)``, world pixels, (t)(z)yx.
+    """
+    encoder, count = model.encoder, len(img)
+    x, boxes = (torch.cat([views[:, 0], views[0, 1:]])[None] for views in (img, bbox))
+    has_queries = model.query_decoder is not None  # which look at the tokens of all levels
+    kept = encoder.encode_together(x, boxes, model.skips, with_coarse=has_queries)
+    positions = encoder.token_positions(x, boxes)
+    size = positions.shape[1] // x.shape[1]
+    tiles = [tokens[0, : count * size].unflatten(0, (count, size)) for tokens in kept]
+    places = positions[0, : count * size].unflatten(0, (count, size))
+    last, *others = reversed(tiles)
+    if has_queries:
+        last = torch.cat([last, kept[-1][:, count * size :].expand(count, -1, -1)], dim=1)
+        places = torch.cat([places, positions[:, count * size :].expand(count, -1, -1)], dim=1)
+    maps = [encoder.to_maps(tokens, img.shape[3:]) for tokens in (last, *others)]
+    return model.decode(Encoded(maps, places), img, 0)
+
+
+def is_sharing(model: nn.Module, preprocessing: Preprocessing) -> bool:
+    """Whether `label_logits_together` suits a model, as it sees crops."""
+    return (
+        isinstance(model, Segmenter)
+        and model.config.encoder.attention_mode == "all"
+        and model.config.boxes == "true"
+        and len(model.config.encoder.levels) > 1
+        and _is_alike_for_tiles(preprocessing)
+    )
+
+
 def shares_contexts(model: nn.Module, preprocessing: Preprocessing) -> bool:
     """Whether a coarse view of a slide can be encoded once for all tiles inside it.
 
@@ -127,17 +167,22 @@ def shares_contexts(model: nn.Module, preprocessing: Preprocessing) -> bool:
     encoder = model.backbone if isinstance(model, SegmentationModel) else model
     if not isinstance(encoder, MuViTEncoder) or not is_cachable(encoder) or len(encoder.levels) == 1:
         return False
+    return _is_alike_for_tiles(preprocessing)
+
+
+def _is_alike_for_tiles(preprocessing: Preprocessing) -> bool:
+    """Whether tiles may share a coarse view: neither its place nor its pixels depend on the tile."""
     normalization = preprocessing.normalization
     # taken over all views, the percentiles of a tile change the pixels of its coarse crops too
     is_by_view = not (isinstance(normalization, Percentile) and normalization.scope == "sample")
     return is_by_view and preprocessing.context == "random" and preprocessing.free_views is None
 
 
-def grouped(windows: Iterable[Sequence[Window]]) -> dict[tuple[Window, ...], list[int]]:
-    """Places of equal windows."""
-    groups: dict[tuple[Window, ...], list[int]] = {}
-    for place, crops in enumerate(windows):
-        groups.setdefault(tuple(crops), []).append(place)
+def grouped(keys: Iterable[Key]) -> dict[Key, list[int]]:
+    """Places of equal keys."""
+    groups: dict[Key, list[int]] = {}
+    for place, key in enumerate(keys):
+        groups.setdefault(key, []).append(place)
     return groups
 
 

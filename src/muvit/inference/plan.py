@@ -60,6 +60,9 @@ class PredictOptions:
     context: ContextGrid = "auto"
     """Where coarse crops lie: centred on each tile, or on a grid where many tiles share them; auto takes the latter for
     models that then encode each coarse crop once (``attention_mode: coarse_to_fine``)."""
+    together: int = 1
+    """Neighbouring tiles along each axis that share one forward pass with their coarse crops, for less work: 2 takes 2
+    x 2. Every tile then sees the others too, so scores differ a little from those of single tiles."""
     precision: Precision = "auto"
     """Numbers of the model: float32, or bfloat16 autocast; auto takes the latter on CUDA."""
     block_px: int | None = None
@@ -78,6 +81,8 @@ class PredictOptions:
             raise InputError("overlap", expected="a fraction below 1 or whole pixels", got=self.overlap)
         if not all(isinstance(axis, int) and axis < 0 for axis in self.flips):
             raise InputError("flips", expected="negative numbers, counted from the last axis", got=self.flips)
+        if self.together < 1:
+            raise InputError("together", expected="at least 1", got=self.together)
         if self.block_px is not None and self.block_px < 1:
             raise InputError("block_px", expected="at least 1", got=self.block_px)
 

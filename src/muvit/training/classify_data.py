@@ -24,7 +24,7 @@ class ClassificationData(CropsData):
         InputError: slides, levels or classes do not fit the recipe.
     """
 
-    train_crops: ClassifiedCrops  # type: ignore[assignment]
+    train_crops: ClassifiedCrops
 
     def __init__(self, recipe: ClassifyRecipe) -> None:
         super().__init__(recipe.data, recipe.run.seed)
@@ -74,6 +74,8 @@ class ClassificationData(CropsData):
             crop_size=self.crops.size,
             normalization=self.crops.normalization,
             padding=self.crops.padding,
+            context=self.crops.context,
+            free_views=self.crops.free_views,
             class_names=self.class_names,
             class_colors=class_colors(len(self.class_names)),
             pixel_size_um=self.train_slides[0].pixel_size_um,

@@ -14,6 +14,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     """Arguments of the study."""
     from muvit.evaluation.probe import ProbeConfig
 
+    parser.add_argument("--config", action="config", help="these settings in YAML; later arguments override them")
     parser.add_argument("model", nargs="+", help="pre-trained models or their runs, as folder or name=folder")
     parser.add_argument("--train", type=Path, required=True, help="folder with images to learn the classes from")
     parser.add_argument("--test", type=Path, required=True, help="folder with images to score on")
