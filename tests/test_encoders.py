@@ -259,24 +259,29 @@ def test_the_finest_tokens_alone_are_those_of_the_whole(mode):
 
 
 @torch.no_grad()
-def test_finest_views_that_share_their_context_are_a_sequence_of_more_views():
-    """An encoder with another level that embeds as the finest one does takes the same views as its own."""
+def test_samples_that_share_their_context_are_one_masked_sequence():
+    """An encoder with another level that embeds as the finest one does, whose finest views do not see each other."""
     encoder = tiny(rotary_base=100)
     twin = tiny(rotary_base=100, levels=(1, 2, 4))
     twin.load_state_dict(encoder.state_dict() | {"level_embed": encoder.level_embed[[0, 0, 1]]}, strict=False)
     for level, source in enumerate((0, 0, 1)):
         twin.proj[level].load_state_dict(encoder.proj[source].state_dict())
-    img, bbox = torch.randn(2, 3, 2, 16, 16), nested_boxes((1, 1, 4))
-    bbox[:, 1] += 16
-    expected = twin(img, bbox, return_intermediate_idxs=(0, 2))[3]
-    together = encoder.encode_together(img, bbox, (0, 2))
+    views, boxes = torch.randn(1, 3, 2, 16, 16), nested_boxes((1, 1, 4), batch=1)
+    boxes[:, 1] += 16
+    of = torch.arange(48) // 16
+    may_see = ~((of[:, None] != of) & (of[:, None] < 2) & (of < 2))
+    tokens, positions = twin.embed(views)[0].flatten(1, 2), twin.token_positions(views, boxes)
+    expected = twin.run_blocks(tokens, positions, may_see[None, None], (0, 2))[1]
+    img, bbox = views[0, [[0, 2], [1, 2]]], boxes[0, [[0, 2], [1, 2]]]
+    finest = encoder.encode_together(img, bbox, (0, 2))
     whole = encoder.encode_together(img, bbox, (0, 2), with_coarse=True)
-    for got, more, known in zip(together, whole, expected, strict=True):
-        torch.testing.assert_close(got, known[:, :32], rtol=0, atol=1e-5)
-        torch.testing.assert_close(more, known, rtol=0, atol=1e-5)
-    alone = encoder.encode_together(img[:, 1:], bbox[:, 1:], (2,))
-    assert torch.equal(alone[0], encoder.encode_finest(img[:, 1:], bbox[:, 1:], (2,))[0])
-    assert (alone[0] - together[1][:, 16:]).abs().max() > 1e-3  # they see each other
+    for got, more, known in zip(finest, whole, expected, strict=True):
+        torch.testing.assert_close(got, known[0, :32].unflatten(0, (2, 16)), rtol=0, atol=1e-5)
+        torch.testing.assert_close(more[:, :16], got, rtol=0, atol=1e-5)
+        torch.testing.assert_close(more[:, 16:], known[:, 32:].expand(2, -1, -1), rtol=0, atol=1e-5)
+    alone = encoder.encode_together(img[:1], bbox[:1], (2,))[0]
+    torch.testing.assert_close(alone, encoder.encode_finest(img[:1], bbox[:1], (2,))[0], rtol=0, atol=1e-5)
+    assert (alone - finest[1][:1]).abs().max() > 1e-3  # the coarse view sees both
 
 
 def test_views_that_do_not_fit_together_are_refused(sample):

@@ -232,38 +232,47 @@ class MuViTEncoder(FolderModel):
     def encode_together(
         self, x: Tensor, bbox: Tensor, keep: Sequence[int], *, with_coarse: bool = False
     ) -> tuple[Tensor, ...]:
-        """Encode several finest views of a scene in one sequence with the coarse views that they share.
+        """Encode several samples of a scene that share their coarse views, and these but once.
 
-        All tokens attend to all, also those of different finest views to each other. With one finest view, this is
-        `encode_finest`.
+        A finest view attends to itself and to the coarse ones, as it does alone; the coarse ones attend to each other
+        and to all finest views, where alone they see only one. For a single sample, this is `encode_finest`.
 
         Args:
-            x: ``(B, k + L - 1, C, *space)``: k views of the finest level, then one of each coarser level.
-            bbox: ``(B, k + L - 1, 2, ndim)``, world pixels, (t)(z)yx.
+            x: ``(B, L, C, *space)``; of the coarse views those of the first sample are taken for all.
+            bbox: ``(B, L, 2, ndim)``, world pixels, (t)(z)yx, alike.
             keep: indices of the blocks (0-based) whose outputs to return.
-            with_coarse: also return the tokens of the coarse views; else the last block computes no more than those of
-                the finest.
+            with_coarse: also return the tokens of the coarse views; else the last block does not compute them.
 
         Returns:
-            Outputs of these blocks, each ``(B, k * n, D)``, or ``(B, N, D)`` with the coarse ones, in block order.
+            Outputs of these blocks, each ``(B, n, D)``, or ``(B, N, D)`` with the coarse ones, in block order.
 
         Raises:
             ShapeError: images or boxes have the wrong shape.
             InputError: attention is not full.
         """
         if self.config.attention_mode != "all":
-            raise InputError(
-                "attention_mode", expected="'all' to encode views together", got=repr(self.config.attention_mode)
-            )
-        self._check_images(x, max(x.shape[1], len(self.levels)))
-        num_finest = x.shape[1] - len(self.levels) + 1
-        patches = patchify(x, self.config.patch)
-        levels = (*[0] * num_finest, *range(1, len(self.levels)))
-        tokens = torch.cat([self._embed_level(level, patches[:, i]) for i, level in enumerate(levels)], dim=1)
-        finest = slice(num_finest * patches.shape[2])
-        queries = None if with_coarse else finest
-        kept = self.run_blocks(tokens, self.token_positions(x, bbox), None, keep, queries=queries)[1]
-        return kept if with_coarse else tuple(tokens[:, finest] for tokens in kept)
+            got = repr(self.config.attention_mode)
+            raise InputError("attention_mode", expected="'all' to encode samples together", got=got)
+        self._check_images(x, len(self.levels))
+        bbox = self._checked_boxes(x, bbox)
+        boxes = bbox - bbox[:1, :1, :1]
+        finest = self._embed_level(0, patchify(x[:, :1], self.config.patch)[:, 0])
+        patches = patchify(x[:1, 1:], self.config.patch)
+        coarse = torch.cat([self._embed_level(1 + i, p) for i, p in enumerate(patches.unbind(1))], dim=1)
+        places = self._centers(x[:, 0], boxes[:, 0]).float()
+        coarse_places = self._centers(x[:1, 1:].flatten(0, 1), boxes[0, 1:]).flatten(0, 1)[None].float()
+        kept = []
+        rotations = zip(self._rotated_blocks(places), self._rotated_blocks(coarse_places), strict=True)
+        for i, ((block, rotation), (_, coarse_rotation)) in enumerate(rotations):
+            own, shared = block.keys_values(finest, rotation), block.keys_values(coarse, coarse_rotation)
+            seen = [torch.cat([a, b.expand(len(x), -1, -1, -1)], dim=2) for a, b in zip(own, shared, strict=True)]
+            if with_coarse or i < len(self.layers) - 1:
+                every = [torch.cat([*a.split(1), b], dim=2) for a, b in zip(own, shared, strict=True)]
+                coarse = block(coarse, coarse_rotation, context_kv=(every[0], every[1]))
+            finest = block(finest, rotation, context_kv=(seen[0], seen[1]))
+            if i in keep:
+                kept.append(torch.cat([finest, coarse.expand(len(x), -1, -1)], dim=1) if with_coarse else finest)
+        return tuple(kept)
 
     def encode_context(self, x: Tensor, bbox: Tensor, context: EncodedContext | None = None) -> EncodedContext:
         """Encode the coarse views of scenes once for all finer views, under ``coarse_to_fine``.

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+from dataclasses import replace
 from importlib import import_module
 
 import numpy as np
@@ -19,6 +20,7 @@ from muvit.data.normalize import Range
 from muvit.data.ome_zarr import PyramidWriter
 from muvit.data.preprocessing import FILE, Preprocessing
 from muvit.errors import InputError
+from muvit.evaluation import probe
 from muvit.mae import MuViTMAE2d
 from muvit.segmentation import Segmenter
 
@@ -149,6 +151,32 @@ def test_probe(work, tmp_path, capfd):
     said(capfd)
     assert run("study", "probe", work / "true", *folders, "--column", "x", "--output", tmp_path / "new") == 1
     assert "slides.csv: expected a column 'x'" in said(capfd)[1][0]
+
+
+def test_settings_of_a_probe_stand_in_a_file_and_arguments_override_them(work, tmp_path, capfd, monkeypatch):
+    settings = {"train": str(work / "train"), "test": str(work / "test"), "classes": str(work / "slides.csv")}
+    settings |= {"train_crops": 3, "test_crops": 2, "neighbors": 3, "levels": [4]}
+    file, seen, study = tmp_path / "probe.yaml", [], probe.study_probe
+
+    def keep(name, encoder, preprocessing, train, test, classes, config, **options):
+        seen.append((encoder.levels, train, test, config))
+        return study(name, encoder, preprocessing, train, test, classes, config, **options)
+
+    monkeypatch.setattr(probe, "study_probe", keep)
+    file.write_text(yaml.safe_dump(settings))
+    by_file = ["study", "probe", work / "true", "--config", file]
+    assert run(*by_file, "--output", tmp_path / "file.csv") == 0
+    assert run(*by_file, "--levels", "[1]", "--train_crops", "2", "--output", tmp_path / "one.csv") == 0
+    config = probe.ProbeConfig(train_crops=3, test_crops=2, neighbors=3)
+    folders = (work / "train", work / "test")
+    assert seen == [((4,), *folders, config), ((1,), *folders, replace(config, train_crops=2))]
+    said(capfd)
+    for wrong, message in (("crops: 3", "crops"), ("train_crops: many", "train_crops")):
+        file.write_text(wrong)
+        assert run(*by_file, "--output", tmp_path / "new") == 2
+        (complaint,) = said(capfd)[1]
+        assert message in complaint
+    assert not (tmp_path / "new").exists()
 
 
 def test_epochs(work, tmp_path, capfd):

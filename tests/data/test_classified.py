@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -53,6 +55,15 @@ def test_augmentation_keeps_class_and_slide(slides):
     plain = ClassifiedCrops(slides, [2, 0, 1], CONFIG, num_samples=3)
     assert not torch.equal(augmented[1]["img"], plain[1]["img"])
     assert int(augmented[1]["class"]) == 0 and int(augmented[1]["slide"]) == 1
+
+
+def test_views_of_one_centre_are_scaled_and_keep_class_and_slide(slides):
+    config, augmentation = replace(CONFIG, context="centered"), Augmentation(scale=(2, 2), scale_probability=1)
+    crops = ClassifiedCrops(slides, [2, 0, 1], config, num_samples=3, augmentation=augmentation)
+    for i, sample in enumerate(crops[i] for i in range(3)):
+        assert int(sample["class"]) == (2, 0, 1)[i] and int(sample["slide"]) == i
+    with pytest.raises(InputError, match="expected views with one centre"):
+        ClassifiedCrops(slides, [2, 0, 1], CONFIG, num_samples=3, augmentation=augmentation)
 
 
 def test_tiles_cover_every_slide_once(slides):

@@ -9,8 +9,10 @@ from lightning import Callback
 from PIL import Image
 
 from muvit.checkpoints import model_folder
+from muvit.data.augment import Augmentation
 from muvit.data.ome_zarr import PyramidWriter
 from muvit.data.preprocessing import Preprocessing
+from muvit.data.sampling import FreeViews
 from muvit.data.slides import open_slide
 from muvit.encoders import EncoderConfig, MuViTEncoder2d
 from muvit.errors import ExistsError, InputError
@@ -177,6 +179,36 @@ def test_a_frozen_pretrained_encoder_stays_as_it_is(recipe, tmp_path):
     assert all(torch.equal(value, expected[name]) for name, value in trained.encoder.state_dict().items())
 
 
+@pytest.mark.parametrize(
+    "settings, expected",
+    [
+        ({"context": "centered"}, lambda centers: centers),
+        # moved back to the border of the image
+        (
+            {"free_views": FreeViews(offset_px=((-16, -16), (16, 16)))},
+            lambda c: (c + torch.tensor([-16, 16])).clip(16, 48),
+        ),
+    ],
+    ids=["centered", "free"],
+)
+@pytest.mark.parametrize("num_crops", [4, None])
+def test_coarse_views_lie_in_prediction_where_they_lay_in_training(
+    recipe, data, monkeypatch, settings, expected, num_crops
+):
+    val_samples = num_crops and 3 * num_crops
+    geometric = Augmentation(flip_axes=(), box_scale=(1, 1), box_shift_px=0)
+    recipe = change(recipe, "data", crop_size=8, val_samples=val_samples, augmentation=geometric, **settings)
+    trained = ClassificationData(recipe)
+    model = Classifier(encoder=recipe.model.encoder, num_classes=3)
+    boxes = [torch.stack([crops[i]["bbox"] for i in range(8)]) for crops in (trained.train_crops, trained.val_crops)]
+    monkeypatch.setattr(model, "forward", lambda img, bbox: boxes.append(bbox) or torch.zeros(len(img), 3))
+    slide = open_slide(data / "val" / "images" / "val0.ome.zarr")
+    classify_slide(model, slide, trained.preprocessing, num_crops=num_crops, device="cpu")
+    for fine, coarse in (box.mean(2).unbind(1) for box in boxes):
+        assert (coarse - expected(fine)).abs().max() <= 2  # half a coarse pixel
+    assert len(boxes) > 2
+
+
 def test_without_validation_the_last_model_is_the_result(recipe, tmp_path):
     short = change(change(recipe, "run", epochs=1), "data", val=None)
     assert train_classifier(short, tmp_path / "run") == tmp_path / "run" / "last"
@@ -188,6 +220,7 @@ def test_without_validation_the_last_model_is_the_result(recipe, tmp_path):
         ("data", {"column": "disease"}, r"slides\.csv: expected a column 'disease'"),
         ("data", {"val_samples": 2}, r"data\.val_samples: expected at least 3, one of each slide"),
         ("data", {"crop_size": 18}, r"data\.crop_size: expected multiples"),
+        ("data", {"augmentation": Augmentation(rotation_degrees=90)}, "expected views with one centre"),
         ("model", {"num_classes": 4}, "expected 4 classes of the training slides, got across, along, plain"),
         ("optim", {"schedule": "plateau"}, r"optim\.schedule: expected cosine"),
         ("data", {"samples_per_epoch": 16, "batch_size": 16, "val": None}, None),

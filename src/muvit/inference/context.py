@@ -118,29 +118,20 @@ def is_cachable(encoder: MuViTEncoder) -> bool:
 
 
 def label_logits_together(model: Segmenter, img: Tensor, bbox: Tensor) -> Tensor:
-    """Logits ``(k, K, *space)`` of tiles that share all coarse views, from one sequence of all their tokens.
+    """Logits ``(B, K, *space)`` of tiles that share all coarse views, which are encoded but once.
 
-    Every tile also sees the others, and a coarse view all of them, so these are not the logits of the tiles one by one.
+    The coarse views see all tiles, so these are not quite the logits of the tiles one by one.
 
     Args:
         model: attends to all, with true boxes.
-        img: ``(k, L, C, *space)``, the coarse views equal.
-        bbox: ``(k, L, 2, ndim)``, world pixels, (t)(z)yx.
+        img: ``(B, L, C, *space)``, the coarse views equal.
+        bbox: ``(B, L, 2, ndim)``, world pixels, (t)(z)yx.
     """
-    encoder, count = model.encoder, len(img)
-    x, boxes = (torch.cat([views[:, 0], views[0, 1:]])[None] for views in (img, bbox))
+    encoder = model.encoder
     has_queries = model.query_decoder is not None  # which look at the tokens of all levels
-    kept = encoder.encode_together(x, boxes, model.skips, with_coarse=has_queries)
-    positions = encoder.token_positions(x, boxes)
-    size = positions.shape[1] // x.shape[1]
-    tiles = [tokens[0, : count * size].unflatten(0, (count, size)) for tokens in kept]
-    places = positions[0, : count * size].unflatten(0, (count, size))
-    last, *others = reversed(tiles)
-    if has_queries:
-        last = torch.cat([last, kept[-1][:, count * size :].expand(count, -1, -1)], dim=1)
-        places = torch.cat([places, positions[:, count * size :].expand(count, -1, -1)], dim=1)
-    maps = [encoder.to_maps(tokens, img.shape[3:]) for tokens in (last, *others)]
-    return model.decode(Encoded(maps, places), img, 0)
+    kept = encoder.encode_together(img, bbox, model.skips, with_coarse=has_queries)
+    maps = [encoder.to_maps(tokens, img.shape[3:]) for tokens in reversed(kept)]
+    return model.decode(Encoded(maps, encoder.token_positions(img, bbox)), img, 0)
 
 
 def is_sharing(model: nn.Module, preprocessing: Preprocessing) -> bool:

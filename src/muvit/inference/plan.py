@@ -62,7 +62,7 @@ class PredictOptions:
     models that then encode each coarse crop once (``attention_mode: coarse_to_fine``)."""
     together: int = 1
     """Neighbouring tiles along each axis that share one forward pass with their coarse crops, for less work: 2 takes 2
-    x 2. Every tile then sees the others too, so scores differ a little from those of single tiles."""
+    x 2. The coarse crops then see all of them, so scores differ a little from those of single tiles."""
     precision: Precision = "auto"
     """Numbers of the model: float32, or bfloat16 autocast; auto takes the latter on CUDA."""
     block_px: int | None = None
