@@ -89,6 +89,7 @@ def test_curves_are_read_in_the_order_of_the_runs_parts(tmp_path):
     log(tmp_path, 0, [{"step": 9, "train_loss": 1.5}, {"step": 9, "val_mdsc": 0.25}])
     log(tmp_path, 2, [{"step": 19, "train_loss": 1.25}])
     log(tmp_path, 10, [{"step": 29, "train_loss": 1.0}, {"step": 29, "val_mdsc": 0.5}])
+    (tmp_path / "logs" / "version_11").mkdir()  # of a complete run that was resumed
     curves = read_curves(tmp_path, ("train_loss", "val_mdsc", "unheard"))
     assert curves == {
         "train_loss": ([9, 19, 29], [1.5, 1.25, 1.0]),
@@ -114,6 +115,30 @@ def test_test_slides_are_opened_before_any_training(recipe, tmp_path):
     with pytest.raises(ReadError, match="nowhere"):
         compare(with_controls(recipe), tmp_path / "nowhere", tmp_path / "out", title="", intro="")
     assert not (tmp_path / "out").exists()
+
+
+def test_what_is_trained_is_not_trained_again(recipe, tmp_path):
+    data = write_synthetic(
+        tmp_path / "data", num_train=1, num_val=1, num_test=1, config=SyntheticConfig.small(), workers=1
+    )
+    short = replace(
+        recipe,
+        data=DataConfig(train=str(data / "train"), crop_size=16, samples_per_epoch=4, batch_size=2),
+        model=replace(recipe.model, decoder_widths=(8, 8, 8, 8), stem_width=4),
+        run=RunConfig(epochs=2, accelerator="cpu", progress=False),
+    )
+    variant = Variant(name="short", description="is soon done", recipe=short)
+
+    def made(**options):
+        (result,) = compare([variant], data / "test", tmp_path / "out", title="", intro="", **options)
+        return result, (tmp_path / "out" / "runs" / "short" / "last" / "model.safetensors").read_bytes()
+
+    first, weights = made()
+    (tmp_path / "out" / "metrics.json").unlink()  # as if it had been stopped before the scores
+    (tmp_path / "out" / "index.html").unlink()
+    second, same = made(resume=True)
+    assert same == weights
+    assert (second.dice, second.mean_dice, second.curves) == (first.dice, first.mean_dice, first.curves)
 
 
 def test_what_fails_in_a_process_is_told_here_and_ends_the_others(recipe, tmp_path):

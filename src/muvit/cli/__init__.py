@@ -60,8 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:  # a disk that is full, a folder that may not be written
         print(f"muvit: {error.filename or 'file system'}: {error.strerror or error}.", *_notes(error), file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("muvit: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        print("muvit: interrupted.", *_notes(interrupt), file=sys.stderr)
         return 1
     return 0
 

@@ -2,6 +2,8 @@
 
 import os
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -13,16 +15,28 @@ def write_whole(file: Path, content: bytes) -> None:
     """
     make_folder(file.parent)
     partial = file.with_name(f".{file.name}.{uuid.uuid4().hex}.partial")
+    with naming(file):
+        try:
+            with partial.open("wb") as stream:
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+            partial.replace(file)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+        sync_folder(file.parent)
+
+
+@contextmanager
+def naming(file: Path) -> Iterator[None]:
+    """See that an error of the file system names a file: who writes or flushes knows but a handle."""
     try:
-        with partial.open("wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.replace(file)
-    except OSError:
-        partial.unlink(missing_ok=True)
+        yield
+    except OSError as error:
+        if error.errno is not None:
+            error.filename, error.filename2 = str(file), None
         raise
-    sync_folder(file.parent)
 
 
 def make_folder(folder: Path) -> None:

@@ -4,7 +4,6 @@ Specification: https://ngff.openmicroscopy.org/0.5/
 """
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from muvit.data.durable import write_whole
 from muvit.data.slides import MICROMETERS_PER_UNIT
 from muvit.errors import ReadError
 from muvit.geometry import Level, level_factors
@@ -77,12 +77,7 @@ def read_json(file: Path) -> dict[str, Any]:
 
 def write_json(file: Path, content: dict[str, Any]) -> None:
     """Write a JSON file so that it is either whole or not there."""
-    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
-    with partial.open("w", encoding="utf-8") as stream:
-        json.dump(content, stream, indent=2, ensure_ascii=False)
-        stream.flush()
-        os.fsync(stream.fileno())
-    partial.replace(file)
+    write_whole(file, json.dumps(content, indent=2, ensure_ascii=False).encode())
 
 
 def group_json(ome: dict[str, Any]) -> dict[str, Any]:

@@ -329,9 +329,10 @@ def _seconds_before(run: Path) -> float:
 def read_curves(run: Path, names: Sequence[str]) -> dict[str, tuple[list[float], list[float]]]:
     """Training steps and values of logged quantities of a run, also of one that was resumed."""
     curves: dict[str, dict[float, float]] = {name: {} for name in names}
-    logs = sorted((run / "logs").glob("version_*"), key=lambda folder: int(folder.name.removeprefix("version_")))
+    # a complete run that is resumed has a log without a step, and no file
+    logs = sorted((run / "logs").glob("version_*/metrics.csv"), key=lambda file: int(file.parent.name.split("_")[1]))
     for log in logs:
-        with (log / "metrics.csv").open(newline="") as lines:
+        with log.open(newline="") as lines:
             for row in csv.DictReader(lines):
                 for name in names:
                     if row.get(name):  # a resumed run repeats the steps after its last checkpoint

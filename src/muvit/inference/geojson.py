@@ -16,7 +16,7 @@ import numpy as np
 import orjson
 import shapely
 
-from muvit.data.durable import make_folder, sync_folder
+from muvit.data.durable import make_folder, naming, sync_folder
 from muvit.errors import ExistsError, InputError
 from muvit.inference.labelled import LabelledImage
 from muvit.inference.polygons import LabelObject, Progress, simplify, trace_objects
@@ -144,7 +144,7 @@ def _whole_file(file: Path) -> Iterator[BinaryIO]:
     make_folder(file.parent)
     partial = file.with_name(f".{file.name}.{uuid.uuid4().hex}.partial")
     try:
-        with partial.open("wb") as stream:
+        with naming(file), partial.open("wb") as stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())

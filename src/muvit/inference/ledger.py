@@ -7,7 +7,7 @@ import zlib
 from pathlib import Path
 from typing import Any, Self
 
-from muvit.data.durable import make_folder, sync_folder
+from muvit.data.durable import make_folder, naming, sync_folder
 
 _LOG = logging.getLogger(__name__)
 
@@ -41,8 +41,11 @@ class Ledger:
         """
         assert self._handle is not None, "the ledger is closed"
         text = json.dumps([key, value], separators=(",", ":"))
-        os.write(self._handle, f"{zlib.crc32(text.encode()):08x} {text}\n".encode())
-        os.fsync(self._handle)
+        line = f"{zlib.crc32(text.encode()):08x} {text}\n".encode()
+        with naming(self.path):
+            while line:  # a disk that is nearly full takes the beginning only
+                line = line[os.write(self._handle, line) :]
+            os.fsync(self._handle)
         self.entries[key] = value
 
     def close(self) -> None:

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Self
 
-from muvit.data.durable import make_folder
+from muvit.data.durable import make_folder, naming
 from muvit.errors import InputError
 
 
@@ -46,8 +46,9 @@ class OutputLock:
             self._close()
             return self.acquire(shared=shared)
         self._is_exclusive = not shared
-        os.ftruncate(self._handle, 0)
-        os.pwrite(self._handle, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+        with naming(self.path):
+            os.ftruncate(self._handle, 0)
+            os.pwrite(self._handle, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
         return True
 
     def require(self, *, shared: bool = False, patience_s: float = 0) -> Self:

@@ -84,15 +84,9 @@ class Output:
                     got=f"another: {'; '.join(found)}",
                     hint="Give the same model, image and options to go on, or --overwrite to begin anew.",
                 )
-        elif not self._is_scrap:
+        elif not is_scrap(self.path):
             for writer in self.writers.values():
                 check_replaceable(writer.path, overwrite)
-
-    @property
-    def _is_scrap(self) -> bool:
-        """Whether a run was killed while it created the stores."""
-        work = self.path / WORK
-        return work.exists() and not (work / PLAN).exists() and not (self.path / "zarr.json").exists()
 
     def _create(self) -> None:
         earlier = read_plan(self.path) or _summary(self.path).get("plan", {})
@@ -196,6 +190,13 @@ def read_plan(path: Path) -> dict[str, Any] | None:
     return read_json(file) if file.is_file() else None
 
 
+def is_scrap(path: Path) -> bool:
+    """Whether a run was killed while it created the stores, so that all that is there is to be replaced."""
+    work = path / WORK
+    is_begun = work.exists() or (path.is_dir() and not any(path.iterdir()))
+    return is_begun and not (work / PLAN).exists() and not (path / "zarr.json").exists()
+
+
 def is_made_by(path: Path, plan: Mapping[str, Any]) -> bool:
     """Whether the complete output of just this plan, as a JSON object, is there."""
     made = _summary(path).get("plan")
@@ -211,7 +212,7 @@ def prediction_status(path: Path) -> Status:
     plan = read_plan(path)
     if plan is not None:
         return Output(path, Plan.from_json(plan)).status()
-    if not path.exists():
+    if not path.exists() or is_scrap(path):
         return Status(state="missing")
     summary = _summary(path)
     if not summary:
