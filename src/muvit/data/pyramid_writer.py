@@ -31,9 +31,10 @@ from muvit.data.ngff import (
 )
 from muvit.data.pyramid_spec import PyramidSpec, WholeLevel, check_spec
 from muvit.data.reduction import area_mean, nearest
-from muvit.data.slides import slide_name
+from muvit.data.slides import first_line, slide_name
 from muvit.data.zarr_arrays import encode_shard, open_store, require_unforked, sharded_metadata
 from muvit.errors import ExistsError, InputError, ReadError
+from muvit.geometry import level_name
 
 UNFINISHED = "unfinished.json"
 Progress = Callable[[int, int], None]
@@ -351,7 +352,15 @@ class PyramidWriter:
         )
 
     def _read(self, index: int, start: tuple[int, ...], stop: tuple[int, ...]) -> np.ndarray[Any, Any]:
-        pixels = self._window(index, start, stop).read().result()
+        try:
+            pixels = self._window(index, start, stop).read().result()
+        except ValueError as error:  # how tensorstore says that a checksum does not fit
+            raise ReadError(
+                f"{self.path}, level {level_name(self.spec.levels[index])}, window {start} to {stop}",
+                expected="the pixels that were written",
+                got=first_line(error),
+                hint="They were changed since: begin the output anew (--overwrite).",
+            ) from error
         axes = self.spec.stored_axes
         return np.moveaxis(pixels, axes.index("c"), 0) if "c" in axes else pixels[None]
 

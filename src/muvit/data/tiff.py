@@ -174,10 +174,14 @@ class _Level:
             for number in self._segments(window, extent, num_planes):
                 data = os.pread(file, page.lengths[number], page.offsets[number])
                 if len(data) != page.lengths[number]:
-                    raise ValueError("the file ends before its pixels do")
+                    raise ValueError(f"the file ends before its chunk {number} (tile or strip) does")
                 if not data:
                     continue
-                segment, (plane, *corner, _), _ = self.decode(data, number, **page.jpeg)
+                try:
+                    segment, (plane, *corner, _), _ = self.decode(data, number, **page.jpeg)
+                except (ValueError, RuntimeError) as error:  # also those of every codec
+                    got = f"chunk {number} (tile or strip, at byte {page.offsets[number]}) is corrupt"
+                    raise ValueError(f"{got} ({first_line(error)})") from error
                 inside, outside = [], []
                 for c, n, e, (a, b) in zip(corner, segment.shape[:3], extent, window, strict=True):
                     low, high = max(c, a), min(c + n, b, e)

@@ -105,6 +105,7 @@ def study_noise(
         normalization=preprocessing.normalization,
         padding=preprocessing.padding,
         context=preprocessing.context,
+        free_views=preprocessing.free_views,
         num_classes=model.num_classes,
         ignore_labels=tuple(ignore),
     )

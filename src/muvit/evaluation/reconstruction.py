@@ -163,6 +163,7 @@ def _crops(
         normalization=first.preprocessing.normalization,
         padding=first.preprocessing.padding,
         context=first.preprocessing.context,
+        free_views=first.preprocessing.free_views,
     )
     slides = [(slide, None) for slide in open_folder(Path(images) / "images").values()]
     return NestedCrops(slides, config, samples_per_epoch=num_crops, seed=seed)

@@ -8,14 +8,17 @@ import logging
 import math
 import multiprocessing
 import os
+import signal
 import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, BrokenExecutor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -77,30 +80,41 @@ def run_local(work: Work, devices: Sequence[torch.device], ledger: Ledger, count
         _make_blocks(work, devices[0], ledger, count)
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(len(devices), mp_context=context, initializer=_watch_parent) as pool:
+    told, tell = context.Pipe(duplex=False)
+    with (
+        tell,
+        ProcessPoolExecutor(len(devices), mp_context=context, initializer=_watch_parent, initargs=(told,)) as pool,
+    ):
         shares = [(i, device, work.blocks[i :: len(devices)]) for i, device in enumerate(devices)]
         path = work.output.path
-        running = {
-            pool.submit(
-                _make_share,
-                path,
-                work.output.plan,
-                work.model,
-                work.slide,
-                blocks,
-                work.batch_size,
-                work.num_workers,
-                device,
-                f"device-{i}",
-            )
-            for i, device, blocks in shares
-        }
-        with _counting_done(work, count) as look:
-            while running:
-                finished, running = wait(running, timeout=_POLL_S, return_when=FIRST_EXCEPTION)
-                look()
-                for future in finished:
-                    future.result()
+        with _deaf_to_interrupts():
+            running = {
+                pool.submit(
+                    _make_share,
+                    path,
+                    work.output.plan,
+                    work.model,
+                    work.slide,
+                    blocks,
+                    work.batch_size,
+                    work.num_workers,
+                    device,
+                    f"device-{i}",
+                )
+                for i, device, blocks in shares
+            }
+        try:
+            with _counting_done(work, count) as look:
+                while running:
+                    finished, running = wait(running, timeout=_POLL_S, return_when=FIRST_EXCEPTION)
+                    look()
+                    for future in finished:
+                        future.result()
+        except KeyboardInterrupt:
+            tell.close()  # else the pool would wait until all is done
+            raise
+        except BrokenExecutor as error:
+            raise MuViTError(f"{path}: the process of one of the {len(devices)} devices died.") from error
 
 
 def _make_blocks(work: Work, device: torch.device, ledger: Ledger, count: CountTiles) -> None:
@@ -158,16 +172,27 @@ def _counting_done(work: Work, count: CountTiles) -> Iterator[Callable[[], None]
     look()
 
 
-def _watch_parent() -> None:
-    threading.Thread(target=_die_with_parent, daemon=True).start()
+def _watch_parent(told: Connection) -> None:
+    threading.Thread(target=_die_with_parent, args=(told,), daemon=True).start()
 
 
-def _die_with_parent() -> None:
-    """Who is killed cannot end its processes, which would go on writing beside the next run."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
+def _die_with_parent(told: Connection) -> None:
+    """Who is killed cannot end its processes, which would go on writing beside the next run; but its pipes close."""
+    told.poll(None)
+    for reader in multiprocessing.active_children():
+        reader.terminate()
     os._exit(1)
+
+
+@contextmanager
+def _deaf_to_interrupts() -> Iterator[None]:
+    """Processes that are started here do not hear Ctrl-C, which a terminal sends to all; this one tells them to end."""
+    resource_tracker.ensure_running()  # which would make this process hear it again, if it came first with a child
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 # -- Dask --------------------------------------------------------------------------------------------------------------
@@ -216,18 +241,17 @@ def run_dask(
             _drive(client, work, devices, ledger, count, patience_s=math.inf)
         return
     # a worker that dies is our affair: we count, for each block by itself
-    with (
-        dask.config.set({"distributed.scheduler.allowed-failures": 0, "distributed.worker.daemon": False}),
-        LocalCluster(
-            n_workers=num_processes or len(devices),
-            threads_per_worker=1,
-            processes=True,
-            dashboard_address=":0",
-            memory_limit=0,
-        ) as cluster,
-        Client(cluster) as client,
-    ):
-        _drive(client, work, devices, ledger, count, patience_s=_PATIENCE_S)
+    with dask.config.set({"distributed.scheduler.allowed-failures": 0, "distributed.worker.daemon": False}):
+        with _deaf_to_interrupts():
+            cluster = LocalCluster(
+                n_workers=num_processes or len(devices),
+                threads_per_worker=1,
+                processes=True,
+                dashboard_address=":0",
+                memory_limit=0,
+            )
+        with cluster, Client(cluster) as client:
+            _drive(client, work, devices, ledger, count, patience_s=_PATIENCE_S)
 
 
 def _drive(

@@ -18,7 +18,7 @@ from muvit.errors import InputError
 from muvit.geometry import level_factors, level_name
 from muvit.inference.feature_plan import FeaturePlan, LevelFeatures
 from muvit.inference.ledger import Ledger, read_ledgers
-from muvit.inference.output import PLAN, WORK, read_plan
+from muvit.inference.output import PLAN, WORK, is_empty, is_scrap, read_plan
 from muvit.inference.plan import differences
 
 POOLED = "pooled.csv"
@@ -43,7 +43,7 @@ class FeatureOutput:
             ExistsError: something else is there, and overwriting was not asked for.
             InputError: unfinished features of another plan are there; tells the differences.
         """
-        begun, work = read_plan(self.path), self.path / WORK
+        begun = read_plan(self.path)
         if begun is not None and not overwrite:
             found = differences(begun, self.plan.to_json())
             if found:
@@ -53,7 +53,7 @@ class FeatureOutput:
                     got=f"another: {'; '.join(found)}",
                     hint="Give the same model, image and options to go on, or --overwrite to begin anew.",
                 )
-        elif begun is None and not (work.exists() and not (self.path / "zarr.json").exists()):  # else killed in `begin`
+        elif begun is None and not is_scrap(self.path) and not is_empty(self.path):
             check_replaceable(self.path, overwrite)
 
     def begin(self, *, overwrite: bool) -> None:

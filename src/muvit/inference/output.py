@@ -86,7 +86,8 @@ class Output:
                 )
         elif not is_scrap(self.path):
             for writer in self.writers.values():
-                check_replaceable(writer.path, overwrite)
+                if not is_empty(writer.path):  # as a run leaves it that was killed over its very first step
+                    check_replaceable(writer.path, overwrite)
 
     def _create(self) -> None:
         earlier = read_plan(self.path) or _summary(self.path).get("plan", {})
@@ -193,8 +194,12 @@ def read_plan(path: Path) -> dict[str, Any] | None:
 def is_scrap(path: Path) -> bool:
     """Whether a run was killed while it created the stores, so that all that is there is to be replaced."""
     work = path / WORK
-    is_begun = work.exists() or (path.is_dir() and not any(path.iterdir()))
-    return is_begun and not (work / PLAN).exists() and not (path / "zarr.json").exists()
+    return work.exists() and not (work / PLAN).exists() and not (path / "zarr.json").exists()
+
+
+def is_empty(path: Path) -> bool:
+    """Whether a folder is there with nothing in it."""
+    return path.is_dir() and not any(path.iterdir())
 
 
 def is_made_by(path: Path, plan: Mapping[str, Any]) -> bool:
@@ -212,7 +217,7 @@ def prediction_status(path: Path) -> Status:
     plan = read_plan(path)
     if plan is not None:
         return Output(path, Plan.from_json(plan)).status()
-    if not path.exists() or is_scrap(path):
+    if not path.exists() or is_empty(path) or is_scrap(path):
         return Status(state="missing")
     summary = _summary(path)
     if not summary:

@@ -2,6 +2,7 @@
 
 from importlib import import_module
 from types import ModuleType
+from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -16,11 +17,21 @@ STUDIES = {
 """Sub-verbs and what they show; each is a module here with ``add_arguments`` and ``run``, as the verbs are."""
 
 
+class _StudyParser(ArgumentParser):
+    """Checks the settings itself: the parser of all verbs cannot name one in a file that a verb of a verb lacks."""
+
+    def parse_args(self, *args: Any, **options: Any) -> Any:
+        """The settings; they may still be incomplete."""
+        settings = super().parse_args(*args, **options)
+        self.validate(settings, skip_required=True)
+        return settings
+
+
 def add_arguments(parser: ArgumentParser) -> None:
     """Arguments of the verb."""
     studies = parser.add_subcommands(required=True, dest="study", metavar="STUDY", help="what to find out")
     for name, summary in STUDIES.items():
-        study = ArgumentParser(description=f"{summary[0].upper()}{summary[1:]}.", exit_on_error=False)
+        study = _StudyParser(description=f"{summary[0].upper()}{summary[1:]}.", exit_on_error=False)
         _module(name).add_arguments(study)
         studies.add_subcommand(name, study, help=summary)
 

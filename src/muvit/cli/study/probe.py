@@ -3,26 +3,18 @@
 from dataclasses import fields
 from pathlib import Path
 
-from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, Namespace
 
 from muvit.cli.progress import Progress
 from muvit.cli.study.output import add_output, named_paths
 from muvit.evaluation.results import result_files, write_results
 
 
-class _Settings(ActionConfigFile):
-    """A file of settings that is checked as it is read: the parser of all verbs does not say which one is unknown."""
-
-    def __call__(self, parser: ArgumentParser, cfg: Namespace, values: str, option_string: str | None = None) -> None:
-        super().__call__(parser, cfg, values, option_string)
-        parser.validate(cfg, skip_required=True)
-
-
 def add_arguments(parser: ArgumentParser) -> None:
     """Arguments of the study."""
     from muvit.evaluation.probe import ProbeConfig
 
-    parser.add_argument("--config", action=_Settings, help="these settings in YAML; later arguments override them")
+    parser.add_argument("--config", action="config", help="these settings in YAML; later arguments override them")
     parser.add_argument("model", nargs="+", help="pre-trained models or their runs, as folder or name=folder")
     parser.add_argument("--train", type=Path, required=True, help="folder with images to learn the classes from")
     parser.add_argument("--test", type=Path, required=True, help="folder with images to score on")
