@@ -1,3 +1,4 @@
+import errno
 import os
 import sys
 from pathlib import Path
@@ -23,6 +24,21 @@ def test_a_file_is_whole_or_as_it_was(tmp_path, monkeypatch):
     assert [path.name for path in file.parent.iterdir()] == ["file"]
     write_whole(file, b"two")
     assert file.read_bytes() == b"two"
+
+
+def test_a_full_disk_is_told_by_the_file_and_an_interrupt_leaves_nothing(tmp_path, monkeypatch):
+    file, failures = tmp_path / "file", [OSError(errno.ENOSPC, "no room"), KeyboardInterrupt()]
+
+    def fail(handle):
+        raise failures.pop(0)
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="no room") as caught:
+        write_whole(file, b"bytes")
+    assert caught.value.filename == str(file)
+    with pytest.raises(KeyboardInterrupt):
+        write_whole(file, b"bytes")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks Linux what a handle is")

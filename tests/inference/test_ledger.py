@@ -1,3 +1,6 @@
+import errno
+import os
+
 import pytest
 
 from muvit.errors import InputError
@@ -26,6 +29,32 @@ def test_a_torn_line_is_not_done_and_does_not_spoil_the_next(tmp_path):
     for length in range(first, len(whole)):
         file.write_bytes(whole[:length])
         assert read_ledgers(tmp_path) == {"a": 1}
+    with Ledger(file) as ledger:
+        ledger.record("c", 3)
+    assert read_ledgers(tmp_path) == {"a": 1, "c": 3}
+
+
+def test_a_line_that_is_taken_in_parts_is_whole_and_a_full_disk_is_told_by_the_file(tmp_path, monkeypatch):
+    write, room = os.write, 30
+
+    def a_little(handle, content):
+        nonlocal room
+        if room == 0:
+            raise OSError(errno.ENOSPC, "no room")
+        taken = write(handle, content[: min(room, 7)])
+        room -= taken
+        return taken
+
+    file = tmp_path / "all.ledger"
+    with Ledger(file) as ledger:
+        monkeypatch.setattr(os, "write", a_little)
+        ledger.record("a", 1)
+        with pytest.raises(OSError, match="no room") as caught:
+            ledger.record("b", 2)
+        assert caught.value.filename == str(file)
+        assert ledger.entries == {"a": 1}
+    monkeypatch.undo()
+    assert file.stat().st_size == 30
     with Ledger(file) as ledger:
         ledger.record("c", 3)
     assert read_ledgers(tmp_path) == {"a": 1, "c": 3}

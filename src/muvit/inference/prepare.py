@@ -103,7 +103,8 @@ def _choose_tiles(tiling: TilePlan, slide: Slide, options: PredictOptions) -> tu
     if options.region is not None:
         chosen &= tiles_in_region(tiling, options.region)
     if not chosen.all():
-        _LOG.info("%s: %d of %d tiles are computed", slide.path, chosen.sum(), chosen.size)
+        level = logging.INFO if chosen.any() else logging.WARNING
+        _LOG.log(level, "%s: %d of %d tiles are computed", slide.path, chosen.sum(), chosen.size)
         tiling = replace(tiling, runs=mask_runs(chosen))
     return tiling, None if tissue is None else tissue.to_json()
 
