@@ -4,6 +4,7 @@ import importlib
 import multiprocessing
 import os
 import random
+import re
 import signal
 import threading
 import time
@@ -19,9 +20,10 @@ from muvit.data.normalize import Range
 from muvit.data.ome_zarr import OmeZarrSlide, PyramidWriter
 from muvit.data.preprocessing import Preprocessing
 from muvit.errors import MuViTError
+from muvit.inference import engine
 from muvit.inference.engine import Work, _drive
 from muvit.inference.lock import OutputLock
-from muvit.inference.output import Output
+from muvit.inference.output import Output, prediction_status
 from muvit.inference.plan import PredictOptions
 from muvit.inference.predict import plan_prediction
 from muvit.segmentation import Segmenter
@@ -151,6 +153,16 @@ def test_the_last_part_completes_the_output(work, tmp_path, capfd):
     assert "one part that would begin it anew" in capfd.readouterr().err
 
 
+def test_parts_may_run_at_the_same_time_and_their_progress_be_asked_for(server, work, tmp_path):
+    parts = [forked_run(server, work, tmp_path, "--part", f"{number}/3") for number in (1, 2, 3)]
+    seen = set()
+    while any(part.is_alive() for part in parts):
+        seen.add(prediction_status(tmp_path / "image.ome.zarr").state)
+    assert [part.exitcode for part in parts] == [0, 0, 0]
+    assert "unfinished" in seen and seen <= {"missing", "unfinished", "complete"}
+    assert hashes(tmp_path) == hashes(work / "whole")
+
+
 def test_a_run_takes_over_what_parts_have_done(work, tmp_path):
     assert predict(work, tmp_path, "--part", "2/2") == 0
     assert predict(work, tmp_path) == 0
@@ -211,8 +223,9 @@ def test_a_block_is_tried_four_times_and_then_listed(work, tmp_path):
     assert [client.calls.count(number) for number in range(3)] == [1, 4, 4]
 
 
-def test_a_full_disk_is_told_and_the_run_goes_on_when_there_is_room(work, tmp_path, monkeypatch, capfd):
-    fsync, room = os.fsync, 60
+@pytest.mark.parametrize(("room", "state"), [(0, "missing"), (1, "missing"), (6, "missing"), (70, "unfinished")])
+def test_a_full_disk_is_told_and_the_run_goes_on_when_there_is_room(work, tmp_path, monkeypatch, capfd, room, state):
+    fsync = os.fsync
 
     def full(handle):
         nonlocal room
@@ -224,8 +237,81 @@ def test_a_full_disk_is_told_and_the_run_goes_on_when_there_is_room(work, tmp_pa
     monkeypatch.setattr(os, "fsync", full)
     assert predict(work, tmp_path) == 1
     complaint = capfd.readouterr().err
-    assert "No space left on device" in complaint
-    assert "image.ome.zarr is kept: the same call goes on from there." in complaint
+    assert re.search(rf"^muvit: {tmp_path}\S*: No space left on device\.", complaint, re.MULTILINE)
+    assert ("image.ome.zarr is kept: the same call goes on from there." in complaint) == (state == "unfinished")
     monkeypatch.undo()
+    assert prediction_status(tmp_path / "image.ome.zarr").state == state
     assert predict(work, tmp_path) == 0
     assert hashes(tmp_path) == hashes(work / "whole")
+
+
+def test_a_folder_that_may_not_be_written_is_told_by_its_name(work, tmp_path, monkeypatch, capfd):
+    make = os.open
+
+    def read_only(path, flags, *more):
+        if flags & os.O_CREAT:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+        return make(path, flags, *more)
+
+    monkeypatch.setattr(os, "open", read_only)  # a folder's mode does not stop root
+    assert predict(work, tmp_path) == 1
+    assert re.search(rf"^muvit: {tmp_path}/\S*: Read-only file system\.$", capfd.readouterr().err, re.MULTILINE)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_part_of_the_output_that_was_damaged_meanwhile_is_named(work, tmp_path, capfd):
+    assert predict(work, tmp_path, "--part", "1/2") == 0
+    shard = tmp_path / "image.ome.zarr" / "0" / "c" / "0" / "0"
+    content = bytearray(shard.read_bytes())
+    content[20] ^= 255
+    shard.write_bytes(content)
+    assert predict(work, tmp_path) == 1
+    complaint = capfd.readouterr().err
+    assert re.search(r"image\.ome\.zarr, level 1, window .*: expected the pixels that were written, got .*", complaint)
+    assert "(--overwrite)" in complaint
+    assert predict(work, tmp_path, "--overwrite") == 0
+    assert hashes(tmp_path) == hashes(work / "whole")
+
+
+# -- stopped from outside ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_is_told_to_stop_says_how_to_go_on(work, tmp_path, monkeypatch, capfd, number):
+    write, written = Output.write_block, []
+
+    def stop_at_the_third(output, *block):
+        written.append(block)
+        if len(written) == 3:
+            os.kill(os.getpid(), number)
+        return write(output, *block)
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(Output, "write_block", stop_at_the_third)
+    assert predict(work, tmp_path) == 1
+    assert "muvit: interrupted. The unfinished output" in capfd.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) is before
+    status = prediction_status(tmp_path / "image.ome.zarr")
+    assert 2 <= status.blocks < status.num_blocks
+    assert predict(work, tmp_path) == 0
+    assert len(written) - 3 == status.num_blocks - status.blocks
+    assert hashes(tmp_path) == hashes(work / "whole")
+
+
+@pytest.mark.parametrize(("number", "message"), [(signal.SIGTERM, "interrupted."), (signal.SIGKILL, "devices died.")])
+def test_no_process_of_a_device_outlives_its_run(work, tmp_path, monkeypatch, capfd, number, message):
+    """Told to stop, the run ends its processes and does not wait for them; one that dies ends the run."""
+    wait, sent = engine.wait, []
+
+    def send(*arguments, **more):
+        if not sent:
+            sent.append(os.getpid() if number == signal.SIGTERM else multiprocessing.active_children()[0].pid)
+            os.kill(sent[0], number)
+        return wait(*arguments, **more)
+
+    monkeypatch.setattr(engine, "wait", send)
+    assert predict(work, tmp_path, "--device", "cpu,cpu") == 1
+    assert message in capfd.readouterr().err
+    assert multiprocessing.active_children() == []
+    status = prediction_status(tmp_path / "image.ome.zarr")
+    assert (status.state, status.blocks < status.num_blocks) == ("unfinished", True)

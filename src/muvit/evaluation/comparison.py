@@ -289,7 +289,7 @@ def _follow(jobs: list[Future[_Trained]], queue: "Queue[int]", total: int, progr
 
 
 def _start_worker(threads: int) -> None:
-    torch.set_num_threads(max(1, threads))
+    torch.set_num_threads(max(1, min(threads, torch.get_num_threads())))  # no more than the environment allows
     threading.Thread(target=_die_with_parent, daemon=True).start()
 
 
