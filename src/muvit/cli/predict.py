@@ -12,7 +12,7 @@ from muvit.cli.signals import stopped_as_by_ctrl_c
 from muvit.data.preprocessing import Preprocessing
 from muvit.data.slides import Slide, open_slide, slide_name
 from muvit.errors import InputError, MuViTError
-from muvit.inference.output import Output, is_made_by, prediction_status
+from muvit.inference.output import Output, is_made_by, is_published, prediction_status
 from muvit.inference.plan import Plan, PredictOptions
 from muvit.inference.predict import Engine, plan_prediction, run_prediction
 from muvit.inference.region import read_region
@@ -61,7 +61,8 @@ def run(arguments: Namespace) -> None:
             print(target)  # by an earlier call, or by the other parts
             print(f"{target.name}: complete already", file=sys.stderr)
             continue
-        Output(target, plan).check(overwrite=arguments.overwrite)
+        if arguments.overwrite or not is_published(target, plan.to_json()):
+            Output(target, plan).check(overwrite=arguments.overwrite)
         planned[target] = slide, plan
     failed = 0
     for target, (slide, plan) in planned.items():

@@ -25,7 +25,7 @@ def write_whole(file: Path, content: bytes) -> None:
         except BaseException:
             partial.unlink(missing_ok=True)
             raise
-        sync_folder(file.parent)
+    sync_folder(file.parent)
 
 
 @contextmanager
@@ -52,7 +52,8 @@ def sync_folder(folder: Path) -> None:
     """See that the names in a folder are on disk."""
     handle = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(handle)
+        with naming(folder):
+            os.fsync(handle)
     finally:
         os.close(handle)
 

@@ -1,6 +1,8 @@
 """One block of the output on the device: tiles are painted onto it, and it gives what is written."""
 
 import math
+import mmap
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -44,10 +46,10 @@ class BlockCanvas:
         self._block = plan.tiling.block(number)
         self._finite = torch.ones((), dtype=torch.bool, device=device)
         size = self._block.size
-        self._weight = torch.zeros(size, device=device) if plan.tiling.is_blended else None
-        self._seen = torch.zeros(size, dtype=torch.bool, device=device)
+        self._weight = _zeros(size, torch.float32, device) if plan.tiling.is_blended else None
+        self._seen = _zeros(size, torch.bool, device)
         num_classes = len(plan.preprocessing.class_names)
-        self._scores = torch.zeros(num_classes, *size, device=device) if plan.tiling.is_blended else None
+        self._scores = _zeros((num_classes, *size), torch.float32, device) if plan.tiling.is_blended else None
         self._outputs: dict[str, Tensor] = {}
 
     def add(self, tile: Tile, scores: Tensor) -> None:
@@ -71,7 +73,7 @@ class BlockCanvas:
         self._seen[place] = True
         for name, pixels in self._decided(scores).items():
             if name not in self._outputs:
-                self._outputs[name] = pixels.new_zeros(len(pixels), *self._block.size)
+                self._outputs[name] = _zeros((len(pixels), *self._block.size), pixels.dtype, pixels.device)
             self._outputs[name][(slice(None), *place)] = pixels
 
     def finish(self) -> BlockPixels:
@@ -112,3 +114,15 @@ class BlockCanvas:
             entropy = torch.special.entr(shares).sum(dim=0, keepdim=True) / math.log(num_classes)
             outputs["entropy"] = entropy.clamp(0, 1).half()
         return outputs
+
+
+def _zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros that give their memory back at once.
+
+    From the heap of the CPU, blocks would be taken in between what a model needs for a moment, and leave holes: the
+    more of them, the larger it grew.
+    """
+    if device.type != "cpu":
+        return torch.zeros(*shape, dtype=dtype, device=device)
+    memory = mmap.mmap(-1, math.prod(shape) * dtype.itemsize)
+    return torch.frombuffer(memory, dtype=dtype).view(*shape)

@@ -18,7 +18,7 @@ from muvit.errors import InputError
 from muvit.geometry import level_factors, level_name
 from muvit.inference.feature_plan import FeaturePlan, LevelFeatures
 from muvit.inference.ledger import Ledger, read_ledgers
-from muvit.inference.output import PLAN, WORK, is_empty, is_scrap, read_plan
+from muvit.inference.output import PLAN, WORK, clear_work, is_empty, is_scrap, read_plan
 from muvit.inference.plan import differences
 
 POOLED = "pooled.csv"
@@ -102,9 +102,7 @@ class FeatureOutput:
         attributes = {"muvit": {"features": stores, "pooled": POOLED, "plan": self.plan.to_json()}}
         write_json(self.path / "zarr.json", {"zarr_format": 3, "node_type": "group", "attributes": attributes})
         sync_folder(self.path)
-        for file in sorted((self.path / WORK).iterdir(), key=lambda file: file.name == PLAN):
-            file.unlink()
-        (self.path / WORK).rmdir()
+        clear_work(self.path)
 
     def _write_pooled(self) -> None:
         """The table of the means of all tiles, read from the stores."""

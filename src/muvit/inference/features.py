@@ -28,7 +28,7 @@ from muvit.inference.context import ContextMemory, grouped, ungrouped
 from muvit.inference.feature_plan import FeaturePlan, FeatureType, LevelFeatures, plan_features
 from muvit.inference.feature_store import FeatureOutput
 from muvit.inference.lock import OutputLock
-from muvit.inference.output import is_made_by
+from muvit.inference.output import clear_work, is_made_by, is_published
 from muvit.inference.predict import resolve_device
 
 _LOG = logging.getLogger(__name__)
@@ -91,8 +91,13 @@ def extract_features(
     made = FeatureOutput(output, plan)
     if is_made_by(output, plan.to_json()) and not overwrite:
         return output
-    made.check(overwrite=overwrite)
+    is_complete = is_published(output, plan.to_json()) and not overwrite
+    if not is_complete:
+        made.check(overwrite=overwrite)
     with OutputLock(output).require():
+        if is_complete:  # but its run was killed just before its end
+            clear_work(output)
+            return output
         made.begin(overwrite=overwrite)
         missing = [(features, made.missing_blocks(features)) for features in plan.levels]
         total = sum(f.tiling.num_computed(block) for f in plan.levels for block in range(f.tiling.num_blocks))

@@ -72,7 +72,10 @@ def read_ledgers(folder: Path) -> dict[str, Any]:
 def _read(file: Path) -> tuple[dict[str, Any], int]:
     """Entries of a ledger, and the number of bytes up to the end of its last whole line."""
     entries: dict[str, Any] = {}
-    content = file.read_bytes() if file.exists() else b""
+    try:
+        content = file.read_bytes()
+    except FileNotFoundError:
+        content = b""
     whole = content.rfind(b"\n") + 1
     for number, line in enumerate(content[:whole].splitlines(), start=1):
         checksum, _, text = line.partition(b" ")

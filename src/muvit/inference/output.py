@@ -14,7 +14,7 @@ from muvit.data.durable import make_folder, sync_folder
 from muvit.data.ngff import read_json, write_json
 from muvit.data.pyramid_writer import Progress, PyramidWriter, Shard, ShardDigest, check_replaceable
 from muvit.data.slides import slide_name
-from muvit.errors import InputError
+from muvit.errors import InputError, ReadError
 from muvit.inference.canvas import BlockPixels
 from muvit.inference.ledger import Ledger, read_ledgers
 from muvit.inference.plan import Plan, differences
@@ -150,9 +150,7 @@ class Output:
         for name in sorted(self.writers, key=lambda name: name == "labels"):  # the labels last: they stand for all
             self.writers[name].publish({"muvit": summary} if name == "labels" else None)
         ledger.close()
-        for file in sorted((self.path / WORK).iterdir(), key=lambda file: file.name == PLAN):
-            shutil.rmtree(file) if file.is_dir() else file.unlink()
-        (self.path / WORK).rmdir()
+        clear_work(self.path)
         return seams
 
     def status(self) -> Status:
@@ -188,7 +186,12 @@ def store_path(path: Path, name: str) -> Path:
 def read_plan(path: Path) -> dict[str, Any] | None:
     """The plan, as a JSON object, of an unfinished prediction; None where none is."""
     file = path / WORK / PLAN
-    return read_json(file) if file.is_file() else None
+    try:
+        return read_json(file) if file.is_file() else None
+    except ReadError:
+        if file.exists():  # else it was completed this very moment
+            raise
+        return None
 
 
 def is_scrap(path: Path) -> bool:
@@ -203,25 +206,39 @@ def is_empty(path: Path) -> bool:
 
 
 def is_made_by(path: Path, plan: Mapping[str, Any]) -> bool:
-    """Whether the complete output of just this plan, as a JSON object, is there."""
+    """Whether the complete output of just this plan, as a JSON object, is there, and nothing is left to do."""
+    return is_published(path, plan) and not (path / WORK).exists()
+
+
+def is_published(path: Path, plan: Mapping[str, Any]) -> bool:
+    """Whether the complete output of just this plan is there; its run may have been killed before `clear_work`."""
     made = _summary(path).get("plan")
-    return made is not None and read_plan(path) is None and not differences(made, plan)
+    return made is not None and not differences(made, plan)
+
+
+def clear_work(path: Path) -> None:
+    """Take away what only an unfinished output needs; may be repeated."""
+    work = path / WORK
+    if work.exists():
+        for file in sorted(work.iterdir(), key=lambda file: file.name == PLAN):
+            shutil.rmtree(file) if file.is_dir() else file.unlink()
+        work.rmdir()
 
 
 def prediction_status(path: Path) -> Status:
-    """How far the prediction at ``path`` is; needs neither model nor image.
+    """How far the prediction at ``path`` is, which somebody may be working on; needs neither model nor image.
 
     Raises:
         ReadError: its plan is damaged.
     """
-    plan = read_plan(path)
-    if plan is not None:
-        return Output(path, Plan.from_json(plan)).status()
+    # in the order in which a run comes along, so that it cannot slip by
     if not path.exists() or is_empty(path) or is_scrap(path):
         return Status(state="missing")
+    plan = read_plan(path)
+    status = Status(state="foreign") if plan is None else Output(path, Plan.from_json(plan)).status()
     summary = _summary(path)
     if not summary:
-        return Status(state="foreign")
+        return status
     output = Output(path, Plan.from_json(summary["plan"]))
     blocks = output.plan.tiling.num_blocks
     shards = sum(writer.num_coarse_shards for writer in output.writers.values())

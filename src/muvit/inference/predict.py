@@ -20,7 +20,7 @@ from muvit.inference.blocks import SlideTiles
 from muvit.inference.engine import Work, run_dask, run_local
 from muvit.inference.ledger import Ledger
 from muvit.inference.lock import OutputLock
-from muvit.inference.output import Output, is_made_by, prediction_status, read_plan
+from muvit.inference.output import Output, clear_work, is_published, prediction_status, read_plan
 from muvit.inference.plan import Plan, PredictOptions
 from muvit.inference.prepare import make_plan
 from muvit.inference.seams import Seams
@@ -183,13 +183,11 @@ def run_prediction(
     name = "all" if engine.part is None else f"part-{number}-of-{of}"
     with OutputLock(output) as lock, OutputLock(output, f"{name}.lock") as own:
         if engine.part is None:
-            lock.require()
-        if is_made_by(output, plan.to_json()) and not overwrite:  # by an earlier call, or by the other parts
-            return prediction_status(output).seams
-        if engine.part is None:
-            begun = Output.begin(output, plan, overwrite=overwrite)
+            begun = _begin(lock.require(), plan, overwrite)
         else:
             begun = _begin_part(lock, own, plan, overwrite)
+        if begun is None:
+            return prediction_status(output).seams
         with _tell_how_to_go_on(output), begun.ledger(name) as ledger:
             blocks = [block for block in begun.missing_blocks() if block % of == number - 1]
             _compute(
@@ -213,8 +211,16 @@ def run_prediction(
     return seams
 
 
-def _begin_part(lock: OutputLock, own: OutputLock, plan: Plan, overwrite: bool) -> Output:
-    """Create the output, or join the parts that have; holds the lock together with them."""
+def _begin(lock: OutputLock, plan: Plan, overwrite: bool) -> Output | None:
+    """Create the output, or go on with it; None if it is complete. The lock is held alone."""
+    if is_published(lock.output, plan.to_json()) and not overwrite:  # by an earlier call, or by other parts
+        clear_work(lock.output)
+        return None
+    return Output.begin(lock.output, plan, overwrite=overwrite)
+
+
+def _begin_part(lock: OutputLock, own: OutputLock, plan: Plan, overwrite: bool) -> Output | None:
+    """Create the output, or join the parts that have, and hold the lock together with them; None if it is complete."""
     if overwrite:
         raise InputError(
             "overwrite", expected="all parts to work on one output", got="one part that would begin it anew"
@@ -223,7 +229,7 @@ def _begin_part(lock: OutputLock, own: OutputLock, plan: Plan, overwrite: bool) 
     until = time.monotonic() + _PATIENCE_S
     while True:
         if lock.acquire():
-            begun = Output.begin(lock.output, plan)
+            begun = _begin(lock, plan, overwrite)
             if lock.acquire(shared=True):
                 return begun
         elif lock.acquire(shared=True):
