@@ -276,6 +276,15 @@ def test_a_part_of_the_output_that_was_damaged_meanwhile_is_named(work, tmp_path
 # -- stopped from outside ----------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def ctrl_c():
+    """Python's own answer to SIGINT, which a shell takes from what it runs in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_run_that_is_told_to_stop_says_how_to_go_on(work, tmp_path, monkeypatch, capfd, number):
     write, written = Output.write_block, []

@@ -125,7 +125,7 @@ def predict_blocks(
             for tile, scores in zip(tiles, _scores(forward, plan, img, bbox, tiles), strict=True):
                 if tile in wanted:  # others are there for their company
                     canvas.add(plan.tiling.tile(tile), scores)
-                    count(1)
+            count(len(wanted.intersection(tiles)))
         pixels = canvas.finish()
         del canvas  # whoever takes the pixels decides how long they stay in memory
         yield number, pixels
