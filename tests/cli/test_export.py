@@ -5,12 +5,20 @@ import numpy as np
 import orjson
 import pytest
 import tifffile
+import torch
 from PIL import Image
+from rasterio.features import rasterize
 from shapely.geometry import shape
 
 from muvit.cli import main
 from muvit.data.convert import convert_image
+from muvit.data.normalize import Range
 from muvit.data.ome_zarr import OmeZarrSlide
+from muvit.data.preprocessing import Preprocessing
+from muvit.data.slides import open_slide
+from muvit.inference.plan import PredictOptions
+from muvit.inference.predict import predict_slide
+from muvit.segmentation import SegmentationModel, Views
 
 LABELS = np.zeros((64, 96), np.uint8)
 LABELS[8:40, 10:70] = 1
@@ -137,3 +145,37 @@ def test_a_corrupt_label_image_leaves_no_half_file(work, tmp_path, capfd):
     _, (complaint,) = said(capfd)
     assert "torn.tif" in complaint
     assert not (tmp_path / "out").exists() or list((tmp_path / "out").iterdir()) == []
+
+
+class Bright(SegmentationModel):
+    """Class 1 where a pixel is bright."""
+
+    views = Views(levels=(1,), in_channels=1, ndim=2, multiple=(1, 1))
+    num_classes = 2
+
+    def __init__(self):
+        super().__init__()
+        self.half = torch.nn.Parameter(torch.tensor(0.5))
+
+    def label_logits(self, img, bbox=None):
+        return torch.cat([self.half - img[:, 0], img[:, 0] - self.half], 1)
+
+
+def test_objects_across_tiles_and_blocks_come_out_whole(tmp_path):
+    y, x = np.indices((150, 170))
+    distance = np.hypot(y - 75, x - 85)
+    truth = ((distance < 70) & (distance > 30) | (distance < 9)).astype(np.uint8)  # a ring and a disc in its hole
+    Image.fromarray(truth * 255).save(tmp_path / "image.png")
+    settings = Preprocessing(
+        crop_size=(16, 24), normalization=Range(high=255), class_names=("glass", "ring"), class_colors=((0, 0, 0),) * 2
+    )
+    labels = tmp_path / "labels.ome.zarr"
+    options = PredictOptions(block_px=40, overlap=0.25)
+    predict_slide(Bright(), open_slide(tmp_path / "image.png"), labels, settings, options=options, device="cpu")
+    assert run(labels, "--image", tmp_path / "image.png", "--output", tmp_path, "--geojson", "--simplify", 0) == 0
+    found = sorted((shape(f["geometry"]) for f in features(tmp_path / "labels.geojson")), key=lambda one: -one.area)
+    assert [(one.geom_type, one.is_valid, len(one.interiors)) for one in found] == [
+        ("Polygon", True, 1),
+        ("Polygon", True, 0),
+    ]
+    assert (rasterize(found, out_shape=truth.shape) == truth).all()

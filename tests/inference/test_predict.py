@@ -96,6 +96,27 @@ def test_every_pixel_of_an_odd_slide_gets_its_own_answer(tmp_path, slide, pixels
     assert (read(output) == pixels[0] // 64).all()
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (1, 60), (60, 1), (15, 23), (17, 25)])
+@pytest.mark.parametrize("options", [{}, {"overlap": 15, "blend": "cosine", "block_px": 5}, {"overlap": 0.5}])
+def test_slides_smaller_than_a_tile_and_blocks_smaller_still(tmp_path, shape, options):
+    pixels = np.random.default_rng(0).integers(0, 256, (1, *shape), dtype=np.uint8)
+    slide = write_image(tmp_path / "image.ome.zarr", pixels, levels=(1,))  # the coarse level is computed
+    output = tmp_path / "labels.ome.zarr"
+    predict_slide(Quantizer(), slide, output, PREPROCESSING, options=PredictOptions(**options))
+    assert (read(output) == pixels[0] // 64).all()
+
+
+def test_levels_that_are_not_stored_give_what_stored_ones_give(tmp_path, pixels):
+    labels = []
+    for levels in ((1, 2, 8), (1, 2), (1,)):
+        slide = write_image(tmp_path / f"{len(levels)}.ome.zarr", pixels, levels=levels)
+        output = tmp_path / f"{len(levels)}.labels.ome.zarr"
+        labels.append(read(predict_slide(Toy(levels=(2, 8)), slide, output, PREPROCESSING)))
+    assert labels[0].shape == (38, 51)
+    assert len(np.unique(labels[0])) > 1
+    assert all((other == labels[0]).all() for other in labels[1:])
+
+
 def test_the_model_is_told_where_each_tile_lies(tmp_path, slide):
     output = predict_slide(Surveyor(), slide, tmp_path / "labels.ome.zarr", PREPROCESSING, options=SMALL)
     y, x = np.indices(slide.shape)
@@ -208,6 +229,21 @@ def test_an_existing_output_is_replaced_only_if_asked(tmp_path, slide):
     with pytest.raises(InputError, match="does not hold the image"):
         predict_slide(Quantizer(), slide, slide.path, PREPROCESSING, overwrite=True)
     assert OmeZarrSlide(slide.path).levels == slide.levels
+
+
+@pytest.mark.parametrize("left", [(), ("plan.json",), ("plan.json", "all.ledger")])
+def test_a_run_that_was_killed_just_before_its_end_is_tidied_up(tmp_path, slide, left):
+    output = predict_slide(Quantizer(), slide, tmp_path / "labels.ome.zarr", PREPROCESSING)
+    whole, done = contents(output), (output / "zarr.json").stat().st_mtime_ns
+    (output / ".muvit").mkdir()
+    plan = json.loads((output / "zarr.json").read_text())["attributes"]["muvit"]["plan"]
+    for name in left:
+        (output / ".muvit" / name).write_text(json.dumps(plan) if name == "plan.json" else "")
+    assert prediction_status(output).state == "complete"
+    predict_slide(Quantizer(), slide, output, PREPROCESSING)
+    assert not (output / ".muvit").exists()
+    assert contents(output) == whole
+    assert (output / "zarr.json").stat().st_mtime_ns == done
 
 
 class Crashing(Toy):
