@@ -155,10 +155,10 @@ class Bright(SegmentationModel):
 
     def __init__(self):
         super().__init__()
-        self.half = torch.nn.Parameter(torch.tensor(0.5))
+        self.middle = torch.nn.Parameter(torch.tensor(0.5))
 
     def label_logits(self, img, bbox=None):
-        return torch.cat([self.half - img[:, 0], img[:, 0] - self.half], 1)
+        return torch.cat([self.middle - img[:, 0], img[:, 0] - self.middle], 1)
 
 
 def test_objects_across_tiles_and_blocks_come_out_whole(tmp_path):
