@@ -7,7 +7,8 @@ from muvit.data.normalize import Range
 from muvit.data.ome_zarr import PyramidWriter
 from muvit.data.preprocessing import Preprocessing
 from muvit.data.slides import open_slide
-from muvit.inference.output import prediction_status, read_plan
+from muvit.inference.output import prediction_status
+from muvit.inference.unfinished import read_plan
 from muvit.segmentation import Segmenter
 
 

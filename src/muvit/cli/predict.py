@@ -12,11 +12,12 @@ from muvit.cli.signals import stopped_as_by_ctrl_c
 from muvit.data.preprocessing import Preprocessing
 from muvit.data.slides import Slide, open_slide, slide_name
 from muvit.errors import InputError, MuViTError
-from muvit.inference.output import Output, is_made_by, is_published, prediction_status
+from muvit.inference.output import Output, prediction_status
 from muvit.inference.plan import Plan, PredictOptions
 from muvit.inference.predict import Engine, plan_prediction, run_prediction
 from muvit.inference.region import read_region
 from muvit.inference.seams import Seams
+from muvit.inference.unfinished import is_made_by, is_published
 from muvit.models import load_model
 
 _TTA_FLIPS = (-2, -1)

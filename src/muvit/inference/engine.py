@@ -28,8 +28,9 @@ from muvit.data.slides import Slide
 from muvit.errors import InputError, MuViTError
 from muvit.inference.blocks import predict_blocks, ready
 from muvit.inference.ledger import Ledger
-from muvit.inference.output import PLAN, WORK, Output, read_plan
+from muvit.inference.output import Output
 from muvit.inference.plan import Plan, hash_model
+from muvit.inference.unfinished import PLAN, WORK, read_plan
 from muvit.models import load_model
 from muvit.segmentation import SegmentationModel
 

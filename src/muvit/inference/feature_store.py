@@ -4,22 +4,19 @@ A folder ``.muvit`` holds the plan and the ledger until all is done; then the fo
 """
 
 import csv
-import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from muvit.data.durable import make_folder, sync_folder
+from muvit.data.durable import sync_folder
 from muvit.data.ngff import write_json
 from muvit.data.ome_zarr import OmeZarrSlide
 from muvit.data.pyramid_writer import PyramidWriter, ShardDigest, check_replaceable
-from muvit.errors import InputError
 from muvit.geometry import level_factors, level_name
 from muvit.inference.feature_plan import FeaturePlan, LevelFeatures
 from muvit.inference.ledger import Ledger, read_ledgers
-from muvit.inference.output import PLAN, WORK, clear_work, is_empty, is_scrap, read_plan
-from muvit.inference.plan import differences
+from muvit.inference.unfinished import WORK, clear_work, create, is_begun_by, is_empty, is_scrap, read_plan, remove
 
 POOLED = "pooled.csv"
 
@@ -43,34 +40,17 @@ class FeatureOutput:
             ExistsError: something else is there, and overwriting was not asked for.
             InputError: unfinished features of another plan are there; tells the differences.
         """
-        begun = read_plan(self.path)
-        if begun is not None and not overwrite:
-            found = differences(begun, self.plan.to_json())
-            if found:
-                raise InputError(
-                    self.path,
-                    expected="the plan that the unfinished output was begun with",
-                    got=f"another: {'; '.join(found)}",
-                    hint="Give the same model, image and options to go on, or --overwrite to begin anew.",
-                )
-        elif begun is None and not is_scrap(self.path) and not is_empty(self.path):
+        if not overwrite and is_begun_by(self.path, self.plan.to_json()):
+            return
+        if not is_scrap(self.path) and not is_empty(self.path) and read_plan(self.path) is None:
             check_replaceable(self.path, overwrite)
 
     def begin(self, *, overwrite: bool) -> None:
         """Create the stores, or go on with those that the same plan has begun."""
         self.check(overwrite=overwrite)
-        if read_plan(self.path) is not None and not overwrite:
-            return
-        replaced = self.path.with_name(f".{self.path.name}.replaced")
-        shutil.rmtree(replaced, ignore_errors=True)
-        if self.path.exists():  # half of it must never lie in its place
-            self.path.rename(replaced)
-            shutil.rmtree(replaced)
-        make_folder(self.path / WORK)
-        for writer in self._writers.values():
-            writer.initialize()
-        write_json(self.path / WORK / PLAN, self.plan.to_json())  # last: from here on it is ours to go on with
-        sync_folder(self.path / WORK)
+        if overwrite or read_plan(self.path) is None:
+            remove(self.path)
+            create(self.path, self.plan.to_json(), list(self._writers.values()))
 
     def ledger(self) -> Ledger:
         """The ledger to write to."""

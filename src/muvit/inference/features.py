@@ -28,8 +28,8 @@ from muvit.inference.context import ContextMemory, grouped, ungrouped
 from muvit.inference.feature_plan import FeaturePlan, FeatureType, LevelFeatures, plan_features
 from muvit.inference.feature_store import FeatureOutput
 from muvit.inference.lock import OutputLock
-from muvit.inference.output import clear_work, is_made_by, is_published
 from muvit.inference.predict import resolve_device
+from muvit.inference.unfinished import clear_work, is_made_by, is_published
 
 _LOG = logging.getLogger(__name__)
 

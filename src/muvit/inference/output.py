@@ -1,27 +1,30 @@
 """The stores of a prediction while they are made: created with their plan, filled block by block, published as whole.
 
-Inside the label store a folder ``.muvit`` holds ``plan.json`` and the ledgers until all is done; then plan and summary
-become attributes of the store, and the folder goes.
+What marks them as unfinished is in `muvit.inference.unfinished`.
 """
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from muvit.data.durable import make_folder, sync_folder
-from muvit.data.ngff import read_json, write_json
 from muvit.data.pyramid_writer import Progress, PyramidWriter, Shard, ShardDigest, check_replaceable
 from muvit.data.slides import slide_name
-from muvit.errors import InputError, ReadError
 from muvit.inference.canvas import BlockPixels
 from muvit.inference.ledger import Ledger, read_ledgers
-from muvit.inference.plan import Plan, differences
+from muvit.inference.plan import Plan
 from muvit.inference.seams import Seams, add_seams
-
-WORK = ".muvit"
-PLAN = "plan.json"
+from muvit.inference.unfinished import (
+    WORK,
+    clear_work,
+    create,
+    is_begun_by,
+    is_empty,
+    is_scrap,
+    read_plan,
+    read_summary,
+    remove,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,30 +77,18 @@ class Output:
 
     def check(self, *, overwrite: bool = False) -> None:
         """See that `begin` is possible; touches nothing. Raises what `begin` does."""
-        begun = read_plan(self.path)
-        if begun is not None and not overwrite:
-            found = differences(begun, self.plan.to_json())
-            if found:
-                raise InputError(
-                    self.path,
-                    expected="the plan that the unfinished output was begun with",
-                    got=f"another: {'; '.join(found)}",
-                    hint="Give the same model, image and options to go on, or --overwrite to begin anew.",
-                )
-        elif not is_scrap(self.path):
+        if not overwrite and is_begun_by(self.path, self.plan.to_json()):
+            return
+        if not is_scrap(self.path):
             for writer in self.writers.values():
-                if not is_empty(writer.path):  # as a run leaves it that was killed over its very first step
+                if not is_empty(writer.path):
                     check_replaceable(writer.path, overwrite)
 
     def _create(self) -> None:
-        earlier = read_plan(self.path) or _summary(self.path).get("plan", {})
+        earlier = read_plan(self.path) or read_summary(self.path).get("plan", {})
         for name in {*self.plan.stores, *earlier.get("stores", ())}:  # also what this plan has not
-            _remove(store_path(self.path, name))
-        make_folder(self.path / WORK)  # first: what is found from here on is ours to replace
-        for writer in self.writers.values():
-            writer.initialize()
-        write_json(self.path / WORK / PLAN, self.plan.to_json())  # last: from here on it is ours to go on with
-        sync_folder(self.path / WORK)
+            remove(store_path(self.path, name))
+        create(self.path, self.plan.to_json(), list(self.writers.values()))
 
     def ledger(self, name: str = "all") -> Ledger:
         """A ledger to write to; every process that works on the output needs one of its own."""
@@ -183,48 +174,6 @@ def store_path(path: Path, name: str) -> Path:
     return path if name == "labels" else path.with_name(f"{slide_name(path)}.{name}.ome.zarr")
 
 
-def read_plan(path: Path) -> dict[str, Any] | None:
-    """The plan, as a JSON object, of an unfinished prediction; None where none is."""
-    file = path / WORK / PLAN
-    try:
-        return read_json(file) if file.is_file() else None
-    except ReadError:
-        if file.exists():  # else it was completed this very moment
-            raise
-        return None
-
-
-def is_scrap(path: Path) -> bool:
-    """Whether a run was killed while it created the stores, so that all that is there is to be replaced."""
-    work = path / WORK
-    return work.exists() and not (work / PLAN).exists() and not (path / "zarr.json").exists()
-
-
-def is_empty(path: Path) -> bool:
-    """Whether a folder is there with nothing in it."""
-    return path.is_dir() and not any(path.iterdir())
-
-
-def is_made_by(path: Path, plan: Mapping[str, Any]) -> bool:
-    """Whether the complete output of just this plan, as a JSON object, is there, and nothing is left to do."""
-    return is_published(path, plan) and not (path / WORK).exists()
-
-
-def is_published(path: Path, plan: Mapping[str, Any]) -> bool:
-    """Whether the complete output of just this plan is there; its run may have been killed before `clear_work`."""
-    made = _summary(path).get("plan")
-    return made is not None and not differences(made, plan)
-
-
-def clear_work(path: Path) -> None:
-    """Take away what only an unfinished output needs; may be repeated."""
-    work = path / WORK
-    if work.exists():
-        for file in sorted(work.iterdir(), key=lambda file: file.name == PLAN):
-            shutil.rmtree(file) if file.is_dir() else file.unlink()
-        work.rmdir()
-
-
 def prediction_status(path: Path) -> Status:
     """How far the prediction at ``path`` is, which somebody may be working on; needs neither model nor image.
 
@@ -236,7 +185,7 @@ def prediction_status(path: Path) -> Status:
         return Status(state="missing")
     plan = read_plan(path)
     status = Status(state="foreign") if plan is None else Output(path, Plan.from_json(plan)).status()
-    summary = _summary(path)
+    summary = read_summary(path)
     if not summary:
         return status
     output = Output(path, Plan.from_json(summary["plan"]))
@@ -253,26 +202,9 @@ def prediction_status(path: Path) -> Status:
     )
 
 
-def _summary(path: Path) -> dict[str, Any]:
-    """What `Output.finish` left in the attributes of a label store; empty where it did not."""
-    file = path / "zarr.json"
-    summary: dict[str, Any] = read_json(file).get("attributes", {}).get("muvit", {}) if file.is_file() else {}
-    return summary
-
-
 def _block_key(number: int) -> str:
     return f"block {number}"
 
 
 def _shard_key(name: str, shard: Shard) -> str:
     return " ".join(map(str, (name, shard.number, *shard.start)))
-
-
-def _remove(store: Path) -> None:
-    """Take a store away under another name first: half of it must never lie in its place."""
-    replaced = store.with_name(f".{store.name}.replaced")
-    if replaced.exists():
-        shutil.rmtree(replaced)
-    if store.exists():
-        store.rename(replaced)
-        shutil.rmtree(replaced)

@@ -20,10 +20,11 @@ from muvit.inference.blocks import SlideTiles
 from muvit.inference.engine import Work, run_dask, run_local
 from muvit.inference.ledger import Ledger
 from muvit.inference.lock import OutputLock
-from muvit.inference.output import Output, clear_work, is_published, prediction_status, read_plan
+from muvit.inference.output import Output, prediction_status
 from muvit.inference.plan import Plan, PredictOptions
 from muvit.inference.prepare import make_plan
 from muvit.inference.seams import Seams
+from muvit.inference.unfinished import clear_work, is_published, read_plan
 from muvit.segmentation import SegmentationModel
 
 _LOG = logging.getLogger(__name__)
