@@ -19,6 +19,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from tables import markdown_table
+
 from muvit.cli.demo import recipe as demo_recipe
 from muvit.data.synthetic import SyntheticConfig, write_synthetic
 from muvit.evaluation.comparison import Variant, compare
@@ -85,8 +87,7 @@ def main() -> None:
     rows |= run([v for v in variants if v.recipe.init is not None], test, second)
     print(f"{arguments.epochs} epochs of {arguments.samples} crops, seed {arguments.seed}\n")
     head = rows.pop("model")
-    for row in (["model", *head], ["---"] * (1 + len(head)), *([name, *row] for name, row in rows.items())):
-        print(f"| {' | '.join(row)} |")
+    print(markdown_table(["model", *head], [[name, *row] for name, row in rows.items()]))
 
 
 if __name__ == "__main__":

@@ -13,14 +13,12 @@ Writes the table to ``benchmarks/results/free_views.md``. Models that are there 
 
 import argparse
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-import yaml
-from jsonargparse import ArgumentParser
+from tables import markdown_table
 from torch.utils.data import DataLoader
 
 from muvit.data.crops import GridCrops
@@ -30,6 +28,7 @@ from muvit.data.synthetic_free import write_legend
 from muvit.labels import IGNORE
 from muvit.metrics import Scores, confusion_matrix, scores
 from muvit.models import build_model, load_model
+from muvit.settings import read_settings
 from muvit.training.datamodule import SegmentationData
 from muvit.training.recipe import Recipe
 from muvit.training.train import train_segmenter
@@ -38,13 +37,6 @@ ROOT = Path(__file__).parents[1]
 RECIPE = ROOT / "recipes" / "synthetic_free.yaml"
 RESULT = ROOT / "benchmarks" / "results" / "free_views.md"
 IMAGES = (40, 4, 8)
-
-
-def load_recipe(file: Path) -> Recipe:
-    """A recipe as the command line reads it."""
-    parser = ArgumentParser()
-    parser.add_class_arguments(Recipe, "recipe")
-    return parser.instantiate(parser.parse_object({"recipe": yaml.safe_load(file.read_text())})).recipe
 
 
 def score(recipe: Recipe, model_folder: Path, test: Path) -> Scores:
@@ -67,11 +59,6 @@ def variants(recipe: Recipe) -> dict[str, FreeViews | None]:
     return {"true boxes": free, "shuffled boxes": replace(free, boxes="shuffled"), "nested view": None}
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Markdown."""
-    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows))
-
-
 def main() -> None:
     """Train what is missing, score all, write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -81,7 +68,7 @@ def main() -> None:
     data = arguments.output / "data"
     if not data.exists():
         write_legend(data, num_train=IMAGES[0], num_val=IMAGES[1], num_test=IMAGES[2])
-    base = load_recipe(RECIPE)
+    base = read_settings(RECIPE, Recipe)
     rows = []
     for name, free in variants(base).items():
         for seed in arguments.seeds:
@@ -109,7 +96,7 @@ def main() -> None:
 The class of every cell stands in a legend at the upper edge of the image, which only a free view shows, at a random
 place along the edge. Without its true place the view says little: half of any stretch of the legend is dark.
 
-{table(head, rows)}
+{markdown_table(head, rows)}
 """
     RESULT.write_text(text)
     print(text)

@@ -13,34 +13,25 @@ quarters of all patches, shared out between the levels by chance as in training,
 """
 
 import argparse
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-import yaml
-from jsonargparse import ArgumentParser
+from tables import markdown_table
 from torch.utils.data import default_collate
 
 from muvit.evaluation.comparison import read_curves
 from muvit.mae import MuViTMAE2d
+from muvit.settings import read_settings
 from muvit.training.datamodule import PretrainData
 from muvit.training.recipe import PretrainRecipe
 
 NUM_CROPS, BATCH, SEED = 256, 32, 0
 
 
-def load_recipe(run: Path) -> PretrainRecipe:
-    """The recipe of a run."""
-    parser = ArgumentParser()
-    parser.add_class_arguments(PretrainRecipe, "recipe")
-    settings = parser.parse_object({"recipe": yaml.safe_load((run / "recipe.yaml").read_text())})
-    return parser.instantiate(settings).recipe
-
-
 def reconstruction_errors(run: Path, *, per_level: bool) -> dict[float, float]:
     """Mean squared error of the masked patches of each level on the crops that the run was validated on."""
-    recipe = load_recipe(run)
+    recipe = read_settings(run / "recipe.yaml", PretrainRecipe)
     recipe = replace(recipe, data=replace(recipe.data, val_samples=NUM_CROPS))
     crops = PretrainData(recipe).val_crops
     assert crops is not None
@@ -56,11 +47,6 @@ def reconstruction_errors(run: Path, *, per_level: bool) -> dict[float, float]:
     return dict(zip(model.levels, (totals * BATCH / NUM_CROPS).tolist(), strict=True))
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Markdown."""
-    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows))
-
-
 def main() -> None:
     """Print both tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -70,7 +56,8 @@ def main() -> None:
     curves = {name: read_curves(runs / folder, ["val_mdsc"])["val_mdsc"][1] for name, folder in names.items()}
     epochs = range(1, min(map(len, curves.values())) + 1)
     print("mDSC on the held-out sections after each epoch:\n")
-    print(table(["start", *(f"E{e}" for e in epochs)], [[n, *(f"{v:.3f}" for v in c)] for n, c in curves.items()]))
+    rows = [[name, *(f"{v:.3f}" for v in curve)] for name, curve in curves.items()]
+    print(markdown_table(["start", *(f"E{e}" for e in epochs)], rows))
     folders = {"true": "mouse_pretrain", "naive": "mouse_pretrain_naive"}
     print("\nMean squared error of masked patches on held-out sections:\n")
     rows, head = [], []
@@ -79,7 +66,7 @@ def main() -> None:
             errors = reconstruction_errors(runs / folder, per_level=per_level)
             head = [f"level {level:g}" for level in errors]
             rows.append([masks, boxes, *(f"{error:.5f}" for error in errors.values())])
-    print(table(["masks", "boxes", *head], rows))
+    print(markdown_table(["masks", "boxes", *head], rows))
 
 
 if __name__ == "__main__":

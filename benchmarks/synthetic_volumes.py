@@ -11,14 +11,12 @@ Writes the table to ``benchmarks/results/synthetic_volumes.md``. Models that are
 
 import argparse
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
 import torch
-import yaml
-from jsonargparse import ArgumentParser
+from tables import markdown_table
 
 from muvit.data.folders import open_labelled_folder
 from muvit.data.preprocessing import Preprocessing
@@ -29,6 +27,7 @@ from muvit.geometry import level_name
 from muvit.inference.predict import predict_slide
 from muvit.metrics import Scores
 from muvit.models import build_model, load_model
+from muvit.settings import read_settings
 from muvit.training.recipe import Recipe
 from muvit.training.train import train_segmenter
 
@@ -36,13 +35,6 @@ ROOT = Path(__file__).parents[1]
 RECIPE = ROOT / "recipes" / "synthetic_volumes.yaml"
 RESULT = ROOT / "benchmarks" / "results" / "synthetic_volumes.md"
 VOLUMES = (24, 4, 4)
-
-
-def load_recipe(file: Path) -> Recipe:
-    """A recipe as the command line reads it."""
-    parser = ArgumentParser()
-    parser.add_class_arguments(Recipe, "recipe")
-    return parser.instantiate(parser.parse_object({"recipe": yaml.safe_load(file.read_text())})).recipe
 
 
 def score(model_folder: Path, test: Path, output: Path) -> Scores:
@@ -55,11 +47,6 @@ def score(model_folder: Path, test: Path, output: Path) -> Scores:
     return evaluate_slides(pairs, model.num_classes).pooled
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Markdown."""
-    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows))
-
-
 def main() -> None:
     """Train what is missing, score all, write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -69,7 +56,7 @@ def main() -> None:
     data = arguments.output / "data"
     if not data.exists():
         write_volumes(data, num_train=VOLUMES[0], num_val=VOLUMES[1], num_test=VOLUMES[2])
-    base = load_recipe(RECIPE)
+    base = read_settings(RECIPE, Recipe)
     levels, rows = base.model.encoder.levels, []
     for seen, decoder in product((levels, levels[:1]), ("unetr", "mask2former")):
         model = replace(base.model, encoder=replace(base.model.encoder, levels=seen), decoder=decoder)
@@ -98,7 +85,7 @@ def main() -> None:
 The class of every cell stands on the lowest slices, under the cell: out of reach of the fine view, in reach of the
 coarse one, which is four times as wide and twice as high.
 
-{table(head, rows)}
+{markdown_table(head, rows)}
 """
     RESULT.write_text(text)
     print(text)

@@ -15,7 +15,6 @@ import pytest
 import torch
 
 from muvit.cli import _parser, main
-from muvit.cli.train import recipe_from
 from muvit.data.normalize import Range
 from muvit.data.ome_zarr import PyramidWriter
 from muvit.data.preprocessing import FILE, Preprocessing
@@ -23,6 +22,7 @@ from muvit.heads import Classifier
 from muvit.layers.patch import patch_grid
 from muvit.mae import MuViTMAE2d, build_mae
 from muvit.models import build_model, load_model
+from muvit.settings import settings_from
 from muvit.training.classify import train_classifier
 from muvit.training.classify_recipe import ClassifyRecipe
 from muvit.training.pretrain import pretrain_mae
@@ -56,7 +56,7 @@ def parsed(words):
 def read(words, monkeypatch):
     """The recipe that a command of its header reads."""
     monkeypatch.chdir(ROOT)
-    return recipe_from(parsed(words), KINDS[words[1]])
+    return settings_from(parsed(words), KINDS[words[1]])
 
 
 STUDIES = [file for file in RECIPES if uses(file)[0][1] == "study"]

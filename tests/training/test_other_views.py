@@ -5,8 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
-from jsonargparse import ArgumentParser
 
 from muvit.data.folders import open_labelled_folder
 from muvit.data.preprocessing import Preprocessing
@@ -17,6 +15,7 @@ from muvit.data.synthetic_volumes import VolumeConfig, write_volumes
 from muvit.evaluation.segmentation import evaluate_slides
 from muvit.inference.predict import predict_slide
 from muvit.models import load_model
+from muvit.settings import read_settings
 from muvit.training.recipe import Recipe
 from muvit.training.train import train_segmenter
 
@@ -25,10 +24,7 @@ RECIPES = Path(__file__).parents[2] / "recipes"
 
 def tiny(name, data):
     """A recipe with a small model on small data, two steps long."""
-    parser = ArgumentParser()
-    parser.add_class_arguments(Recipe, "recipe")
-    settings = parser.parse_object({"recipe": yaml.safe_load((RECIPES / name).read_text())})
-    recipe = parser.instantiate(settings).recipe
+    recipe = read_settings(RECIPES / name, Recipe)
     encoder = replace(recipe.model.encoder, num_layers=2, dim=24)
     return replace(
         recipe,

@@ -9,8 +9,8 @@ from types import ModuleType
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from muvit import __version__
-from muvit.cli.messages import sentence
 from muvit.errors import MuViTError
+from muvit.settings import sentence
 
 VERBS = {
     "demo": "from nothing to trained models, labelled images and a report",

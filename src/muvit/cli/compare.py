@@ -1,6 +1,5 @@
 """``muvit compare``."""
 
-from argparse import ArgumentError
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -9,11 +8,10 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from muvit.checkpoints import plain
-from muvit.cli.messages import sentence
 from muvit.cli.progress import Progress
-from muvit.cli.train import recipe_from
 from muvit.errors import InputError, ReadError
 from muvit.evaluation.comparison import CONTROLS, PRESETS, Variant, compare, preset
+from muvit.settings import make_settings, settings_from
 from muvit.training.recipe import Recipe
 
 INTRO = "Models trained alike on the same slides, and scored on slides that none of them has seen."
@@ -45,7 +43,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(arguments: Namespace) -> None:
     """Train the models, score them, write the report."""
-    recipe = recipe_from(arguments)
+    recipe = settings_from(arguments, Recipe)
     variants = [preset(recipe, name) for name in arguments.models]
     if arguments.variants is not None:
         variants += _variants(arguments.variants, recipe)
@@ -73,19 +71,14 @@ def _variants(file: Path, recipe: Recipe) -> list[Variant]:
         raise ReadError(file, expected="a YAML file of models", got=str(error).splitlines()[0]) from error
     if not isinstance(entries, dict) or not all(isinstance(entry, dict) for entry in entries.values()):
         raise InputError(file, expected="name: {description: ..., settings: {...}} for each model", got=entries)
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(Recipe, as_group=False)
     base = plain(asdict(recipe))
     variants = []
     for name, entry in entries.items():
         unknown = set(entry) - {"description", "settings"}
         if unknown:
             raise InputError(f"{file}, {name}", expected="description and settings", got=sorted(unknown))
-        try:
-            parsed = parser.parse_object(_merged(base, entry.get("settings", {})))
-        except ArgumentError as error:
-            raise InputError(f"{file}, {name}", expected="settings of a recipe", got=sentence(str(error))) from error
-        variants.append(Variant(name=name, description=entry.get("description", ""), recipe=recipe_from(parsed)))
+        changed = make_settings(_merged(base, entry.get("settings", {})), Recipe, subject=f"{file}, {name}")
+        variants.append(Variant(name=name, description=entry.get("description", ""), recipe=changed))
     return variants
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
-from muvit.cli.train import recipe_from
+from muvit.settings import settings_from
 from muvit.training.recipe import PretrainRecipe
 
 
@@ -22,7 +22,7 @@ def run(arguments: Namespace) -> None:
     from muvit.training.pretrain import pretrain_mae
     from muvit.training.run import is_first_process
 
-    recipe = recipe_from(arguments, PretrainRecipe)
+    recipe = settings_from(arguments, PretrainRecipe)
     model = pretrain_mae(recipe, arguments.output, resume=arguments.resume, overwrite=arguments.overwrite)
     if is_first_process():
         print(model)

@@ -1,15 +1,11 @@
 """``muvit train``."""
 
-import dataclasses
 from pathlib import Path
-from typing import TypeVar
 
 from jsonargparse import ArgumentParser, Namespace
 
-from muvit.errors import MuViTError
-from muvit.training.recipe import PretrainRecipe, Recipe
-
-Kind = TypeVar("Kind", Recipe, PretrainRecipe)
+from muvit.settings import settings_from
+from muvit.training.recipe import Recipe
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -27,20 +23,7 @@ def run(arguments: Namespace) -> None:
     from muvit.training.train import train_segmenter
 
     model = train_segmenter(
-        recipe_from(arguments), arguments.output, resume=arguments.resume, overwrite=arguments.overwrite
+        settings_from(arguments, Recipe), arguments.output, resume=arguments.resume, overwrite=arguments.overwrite
     )
     if is_first_process():
         print(model)
-
-
-def recipe_from(arguments: Namespace, kind: type[Kind] = Recipe) -> Kind:  # type: ignore[assignment]
-    """The recipe that parsed arguments describe."""
-    parser = ArgumentParser()
-    parser.add_class_arguments(kind, "recipe")
-    fields = {field.name: arguments[field.name] for field in dataclasses.fields(kind)}
-    try:
-        return parser.instantiate(Namespace(recipe=Namespace(**fields))).recipe
-    except ValueError as error:  # so the parser wraps what an optional group of settings refuses
-        if isinstance(error.__cause__, MuViTError):
-            raise error.__cause__ from None
-        raise

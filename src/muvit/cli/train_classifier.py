@@ -4,7 +4,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
-from muvit.cli.train import recipe_from
+from muvit.settings import settings_from
 from muvit.training.classify_recipe import ClassifyRecipe
 
 
@@ -23,7 +23,7 @@ def run(arguments: Namespace) -> None:
     from muvit.training.run import is_first_process
 
     model = train_classifier(
-        recipe_from(arguments, ClassifyRecipe),  # type: ignore[type-var]
+        settings_from(arguments, ClassifyRecipe),
         arguments.output,
         resume=arguments.resume,
         overwrite=arguments.overwrite,

@@ -5,20 +5,28 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 
 def write_whole(file: Path, content: bytes) -> None:
-    """Write a file, making its folders; when this returns, it is on disk under its name.
+    """Write a file, making its folders; when this returns, it is on disk under its name."""
+    with whole_file(file) as stream:
+        stream.write(content)
 
-    Bytes go to a hidden file beside it, are flushed to disk, and take the name in one step. A process that is killed on
-    the way leaves what `partial_files` finds.
+
+@contextmanager
+def whole_file(file: Path) -> Iterator[BinaryIO]:
+    """A file to write that has its name, on disk, when the block ends; what fails leaves nothing.
+
+    Folders are made. Bytes go to a hidden file beside it, are flushed to disk, and take the name in one step. A process
+    that is killed on the way leaves what `partial_files` finds.
     """
     make_folder(file.parent)
     partial = file.with_name(f".{file.name}.{uuid.uuid4().hex}.partial")
     with naming(file):
         try:
             with partial.open("wb") as stream:
-                stream.write(content)
+                yield stream
                 stream.flush()
                 os.fsync(stream.fileno())
             partial.replace(file)
@@ -59,5 +67,5 @@ def sync_folder(folder: Path) -> None:
 
 
 def partial_files(folder: Path) -> list[Path]:
-    """Files below a folder that `write_whole` was killed over."""
+    """Files below a folder whose writing was killed."""
     return sorted(folder.rglob(".*.partial"))

@@ -1,15 +1,18 @@
 """What a trained model needs to know about its pixels and classes, kept beside its weights."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_args
 
 import yaml
 
+from muvit.data.crops import CropConfig
 from muvit.data.normalize import Normalization, normalization_from_dict, normalization_to_dict
 from muvit.data.sampling import ContextPlace, FreeViews
 from muvit.data.slides import Padding
 from muvit.errors import CheckpointError, InputError
+from muvit.geometry import Level
 
 FILE = "preprocessing.yaml"
 
@@ -50,6 +53,23 @@ class Preprocessing:
                 expected=f"one colour for each of {len(self.class_names)} classes",
                 got=self.class_colors,
             )
+
+    def crops(self, levels: Sequence[Level], **labels: Any) -> CropConfig:
+        """Crops as in training.
+
+        Args:
+            levels: downsampling factors of the views, finest first.
+            labels: settings of `CropConfig` that concern labels.
+        """
+        return CropConfig(
+            levels=tuple(levels),
+            size=self.crop_size,
+            normalization=self.normalization,
+            padding=self.padding,
+            context=self.context,
+            free_views=self.free_views,
+            **labels,
+        )
 
     def to_yaml(self) -> str:
         """Text of ``preprocessing.yaml``, which `load` reads."""

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from muvit.data.crops import CropConfig, GridCrops
+from muvit.data.crops import GridCrops
 from muvit.data.folders import open_labelled_folder
 from muvit.data.preprocessing import Preprocessing
 from muvit.errors import InputError
@@ -99,16 +99,7 @@ def study_noise(
     if not sigmas or min(sigmas) < 0:
         raise InputError("sigmas", expected="standard deviations >= 0", got=list(sigmas))
     views = model.views
-    config = CropConfig(
-        levels=views.levels,
-        size=preprocessing.crop_size,
-        normalization=preprocessing.normalization,
-        padding=preprocessing.padding,
-        context=preprocessing.context,
-        free_views=preprocessing.free_views,
-        num_classes=model.num_classes,
-        ignore_labels=tuple(ignore),
-    )
+    config = preprocessing.crops(views.levels, num_classes=model.num_classes, ignore_labels=tuple(ignore))
     grids = [(truth.name, GridCrops([(image, truth)], config)) for image, truth in open_labelled_folder(folder)]
     model.to(resolve_device(device)).eval()
     total, done = sum(len(grid) for _, grid in grids), 0

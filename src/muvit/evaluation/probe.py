@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import ConcatDataset, DataLoader
 
-from muvit.data.crops import CropConfig, NestedCrops
+from muvit.data.crops import NestedCrops
 from muvit.data.folders import open_folder
 from muvit.data.preprocessing import Preprocessing
 from muvit.data.slides import Slide
@@ -180,14 +180,7 @@ def _crops(
     part: int,
 ) -> DataLoader[Any]:
     """Batches of random crops, ``count`` of each slide in turn."""
-    crops = CropConfig(
-        levels=encoder.levels,
-        size=preprocessing.crop_size,
-        normalization=preprocessing.normalization,
-        padding=preprocessing.padding,
-        context=preprocessing.context,
-        free_views=preprocessing.free_views,
-    )
+    crops = preprocessing.crops(encoder.levels)
     seeds = [np.random.SeedSequence((config.seed, part, i)).generate_state(1)[0] for i in range(len(slides))]
     drawn = [
         NestedCrops([(slide, None)], crops, samples_per_epoch=count, seed=int(seed))

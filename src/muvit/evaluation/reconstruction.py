@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from muvit.data.crops import CropConfig, NestedCrops
+from muvit.data.crops import NestedCrops
 from muvit.data.folders import open_folder
 from muvit.data.preprocessing import Preprocessing
 from muvit.errors import InputError
@@ -157,16 +157,8 @@ def _crops(
         ):
             if own != others:
                 raise InputError(name, expected=f"{what} {others}, as {first_name} has", got=own)
-    config = CropConfig(
-        levels=levels,
-        size=first.preprocessing.crop_size,
-        normalization=first.preprocessing.normalization,
-        padding=first.preprocessing.padding,
-        context=first.preprocessing.context,
-        free_views=first.preprocessing.free_views,
-    )
     slides = [(slide, None) for slide in open_folder(Path(images) / "images").values()]
-    return NestedCrops(slides, config, samples_per_epoch=num_crops, seed=seed)
+    return NestedCrops(slides, first.preprocessing.crops(levels), samples_per_epoch=num_crops, seed=seed)
 
 
 @torch.inference_mode()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from muvit.data.crops import CropConfig, read_views
+from muvit.data.crops import read_views
 from muvit.data.slides import Slide
 from muvit.errors import MuViTError
 from muvit.geometry import box_center, flip_boxes
@@ -42,12 +42,7 @@ class SlideTiles(Dataset[TileViews]):
     def __init__(self, slide: Slide, plan: Plan) -> None:
         self.slide = slide
         self.tiling = plan.tiling
-        self.config = CropConfig(
-            levels=plan.tiling.levels,
-            size=plan.tiling.crop_size,
-            normalization=plan.preprocessing.normalization,
-            padding=plan.preprocessing.padding,
-        )
+        self.config = plan.preprocessing.crops(plan.tiling.levels)
 
     def __len__(self) -> int:
         return len(self.tiling)

@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from muvit.data.classified import ClassifiedCrops, ClassifiedTiles
-from muvit.data.crops import CropConfig
 from muvit.data.preprocessing import Preprocessing
 from muvit.data.slides import Slide
 from muvit.errors import InputError
@@ -66,14 +65,7 @@ def classify_slide(
         ReadError: the slide cannot be read.
     """
     check_slide(model, slide, preprocessing)
-    crops = CropConfig(
-        levels=model.config.encoder.levels,
-        size=preprocessing.crop_size,
-        normalization=preprocessing.normalization,
-        padding=preprocessing.padding,
-        context=preprocessing.context,
-        free_views=preprocessing.free_views,
-    )
+    crops = preprocessing.crops(model.config.encoder.levels)
     drawn = (
         ClassifiedTiles([slide], None, crops)
         if num_crops is None

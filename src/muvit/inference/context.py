@@ -134,7 +134,7 @@ def label_logits_together(model: Segmenter, img: Tensor, bbox: Tensor) -> Tensor
     return model.decode(Encoded(maps, encoder.token_positions(img, bbox)), img, 0)
 
 
-def is_sharing(model: nn.Module, preprocessing: Preprocessing) -> bool:
+def can_go_together(model: nn.Module, preprocessing: Preprocessing) -> bool:
     """Whether `label_logits_together` suits a model, as it sees crops."""
     return (
         isinstance(model, Segmenter)

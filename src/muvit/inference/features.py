@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from muvit.data.crops import CropConfig, read_views
+from muvit.data.crops import read_views
 from muvit.data.preprocessing import Preprocessing
 from muvit.data.sampling import Window, start_range
 from muvit.data.slides import Slide
@@ -132,12 +132,7 @@ class FeatureTiles(Dataset[dict[str, Any] | MuViTError]):
     def __init__(self, slide: Slide, plan: FeaturePlan, features: LevelFeatures, levels: Sequence[Level]) -> None:
         self.slide, self.tiling = slide, features.tiling
         self.finer = () if plan.shares_contexts else tuple(levels[: features.index])
-        self.config = CropConfig(
-            levels=(*self.finer, *self.tiling.levels),
-            size=self.tiling.crop_size,
-            normalization=plan.preprocessing.normalization,
-            padding=plan.preprocessing.padding,
-        )
+        self.config = plan.preprocessing.crops((*self.finer, *self.tiling.levels))
 
     def __len__(self) -> int:
         return len(self.tiling)

@@ -3,20 +3,17 @@
 Coordinates are pixels of the image's finest level, (x, y) from the upper-left corner of what QuPath shows.
 """
 
-import os
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from math import ceil, inf
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import orjson
 import shapely
 
-from muvit.data.durable import make_folder, naming, sync_folder
+from muvit.data.durable import whole_file
 from muvit.errors import ExistsError, InputError
 from muvit.inference.labelled import LabelledImage
 from muvit.inference.polygons import LabelObject, Progress, simplify, trace_objects
@@ -96,7 +93,7 @@ def write_geojson(
         raise ExistsError(file)
     count = 0
     objects = trace_objects(source.labels, min_pixels=config.min_pixels(source), progress=progress)
-    with _whole_file(file) as stream:
+    with whole_file(file) as stream:
         stream.write(b'{"type":"FeatureCollection","features":[')
         for count, found in enumerate(objects, start=1):
             stream.write(b"\n" if count == 1 else b",\n")
@@ -136,19 +133,3 @@ def _coordinates(ring: shapely.LinearRing, source: LabelledImage) -> np.ndarray[
     points = shapely.get_coordinates(ring) * source.scale - source.origin[::-1]
     whole = points.astype(np.int64)
     return np.ascontiguousarray(whole if (whole == points).all() else points)
-
-
-@contextmanager
-def _whole_file(file: Path) -> Iterator[BinaryIO]:
-    """A file that gets its name when all is written, and else leaves nothing."""
-    make_folder(file.parent)
-    partial = file.with_name(f".{file.name}.{uuid.uuid4().hex}.partial")
-    try:
-        with naming(file), partial.open("wb") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.replace(file)
-    finally:
-        partial.unlink(missing_ok=True)
-    sync_folder(file.parent)

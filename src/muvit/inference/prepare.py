@@ -13,7 +13,7 @@ from muvit.data.pyramid_spec import PyramidSpec, check_spec
 from muvit.data.slides import Slide
 from muvit.errors import InputError
 from muvit.geometry import level_factors
-from muvit.inference.context import is_sharing, shares_contexts
+from muvit.inference.context import can_go_together, shares_contexts
 from muvit.inference.plan import Plan, PredictOptions, hash_model, identify_slide
 from muvit.inference.region import tiles_in_region
 from muvit.inference.tiling import Context, TilePlan, mask_runs
@@ -55,7 +55,7 @@ def make_plan(
         raise InputError("context", expected="centered, as the model saw its crops in training", got="grid")
     if options.precision == "auto":
         options = replace(options, precision="bfloat16" if device.type == "cuda" else "float32")
-    if options.together > 1 and not (options.context != "centered" and is_sharing(model, preprocessing)):
+    if options.together > 1 and not (options.context != "centered" and can_go_together(model, preprocessing)):
         raise InputError(
             "together",
             expected="a MuViT that attends to all of several levels at true boxes, and coarse crops that tiles share",

@@ -13,7 +13,7 @@ from muvit.errors import InputError
 from muvit.pictures import class_colors
 from muvit.segmentation import Views
 from muvit.training.classify_recipe import ClassifyRecipe
-from muvit.training.datamodule import CropsData
+from muvit.training.datamodule import CropsData, check_channels
 
 
 class ClassificationData(CropsData):
@@ -70,25 +70,12 @@ class ClassificationData(CropsData):
     @cached_property
     def preprocessing(self) -> Preprocessing:
         """What a model trained on these crops needs for prediction."""
-        return Preprocessing(
-            crop_size=self.crops.size,
-            normalization=self.crops.normalization,
-            padding=self.crops.padding,
-            context=self.crops.context,
-            free_views=self.crops.free_views,
-            class_names=self.class_names,
-            class_colors=class_colors(len(self.class_names)),
-            pixel_size_um=self.train_slides[0].pixel_size_um,
-        )
+        return self._preprocessing(self.train_slides[0], self.class_names, class_colors(len(self.class_names)))
 
     def _open(self, folder: Path) -> tuple[list[Slide], list[str]]:
         """Slides of a folder and the class of each."""
         slides, data = open_folder(folder / "images"), self.recipe.data
-        channels = self.recipe.model.encoder.in_channels
-        for slide in slides.values():
-            if slide.num_channels != channels:
-                expected = f"{channels} channel(s), as model.encoder.in_channels says"
-                raise InputError(slide.path, expected=expected, got=slide.num_channels)
+        check_channels(slides.values(), self.recipe.model.encoder.in_channels, "model.encoder.in_channels")
         names = values_of(slides, read_column(data.classes, data.column), f"{data.classes}, {data.column}")
         return list(slides.values()), list(names.values())
 

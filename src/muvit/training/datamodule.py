@@ -3,7 +3,7 @@
 import logging
 import multiprocessing
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ class CropsData(LightningDataModule):
         seed: of everything random.
     """
 
+    crops: CropConfig
     train_crops: NestedCrops
 
     def __init__(self, data: CropsConfig, seed: int) -> None:
@@ -74,6 +75,20 @@ class CropsData(LightningDataModule):
             free_views=self.data.free_views,
             context=self.data.context,
             **labels,
+        )
+
+    def _preprocessing(
+        self, image: Slide, names: Sequence[str] = (), colors: Sequence[tuple[int, int, int]] = ()
+    ) -> Preprocessing:
+        return Preprocessing(
+            crop_size=self.crops.size,
+            normalization=self.crops.normalization,
+            padding=self.crops.padding,
+            context=self.crops.context,
+            free_views=self.crops.free_views,
+            class_names=tuple(names),
+            class_colors=tuple(colors),
+            pixel_size_um=image.pixel_size_um,
         )
 
     def _normalization(self, level: Level) -> Normalization:
@@ -141,7 +156,7 @@ class SegmentationData(CropsData):
             label_levels=data.label_levels,
         )
         self.train_slides = open_labelled_folder(Path(data.train))
-        _check_channels([image for image, _ in self.train_slides], views.in_channels, "model.encoder.in_channels")
+        check_channels([image for image, _ in self.train_slides], views.in_channels, "model.encoder.in_channels")
         self.train_crops = self._random_crops(
             self._pairs(self.train_slides),
             self.crops,
@@ -177,16 +192,7 @@ class SegmentationData(CropsData):
                 ", ".join(absent),
             )
         default = class_colors(count)
-        return Preprocessing(
-            crop_size=self.crops.size,
-            normalization=self.crops.normalization,
-            padding=self.crops.padding,
-            context=self.crops.context,
-            free_views=self.crops.free_views,
-            class_names=tuple(names),
-            class_colors=tuple(stored_colors.get(i, default[i]) for i in range(count)),
-            pixel_size_um=image.pixel_size_um,
-        )
+        return self._preprocessing(image, names, [stored_colors.get(i, default[i]) for i in range(count)])
 
     @staticmethod
     def _pairs(slides: list) -> list[LabelledSlide]:
@@ -220,24 +226,20 @@ class PretrainData(CropsData):
     @cached_property
     def preprocessing(self) -> Preprocessing:
         """What the pixels of these crops are; there are no classes."""
-        return Preprocessing(
-            crop_size=self.crops.size,
-            normalization=self.crops.normalization,
-            padding=self.crops.padding,
-            context=self.crops.context,
-            free_views=self.crops.free_views,
-            class_names=(),
-            class_colors=(),
-            pixel_size_um=self.train_slides[0][0].pixel_size_um,
-        )
+        return self._preprocessing(self.train_slides[0][0])
 
     def _open(self, folder: Path) -> list[LabelledSlide]:
         slides = list(open_folder(folder / "images").values())
-        _check_channels(slides, self.recipe.model.in_channels, "model.in_channels")
+        check_channels(slides, self.recipe.model.in_channels, "model.in_channels")
         return [(slide, None) for slide in slides]
 
 
-def _check_channels(slides: Sequence[Slide], channels: int, setting: str) -> None:
+def check_channels(slides: Iterable[Slide], channels: int, setting: str) -> None:
+    """Refuse slides of another number of channels than the model's, which ``setting`` of the recipe says.
+
+    Raises:
+        InputError: one has.
+    """
     for slide in slides:
         if slide.num_channels != channels:
             raise InputError(slide.path, expected=f"{channels} channel(s), as {setting} says", got=slide.num_channels)

@@ -2,7 +2,8 @@ import pytest
 from jsonargparse import ArgumentError, ArgumentParser
 
 from muvit.cli import main
-from muvit.cli.messages import sentence
+from muvit.errors import InputError, ReadError
+from muvit.settings import read_settings, sentence, settings_from
 from muvit.training.recipe import Recipe
 
 GIVEN = [
@@ -49,6 +50,38 @@ def test_what_a_group_of_settings_refuses_is_told_by_its_own_sentence(capsys, tm
     said = capsys.readouterr().err
     assert said.startswith("muvit: levels: expected one level, as unet sees one view, got")
     assert said.count("\n") == 1
+
+
+WHOLE = "data: {train: t}\nmodel: {num_classes: 2, encoder: {in_channels: 1, levels: [1, 8]}}\n"
+
+
+def test_a_file_gives_the_same_settings_as_the_command_line(tmp_path):
+    (tmp_path / "recipe.yaml").write_text(WHOLE + "run: {epochs: 7}\n")
+    recipe = read_settings(tmp_path / "recipe.yaml", Recipe)
+    parser = ArgumentParser()
+    parser.add_class_arguments(Recipe, as_group=False)
+    given = parser.parse_args([*GIVEN, "--model.encoder.levels", "[1, 8]", "--run.epochs", "7"])
+    assert recipe == settings_from(given, Recipe)
+    assert (recipe.run.epochs, recipe.model.encoder.levels) == (7, (1, 8))
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "said"),
+    [
+        (None, ReadError, "expected settings in YAML, got"),
+        ("a: [", ReadError, "expected settings in YAML, got"),
+        ("[1, 8]", InputError, r"expected settings of a Recipe, got \[1, 8\]"),
+        ("data: {train: t}", InputError, "required: model.encoder.in_channels, model.encoder.levels"),
+        (WHOLE + "run: {epoch: 3}", InputError, "Group 'run' does not accept option 'epoch'"),
+        (WHOLE + "baseline: {network: unet, levels: [1, 4]}", InputError, "levels: expected one level, as unet sees"),
+    ],
+)
+def test_settings_of_a_file_that_do_not_fit_are_told(tmp_path, text, error, said):
+    file = tmp_path / "recipe.yaml"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(error, match=said):
+        read_settings(file, Recipe)
 
 
 def test_other_messages_are_only_brought_into_one_line():
