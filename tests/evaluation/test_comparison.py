@@ -130,7 +130,18 @@ def test_what_is_trained_is_not_trained_again(recipe, tmp_path):
     variant = Variant(name="short", description="is soon done", recipe=short)
 
     def made(**options):
-        (result,) = compare([variant], data / "test", tmp_path / "out", title="", intro="", **options)
+        told = []
+        (result,) = compare(
+            [variant],
+            data / "test",
+            tmp_path / "out",
+            title="",
+            intro="",
+            progress=lambda *steps: told.append(steps),
+            **options,
+        )
+        assert told == sorted(told)
+        assert told[-1] == (4, 4)
         return result, (tmp_path / "out" / "runs" / "short" / "last" / "model.safetensors").read_bytes()
 
     first, weights = made()
@@ -168,7 +179,7 @@ WORKER = """
 import multiprocessing, time
 from concurrent.futures import ProcessPoolExecutor
 from muvit.evaluation.comparison import _start_worker
-pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _start_worker, (1,))
+pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _start_worker, (1, []))
 pool.submit(print, "ready", flush=True).result()
 time.sleep(600)
 """

@@ -7,11 +7,10 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
-from queue import Empty, Queue
 from typing import Any, cast
 
 import numpy as np
@@ -244,27 +243,24 @@ class _Trained:
 
 
 class _CountSteps(Callback):
-    def __init__(self, queue: "Queue[int]") -> None:
-        self.queue = queue
+    def __init__(self, index: int) -> None:
+        self.index = index
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        self.queue.put(1)
+        _steps[self.index] = trainer.global_step  # also of earlier runs that this one goes on with
 
 
 def _train_all(variants: Sequence[Variant], job: _Job, progress: Progress | None) -> list[_Trained]:
     cores = os.cpu_count() or 1
     at_once = min(len(variants), cores)
-    total = sum(v.recipe.run.epochs * (v.recipe.data.samples_per_epoch // v.recipe.data.batch_size) for v in variants)
+    total = sum(_num_steps(variant.recipe) for variant in variants)
     context = multiprocessing.get_context("spawn")
-    with (
-        context.Manager() as manager,
-        ProcessPoolExecutor(at_once, context, _start_worker, (cores // at_once,)) as pool,
-    ):
-        queue: Queue[int] = manager.Queue()
+    steps = context.RawArray("Q", len(variants))  # without a lock, which a worker could take to its grave
+    with ProcessPoolExecutor(at_once, context, _start_worker, (cores // at_once, steps)) as pool:
         others = set(multiprocessing.active_children())
-        jobs = [pool.submit(_train_and_predict, variant, job, queue) for variant in variants]
+        jobs = [pool.submit(_train_and_predict, variant, job, index) for index, variant in enumerate(variants)]
         try:
-            _follow(jobs, queue, total, progress)
+            _follow(jobs, steps, total, progress)
         except BaseException:
             pool.shutdown(cancel_futures=True, wait=False)
             for worker in set(multiprocessing.active_children()) - others:
@@ -274,21 +270,27 @@ def _train_all(variants: Sequence[Variant], job: _Job, progress: Progress | None
         return [future.result() for future in jobs]
 
 
-def _follow(jobs: list[Future[_Trained]], queue: "Queue[int]", total: int, progress: Progress | None) -> None:
-    done, running = 0, set(jobs)
+def _follow(jobs: list[Future[_Trained]], steps: Iterable[int], total: int, progress: Progress | None) -> None:
+    running = set(jobs)
     while running:
         finished, running = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
         for future in finished:
             future.result()  # a failure ends the comparison at once
-        try:
-            while True:
-                done += queue.get_nowait()
-        except Empty:
-            if progress is not None:
-                progress(done, total)
+        if progress is not None:
+            progress(sum(steps), total)
 
 
-def _start_worker(threads: int) -> None:
+def _num_steps(recipe: Recipe) -> int:
+    return recipe.run.epochs * (recipe.data.samples_per_epoch // recipe.data.batch_size)
+
+
+_steps: Any = []
+"""Steps done by each variant, in memory that all workers share."""
+
+
+def _start_worker(threads: int, steps: Any) -> None:
+    global _steps
+    _steps = steps
     torch.set_num_threads(max(1, min(threads, torch.get_num_threads())))  # no more than the environment allows
     threading.Thread(target=_die_with_parent, daemon=True).start()
 
@@ -301,13 +303,14 @@ def _die_with_parent() -> None:
     os._exit(1)
 
 
-def _train_and_predict(variant: Variant, job: _Job, queue: "Queue[int]") -> _Trained:
+def _train_and_predict(variant: Variant, job: _Job, index: int) -> _Trained:
     run = job.output / "runs" / variant.slug
     recipe = replace(variant.recipe, run=replace(variant.recipe.run, progress=False))  # the bar counts for all
     started = job.resume and (run / CHECKPOINT).exists()
     began, before = time.perf_counter(), _seconds_before(run) if started else 0.0
-    folder = train_segmenter(recipe, run, resume=started, overwrite=job.overwrite, callbacks=[_CountSteps(queue)])
+    folder = train_segmenter(recipe, run, resume=started, overwrite=job.overwrite, callbacks=[_CountSteps(index)])
     seconds = before + time.perf_counter() - began
+    _steps[index] = _num_steps(recipe)  # also if it was complete already, or has stopped early
     (run / _SECONDS).write_text(f"{seconds:.1f}\n")
     model, preprocessing = load_model(folder), Preprocessing.load(folder)
     for path in job.slides:
