@@ -8,7 +8,7 @@ from typing import Any, get_args
 import yaml
 
 from muvit.data.crops import CropConfig
-from muvit.data.normalize import Normalization, normalization_from_dict, normalization_to_dict
+from muvit.data.normalize import Normalization, Percentile, normalization_from_dict, normalization_to_dict
 from muvit.data.sampling import ContextPlace, FreeViews
 from muvit.data.slides import Padding
 from muvit.errors import CheckpointError, InputError
@@ -53,6 +53,11 @@ class Preprocessing:
                 expected=f"one colour for each of {len(self.class_names)} classes",
                 got=self.class_colors,
             )
+
+    @property
+    def normalizes_by_view(self) -> bool:
+        """Whether the numbers of a view do not depend on the other views of its sample."""
+        return not (isinstance(self.normalization, Percentile) and self.normalization.scope == "sample")
 
     def crops(self, levels: Sequence[Level], **labels: Any) -> CropConfig:
         """Crops as in training.

@@ -1,67 +1,25 @@
 """From tiles to blocks: reading ahead, the model, and putting together; one block never depends on another."""
 
-import multiprocessing
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import combinations
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
 
-from muvit.data.crops import read_views
 from muvit.data.slides import Slide
-from muvit.errors import MuViTError
 from muvit.geometry import box_center, flip_boxes
 from muvit.inference.canvas import BlockCanvas, BlockPixels
 from muvit.inference.context import ContextCaching, grouped, label_logits_together, shares_contexts, ungrouped
 from muvit.inference.plan import Plan
+from muvit.inference.tiles import SlideTiles, read_tiles
 from muvit.segmentation import SegmentationModel, Segmenter
-
-# a tile, or why it could not be read: torch rewraps what a worker process raises, and the message would drown in traces
-TileViews = dict[str, Any] | MuViTError
 
 Forward = Callable[[Tensor, Tensor, Sequence[int], tuple[int, ...]], Tensor]
 """From images, boxes, tile numbers, and the axes that are flipped, to logits."""
 
 _REMEMBERED_VIEWS = 16
-
-
-class SlideTiles(Dataset[TileViews]):
-    """The tiles of one slide as a model sees them, numbered as in the plan.
-
-    An item is ``{"tile": number, "img": (L, C, *space), "bbox": (L, 2, ndim)}``, or the error that reading met.
-
-    Args:
-        slide: the image.
-        plan: what is predicted.
-    """
-
-    def __init__(self, slide: Slide, plan: Plan) -> None:
-        self.slide = slide
-        self.tiling = plan.tiling
-        self.config = plan.preprocessing.crops(plan.tiling.levels)
-
-    def __len__(self) -> int:
-        return len(self.tiling)
-
-    def __getitem__(self, number: int) -> TileViews:
-        try:
-            return {"tile": number, **read_views(self.slide, self.tiling.tile(number).windows, self.config)}
-        except MuViTError as error:
-            return error
-
-    def check(self) -> None:
-        """Read the first tile, which shows whether pixels can be read and normalised at all.
-
-        Raises:
-            MuViTError: they cannot.
-        """
-        first = self[0]
-        if isinstance(first, MuViTError):
-            raise first
 
 
 def predict_blocks(
@@ -94,17 +52,8 @@ def predict_blocks(
         MuViTError: pixels could not be read, or the model's answer is not finite.
     """
     blocks = list(blocks)
-    loader = iter(
-        DataLoader(
-            SlideTiles(slide, plan),
-            batch_sampler=_Batches(plan, blocks, batch_size),
-            num_workers=num_workers,
-            collate_fn=_collate,
-            pin_memory=device.type == "cuda",
-            # a forked process would share CUDA and the store's threads, which neither of them survives
-            multiprocessing_context=multiprocessing.get_context("spawn") if num_workers else None,
-        )
-    )
+    tiles = SlideTiles(slide, plan.tiling, plan.preprocessing)
+    batches = read_tiles(tiles, _Batches(plan, blocks, batch_size), device=device, num_workers=num_workers)
     for number in blocks:
         canvas = BlockCanvas(plan, number, device)
         if not canvas.missing:
@@ -112,15 +61,13 @@ def predict_blocks(
             continue
         forward, wanted = _forward(model, plan), set(plan.tiling.computed_tiles(number))
         while canvas.missing:
-            batch = next(loader)
-            if isinstance(batch, MuViTError):
-                raise batch
+            batch = next(batches)
             img, bbox = (batch[name].to(device, non_blocking=True) for name in ("img", "bbox"))
-            tiles = batch["tile"].tolist()
-            for tile, scores in zip(tiles, _scores(forward, plan, img, bbox, tiles), strict=True):
+            numbers = batch["tile"].tolist()
+            for tile, scores in zip(numbers, _scores(forward, plan, img, bbox, numbers), strict=True):
                 if tile in wanted:  # others are there for their company
                     canvas.add(plan.tiling.tile(tile), scores)
-            count(len(wanted.intersection(tiles)))
+            count(len(wanted.intersection(numbers)))
         pixels = canvas.finish()
         del canvas  # whoever takes the pixels decides how long they stay in memory
         yield number, pixels
@@ -203,8 +150,3 @@ def _scores(forward: Forward, plan: Plan, img: Tensor, bbox: Tensor, tiles: Sequ
             logits = forward(img.flip(axes), flipped, tiles, axes).flip(axes)
         total = total + (logits.float().softmax(dim=1) if plan.averages_probabilities else logits.float())
     return total / len(looks) if len(looks) > 1 else total
-
-
-def _collate(items: list[TileViews]) -> Any:
-    errors = [item for item in items if isinstance(item, MuViTError)]
-    return errors[0] if errors else default_collate(items)

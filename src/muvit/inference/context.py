@@ -7,7 +7,6 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from muvit.data.normalize import Percentile
 from muvit.data.preprocessing import Preprocessing
 from muvit.data.sampling import Window
 from muvit.encoders import EncodedContext, MuViTEncoder
@@ -163,10 +162,8 @@ def shares_contexts(model: nn.Module, preprocessing: Preprocessing) -> bool:
 
 def _is_alike_for_tiles(preprocessing: Preprocessing) -> bool:
     """Whether tiles may share a coarse view: neither its place nor its pixels depend on the tile."""
-    normalization = preprocessing.normalization
-    # taken over all views, the percentiles of a tile change the pixels of its coarse crops too
-    is_by_view = not (isinstance(normalization, Percentile) and normalization.scope == "sample")
-    return is_by_view and preprocessing.context == "random" and preprocessing.free_views is None
+    is_anywhere = preprocessing.context == "random" and preprocessing.free_views is None
+    return preprocessing.normalizes_by_view and is_anywhere
 
 
 def grouped(keys: Iterable[Key]) -> dict[Key, list[int]]:

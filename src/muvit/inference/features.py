@@ -5,8 +5,6 @@ a run that was killed goes on where it stopped and makes the same bytes.
 """
 
 import logging
-import math
-import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,21 +12,19 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
 
-from muvit.data.crops import read_views
 from muvit.data.preprocessing import Preprocessing
-from muvit.data.sampling import Window, start_range
 from muvit.data.slides import Slide
 from muvit.encoders import MuViTEncoder
-from muvit.errors import InputError, MuViTError
-from muvit.geometry import Level, level_factors
+from muvit.errors import InputError
+from muvit.geometry import Level
 from muvit.inference.blocks import ready
 from muvit.inference.context import ContextMemory, grouped, ungrouped
 from muvit.inference.feature_plan import FeaturePlan, FeatureType, LevelFeatures, plan_features
 from muvit.inference.feature_store import FeatureOutput
 from muvit.inference.lock import OutputLock
 from muvit.inference.predict import resolve_device
+from muvit.inference.tiles import SlideTiles, read_tiles
 from muvit.inference.unfinished import clear_work, is_made_by, is_published
 
 _LOG = logging.getLogger(__name__)
@@ -116,47 +112,6 @@ def extract_features(
     return output
 
 
-class FeatureTiles(Dataset[dict[str, Any] | MuViTError]):
-    """The tiles of one level, numbered as in its tiling, each as the encoder sees it.
-
-    An item is ``{"tile": number, "img": (l, C, *space), "bbox": (l, 2, ndim)}`` of all levels of the encoder, or, if
-    contexts are shared, of the tile's own and coarser ones; or the error that reading met.
-
-    Args:
-        slide: the image.
-        plan: what is made.
-        features: of which level.
-        levels: all levels of the encoder.
-    """
-
-    def __init__(self, slide: Slide, plan: FeaturePlan, features: LevelFeatures, levels: Sequence[Level]) -> None:
-        self.slide, self.tiling = slide, features.tiling
-        self.finer = () if plan.shares_contexts else tuple(levels[: features.index])
-        self.config = plan.preprocessing.crops((*self.finer, *self.tiling.levels))
-
-    def __len__(self) -> int:
-        return len(self.tiling)
-
-    def __getitem__(self, number: int) -> dict[str, Any] | MuViTError:
-        windows = self.tiling.tile(number).windows
-        inside = [_in_the_middle(windows[0], level, self.slide.level_shape(level)) for level in self.finer]
-        try:
-            return {"tile": number, **read_views(self.slide, (*inside, *windows), self.config)}
-        except MuViTError as error:
-            return error
-
-
-def _in_the_middle(window: Window, level: Level, shape: Sequence[int]) -> Window:
-    """The crop of a finer level with the same centre, but inside the image."""
-    start = []
-    factors = zip(level_factors(window.level, len(shape)), level_factors(level, len(shape)), strict=True)
-    for axis, (coarse, fine) in enumerate(factors):
-        n = window.size[axis]
-        low, high = start_range(n, shape[axis])
-        start.append(min(max(math.floor((window.start[axis] + n / 2) * coarse / fine - n / 2 + 0.5), low), high))
-    return Window(level, tuple(start), window.size)
-
-
 def _make_blocks(
     encoder: MuViTEncoder,
     slide: Slide,
@@ -169,30 +124,23 @@ def _make_blocks(
 ) -> Iterator[tuple[int, np.ndarray[Any, Any]]]:
     """Number and features ``(D, *patches)`` of each block; nothing is remembered from one block to the next."""
     tiling = features.tiling
-    batches = [
-        tiles[first : first + batch_size]
-        for tiles in map(tiling.computed_tiles, blocks)
-        for first in range(0, len(tiles), batch_size)
-    ]
-    loader = iter(
-        DataLoader(
-            FeatureTiles(slide, plan, features, encoder.levels),
-            batch_sampler=batches,
-            num_workers=num_workers,
-            collate_fn=_collate,
-            pin_memory=device.type == "cuda",
-            # a forked process would share CUDA and the store's threads, which neither of them survives
-            multiprocessing_context=multiprocessing.get_context("spawn") if num_workers else None,
-        )
+    finer = () if plan.shares_contexts else encoder.levels[: features.index]
+    batches = read_tiles(
+        SlideTiles(slide, tiling, plan.preprocessing, finer=finer),
+        [
+            tiles[first : first + batch_size]
+            for tiles in map(tiling.computed_tiles, blocks)
+            for first in range(0, len(tiles), batch_size)
+        ],
+        device=device,
+        num_workers=num_workers,
     )
     for number in blocks:
         block, shard, missing = tiling.block(number), features.shard(number), tiling.num_computed(number)
         memory = ContextMemory(encoder) if plan.shares_contexts else None
         pixels = np.zeros((features.store.num_channels, *shard.size), features.store.dtype)
         while missing:
-            batch = next(loader)
-            if isinstance(batch, MuViTError):
-                raise batch
+            batch = next(batches)
             maps = _encode(encoder, plan, features, batch, memory, device)
             for tile, values in zip(map(tiling.tile, batch["tile"].tolist()), maps, strict=True):
                 source, place = (_patches(part, features.patch) for part in (tile.source, tile.target(block)))
@@ -234,11 +182,6 @@ def _encode(
             tokens = encoder(img, bbox)[0].unflatten(1, (len(encoder.levels), -1))[:, features.index]
     maps: np.ndarray[Any, Any] = encoder.to_maps(tokens, img.shape[3:])[:, 0].float().cpu().numpy()
     return maps
-
-
-def _collate(items: list[dict[str, Any] | MuViTError]) -> Any:
-    errors = [item for item in items if isinstance(item, MuViTError)]
-    return errors[0] if errors else default_collate(items)
 
 
 def _patches(part: Sequence[slice], patch: Sequence[int]) -> tuple[slice, ...]:

@@ -16,7 +16,6 @@ from muvit.data.preprocessing import Preprocessing
 from muvit.data.slides import Slide
 from muvit.errors import InputError
 from muvit.geometry import plain_level
-from muvit.inference.blocks import SlideTiles
 from muvit.inference.engine import Work, run_dask, run_local
 from muvit.inference.ledger import Ledger
 from muvit.inference.lock import OutputLock
@@ -24,6 +23,7 @@ from muvit.inference.output import Output, prediction_status
 from muvit.inference.plan import Plan, PredictOptions
 from muvit.inference.prepare import make_plan
 from muvit.inference.seams import Seams
+from muvit.inference.tiles import SlideTiles
 from muvit.inference.unfinished import clear_work, is_published, read_plan
 from muvit.segmentation import SegmentationModel
 
@@ -156,7 +156,7 @@ def plan_prediction(
     if slide.ndim == model.views.ndim:
         slide = with_levels(slide, model.views.levels)
     plan = make_plan(model, slide, preprocessing, options or PredictOptions(), devices[0])
-    SlideTiles(slide, plan).check()
+    SlideTiles(slide, plan.tiling, plan.preprocessing).check()
     return plan
 
 
