@@ -23,7 +23,8 @@ from tables import markdown_table
 
 from muvit.cli.demo import recipe as demo_recipe
 from muvit.data.synthetic import SyntheticConfig, write_synthetic
-from muvit.evaluation.comparison import Variant, compare
+from muvit.evaluation.comparison import compare
+from muvit.evaluation.variants import Variant
 from muvit.training.recipe import InitConfig, Recipe
 
 NAMES = (

@@ -20,7 +20,7 @@ import torch
 from tables import markdown_table
 from torch.utils.data import default_collate
 
-from muvit.evaluation.comparison import read_curves
+from muvit.evaluation.epochs import read_curves
 from muvit.mae import MuViTMAE2d
 from muvit.settings import read_settings
 from muvit.training.datamodule import PretrainData

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from muvit.errors import InputError
-from muvit.evaluation.epochs import draw_epochs, epoch_rows, read_epochs
+from muvit.evaluation.epochs import draw_epochs, epoch_rows, read_curves, read_epochs
 
 
 def log(run, version, rows):
@@ -14,6 +14,25 @@ def log(run, version, rows):
         writer = csv.DictWriter(file, ("epoch", "step", "train_loss", "val_mdsc"))
         writer.writeheader()
         writer.writerows(rows)
+
+
+def test_curves_are_read_in_the_order_of_the_runs_parts(tmp_path):
+    log(tmp_path, 0, [{"step": 9, "train_loss": 1.5}, {"step": 9, "val_mdsc": 0.25}])
+    log(tmp_path, 2, [{"step": 19, "train_loss": 1.25}])
+    log(tmp_path, 10, [{"step": 29, "train_loss": 1.0}, {"step": 29, "val_mdsc": 0.5}])
+    (tmp_path / "logs" / "version_11").mkdir()  # of a complete run that was resumed
+    curves = read_curves(tmp_path, ("train_loss", "val_mdsc", "unheard"))
+    assert curves == {
+        "train_loss": ([9, 19, 29], [1.5, 1.25, 1.0]),
+        "val_mdsc": ([9, 29], [0.25, 0.5]),
+        "unheard": ([], []),
+    }
+
+
+def test_steps_that_a_resumed_run_repeated_are_drawn_once(tmp_path):
+    log(tmp_path, 2, [{"step": s, "train_loss": float(s)} for s in (9, 19, 29)])
+    log(tmp_path, 10, [{"step": s, "train_loss": s + 0.5} for s in (19, 29, 39)])
+    assert read_curves(tmp_path, ("train_loss",))["train_loss"] == ([9, 19, 29, 39], [9, 19.5, 29.5, 39.5])
 
 
 def test_scores_are_told_by_epoch_also_of_a_resumed_run(tmp_path):

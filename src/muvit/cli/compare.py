@@ -10,7 +10,8 @@ from jsonargparse import ArgumentParser, Namespace
 from muvit.checkpoints import plain
 from muvit.cli.progress import Progress
 from muvit.errors import InputError, ReadError
-from muvit.evaluation.comparison import CONTROLS, PRESETS, Variant, compare, preset
+from muvit.evaluation.comparison import compare
+from muvit.evaluation.variants import CONTROLS, PRESETS, Variant, preset
 from muvit.settings import make_settings, settings_from
 from muvit.training.recipe import Recipe
 

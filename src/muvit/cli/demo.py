@@ -10,7 +10,8 @@ from muvit.data.augment import Augmentation
 from muvit.data.synthetic import GREY_LEVELS_PER_UNIT, SyntheticConfig, write_synthetic
 from muvit.encoders import EncoderConfig
 from muvit.errors import ExistsError
-from muvit.evaluation.comparison import compare, with_controls
+from muvit.evaluation.comparison import compare
+from muvit.evaluation.variants import with_controls
 from muvit.segmentation import SegmenterConfig
 from muvit.training.optim import OptimConfig
 from muvit.training.recipe import DataConfig, LossConfig, Recipe, RunConfig

@@ -1,14 +1,28 @@
 """How fast models learn: a logged score after each epoch of several runs (MuViT table 3)."""
 
-from collections.abc import Mapping
+import csv
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from PIL import Image
 
 from muvit.errors import InputError
 from muvit.evaluation.charts import Line, draw_lines, new_figure, to_image
-from muvit.evaluation.comparison import read_curves
 from muvit.evaluation.results import Row
+
+
+def read_curves(run: Path, names: Sequence[str]) -> dict[str, tuple[list[float], list[float]]]:
+    """Training steps and values of logged quantities of a run, also of one that was resumed."""
+    curves: dict[str, dict[float, float]] = {name: {} for name in names}
+    # a complete run that is resumed has a log without a step, and no file
+    logs = sorted((run / "logs").glob("version_*/metrics.csv"), key=lambda file: int(file.parent.name.split("_")[1]))
+    for log in logs:
+        with log.open(newline="") as lines:
+            for row in csv.DictReader(lines):
+                for name in names:
+                    if row.get(name):  # a resumed run repeats the steps after its last checkpoint
+                        curves[name][float(row["step"])] = float(row[name])
+    return {name: (sorted(curve), [curve[step] for step in sorted(curve)]) for name, curve in curves.items()}
 
 
 def read_epochs(run: Path, metric: str = "val_mdsc") -> dict[int, float]:
