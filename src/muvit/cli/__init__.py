@@ -57,11 +57,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MuViTError as error:
         print(f"muvit: {error}", *_notes(error), file=sys.stderr)
         return 1
-    except OSError as error:  # a disk that is full, a folder that may not be written
-        print(f"muvit: {error.filename or 'file system'}: {error.strerror or error}.", *_notes(error), file=sys.stderr)
-        return 1
     except KeyboardInterrupt as interrupt:
         print("muvit: interrupted.", *_notes(interrupt), file=sys.stderr)
+        return 1
+    except Exception as error:
+        from muvit.cli.failures import failure
+
+        told = failure(error)
+        if told is None:
+            raise
+        print(f"muvit: {told}", *_notes(error), file=sys.stderr)
         return 1
     return 0
 

@@ -1,0 +1,23 @@
+"""What fails under a command and not in it: the file system, memory, a process that the system killed."""
+
+from concurrent.futures.process import BrokenProcessPool
+
+import torch
+
+_KILLED = "a process of this run was killed from outside, by the system most likely, when memory was full"
+_LESS = "Make batches or crops smaller"
+
+
+def failure(error: Exception) -> str | None:
+    """One sentence on a failure of the machine, and one on what to do about it; None for any other error."""
+    if isinstance(error, OSError):  # a disk that is full, a folder that may not be written
+        return f"{error.filename or 'file system'}: {error.strerror or error}."
+    if isinstance(error, torch.OutOfMemoryError):
+        return f"the memory of the GPU is full. {_LESS}."
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+        return f"memory is full. {_LESS}."
+    if isinstance(error, BrokenProcessPool):
+        return f"{_KILLED}. {_LESS}."
+    if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker"):
+        return f"{_KILLED}. {_LESS}, or let fewer processes read ahead (num_workers)."
+    return None
