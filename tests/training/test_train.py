@@ -1,4 +1,6 @@
 import csv
+import os
+import signal
 from dataclasses import replace
 
 import numpy as np
@@ -171,6 +173,40 @@ def test_a_run_that_was_stopped_and_resumed_equals_one_that_was_not(recipe, tmp_
     scores = [[(row["step"], row["val_mdsc"]) for row in log_rows(run) if row["val_mdsc"]] for run in (whole, broken)]
     assert scores[0] == scores[1]
     assert [int(step) for step, _ in scores[0]] == [STEPS_PER_EPOCH * n - 1 for n in range(val_every, 5, val_every)]
+
+
+class SignalAt(StopAt):
+    """Somebody stops the process in the middle of an epoch."""
+
+    def __init__(self, epoch, number):
+        super().__init__(epoch)
+        self.number = number
+
+    def on_train_batch_end(self, trainer, *_):
+        if trainer.current_epoch == self.epoch and trainer.global_step % STEPS_PER_EPOCH == 2:
+            os.kill(os.getpid(), self.number)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("epoch", "said"),
+    [(0, "has not finished an epoch: begin anew with --overwrite."), (1, "goes on after its last whole epoch with")],
+)
+def test_a_run_that_is_told_to_stop_says_how_to_go_on(recipe, tmp_path, number, epoch, said):
+    before = signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # which a shell takes from what it does not wait for
+    try:
+        with pytest.raises(KeyboardInterrupt) as stopped:
+            train_segmenter(recipe, tmp_path / "run", callbacks=[SignalAt(epoch, number)])
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+    (note,) = stopped.value.__notes__
+    assert note.startswith(f"The run in {tmp_path / 'run'} {said}")
+    assert not (tmp_path / "run" / "last").exists() or epoch == 1
+    train_segmenter(recipe, tmp_path / "run", resume=epoch == 1, overwrite=epoch == 0)
+    assert (tmp_path / "run" / "last").exists()
 
 
 def test_resuming_goes_on_at_the_next_epoch(recipe, tmp_path):

@@ -9,6 +9,7 @@ from types import ModuleType
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from muvit import __version__
+from muvit.cli.signals import stopped_as_by_ctrl_c
 from muvit.errors import MuViTError
 from muvit.settings import sentence
 
@@ -48,7 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = f"muvit {chosen}" if chosen else "muvit"
     try:
         settings = _parse(chosen, arguments)
-        _module(chosen).run(settings)
+        with stopped_as_by_ctrl_c():
+            _module(chosen).run(settings)
     except SystemExit as stop:  # how the parser ends after --help and --version
         return int(stop.code or 0)
     except ArgumentError as error:

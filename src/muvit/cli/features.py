@@ -7,7 +7,6 @@ from jsonargparse import ArgumentParser, Namespace
 
 from muvit.checkpoints import load_config, model_folder
 from muvit.cli.progress import Progress
-from muvit.cli.signals import stopped_as_by_ctrl_c
 from muvit.data.derived_levels import with_levels
 from muvit.data.preprocessing import Preprocessing
 from muvit.data.slides import open_slide
@@ -47,7 +46,7 @@ def run(arguments: Namespace) -> None:
     preprocessing = Preprocessing.load(arguments.preprocessing or folder)
     slide = open_slide(arguments.slide)
     encoder = load_encoder(folder, slide.ndim)
-    with stopped_as_by_ctrl_c(), Progress(slide.name, "tile") as progress:
+    with Progress(slide.name, "tile") as progress:
         written = extract_features(
             encoder,
             with_levels(slide, encoder.levels),

@@ -8,7 +8,6 @@ from jsonargparse import ArgumentParser, Namespace
 
 from muvit.checkpoints import model_folder
 from muvit.cli.progress import Progress
-from muvit.cli.signals import stopped_as_by_ctrl_c
 from muvit.data.preprocessing import Preprocessing
 from muvit.data.slides import Slide, open_slide, slide_name
 from muvit.errors import InputError, MuViTError
@@ -68,7 +67,7 @@ def run(arguments: Namespace) -> None:
     failed = 0
     for target, (slide, plan) in planned.items():
         try:
-            with stopped_as_by_ctrl_c(), Progress(slide.name, "tile") as progress:
+            with Progress(slide.name, "tile") as progress:
                 seams = run_prediction(
                     plan, model, slide, target, engine=engine, overwrite=arguments.overwrite, progress=progress
                 )

@@ -84,7 +84,9 @@ def train_and_label(
         jobs = [pool.submit(_work, variant, job, index) for index, variant in enumerate(variants)]
         try:
             _follow(jobs, steps, total, progress)
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt):
+                error.add_note(f"The comparison in {output} goes on with --resume.")
             pool.shutdown(cancel_futures=True, wait=False)
             for worker in set(multiprocessing.active_children()) - others:
                 worker.terminate()
@@ -131,7 +133,8 @@ def _work(variant: Variant, job: _Job, index: int) -> Trained:
     recipe = replace(variant.recipe, run=replace(variant.recipe.run, progress=False))  # the bar counts for all
     started = job.resume and (run / CHECKPOINT).exists()
     began, before = time.perf_counter(), _seconds_before(run) if started else 0.0
-    folder = train_segmenter(recipe, run, resume=started, overwrite=job.overwrite, callbacks=[_CountSteps(index)])
+    again = job.overwrite or job.resume  # what has not finished an epoch is begun anew
+    folder = train_segmenter(recipe, run, resume=started, overwrite=again, callbacks=[_CountSteps(index)])
     seconds = before + time.perf_counter() - began
     _steps[index] = _num_steps(recipe)  # also if it was complete already, or has stopped early
     (run / _SECONDS).write_text(f"{seconds:.1f}\n")
@@ -141,7 +144,7 @@ def _work(variant: Variant, job: _Job, index: int) -> Trained:
         target = job.output / "predictions" / variant.slug / f"{slide.name}.ome.zarr"
         target.parent.mkdir(parents=True, exist_ok=True)
         # predicting is short, so a resumed comparison does it anew
-        predict_slide(model, slide, target, preprocessing, batch_size=16, overwrite=job.resume or job.overwrite)
+        predict_slide(model, slide, target, preprocessing, batch_size=16, overwrite=again)
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return Trained(folder, seconds, read_curves(run, ("train_loss", "val_mdsc")), parameters)
 

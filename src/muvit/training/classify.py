@@ -14,7 +14,7 @@ from muvit.training.classify_data import ClassificationData
 from muvit.training.classify_recipe import ClassifyRecipe
 from muvit.training.classify_task import ClassificationTask, ExampleClasses
 from muvit.training.initial import start_from
-from muvit.training.run import build_trainer, check_devices, check_wandb, log_interval, prepare_folder, quiet
+from muvit.training.run import fit, prepare_folder
 
 
 def train_classifier(
@@ -53,10 +53,7 @@ def train_classifier(
         start_from(model, recipe.init)
     is_frozen = recipe.init is not None and recipe.init.mode == "frozen"
     task = ClassificationTask(model, recipe.optim, freeze_encoder=is_frozen, seed=run.seed)
-    check_devices(run)
-    if run.wandb_project is not None:
-        check_wandb()
-    checkpoint = prepare_folder(recipe, output, resume, overwrite)  # type: ignore[arg-type]
+    checkpoint = prepare_folder(recipe, output, resume, overwrite)
     metric: Literal["val_loss", "val_accuracy"] = "val_accuracy" if run.monitor == "val_accuracy" else "val_loss"
     keep: list[Callback] = [
         _KeepClassifiers(output, preprocessing, metric=metric, lower_is_better=metric == "val_loss"),
@@ -66,11 +63,7 @@ def train_classifier(
         keep.append(EarlyStopping(metric, mode="min" if metric == "val_loss" else "max", patience=run.early_stop))
     if val_crops is not None and run.pictures:
         keep.append(ExampleClasses(output / "pictures", val_crops, run.pictures, data.class_names))
-    with quiet():
-        often = log_interval(data.train_dataloader(), run.devices * run.num_nodes)
-        trainer = build_trainer(run, output, recipe.optim.gradient_clip, keep, log_every_n_steps=often)
-        trainer.fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-    return output / ("best" if (output / "best").exists() else "last")
+    return fit(task, data, recipe, output, callbacks=keep, checkpoint=checkpoint)
 
 
 class _KeepClassifiers(KeepModels):

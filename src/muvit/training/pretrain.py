@@ -23,12 +23,13 @@ from muvit.training.reconstructions import ReconstructionPictures
 from muvit.training.run import (
     build_loggers,
     build_trainer,
-    check_devices,
     check_wandb,
+    fit,
     is_first_process,
     log_interval,
     prepare_folder,
     quiet,
+    stoppable,
 )
 
 
@@ -65,18 +66,11 @@ def pretrain_mae(
     task = PretrainTask(
         model, recipe.optim, batch_size=recipe.data.batch_size, seed=run.seed, use_boxes=recipe.boxes == "true"
     )
-    check_devices(run)
-    if run.wandb_project is not None:
-        check_wandb()
     checkpoint = prepare_folder(recipe, output, resume, overwrite)
     keep = [KeepModels(output, data.preprocessing, metric="val_loss", lower_is_better=True), *(callbacks or [])]
     if val_crops is not None and run.pictures:
         keep.append(ReconstructionPictures(output / "pictures", val_crops, run.pictures))
-    with quiet():
-        often = log_interval(data.train_dataloader(), run.devices * run.num_nodes)
-        trainer = build_trainer(run, output, recipe.optim.gradient_clip, keep, log_every_n_steps=often)
-        trainer.fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-    return output / ("best" if (output / "best").exists() else "last")
+    return fit(task, data, recipe, output, callbacks=keep, checkpoint=checkpoint)
 
 
 def fit_mae(
@@ -153,7 +147,7 @@ def fit_mae(
     batch_size = train_dataloader.batch_size or 1
     task = PretrainTask(model, optim, batch_size=batch_size, seed=seed, use_boxes=not nobox)
     keep = [] if folder is None else [KeepModels(folder, None, metric="val_loss", lower_is_better=True)]
-    with quiet():
+    with quiet(), stoppable(folder):
         trainer = build_trainer(
             RunConfig(epochs=num_epochs, num_nodes=num_nodes),
             folder,

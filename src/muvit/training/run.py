@@ -2,6 +2,8 @@
 
 import logging
 import shutil
+import signal
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +15,7 @@ from typing import Any
 
 import torch
 import yaml
-from lightning import Callback, Trainer
+from lightning import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
@@ -21,19 +23,26 @@ from torch.utils.data import DataLoader
 
 from muvit.checkpoints import plain
 from muvit.errors import ExistsError, InputError
+from muvit.training.classify_recipe import ClassifyRecipe
 from muvit.training.recipe import PretrainRecipe, Recipe, RunConfig
+
+AnyRecipe = Recipe | PretrainRecipe | ClassifyRecipe
 
 RECIPE = "recipe.yaml"
 CHECKPOINT = Path("resume") / "last.ckpt"
 
 
-def prepare_folder(recipe: Recipe | PretrainRecipe, output: Path, resume: bool, overwrite: bool) -> Path | None:
+def prepare_folder(recipe: AnyRecipe, output: Path, resume: bool, overwrite: bool) -> Path | None:
     """Make the folder of a run; the checkpoint to resume from, if there is one.
 
     Raises:
         ExistsError: the folder exists, and neither ``resume`` nor ``overwrite`` is set.
-        InputError: there is nothing to resume, the recipe has changed since, or the folder to overwrite is no run.
+        InputError: there is nothing to resume, the recipe has changed since, the folder to overwrite is no run, or this
+            machine lacks devices or packages that the run needs.
     """
+    check_devices(recipe.run)
+    if recipe.run.wandb_project is not None:
+        check_wandb()
     settings = plain(asdict(recipe))
     if not is_first_process():  # the first one sees to the folder
         return output / CHECKPOINT if resume else None
@@ -91,6 +100,28 @@ def check_devices(run: RunConfig) -> None:
             got=run.devices,
             hint="Set run.accelerator to auto or cpu.",
         )
+
+
+def fit(
+    task: LightningModule,
+    data: LightningDataModule,
+    recipe: AnyRecipe,
+    output: Path,
+    *,
+    callbacks: Sequence[Callback],
+    checkpoint: Path | None,
+) -> Path:
+    """Train in a folder that `prepare_folder` has made; the folder of the best model, or of the last one.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C, or SIGTERM; like every other error, it notes how to go on.
+    """
+    run = recipe.run
+    with quiet(), stoppable(output):
+        often = log_interval(data.train_dataloader(), run.devices * run.num_nodes)
+        trainer = build_trainer(run, output, recipe.optim.gradient_clip, callbacks, log_every_n_steps=often)
+        trainer.fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    return output / ("best" if (output / "best").exists() else "last")
 
 
 def build_trainer(
@@ -182,6 +213,35 @@ def precision_for(accelerator: str) -> str:
     """bfloat16 mixed precision on a GPU, full precision elsewhere."""
     on_gpu = accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.is_available())
     return "bf16-mixed" if on_gpu else "32-true"
+
+
+@contextmanager
+def stoppable(output: Path | None) -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM end a run by `KeyboardInterrupt`, and every error note how to go on.
+
+    Lightning leaves Python by `SystemExit`, after SIGTERM as if all had been done, and deaf to Ctrl-C from then on.
+    """
+    is_main = threading.current_thread() is threading.main_thread()  # which alone hears signals
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as stop:
+        raise _noted(KeyboardInterrupt(), output) from stop
+    except BaseException as error:
+        _noted(error, output)
+        raise
+    finally:
+        if is_main:
+            signal.signal(signal.SIGINT, before)
+
+
+def _noted(error: BaseException, output: Path | None) -> BaseException:
+    if output is not None and is_first_process():
+        if (output / CHECKPOINT).exists():
+            error.add_note(f"The run in {output} goes on after its last whole epoch with --resume.")
+        else:
+            error.add_note(f"The run in {output} has not finished an epoch: begin anew with --overwrite.")
+    return error
 
 
 @contextmanager

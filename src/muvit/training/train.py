@@ -14,7 +14,7 @@ from muvit.training.callbacks import ExamplePictures, KeepModels
 from muvit.training.datamodule import SegmentationData
 from muvit.training.initial import start_from
 from muvit.training.recipe import Recipe
-from muvit.training.run import build_trainer, check_devices, check_wandb, log_interval, prepare_folder, quiet
+from muvit.training.run import fit, prepare_folder
 from muvit.training.segment import SegmentationTask
 
 
@@ -61,17 +61,10 @@ def train_segmenter(
         seed=recipe.run.seed,
         monitor=recipe.run.monitor,
     )
-    check_devices(recipe.run)
-    if recipe.run.wandb_project is not None:
-        check_wandb()
     checkpoint = prepare_folder(recipe, output, resume, overwrite)
     keep = [KeepModels(output, preprocessing, metric=recipe.run.monitor), *(callbacks or [])]
     if recipe.run.early_stop is not None:
         keep.append(EarlyStopping(recipe.run.monitor, mode="max", patience=recipe.run.early_stop))
     if val_crops is not None and recipe.run.pictures:
         keep.append(ExamplePictures(output / "pictures", val_crops, recipe.run.pictures, preprocessing))
-    with quiet():
-        often = log_interval(data.train_dataloader(), recipe.run.devices * recipe.run.num_nodes)
-        trainer = build_trainer(recipe.run, output, recipe.optim.gradient_clip, keep, log_every_n_steps=often)
-        trainer.fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-    return output / ("best" if (output / "best").exists() else "last")
+    return fit(task, data, recipe, output, callbacks=keep, checkpoint=checkpoint)
