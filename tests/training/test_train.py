@@ -485,6 +485,23 @@ def test_training_stops_when_the_score_rises_no_more(recipe, tmp_path, monkeypat
     assert watch.epochs == epochs  # the first is the best, and two more are no better
 
 
+@pytest.mark.parametrize(
+    ("context", "changes", "is_told"),
+    [
+        ("random", {}, True),
+        ("centered", {}, False),
+        ("random", {"relay_tokens": 0}, False),
+        ("random", {"fusion": "decision"}, False),
+        ("random", {"levels": (1,)}, False),
+    ],
+)
+def test_relay_tokens_with_views_that_lie_anywhere_are_told(recipe, caplog, context, changes, is_told):
+    relay = RelayConfig(backbone="vit_tiny_patch16_224", timm_options={"depth": 1}, **changes)
+    coupled = replace(change(recipe, "data", context=context), relay=relay)
+    SegmentationData(coupled, build_model(coupled.network).views)
+    assert ["data.context" in record.message for record in caplog.records] == [True] * is_told
+
+
 def test_a_class_without_a_pixel_is_told(recipe, caplog):
     four = replace(recipe, model=replace(recipe.model, num_classes=4))
     data = SegmentationData(four, build_model(four.network).views)

@@ -155,6 +155,10 @@ class SegmentationData(CropsData):
             ignore_labels=data.ignore_labels,
             label_levels=data.label_levels,
         )
+        relay = recipe.relay
+        has_tokens = relay is not None and relay.fusion == "relay" and relay.relay_tokens > 0
+        if has_tokens and len(views.levels) > 1 and data.context == "random":
+            _LOG.warning("relay tokens know no coordinates: with data.context random they learn little, take centered")
         self.train_slides = open_labelled_folder(Path(data.train))
         check_channels([image for image, _ in self.train_slides], views.in_channels, "model.encoder.in_channels")
         self.train_crops = self._random_crops(
