@@ -24,8 +24,8 @@ TileViews = dict[str, Any] | MuViTError
 class SlideTiles(Dataset[TileViews]):
     """The tiles of one slide, numbered as in their plan.
 
-    An item is ``{"tile": number, "img": (L, C, *space), "bbox": (L, 2, ndim)}``, or the error that reading met. The
-    last crop of each level is remembered: where tiles share coarse crops, the next one most often has the same.
+    An item is ``{"tile": number, "img": (L, C, *space), "bbox": (L, 2, ndim)}``, or the error that reading met. Where
+    tiles share coarse crops, those of the last tile are remembered: the next one most often has the same.
 
     Args:
         slide: the image.
@@ -39,10 +39,9 @@ class SlideTiles(Dataset[TileViews]):
     ) -> None:
         self.slide, self.tiling, self.finer = slide, tiling, tuple(finer)
         levels = (*self.finer, *tiling.levels)
-        self._is_by_view = preprocessing.normalizes_by_view
-        self._all_views = preprocessing.crops(levels)
-        self._views = [preprocessing.crops([level]) for level in levels]
-        self._last: list[tuple[Window, dict[str, Tensor]] | None] = [None] * len(levels)
+        self._finest = [preprocessing.crops(levels[:count]) for count in range(1, 1 + len(levels))]
+        self._remembers = tiling.context == "grid" and preprocessing.normalizes_by_view
+        self._last: tuple[tuple[Window, ...], dict[str, Tensor]] | None = None
 
     def __len__(self) -> int:
         return len(self.tiling)
@@ -65,17 +64,20 @@ class SlideTiles(Dataset[TileViews]):
         if isinstance(first, MuViTError):
             raise first
 
-    def _read(self, windows: Sequence[Window]) -> dict[str, Tensor]:
-        if not self._is_by_view:
-            return read_views(self.slide, windows, self._all_views)
-        views = [self._read_view(index, window) for index, window in enumerate(windows)]
-        return {name: torch.cat([view[name] for view in views]) for name in ("img", "bbox")}
-
-    def _read_view(self, index: int, window: Window) -> dict[str, Tensor]:
-        last = self._last[index]
-        if last is None or last[0] != window:
-            last = self._last[index] = (window, read_views(self.slide, [window], self._views[index]))
-        return last[1]
+    def _read(self, windows: tuple[Window, ...]) -> dict[str, Tensor]:
+        if not self._remembers:
+            return read_views(self.slide, windows, self._finest[-1])
+        if self._last is None:
+            views = read_views(self.slide, windows, self._finest[-1])
+        else:
+            before, views = self._last
+            # equal crops of one level lie in equal crops of all coarser ones
+            new = sum(window != other for window, other in zip(windows, before, strict=True))
+            if new:
+                for name, values in read_views(self.slide, windows[:new], self._finest[new - 1]).items():
+                    views[name][:new] = values
+        self._last = windows, views
+        return {name: values.clone() for name, values in views.items()}
 
 
 def read_tiles(
