@@ -19,6 +19,7 @@ from muvit.cli import main
 from muvit.data.normalize import Range
 from muvit.data.ome_zarr import OmeZarrSlide, PyramidWriter
 from muvit.data.preprocessing import Preprocessing
+from muvit.data.pyramid_writer import UNFINISHED
 from muvit.errors import MuViTError
 from muvit.inference import engine
 from muvit.inference.engine import Work, _drive
@@ -111,6 +112,23 @@ def test_a_run_that_is_killed_again_and_again_makes_the_same_bytes(server, work,
             kills += 1
         assert hashes(output) == expected
     assert kills > 4 * trial
+
+
+def test_a_run_that_is_killed_when_all_can_be_read_leaves_nothing_behind(work, tmp_path, monkeypatch):
+    output, settle = tmp_path / "image.ome.zarr", PyramidWriter.settle
+
+    def stop(writer):
+        if writer.path == output:  # whose turn is the last
+            raise KeyboardInterrupt
+        settle(writer)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PyramidWriter, "settle", stop)
+        assert predict(work, tmp_path) == 1
+    assert (output / "zarr.json").exists()
+    assert (output / UNFINISHED).exists()
+    assert predict(work, tmp_path) == 0
+    assert hashes(tmp_path) == hashes(work / "whole")
 
 
 def test_workers_of_a_cluster_may_be_killed_too(server, work, tmp_path):

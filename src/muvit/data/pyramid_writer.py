@@ -283,6 +283,10 @@ class PyramidWriter:
         content["attributes"] |= attributes or {}
         write_json(self.path / "zarr.json", content)
         sync_folder(self.path)
+        self.settle()
+
+    def settle(self) -> None:
+        """What is left to do when the store is readable: its settings go, and its image lists it. May be repeated."""
         (self.path / UNFINISHED).unlink(missing_ok=True)
         register_label(self.path)
 

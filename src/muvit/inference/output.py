@@ -141,8 +141,14 @@ class Output:
         for name in sorted(self.writers, key=lambda name: name == "labels"):  # the labels last: they stand for all
             self.writers[name].publish({"muvit": summary} if name == "labels" else None)
         ledger.close()
-        clear_work(self.path)
+        self.settle()
         return seams
+
+    def settle(self) -> None:
+        """What is left to do when the label store is published; may be repeated."""
+        for writer in self.writers.values():
+            writer.settle()
+        clear_work(self.path)
 
     def status(self) -> Status:
         """How far it is."""

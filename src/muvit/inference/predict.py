@@ -24,7 +24,7 @@ from muvit.inference.plan import Plan, PredictOptions
 from muvit.inference.prepare import make_plan
 from muvit.inference.seams import Seams
 from muvit.inference.tiles import SlideTiles
-from muvit.inference.unfinished import clear_work, is_published, read_plan
+from muvit.inference.unfinished import is_published, read_plan
 from muvit.segmentation import SegmentationModel
 
 _LOG = logging.getLogger(__name__)
@@ -215,7 +215,7 @@ def run_prediction(
 def _begin(lock: OutputLock, plan: Plan, overwrite: bool) -> Output | None:
     """Create the output, or go on with it; None if it is complete. The lock is held alone."""
     if is_published(lock.output, plan.to_json()) and not overwrite:  # by an earlier call, or by other parts
-        clear_work(lock.output)
+        Output(lock.output, plan).settle()
         return None
     return Output.begin(lock.output, plan, overwrite=overwrite)
 
