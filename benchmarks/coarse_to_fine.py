@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from tables import markdown_table
+from markdown_table import markdown_table
 
 from muvit.cli.demo import recipe as demo_recipe
 from muvit.data.synthetic import SyntheticConfig, write_synthetic

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tables import markdown_table
+from markdown_table import markdown_table
 from torch.utils.data import DataLoader
 
 from muvit.data.crops import GridCrops

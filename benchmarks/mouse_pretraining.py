@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from tables import markdown_table
+from markdown_table import markdown_table
 from torch.utils.data import default_collate
 
 from muvit.evaluation.epochs import read_curves

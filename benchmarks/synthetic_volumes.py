@@ -16,7 +16,7 @@ from itertools import product
 from pathlib import Path
 
 import torch
-from tables import markdown_table
+from markdown_table import markdown_table
 
 from muvit.data.folders import open_labelled_folder
 from muvit.data.preprocessing import Preprocessing

@@ -14,7 +14,7 @@ def failure(error: Exception) -> str | None:
         return f"{error.filename or 'file system'}: {error.strerror or error}."
     if isinstance(error, torch.OutOfMemoryError):
         return f"the memory of the GPU is full. {_LESS}."
-    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error)):
         return f"memory is full. {_LESS}."
     if isinstance(error, BrokenProcessPool):
         return f"{_KILLED}. {_LESS}."

@@ -147,7 +147,7 @@ def fit_mae(
     batch_size = train_dataloader.batch_size or 1
     task = PretrainTask(model, optim, batch_size=batch_size, seed=seed, use_boxes=not nobox)
     keep = [] if folder is None else [KeepModels(folder, None, metric="val_loss", lower_is_better=True)]
-    with quiet(), stoppable(folder):
+    with quiet(), stoppable():
         trainer = build_trainer(
             RunConfig(epochs=num_epochs, num_nodes=num_nodes),
             folder,

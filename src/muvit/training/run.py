@@ -216,8 +216,8 @@ def precision_for(accelerator: str) -> str:
 
 
 @contextmanager
-def stoppable(output: Path | None) -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM end a run by `KeyboardInterrupt`, and every error note how to go on.
+def stoppable(output: Path | None = None) -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM end a run by `KeyboardInterrupt`; errors of a run in ``output`` note how it goes on.
 
     Lightning leaves Python by `SystemExit`, after SIGTERM as if all had been done, and deaf to Ctrl-C from then on.
     """

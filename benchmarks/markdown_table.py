@@ -1,4 +1,4 @@
-"""Tables of the results."""
+"""Tables of the results, in Markdown."""
 
 from collections.abc import Sequence
 
