@@ -22,10 +22,10 @@ from pathlib import Path
 from markdown_table import markdown_table
 
 from muvit.cli.demo import recipe as demo_recipe
-from muvit.data.synthetic import SyntheticConfig, write_synthetic
+from muvit.data.synthetic.images import SyntheticConfig, write_synthetic
 from muvit.evaluation.comparison import compare
 from muvit.evaluation.variants import Variant
-from muvit.training.recipe import InitConfig, Recipe
+from muvit.training.recipes import InitConfig, Recipe
 
 NAMES = (
     "full",

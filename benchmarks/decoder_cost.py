@@ -10,8 +10,8 @@ from typing import Literal
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from muvit.encoders import EncoderConfig
-from muvit.segmentation import Segmenter
+from muvit.models.encoder import EncoderConfig
+from muvit.models.segmenter import Segmenter
 
 CROP, CLASSES, LEVELS = 256, 12, (1, 8, 32)
 DECODERS: tuple[Literal["unetr", "mask2former"], ...] = ("unetr", "mask2former")

@@ -1,6 +1,6 @@
 """Does a model read what stands elsewhere in an image, and does it take the true place of that view?
 
-Models of the same recipe on images whose classes stand in a legend (`muvit.data.synthetic_free`):
+Models of the same recipe on images whose classes stand in a legend (`muvit.data.synthetic.free`):
 
 - ``true boxes``: the free view shows the legend, and its box says where;
 - ``shuffled boxes``: the same views, in training and test, with the box of another draw;
@@ -21,16 +21,16 @@ import torch
 from markdown_table import markdown_table
 from torch.utils.data import DataLoader
 
-from muvit.data.crops import GridCrops
+from muvit.data.crops.crops import GridCrops
+from muvit.data.crops.placement import FreeViews
 from muvit.data.folders import open_labelled_folder
-from muvit.data.sampling import FreeViews
-from muvit.data.synthetic_free import write_legend
+from muvit.data.synthetic.free import write_legend
 from muvit.labels import IGNORE
 from muvit.metrics import Scores, confusion_matrix, scores
-from muvit.models import build_model, load_model
+from muvit.models.trained import build_model, load_model
 from muvit.settings import read_settings
-from muvit.training.datamodule import SegmentationData
-from muvit.training.recipe import Recipe
+from muvit.training.datamodules import SegmentationData
+from muvit.training.recipes import Recipe
 from muvit.training.train import train_segmenter
 
 ROOT = Path(__file__).parents[1]

@@ -20,11 +20,11 @@ import torch
 from markdown_table import markdown_table
 from torch.utils.data import default_collate
 
-from muvit.evaluation.epochs import read_curves
-from muvit.mae import MuViTMAE2d
+from muvit.evaluation.studies.epochs import read_curves
+from muvit.models.mae import MuViTMAE2d
 from muvit.settings import read_settings
-from muvit.training.datamodule import PretrainData
-from muvit.training.recipe import PretrainRecipe
+from muvit.training.datamodules import PretrainData
+from muvit.training.recipes import PretrainRecipe
 
 NUM_CROPS, BATCH, SEED = 256, 32, 0
 

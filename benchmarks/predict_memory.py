@@ -20,14 +20,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from muvit.data.normalize import Range
-from muvit.data.preprocessing import Preprocessing
-from muvit.data.slides import Slide
+from muvit.data.crops.normalize import Range
+from muvit.data.crops.preprocessing import Preprocessing
+from muvit.data.slides.slide import Slide
 from muvit.geometry import level_factors
-from muvit.inference.plan import PredictOptions
 from muvit.inference.predict import predict_slide
-from muvit.segmentation import SegmentationModel
-from muvit.segmentation.model import Views
+from muvit.inference.run.plan import PredictOptions
+from muvit.models.segmentation_model import SegmentationModel, Views
 
 LEVELS = (1, 8, 32)
 NUM_CLASSES = 5

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from muvit.data.synthetic import SyntheticConfig, generate
+from muvit.data.synthetic.images import SyntheticConfig, generate
 
 FINE_CELLS = 32
 """Side of a fine crop in downsampled cells: 256 px / 8."""

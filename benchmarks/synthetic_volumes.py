@@ -1,6 +1,6 @@
 """Does a 3D model read from a coarse view what its fine view never reaches?
 
-Models of the same recipe on volumes whose classes stand on their lowest slices (`muvit.data.synthetic_volumes`), with
+Models of the same recipe on volumes whose classes stand on their lowest slices (`muvit.data.synthetic.volumes`), with
 the fine view alone and with the coarse one as well, and with either decoder. Whole test volumes are labelled by
 `predict_slide`.
 
@@ -18,17 +18,17 @@ from pathlib import Path
 import torch
 from markdown_table import markdown_table
 
+from muvit.data.crops.preprocessing import Preprocessing
 from muvit.data.folders import open_labelled_folder
-from muvit.data.preprocessing import Preprocessing
-from muvit.data.slides import open_slide
-from muvit.data.synthetic_volumes import write_volumes
-from muvit.evaluation.segmentation import evaluate_slides
+from muvit.data.slides.slide import open_slide
+from muvit.data.synthetic.volumes import write_volumes
+from muvit.evaluation.scores.segmentation import evaluate_slides
 from muvit.geometry import level_name
 from muvit.inference.predict import predict_slide
 from muvit.metrics import Scores
-from muvit.models import build_model, load_model
+from muvit.models.trained import build_model, load_model
 from muvit.settings import read_settings
-from muvit.training.recipe import Recipe
+from muvit.training.recipes import Recipe
 from muvit.training.train import train_segmenter
 
 ROOT = Path(__file__).parents[1]

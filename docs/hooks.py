@@ -1,6 +1,6 @@
 """Tables of settings in the documentation, from the fields and docstrings of the dataclasses in the code.
 
-A line ``<!-- fields: muvit.training.recipe.RunConfig -->`` of a page becomes the table of that class.
+A line ``<!-- fields: muvit.training.recipes.RunConfig -->`` of a page becomes the table of that class.
 """
 
 import html

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from muvit.data.dataset import MuViTDataset
-from muvit.data.noise import fractal_noise
-from muvit.encoders import EncoderConfig
+from muvit.data.crops.dataset import MuViTDataset
+from muvit.data.synthetic.perlin import fractal_noise
 from muvit.losses import SegmentationLoss
-from muvit.segmentation import Segmenter
+from muvit.models.encoder import EncoderConfig
+from muvit.models.segmenter import Segmenter
 
 WORLD, CROP = 512, 32
 

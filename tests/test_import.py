@@ -32,7 +32,7 @@ def test_importing_the_package_loads_nothing_heavy():
     [
         ("muvit.errors", set(HEAVY)),
         ("muvit.cli", {"torch", "lightning", "matplotlib", "tensorstore"}),
-        ("muvit.segmentation", {"lightning", "matplotlib", "tensorstore", "jsonargparse"}),
+        ("muvit.models.segmenter", {"lightning", "matplotlib", "tensorstore", "jsonargparse"}),
         ("muvit.inference.predict", {"lightning", "matplotlib", "jsonargparse"}),
     ],
 )

@@ -15,18 +15,18 @@ import pytest
 import torch
 
 from muvit.cli import _parser, main
-from muvit.data.normalize import Range
-from muvit.data.ome_zarr import PyramidWriter
-from muvit.data.preprocessing import FILE, Preprocessing
-from muvit.heads import Classifier
-from muvit.layers.patch import patch_grid
-from muvit.mae import MuViTMAE2d, build_mae
-from muvit.models import build_model, load_model
+from muvit.data.crops.normalize import Range
+from muvit.data.crops.preprocessing import FILE, Preprocessing
+from muvit.data.slides.ome_zarr import PyramidWriter
+from muvit.models.classifier import Classifier
+from muvit.models.layers.patch import patch_grid
+from muvit.models.mae import MuViTMAE2d, build_mae
+from muvit.models.trained import build_model, load_model
 from muvit.settings import settings_from
 from muvit.training.classify import train_classifier
 from muvit.training.classify_recipe import ClassifyRecipe
 from muvit.training.pretrain import pretrain_mae
-from muvit.training.recipe import PretrainRecipe, Recipe
+from muvit.training.recipes import PretrainRecipe, Recipe
 from muvit.training.train import train_segmenter
 
 ROOT = Path(__file__).parents[1]

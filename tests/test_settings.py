@@ -4,7 +4,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from muvit.cli import main
 from muvit.errors import InputError, ReadError
 from muvit.settings import read_settings, sentence, settings_from
-from muvit.training.recipe import Recipe
+from muvit.training.recipes import Recipe
 
 GIVEN = [
     "--data.train",

@@ -11,14 +11,14 @@ from rasterio.features import rasterize
 from shapely.geometry import shape
 
 from muvit.cli import main
-from muvit.data.convert import convert_image
-from muvit.data.normalize import Range
-from muvit.data.ome_zarr import OmeZarrSlide
-from muvit.data.preprocessing import Preprocessing
-from muvit.data.slides import open_slide
-from muvit.inference.plan import PredictOptions
+from muvit.data.crops.normalize import Range
+from muvit.data.crops.preprocessing import Preprocessing
+from muvit.data.pyramids.convert import convert_image
+from muvit.data.slides.ome_zarr import OmeZarrSlide
+from muvit.data.slides.slide import open_slide
 from muvit.inference.predict import predict_slide
-from muvit.segmentation import SegmentationModel, Views
+from muvit.inference.run.plan import PredictOptions
+from muvit.models.segmentation_model import SegmentationModel, Views
 
 LABELS = np.zeros((64, 96), np.uint8)
 LABELS[8:40, 10:70] = 1

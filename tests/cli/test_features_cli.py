@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 from muvit.cli import main
-from muvit.data.normalize import Range
-from muvit.data.ome_zarr import OmeZarrSlide, PyramidWriter
-from muvit.data.preprocessing import FILE, Preprocessing
-from muvit.encoders import EncoderConfig, MuViTEncoder2d
-from muvit.mae import MuViTMAE2d
-from muvit.segmentation import Segmenter
+from muvit.data.crops.normalize import Range
+from muvit.data.crops.preprocessing import FILE, Preprocessing
+from muvit.data.slides.ome_zarr import OmeZarrSlide, PyramidWriter
+from muvit.models.encoder import EncoderConfig, MuViTEncoder2d
+from muvit.models.mae import MuViTMAE2d
+from muvit.models.segmenter import Segmenter
 
 SIZES = {"in_channels": 1, "levels": (1, 4), "patch_size": 4, "dim": 16, "num_layers": 2, "heads": 2}
 SETTINGS = Preprocessing(crop_size=(16, 16), normalization=Range(high=255), class_names=(), class_colors=())

@@ -3,13 +3,13 @@ import pytest
 import torch
 
 from muvit.cli import main
-from muvit.data.normalize import Range
-from muvit.data.ome_zarr import PyramidWriter
-from muvit.data.preprocessing import Preprocessing
-from muvit.data.slides import open_slide
-from muvit.inference.output import prediction_status
-from muvit.inference.unfinished import read_plan
-from muvit.segmentation import Segmenter
+from muvit.data.crops.normalize import Range
+from muvit.data.crops.preprocessing import Preprocessing
+from muvit.data.slides.ome_zarr import PyramidWriter
+from muvit.data.slides.slide import open_slide
+from muvit.inference.run.resume import read_plan
+from muvit.inference.run.store import prediction_status
+from muvit.models.segmenter import Segmenter
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def spoil(work, name):
 @pytest.fixture
 def careless(monkeypatch):
     """No fingerprints: images are read for the first time by their tiles."""
-    monkeypatch.setattr("muvit.inference.prepare.identify_slide", lambda slide: {"path": str(slide.path)})
+    monkeypatch.setattr("muvit.inference.run.prepare.identify_slide", lambda slide: {"path": str(slide.path)})
 
 
 def test_status_is_told_without_the_model(work, capfd):

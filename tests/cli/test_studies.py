@@ -16,13 +16,13 @@ from PIL import Image
 from muvit.cli import main
 from muvit.cli.study import STUDIES
 from muvit.cli.study.output import named_paths
-from muvit.data.normalize import Range
-from muvit.data.ome_zarr import PyramidWriter
-from muvit.data.preprocessing import FILE, Preprocessing
+from muvit.data.crops.normalize import Range
+from muvit.data.crops.preprocessing import FILE, Preprocessing
+from muvit.data.slides.ome_zarr import PyramidWriter
 from muvit.errors import InputError
-from muvit.evaluation import probe
-from muvit.mae import MuViTMAE2d
-from muvit.segmentation import Segmenter
+from muvit.evaluation.studies import probe
+from muvit.models.mae import MuViTMAE2d
+from muvit.models.segmenter import Segmenter
 
 ENCODER = {"in_channels": 1, "levels": (1, 4), "patch_size": 4, "dim": 16, "num_layers": 2, "heads": 2}
 SEGMENTER = {"num_classes": 2, "decoder_widths": (4, 4, 4), "stem_width": 2}

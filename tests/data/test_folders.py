@@ -3,8 +3,8 @@ import pytest
 from PIL import Image
 
 from muvit.data.folders import class_legend, open_folder, open_labelled_folder
-from muvit.data.ome_zarr import PyramidWriter
-from muvit.data.slides import open_slide
+from muvit.data.slides.ome_zarr import PyramidWriter
+from muvit.data.slides.slide import open_slide
 from muvit.errors import InputError, ReadError
 
 

@@ -3,13 +3,13 @@ from dataclasses import replace
 
 import pytest
 
-from muvit.data.synthetic import SyntheticConfig, write_synthetic
-from muvit.encoders import EncoderConfig
+from muvit.data.synthetic.images import SyntheticConfig, write_synthetic
 from muvit.errors import ExistsError, InputError, ReadError
 from muvit.evaluation.comparison import compare
 from muvit.evaluation.variants import Variant, with_controls
-from muvit.segmentation import SegmenterConfig
-from muvit.training.recipe import DataConfig, Recipe, RunConfig
+from muvit.models.encoder import EncoderConfig
+from muvit.models.segmenter import SegmenterConfig
+from muvit.training.recipes import DataConfig, Recipe, RunConfig
 
 
 @pytest.fixture

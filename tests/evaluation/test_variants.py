@@ -3,13 +3,13 @@ from dataclasses import asdict, replace
 import pytest
 import yaml
 
-from muvit.checkpoints import plain
-from muvit.data.sampling import FreeViews
-from muvit.encoders import EncoderConfig
+from muvit.data.crops.placement import FreeViews
 from muvit.errors import InputError
 from muvit.evaluation.variants import PRESETS, preset, with_controls
-from muvit.segmentation import SegmenterConfig
-from muvit.training.recipe import DataConfig, Recipe
+from muvit.models.encoder import EncoderConfig
+from muvit.models.folder import plain
+from muvit.models.segmenter import SegmenterConfig
+from muvit.training.recipes import DataConfig, Recipe
 
 
 @pytest.fixture

@@ -5,15 +5,15 @@ import pytest
 import torch
 from array_slide import ArraySlide
 
-from muvit.data.crops import CropConfig, read_views
-from muvit.data.normalize import Percentile, Range
-from muvit.data.ome_zarr import OmeZarrSlide
-from muvit.data.preprocessing import Preprocessing
-from muvit.data.sampling import Window, centered_nested, grid_nested
-from muvit.encoders import MuViTEncoder2d, MuViTEncoder3d
+from muvit.data.crops.crops import CropConfig, read_views
+from muvit.data.crops.normalize import Percentile, Range
+from muvit.data.crops.placement import Window, centered_nested, grid_nested
+from muvit.data.crops.preprocessing import Preprocessing
+from muvit.data.slides.ome_zarr import OmeZarrSlide
 from muvit.errors import ExistsError, InputError
-from muvit.inference import feature_plan
 from muvit.inference.features import extract_features
+from muvit.inference.run import feature_plan
+from muvit.models.encoder import MuViTEncoder2d, MuViTEncoder3d
 
 CROP, PATCH, LEVELS, DIM = (16, 24), 4, (1, 2, 8), 16
 SETTINGS = Preprocessing(crop_size=CROP, normalization=Range(high=255), class_names=(), class_colors=())

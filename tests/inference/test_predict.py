@@ -5,15 +5,15 @@ import numpy as np
 import pytest
 import torch
 
-from muvit.data.normalize import Percentile, Range, Standardize
-from muvit.data.ome_zarr import OmeZarrSlide, PyramidWriter
-from muvit.data.preprocessing import Preprocessing
-from muvit.data.slides import open_slide
+from muvit.data.crops.normalize import Percentile, Range, Standardize
+from muvit.data.crops.preprocessing import Preprocessing
+from muvit.data.slides.ome_zarr import OmeZarrSlide, PyramidWriter
+from muvit.data.slides.slide import open_slide
 from muvit.errors import ExistsError, InputError, ReadError
-from muvit.inference.output import prediction_status
-from muvit.inference.plan import PredictOptions
 from muvit.inference.predict import predict_slide, resolve_device
-from muvit.segmentation import Segmenter
+from muvit.inference.run.plan import PredictOptions
+from muvit.inference.run.store import prediction_status
+from muvit.models.segmenter import Segmenter
 
 NUM_CLASSES = 4
 PREPROCESSING = Preprocessing(

@@ -8,24 +8,24 @@ import yaml
 from lightning import Callback
 from PIL import Image
 
-from muvit.checkpoints import model_folder
-from muvit.data.augment import Augmentation
-from muvit.data.ome_zarr import PyramidWriter
-from muvit.data.preprocessing import Preprocessing
-from muvit.data.sampling import FreeViews
-from muvit.data.slides import open_slide
-from muvit.encoders import EncoderConfig, MuViTEncoder2d
+from muvit.data.crops.augment import Augmentation
+from muvit.data.crops.placement import FreeViews
+from muvit.data.crops.preprocessing import Preprocessing
+from muvit.data.slides.ome_zarr import PyramidWriter
+from muvit.data.slides.slide import open_slide
 from muvit.errors import ExistsError, InputError
-from muvit.heads import Classifier, ClassifierConfig
 from muvit.inference.classify import classify_slide
 from muvit.metrics import class_scores
+from muvit.models.classifier import Classifier, ClassifierConfig
+from muvit.models.encoder import EncoderConfig, MuViTEncoder2d
+from muvit.models.folder import model_folder
 from muvit.training.classify import train_classifier
 from muvit.training.classify_data import ClassificationData
 from muvit.training.classify_recipe import ClassifyDataConfig, ClassifyRecipe
 from muvit.training.classify_task import ClassificationTask
-from muvit.training.initial import load_encoder
 from muvit.training.optim import OptimConfig
-from muvit.training.recipe import InitConfig, RunConfig
+from muvit.training.pretrained import load_encoder
+from muvit.training.recipes import InitConfig, RunConfig
 
 KINDS = ("along", "across", "plain")
 

@@ -4,16 +4,15 @@ import pytest
 import torch
 from torch import nn
 
-from muvit.checkpoints import load_weights
-from muvit.data.synthetic import SyntheticConfig, write_synthetic
-from muvit.encoders import EncoderConfig, MuViTEncoder2d
+from muvit.data.synthetic.images import SyntheticConfig, write_synthetic
 from muvit.errors import CheckpointError, InputError
 from muvit.geometry import naive_boxes
-from muvit.mae import MuViTMAE2d, MuViTMAE3d
-from muvit.segmentation import Segmenter
-from muvit.segmentation.segmenter import SegmenterConfig
-from muvit.training.initial import add_lora, load_encoder, merged, start_from
-from muvit.training.recipe import DataConfig, InitConfig, Recipe, RunConfig
+from muvit.models.encoder import EncoderConfig, MuViTEncoder2d
+from muvit.models.folder import load_weights
+from muvit.models.mae import MuViTMAE2d, MuViTMAE3d
+from muvit.models.segmenter import Segmenter, SegmenterConfig
+from muvit.training.pretrained import add_lora, load_encoder, merged, start_from
+from muvit.training.recipes import DataConfig, InitConfig, Recipe, RunConfig
 from muvit.training.train import train_segmenter
 
 SIZES = {"in_channels": 1, "patch_size": 4, "dim": 16, "num_layers": 2, "heads": 2}
@@ -181,7 +180,7 @@ def test_a_missing_encoder_is_refused_before_anything_is_written(recipe, tmp_pat
 
 
 def test_without_its_package_lora_is_refused(monkeypatch):
-    monkeypatch.setattr("muvit.training.initial.find_spec", lambda name: None)
+    monkeypatch.setattr("muvit.training.pretrained.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"pip install 'muvit\[lora\]'"):
         add_lora(nn.Linear(2, 2), 2, 4)
 

@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import nn
 
-from muvit.encoders import EncoderConfig
 from muvit.errors import InputError
-from muvit.segmentation import Segmenter
+from muvit.models.encoder import EncoderConfig
+from muvit.models.segmenter import Segmenter
 from muvit.training.optim import OptimConfig, build_optimizer, build_schedule
 
 

@@ -6,17 +6,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from muvit.data.crops.placement import FreeViews
+from muvit.data.crops.preprocessing import Preprocessing
 from muvit.data.folders import open_labelled_folder
-from muvit.data.preprocessing import Preprocessing
-from muvit.data.sampling import FreeViews
-from muvit.data.slides import open_slide
-from muvit.data.synthetic_free import LegendConfig, write_legend
-from muvit.data.synthetic_volumes import VolumeConfig, write_volumes
-from muvit.evaluation.segmentation import evaluate_slides
+from muvit.data.slides.slide import open_slide
+from muvit.data.synthetic.free import LegendConfig, write_legend
+from muvit.data.synthetic.volumes import VolumeConfig, write_volumes
+from muvit.evaluation.scores.segmentation import evaluate_slides
 from muvit.inference.predict import predict_slide
-from muvit.models import load_model
+from muvit.models.trained import load_model
 from muvit.settings import read_settings
-from muvit.training.recipe import Recipe
+from muvit.training.recipes import Recipe
 from muvit.training.train import train_segmenter
 
 RECIPES = Path(__file__).parents[2] / "recipes"

@@ -11,20 +11,20 @@ from lightning import Callback
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from muvit.checkpoints import model_folder
-from muvit.data.augment import Augmentation
-from muvit.data.dataset import MuViTDataset
-from muvit.data.preprocessing import Preprocessing
-from muvit.data.synthetic import SyntheticConfig, write_synthetic
+from muvit.data.crops.augment import Augmentation
+from muvit.data.crops.dataset import MuViTDataset
+from muvit.data.crops.preprocessing import Preprocessing
+from muvit.data.synthetic.images import SyntheticConfig, write_synthetic
 from muvit.errors import ExistsError, InputError, ReadError
 from muvit.geometry import naive_boxes
-from muvit.mae import MAEConfig, MuViTMAE2d
-from muvit.training.datamodule import PretrainData
+from muvit.models.folder import model_folder
+from muvit.models.mae import MAEConfig, MuViTMAE2d
+from muvit.training.datamodules import PretrainData
 from muvit.training.optim import PretrainOptimConfig, build_pretrain_optimizer, build_schedule
 from muvit.training.pretrain import fit_mae, pretrain_mae
-from muvit.training.recipe import PretrainDataConfig, PretrainRecipe, RunConfig
+from muvit.training.recipes import PretrainDataConfig, PretrainRecipe, RunConfig
 from muvit.training.reconstruct import PretrainTask
-from muvit.training.run import prepare_folder
+from muvit.training.runs import prepare_folder
 
 TINY = {"levels": (1, 4), "patch_size": 4, "dim": 16, "num_layers": 1, "heads": 2, "dim_decoder": 16}
 
@@ -291,7 +291,7 @@ def test_csv_files_are_always_written(tmp_path, logger, shows):
 
 
 def test_weights_and_biases_is_needed_only_when_asked_for(tmp_path, recipe, monkeypatch):
-    monkeypatch.setattr("muvit.training.run.find_spec", lambda name: None)
+    monkeypatch.setattr("muvit.training.runs.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"wandb.*pip install wandb"):
         fit(tiny(), tmp_path / "fit", logger="wandb")
     with pytest.raises(InputError, match="pip install wandb"):
@@ -443,7 +443,7 @@ def test_augmentation_reaches_the_training_crops_only(recipe):
 
 def test_further_processes_leave_the_folder_to_the_first(finished, recipe, monkeypatch):
     before = {file: file.stat().st_mtime_ns for file in finished[1].rglob("*")}
-    monkeypatch.setattr("muvit.training.run.rank_zero_only.rank", 1)
+    monkeypatch.setattr("muvit.training.runs.rank_zero_only.rank", 1)
     assert prepare_folder(recipe, finished[1], resume=False, overwrite=True) is None
     assert prepare_folder(recipe, finished[1], resume=True, overwrite=False) == finished[1] / "resume" / "last.ckpt"
     assert {file: file.stat().st_mtime_ns for file in finished[1].rglob("*")} == before

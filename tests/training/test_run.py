@@ -2,9 +2,9 @@ import pytest
 import torch
 
 from muvit.errors import InputError
-from muvit.mae import MAEConfig
-from muvit.training.recipe import PretrainDataConfig, PretrainRecipe, RunConfig
-from muvit.training.run import check_devices, precision_for
+from muvit.models.mae import MAEConfig
+from muvit.training.recipes import PretrainDataConfig, PretrainRecipe, RunConfig
+from muvit.training.runs import check_devices, precision_for
 
 
 def test_a_gpu_computes_in_bfloat16_and_a_cpu_in_full_precision(monkeypatch):

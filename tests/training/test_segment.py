@@ -4,11 +4,12 @@ from lightning import Callback, Trainer
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from muvit.encoders import EncoderConfig
 from muvit.labels import IGNORE
 from muvit.losses import SegmentationLoss
 from muvit.metrics import confusion_matrix, scores
-from muvit.segmentation import SegmentationModel, Segmenter
+from muvit.models.encoder import EncoderConfig
+from muvit.models.segmentation_model import SegmentationModel
+from muvit.models.segmenter import Segmenter
 from muvit.training.optim import OptimConfig
 from muvit.training.segment import SegmentationTask
 

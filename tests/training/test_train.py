@@ -10,22 +10,22 @@ import yaml
 from lightning import Callback
 from PIL import Image
 
-from muvit.baselines import BaselineConfig
-from muvit.data.augment import Augmentation
-from muvit.data.ome_zarr import PyramidWriter
-from muvit.data.preprocessing import Preprocessing
-from muvit.data.synthetic import LABEL_COLORS, SyntheticConfig, write_synthetic
-from muvit.encoders import EncoderConfig
+from muvit.data.crops.augment import Augmentation
+from muvit.data.crops.preprocessing import Preprocessing
+from muvit.data.slides.ome_zarr import PyramidWriter
+from muvit.data.synthetic.images import LABEL_COLORS, SyntheticConfig, write_synthetic
 from muvit.errors import ExistsError, InputError, MuViTError, ReadError
 from muvit.geometry import box_size
 from muvit.metrics import Scores
-from muvit.models import build_model
-from muvit.relay import RelayConfig
-from muvit.segmentation import Segmenter, SegmenterConfig
+from muvit.models.baselines import BaselineConfig
+from muvit.models.encoder import EncoderConfig
+from muvit.models.relay import RelayConfig
+from muvit.models.segmenter import Segmenter, SegmenterConfig
+from muvit.models.trained import build_model
 from muvit.training.callbacks import KeepModels
-from muvit.training.datamodule import SegmentationData
+from muvit.training.datamodules import SegmentationData
 from muvit.training.optim import OptimConfig
-from muvit.training.recipe import DataConfig, InitConfig, LossConfig, Recipe, RunConfig
+from muvit.training.recipes import DataConfig, InitConfig, LossConfig, Recipe, RunConfig
 from muvit.training.train import train_segmenter
 
 STEPS_PER_EPOCH = 3

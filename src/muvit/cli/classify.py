@@ -44,12 +44,12 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(arguments: Namespace) -> None:
     """Classify each slide."""
-    from muvit.checkpoints import model_folder
-    from muvit.data.preprocessing import Preprocessing
-    from muvit.data.slides import open_slide
+    from muvit.data.crops.preprocessing import Preprocessing
+    from muvit.data.slides.slide import open_slide
     from muvit.data.tables import read_column, values_of
-    from muvit.heads import Classifier
     from muvit.inference.classify import check_slide, classify_slide
+    from muvit.models.classifier import Classifier
+    from muvit.models.folder import model_folder
 
     files = result_files(arguments.output, "classes", overwrite=arguments.overwrite)
     folder = model_folder(arguments.model)

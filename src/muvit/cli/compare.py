@@ -7,13 +7,13 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
-from muvit.checkpoints import plain
 from muvit.cli.progress import Progress
 from muvit.errors import InputError, ReadError
 from muvit.evaluation.comparison import compare
 from muvit.evaluation.variants import CONTROLS, PRESETS, Variant, preset
+from muvit.models.folder import plain
 from muvit.settings import make_settings, settings_from
-from muvit.training.recipe import Recipe
+from muvit.training.recipes import Recipe
 
 INTRO = "Models trained alike on the same slides, and scored on slides that none of them has seen."
 

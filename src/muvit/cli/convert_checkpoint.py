@@ -4,12 +4,12 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
-from muvit.checkpoints import FolderModel, load_config
-from muvit.decoders import MuViTDecoder2d, MuViTDecoder3d, MuViTDecoder4d
-from muvit.encoders import MuViTEncoder2d, MuViTEncoder3d, MuViTEncoder4d
 from muvit.errors import CheckpointError
-from muvit.legacy import is_legacy
-from muvit.mae import MuViTMAE2d, MuViTMAE3d, MuViTMAE4d
+from muvit.models.encoder import MuViTEncoder2d, MuViTEncoder3d, MuViTEncoder4d
+from muvit.models.folder import FolderModel, load_config
+from muvit.models.legacy import is_legacy
+from muvit.models.mae import MuViTMAE2d, MuViTMAE3d, MuViTMAE4d
+from muvit.models.mae_decoder import MuViTDecoder2d, MuViTDecoder3d, MuViTDecoder4d
 
 
 def add_arguments(parser: ArgumentParser) -> None:

@@ -6,15 +6,15 @@ from pathlib import Path
 from jsonargparse import ArgumentParser, Namespace
 
 from muvit.cli.progress import Progress
-from muvit.data.augment import Augmentation
-from muvit.data.synthetic import GREY_LEVELS_PER_UNIT, SyntheticConfig, write_synthetic
-from muvit.encoders import EncoderConfig
+from muvit.data.crops.augment import Augmentation
+from muvit.data.synthetic.images import GREY_LEVELS_PER_UNIT, SyntheticConfig, write_synthetic
 from muvit.errors import ExistsError
 from muvit.evaluation.comparison import compare
 from muvit.evaluation.variants import with_controls
-from muvit.segmentation import SegmenterConfig
+from muvit.models.encoder import EncoderConfig
+from muvit.models.segmenter import SegmenterConfig
 from muvit.training.optim import OptimConfig
-from muvit.training.recipe import DataConfig, LossConfig, Recipe, RunConfig
+from muvit.training.recipes import DataConfig, LossConfig, Recipe, RunConfig
 
 TITLE = "Cells whose class shows only from afar"
 INTRO = (

@@ -8,13 +8,13 @@ from jsonargparse import ArgumentParser, Namespace
 
 from muvit.cli.progress import Progress
 from muvit.data.folders import class_legend, open_folder
-from muvit.data.slides import SLIDE_SUFFIXES, Slide, open_slide
+from muvit.data.slides.slide import SLIDE_SUFFIXES, Slide, open_slide
 from muvit.errors import InputError
-from muvit.evaluation.bootstrap import BootstrapConfig
-from muvit.evaluation.boundaries import BoundaryConfig
 from muvit.evaluation.results import result_files, write_results
 from muvit.evaluation.score_picture import draw_scores
-from muvit.evaluation.segmentation import Evaluation, evaluate_slides
+from muvit.evaluation.scores.bootstrap import BootstrapConfig
+from muvit.evaluation.scores.boundaries import BoundaryConfig
+from muvit.evaluation.scores.segmentation import Evaluation, evaluate_slides
 
 
 def add_arguments(parser: ArgumentParser) -> None:

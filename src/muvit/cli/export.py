@@ -5,12 +5,12 @@ from pathlib import Path
 from jsonargparse import ArgumentParser, Namespace
 
 from muvit.cli.progress import Progress
-from muvit.data.ngff import read_attributes
-from muvit.data.slides import SLIDE_SUFFIXES, Slide, open_slide, slide_name
+from muvit.data.pyramids.ngff import read_attributes
+from muvit.data.slides.slide import SLIDE_SUFFIXES, Slide, open_slide, slide_name
 from muvit.errors import ExistsError, InputError, ReadError
-from muvit.inference.geojson import GeoJsonConfig, ObjectType, write_geojson
-from muvit.inference.labelled import LabelledImage
-from muvit.inference.summaries import area_rows, count_pixels, write_areas, write_overview
+from muvit.inference.export.geojson import GeoJsonConfig, ObjectType, write_geojson
+from muvit.inference.export.labelled import LabelledImage
+from muvit.inference.export.summaries import area_rows, count_pixels, write_areas, write_overview
 
 AREAS = "areas.csv"
 _KINDS = ("geojson", "areas", "overview")

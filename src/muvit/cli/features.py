@@ -5,14 +5,14 @@ from typing import Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
-from muvit.checkpoints import load_config, model_folder
 from muvit.cli.progress import Progress
-from muvit.data.derived_levels import with_levels
-from muvit.data.preprocessing import Preprocessing
-from muvit.data.slides import open_slide
+from muvit.data.crops.preprocessing import Preprocessing
+from muvit.data.slides.derived import with_levels
+from muvit.data.slides.slide import open_slide
 from muvit.errors import InputError
 from muvit.inference.features import extract_features
-from muvit.training.initial import load_encoder
+from muvit.models.folder import load_config, model_folder
+from muvit.training.pretrained import load_encoder
 
 
 def add_arguments(parser: ArgumentParser) -> None:

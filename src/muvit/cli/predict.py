@@ -6,18 +6,18 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
-from muvit.checkpoints import model_folder
 from muvit.cli.progress import Progress
-from muvit.data.preprocessing import Preprocessing
-from muvit.data.slides import Slide, open_slide, slide_name
+from muvit.data.crops.preprocessing import Preprocessing
+from muvit.data.slides.slide import Slide, open_slide, slide_name
 from muvit.errors import InputError, MuViTError
-from muvit.inference.output import Output, prediction_status
-from muvit.inference.plan import Plan, PredictOptions
 from muvit.inference.predict import Engine, plan_prediction, run_prediction
-from muvit.inference.region import read_region
-from muvit.inference.seams import Seams
-from muvit.inference.unfinished import is_made_by, is_published
-from muvit.models import load_model
+from muvit.inference.run.plan import Plan, PredictOptions
+from muvit.inference.run.resume import is_made_by, is_published
+from muvit.inference.run.store import Output, prediction_status
+from muvit.inference.tiling.region import read_region
+from muvit.inference.tiling.seams import Seams
+from muvit.models.folder import model_folder
+from muvit.models.trained import load_model
 
 _TTA_FLIPS = (-2, -1)
 

@@ -157,7 +157,7 @@ def _find(dataset: str, chosen: Namespace) -> Source:
 
 def _generate(chosen: Namespace) -> None:
     from muvit.data.sources.synthetic import prepare_synthetic
-    from muvit.data.synthetic import SyntheticConfig
+    from muvit.data.synthetic.images import SyntheticConfig
 
     config = replace(SyntheticConfig.small() if chosen.small else SyntheticConfig(), seed=chosen.seed)
     with Progress("Synthetic images", "image") as progress:

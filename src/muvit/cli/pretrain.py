@@ -5,7 +5,7 @@ from pathlib import Path
 from jsonargparse import ArgumentParser, Namespace
 
 from muvit.settings import settings_from
-from muvit.training.recipe import PretrainRecipe
+from muvit.training.recipes import PretrainRecipe
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -20,7 +20,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(arguments: Namespace) -> None:
     """Pre-train, and say where the model is."""
     from muvit.training.pretrain import pretrain_mae
-    from muvit.training.run import is_first_process
+    from muvit.training.runs import is_first_process
 
     recipe = settings_from(arguments, PretrainRecipe)
     model = pretrain_mae(recipe, arguments.output, resume=arguments.resume, overwrite=arguments.overwrite)

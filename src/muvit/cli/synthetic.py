@@ -7,9 +7,9 @@ from typing import Any, Literal
 from jsonargparse import ArgumentParser, Namespace
 
 from muvit.cli.progress import Progress
-from muvit.data.synthetic import SyntheticConfig, write_synthetic
-from muvit.data.synthetic_free import LegendConfig, write_legend
-from muvit.data.synthetic_volumes import VolumeConfig, write_volumes
+from muvit.data.synthetic.free import LegendConfig, write_legend
+from muvit.data.synthetic.images import SyntheticConfig, write_synthetic
+from muvit.data.synthetic.volumes import VolumeConfig, write_volumes
 from muvit.errors import InputError
 
 _COUNTS = {"rings": (1638, 220, 190), "volumes": (24, 4, 4), "free": (40, 4, 4)}

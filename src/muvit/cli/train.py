@@ -5,7 +5,7 @@ from pathlib import Path
 from jsonargparse import ArgumentParser, Namespace
 
 from muvit.settings import settings_from
-from muvit.training.recipe import Recipe
+from muvit.training.recipes import Recipe
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -19,7 +19,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(arguments: Namespace) -> None:
     """Train, and say where the model is."""
-    from muvit.training.run import is_first_process
+    from muvit.training.runs import is_first_process
     from muvit.training.train import train_segmenter
 
     model = train_segmenter(

@@ -20,7 +20,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(arguments: Namespace) -> None:
     """Train, and say where the model is."""
     from muvit.training.classify import train_classifier
-    from muvit.training.run import is_first_process
+    from muvit.training.runs import is_first_process
 
     model = train_classifier(
         settings_from(arguments, ClassifyRecipe),

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from muvit.data.ome_zarr import OmeZarrSlide
-from muvit.data.slides import Slide, open_slide
+from muvit.data.slides.ome_zarr import OmeZarrSlide
+from muvit.data.slides.slide import Slide, open_slide
 from muvit.errors import InputError, ReadError
 
 

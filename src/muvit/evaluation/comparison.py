@@ -8,17 +8,17 @@ from pathlib import Path
 
 import numpy as np
 
+from muvit.data.crops.preprocessing import Preprocessing
 from muvit.data.folders import open_folder, open_labelled_folder
-from muvit.data.preprocessing import Preprocessing
-from muvit.data.slides import Slide
+from muvit.data.slides.slide import Slide
 from muvit.errors import ExistsError, InputError
 from muvit.evaluation.report import Example, ModelResult, write_report
-from muvit.evaluation.segmentation import Evaluation, evaluate_slides
+from muvit.evaluation.scores.segmentation import Evaluation, evaluate_slides
 from muvit.evaluation.side_by_side import Progress, Trained, train_and_label
 from muvit.evaluation.variants import Variant
 from muvit.geometry import level_name
 from muvit.pictures import to_rgb
-from muvit.training.recipe import Recipe
+from muvit.training.recipes import Recipe
 
 PICTURE_PX = 1024
 """Longest side of a slide as shown in the report."""

@@ -3,9 +3,9 @@
 import numpy as np
 from PIL import Image
 
-from muvit.evaluation.bootstrap import BootstrapConfig
 from muvit.evaluation.charts import draw_bars, draw_matrix, new_figure, to_image
-from muvit.evaluation.segmentation import Evaluation
+from muvit.evaluation.scores.bootstrap import BootstrapConfig
+from muvit.evaluation.scores.segmentation import Evaluation
 
 
 def draw_scores(evaluation: Evaluation, bootstrap: BootstrapConfig | None = None) -> Image.Image:

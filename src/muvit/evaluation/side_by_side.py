@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from lightning import Callback, LightningModule, Trainer
 
-from muvit.data.preprocessing import Preprocessing
-from muvit.data.slides import open_slide
-from muvit.evaluation.epochs import read_curves
+from muvit.data.crops.preprocessing import Preprocessing
+from muvit.data.slides.slide import open_slide
+from muvit.evaluation.studies.epochs import read_curves
 from muvit.evaluation.variants import Variant
 from muvit.inference.predict import predict_slide
-from muvit.models import load_model
-from muvit.training.recipe import Recipe
-from muvit.training.run import CHECKPOINT
+from muvit.models.trained import load_model
+from muvit.training.recipes import Recipe
+from muvit.training.runs import CHECKPOINT
 from muvit.training.train import train_segmenter
 
 Progress = Callable[[int, int], None]

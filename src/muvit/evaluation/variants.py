@@ -5,11 +5,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
-from muvit.baselines import BaselineConfig
 from muvit.errors import InputError
 from muvit.geometry import level_name
-from muvit.relay import RelayConfig
-from muvit.training.recipe import Recipe
+from muvit.models.baselines import BaselineConfig
+from muvit.models.relay import RelayConfig
+from muvit.training.recipes import Recipe
 
 
 @dataclass(frozen=True, kw_only=True)

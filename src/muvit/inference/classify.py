@@ -8,13 +8,13 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
-from muvit.data.classified import ClassifiedCrops, ClassifiedTiles
-from muvit.data.preprocessing import Preprocessing
-from muvit.data.slides import Slide
+from muvit.data.crops.classified import ClassifiedCrops, ClassifiedTiles
+from muvit.data.crops.preprocessing import Preprocessing
+from muvit.data.slides.slide import Slide
 from muvit.errors import InputError
-from muvit.heads import Classifier
 from muvit.inference.predict import resolve_device
-from muvit.inference.prepare import PIXEL_SIZE_TOLERANCE
+from muvit.inference.run.prepare import PIXEL_SIZE_TOLERANCE
+from muvit.models.classifier import Classifier
 
 Progress = Callable[[int, int], None]
 """Called with the number of crops done and of all crops."""

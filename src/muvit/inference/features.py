@@ -13,19 +13,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from muvit.data.preprocessing import Preprocessing
-from muvit.data.slides import Slide
-from muvit.encoders import MuViTEncoder
+from muvit.data.crops.preprocessing import Preprocessing
+from muvit.data.slides.slide import Slide
 from muvit.errors import InputError
 from muvit.geometry import Level
-from muvit.inference.blocks import ready
-from muvit.inference.context import ContextMemory, grouped, ungrouped
-from muvit.inference.feature_plan import FeaturePlan, FeatureType, LevelFeatures, plan_features
-from muvit.inference.feature_store import FeatureOutput
-from muvit.inference.lock import OutputLock
 from muvit.inference.predict import resolve_device
-from muvit.inference.tiles import SlideTiles, read_tiles
-from muvit.inference.unfinished import clear_work, is_made_by, is_published
+from muvit.inference.run.blocks import ready
+from muvit.inference.run.context import ContextMemory, grouped, ungrouped
+from muvit.inference.run.feature_plan import FeaturePlan, FeatureType, LevelFeatures, plan_features
+from muvit.inference.run.feature_store import FeatureOutput
+from muvit.inference.run.lock import OutputLock
+from muvit.inference.run.reading import SlideTiles, read_tiles
+from muvit.inference.run.resume import clear_work, is_made_by, is_published
+from muvit.models.encoder import MuViTEncoder
 
 _LOG = logging.getLogger(__name__)
 

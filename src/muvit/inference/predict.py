@@ -11,21 +11,21 @@ from typing import Literal
 
 import torch
 
-from muvit.data.derived_levels import with_levels
-from muvit.data.preprocessing import Preprocessing
-from muvit.data.slides import Slide
+from muvit.data.crops.preprocessing import Preprocessing
+from muvit.data.slides.derived import with_levels
+from muvit.data.slides.slide import Slide
 from muvit.errors import InputError
 from muvit.geometry import plain_level
-from muvit.inference.engine import Work, run_dask, run_local
-from muvit.inference.ledger import Ledger
-from muvit.inference.lock import OutputLock
-from muvit.inference.output import Output, prediction_status
-from muvit.inference.plan import Plan, PredictOptions
-from muvit.inference.prepare import make_plan
-from muvit.inference.seams import Seams
-from muvit.inference.tiles import SlideTiles
-from muvit.inference.unfinished import is_published, read_plan
-from muvit.segmentation import SegmentationModel
+from muvit.inference.run.engine import Work, run_dask, run_local
+from muvit.inference.run.ledger import Ledger
+from muvit.inference.run.lock import OutputLock
+from muvit.inference.run.plan import Plan, PredictOptions
+from muvit.inference.run.prepare import make_plan
+from muvit.inference.run.reading import SlideTiles
+from muvit.inference.run.resume import is_published, read_plan
+from muvit.inference.run.store import Output, prediction_status
+from muvit.inference.tiling.seams import Seams
+from muvit.models.segmentation_model import SegmentationModel
 
 _LOG = logging.getLogger(__name__)
 

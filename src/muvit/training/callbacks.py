@@ -10,7 +10,7 @@ from PIL.Image import Image
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
-from muvit.data.preprocessing import FILE, Preprocessing
+from muvit.data.crops.preprocessing import FILE, Preprocessing
 from muvit.geometry import level_name
 from muvit.labels import IGNORE
 from muvit.pictures import Picture, colorize, panel, to_rgb

@@ -8,13 +8,13 @@ import lightning
 from lightning import Callback, LightningModule
 from lightning.pytorch.callbacks import EarlyStopping
 
-from muvit.heads import Classifier
+from muvit.models.classifier import Classifier
 from muvit.training.callbacks import KeepModels
 from muvit.training.classify_data import ClassificationData
 from muvit.training.classify_recipe import ClassifyRecipe
 from muvit.training.classify_task import ClassificationTask, ExampleClasses
-from muvit.training.initial import start_from
-from muvit.training.run import fit, prepare_folder
+from muvit.training.pretrained import start_from
+from muvit.training.runs import fit, prepare_folder
 
 
 def train_classifier(

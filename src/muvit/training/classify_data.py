@@ -4,16 +4,16 @@ from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
-from muvit.data.classified import ClassifiedCrops, ClassifiedTiles
+from muvit.data.crops.classified import ClassifiedCrops, ClassifiedTiles
+from muvit.data.crops.preprocessing import Preprocessing
 from muvit.data.folders import open_folder
-from muvit.data.preprocessing import Preprocessing
-from muvit.data.slides import Slide
+from muvit.data.slides.slide import Slide
 from muvit.data.tables import read_column, values_of
 from muvit.errors import InputError
+from muvit.models.segmentation_model import Views
 from muvit.pictures import class_colors
-from muvit.segmentation import Views
 from muvit.training.classify_recipe import ClassifyRecipe
-from muvit.training.datamodule import CropsData, check_channels
+from muvit.training.datamodules import CropsData, check_channels
 
 
 class ClassificationData(CropsData):

@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass, field
 
-from muvit.data.classified import SlideChoice
+from muvit.data.crops.classified import SlideChoice
 from muvit.errors import InputError
-from muvit.heads import ClassifierConfig
+from muvit.models.classifier import ClassifierConfig
 from muvit.training.optim import OptimConfig
-from muvit.training.recipe import CropsConfig, InitConfig, RunConfig
+from muvit.training.recipes import CropsConfig, InitConfig, RunConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,12 +12,12 @@ from torch.utils.data import Dataset, default_collate
 from torchmetrics import CatMetric
 
 from muvit.geometry import level_name
-from muvit.heads import Classifier
 from muvit.metrics import class_scores, mean_of_slides
+from muvit.models.classifier import Classifier
 from muvit.pictures import panel, to_rgb
 from muvit.training.callbacks import publish, spread
-from muvit.training.initial import merged
 from muvit.training.optim import OptimConfig, build_optimizer, build_schedule
+from muvit.training.pretrained import merged
 
 
 class ClassificationTask(LightningModule):

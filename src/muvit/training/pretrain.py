@@ -11,16 +11,16 @@ from lightning import Callback
 from lightning.pytorch.loggers import Logger
 from torch.utils.data import DataLoader
 
-from muvit.data.dataset import MuViTDataset
+from muvit.data.crops.dataset import MuViTDataset
 from muvit.errors import ExistsError, InputError
-from muvit.mae import MuViTMAE, build_mae
+from muvit.models.mae import MuViTMAE, build_mae
 from muvit.training.callbacks import KeepModels
-from muvit.training.datamodule import PretrainData
+from muvit.training.datamodules import PretrainData
 from muvit.training.optim import PretrainOptimConfig
-from muvit.training.recipe import PretrainRecipe, RunConfig
+from muvit.training.recipes import PretrainRecipe, RunConfig
 from muvit.training.reconstruct import PretrainTask
 from muvit.training.reconstructions import ReconstructionPictures
-from muvit.training.run import (
+from muvit.training.runs import (
     build_loggers,
     build_trainer,
     check_wandb,

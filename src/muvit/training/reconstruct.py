@@ -12,7 +12,7 @@ from torchmetrics import MeanMetric
 
 from muvit.errors import InputError
 from muvit.geometry import level_name
-from muvit.mae import MuViTMAE
+from muvit.models.mae import MuViTMAE
 from muvit.training.optim import PretrainOptimConfig, build_pretrain_optimizer, build_schedule
 
 _TRAIN, _VALIDATE, _MODEL = 0, 1, 2

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from muvit.geometry import Level, level_name
-from muvit.mae import MASK_GREY, MuViTMAE
+from muvit.models.mae import MASK_GREY, MuViTMAE
 from muvit.pictures import RGB, Picture, fit, outline_boxes, to_rgb
 from muvit.pictures import panel as arrange
 from muvit.training.callbacks import publish, spread

@@ -12,9 +12,9 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from muvit.labels import IGNORE
 from muvit.losses import SegmentationLoss
 from muvit.metrics import scores
-from muvit.segmentation import SegmentationModel
-from muvit.training.initial import merged
+from muvit.models.segmentation_model import SegmentationModel
 from muvit.training.optim import OptimConfig, build_optimizer, build_plateau, build_schedule
+from muvit.training.pretrained import merged
 
 
 class SegmentationTask(LightningModule):

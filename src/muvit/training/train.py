@@ -8,13 +8,13 @@ from lightning import Callback
 from lightning.pytorch.callbacks import EarlyStopping
 
 from muvit.losses import SegmentationLoss
-from muvit.models import build_model
-from muvit.segmentation import Segmenter
+from muvit.models.segmenter import Segmenter
+from muvit.models.trained import build_model
 from muvit.training.callbacks import ExamplePictures, KeepModels
-from muvit.training.datamodule import SegmentationData
-from muvit.training.initial import start_from
-from muvit.training.recipe import Recipe
-from muvit.training.run import fit, prepare_folder
+from muvit.training.datamodules import SegmentationData
+from muvit.training.pretrained import start_from
+from muvit.training.recipes import Recipe
+from muvit.training.runs import fit, prepare_folder
 from muvit.training.segment import SegmentationTask
 
 

@@ -5,9 +5,9 @@ import pytest
 import tifffile
 from PIL import Image
 
-from muvit.data.convert import convert_image
-from muvit.data.reduction import area_mean, nearest
-from muvit.data.slides import open_slide
+from muvit.data.pyramids.convert import convert_image
+from muvit.data.pyramids.reduction import area_mean, nearest
+from muvit.data.slides.slide import open_slide
 from muvit.data.sources import derived
 from muvit.data.sources.derived import classified, joined, reduced
 from muvit.data.sources.label_map import LabelMap

@@ -4,7 +4,7 @@ import pytest
 
 from muvit.data.folders import open_labelled_folder
 from muvit.data.sources.synthetic import prepare_synthetic
-from muvit.data.synthetic import SyntheticConfig, write_synthetic
+from muvit.data.synthetic.images import SyntheticConfig, write_synthetic
 from muvit.errors import ExistsError, InputError
 
 COUNTS = {"num_train": 2, "num_val": 1, "num_test": 1, "workers": 1}

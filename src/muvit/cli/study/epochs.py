@@ -16,7 +16,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(arguments: Namespace) -> None:
     """Read the logs, and write a table and a picture."""
-    from muvit.evaluation.epochs import draw_epochs, epoch_rows, read_epochs
+    from muvit.evaluation.studies.epochs import draw_epochs, epoch_rows, read_epochs
 
     files = result_files(arguments.output, "epochs", overwrite=arguments.overwrite)
     metric = arguments.metric

@@ -34,7 +34,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(arguments: Namespace) -> None:
     """Score every model on every group, and write a table and a picture."""
-    from muvit.evaluation.groups import draw_groups, study_groups
+    from muvit.evaluation.studies.groups import draw_groups, study_groups
 
     files = result_files(arguments.output, "groups", overwrite=arguments.overwrite)
     groups = read_column(arguments.groups, arguments.column)

@@ -30,10 +30,10 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(arguments: Namespace) -> None:
     """Score the models under noise, and write a table and a picture."""
-    from muvit.checkpoints import model_folder
-    from muvit.data.preprocessing import Preprocessing
-    from muvit.evaluation.noise import draw_noise, study_noise
-    from muvit.models import load_model
+    from muvit.data.crops.preprocessing import Preprocessing
+    from muvit.evaluation.studies.box_noise import draw_noise, study_noise
+    from muvit.models.folder import model_folder
+    from muvit.models.trained import load_model
 
     files = result_files(arguments.output, "noise", overwrite=arguments.overwrite)
     folders = {name: model_folder(path) for name, path in named_paths(arguments.model, "model").items()}

@@ -12,7 +12,7 @@ from muvit.evaluation.results import result_files, write_results
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Arguments of the study."""
-    from muvit.evaluation.probe import ProbeConfig
+    from muvit.evaluation.studies.probe import ProbeConfig
 
     parser.add_argument("--config", action="config", help="these settings in YAML; later arguments override them")
     parser.add_argument("model", nargs="+", help="pre-trained models or their runs, as folder or name=folder")
@@ -35,12 +35,12 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(arguments: Namespace) -> None:
     """Classify frozen features, and write a table and a picture."""
-    from muvit.checkpoints import model_folder
-    from muvit.data.preprocessing import Preprocessing
+    from muvit.data.crops.preprocessing import Preprocessing
     from muvit.data.tables import read_column
-    from muvit.evaluation.probe import ProbeConfig, check_sklearn, draw_probe, study_probe
+    from muvit.evaluation.studies.probe import ProbeConfig, check_sklearn, draw_probe, study_probe
     from muvit.geometry import plain_level
-    from muvit.training.initial import load_encoder
+    from muvit.models.folder import model_folder
+    from muvit.training.pretrained import load_encoder
 
     check_sklearn()
     files = result_files(arguments.output, "probe", overwrite=arguments.overwrite)

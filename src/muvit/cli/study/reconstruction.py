@@ -10,7 +10,7 @@ from muvit.cli.study.output import add_output, named_paths
 from muvit.evaluation.results import result_files, write_results
 
 if TYPE_CHECKING:
-    from muvit.evaluation.reconstruction import PretrainedModel
+    from muvit.evaluation.studies.reconstruction import PretrainedModel
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -28,7 +28,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(arguments: Namespace) -> None:
     """Mask and reconstruct, and write a table and a picture."""
-    from muvit.evaluation.reconstruction import draw_reconstruction, study_reconstruction
+    from muvit.evaluation.studies.reconstruction import draw_reconstruction, study_reconstruction
 
     files = result_files(arguments.output, "reconstruction", overwrite=arguments.overwrite)
     models = {name: _load(path) for name, path in named_paths(arguments.model, "model").items()}
@@ -55,11 +55,11 @@ def _load(path: Path) -> "PretrainedModel":
     """A model with the boxes that its run's recipe tells."""
     import yaml
 
-    from muvit.checkpoints import model_folder
-    from muvit.data.preprocessing import Preprocessing
-    from muvit.evaluation.reconstruction import PretrainedModel
-    from muvit.mae import MAES
-    from muvit.training.run import RECIPE
+    from muvit.data.crops.preprocessing import Preprocessing
+    from muvit.evaluation.studies.reconstruction import PretrainedModel
+    from muvit.models.folder import model_folder
+    from muvit.models.mae import MAES
+    from muvit.training.runs import RECIPE
 
     folder = model_folder(path)
     preprocessing = Preprocessing.load(folder)

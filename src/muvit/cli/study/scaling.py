@@ -11,8 +11,8 @@ from muvit.evaluation.results import result_files, write_results
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Arguments of the study."""
-    from muvit.evaluation.scaling import ScalingConfig
-    from muvit.segmentation import SegmenterConfig
+    from muvit.evaluation.studies.scaling import ScalingConfig
+    from muvit.models.segmenter import SegmenterConfig
 
     parser.add_class_arguments(ScalingConfig, as_group=False)
     parser.add_class_arguments(SegmenterConfig, "model", as_group=False)
@@ -25,8 +25,8 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(arguments: Namespace) -> None:
     """Measure, and write a table and a picture."""
-    from muvit.evaluation.scaling import ScalingConfig, draw_scaling, measure_scaling, scaling_rows
-    from muvit.segmentation import SegmenterConfig
+    from muvit.evaluation.studies.scaling import ScalingConfig, draw_scaling, measure_scaling, scaling_rows
+    from muvit.models.segmenter import SegmenterConfig
 
     parser = ArgumentParser()
     parser.add_class_arguments(ScalingConfig, "config")

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from muvit.data.ngff import Kind
-from muvit.data.reduction import area_mean, nearest
-from muvit.data.slides import Slide
+from muvit.data.pyramids.ngff import Kind
+from muvit.data.pyramids.reduction import area_mean, nearest
+from muvit.data.slides.slide import Slide
 from muvit.data.sources.label_map import vote
 from muvit.errors import InputError
 from muvit.geometry import Level

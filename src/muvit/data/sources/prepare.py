@@ -8,10 +8,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from muvit.data.convert import convert_image
-from muvit.data.ngff import Color, Kind
-from muvit.data.pyramid_spec import check_spec
-from muvit.data.pyramid_writer import Progress
+from muvit.data.pyramids.convert import convert_image
+from muvit.data.pyramids.ngff import Color, Kind
+from muvit.data.pyramids.spec import check_spec
+from muvit.data.pyramids.writer import Progress
 from muvit.data.sources.source import SPLITS, Item, Source, check_source
 from muvit.errors import ExistsError, InputError, ReadError
 from muvit.pictures import class_colors

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from muvit.data.sources.prepare import SLIDES, begin, write_slides
-from muvit.data.synthetic import RECORD_NAME, SyntheticConfig, describe, split_indices, write_images
+from muvit.data.synthetic.images import RECORD_NAME, SyntheticConfig, describe, split_indices, write_images
 
 
 def prepare_synthetic(
@@ -20,7 +20,7 @@ def prepare_synthetic(
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
-    """Generate what `muvit.data.synthetic.write_synthetic` does, but in place: finished images are kept.
+    """Generate what `muvit.data.synthetic.images.write_synthetic` does, but in place: finished images are kept.
 
     Args:
         output: folder to write to.

@@ -1,0 +1,1 @@
+"""Crops of slides: placement, reading, normalisation, augmentation, balancing."""

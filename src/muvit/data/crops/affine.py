@@ -1,0 +1,143 @@
+"""Views that are scaled and turned about a centre that they share, read between the pixels of a slide (Relay Tokens).
+
+A view is a frame of pixels whose source lies on a slanted grid of its level. What is read is the smallest window of
+whole pixels around that grid; images are interpolated linearly, labels take the nearest pixel.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.ndimage import affine_transform
+from torch import Tensor
+
+from muvit.data.crops.placement import Window
+from muvit.data.slides.slide import Padding, Slide
+from muvit.geometry import Level, level_factors
+
+_DECIMALS = 9
+"""Sines, cosines and window edges are rounded to so many, so that quarter turns fall on pixels exactly."""
+
+
+@dataclass(frozen=True)
+class Similarity:
+    """What is done to the views of a sample, about their common centre."""
+
+    scale: float = 1.0
+    """Side of what a view shows, relative to its pixels: 2 shows twice as much, 0.5 half as much of the scene."""
+    degrees: float = 0.0
+    """Turn of the content in the plane of y and x, counter-clockwise as `numpy.rot90`."""
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether views stay as they are."""
+        return self.scale == 1 and self.degrees == 0
+
+    def extent(self, size: Sequence[int]) -> tuple[int, ...]:
+        """Whole pixels of a level that an unturned view of ``size`` pixels covers, ``(ndim)``."""
+        return tuple(math.ceil(round(n * self.scale, _DECIMALS)) for n in size)
+
+    def matrix(self, level: Level, ndim: int) -> NDArray[np.float64]:
+        """From an offset in pixels of a view to that in pixels of its level, ``(ndim, ndim)``, axes (t)(z)yx."""
+        factors = np.array(level_factors(level, ndim))
+        turn = np.eye(ndim)
+        angle = math.radians(self.degrees)
+        cos, sin = round(math.cos(angle), _DECIMALS), round(math.sin(angle), _DECIMALS)
+        turn[-2:, -2:] = [[cos, sin], [-sin, cos]]
+        # turned in the world, whose axes are to one scale, also where those of the level are not
+        return turn * factors * self.scale / factors[:, None]
+
+
+@dataclass(frozen=True)
+class SimilarView:
+    """One view of a scaled and turned sample.
+
+    Args:
+        level: where it is read.
+        center: its centre in world pixels, ``(ndim)``.
+        size: its pixels, ``(ndim)``.
+        similarity: scale and turn.
+    """
+
+    level: Level
+    center: tuple[float, ...]
+    size: tuple[int, ...]
+    similarity: Similarity
+
+    @property
+    def box(self) -> Tensor:
+        """World box ``(2, ndim)``, float64: the extent after scaling, in the frame that is turned with the content."""
+        factors = np.array(level_factors(self.level, len(self.size)))
+        half = factors * self.size * self.similarity.scale / 2
+        return torch.from_numpy(np.stack([self.center - half, self.center + half]))
+
+    @cached_property
+    def window(self) -> Window:
+        """The window of its level that holds every pixel that it is made of."""
+        reach = np.abs(self._matrix) @ ((np.array(self.size) - 1) / 2)
+        low = np.floor(np.round(self._middle - reach, _DECIMALS)).astype(int)
+        high = np.ceil(np.round(self._middle + reach, _DECIMALS)).astype(int)
+        return Window(self.level, tuple(low.tolist()), tuple((high - low + 1).tolist()))
+
+    def sample(self, pixels: NDArray[Any], *, linear: bool) -> NDArray[Any]:
+        """The view's pixels ``(*size)`` from those of its window ``(*window.size)``, interpolated or the nearest."""
+        view = np.empty(self.size, pixels.dtype)
+        offset = self._middle - self.window.start - self._matrix @ ((np.array(self.size) - 1) / 2)
+        affine_transform(
+            pixels,
+            self._matrix,
+            np.round(offset, _DECIMALS),
+            output_shape=self.size,
+            output=view,
+            order=int(linear),
+            mode="nearest",
+        )
+        return view
+
+    def shows(self, pixel: Sequence[int]) -> bool:
+        """Whether the centre of a pixel ``(ndim)`` of its level lies in the view."""
+        offset = np.linalg.solve(self._matrix, np.asarray(pixel) - self._middle)
+        return bool((np.abs(offset) <= np.array(self.size) / 2).all())
+
+    @cached_property
+    def _matrix(self) -> NDArray[np.float64]:
+        return self.similarity.matrix(self.level, len(self.size))
+
+    @cached_property
+    def _middle(self) -> NDArray[np.float64]:
+        # of the view, in indices of pixels of the level, which count from the centre of the first one
+        return np.array(self.center) / level_factors(self.level, len(self.size)) - 0.5
+
+
+def read_similar(
+    slide: Slide, views: Sequence[SimilarView], padding: Padding
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Read scaled and turned views of one sample.
+
+    Args:
+        slide: the image.
+        views: ``L`` views of one size; they may leave the image.
+        padding: what they show there; with ``zero``, the nearest pixel, for the caller to blank after normalisation.
+
+    Returns:
+        Native pixel values ``(L, C, *size)``, and whether they lie inside the image ``(L, *size)``.
+    """
+    size = views[0].size
+    pixels = np.empty((len(views), slide.num_channels, *size), np.float32)
+    valid = np.empty((len(views), *size), bool)
+    for view, channels, inside in zip(views, pixels, valid, strict=True):
+        window = view.window
+        # zeros would bleed into the last pixels of the image
+        policy: Padding = "edge" if padding == "zero" else padding
+        stored = slide.read(view.level, window.start, window.size, padding=policy).astype(np.float32)
+        for channel, source in zip(channels, stored, strict=True):
+            channel[...] = view.sample(source, linear=True)
+        mask = np.zeros(window.size, np.uint8)
+        mask[window.slices_inside(slide.level_shape(view.level))] = 1
+        inside[...] = view.sample(mask, linear=False) > 0
+    return pixels, valid

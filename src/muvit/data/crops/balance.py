@@ -1,0 +1,132 @@
+"""Where each class lies in a set of label images, so that rare ones can be sampled often."""
+
+import math
+import operator
+from collections.abc import Sequence
+from itertools import product
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from muvit.data.slides.slide import Slide
+from muvit.errors import InputError
+from muvit.geometry import Level, level_factors
+
+Balance = Literal["none", "foreground", "classes"]
+
+BACKGROUND = 0
+_MAX_SCANNED_PX = 2**20  # of one label image: a slide of 100,000 px is seen at 1/128
+_MAX_BLOCK_PX = 2**22
+_MAX_POINTS = 1024  # kept per class and slide
+
+
+class ClassPixels(NamedTuple):
+    """Pixels of one class in one label image, as seen in a coarse look."""
+
+    slide: int
+    """Number of the label image."""
+    value: int
+    """The class, as stored."""
+    area: float
+    """World pixels of the class, estimated."""
+    points: np.ndarray
+    """``(n, ndim)``, some of its pixels, evenly chosen, as multiples of ``spacing``."""
+    spacing: tuple[float, ...]
+    """World pixels from one looked-at pixel to the next along each axis."""
+
+
+def locate_classes(slide: int, label: Slide, level: Level) -> list[ClassPixels]:
+    """Look once at a label image, coarsely enough to take bounded time and memory, and say where each class lies.
+
+    Looks at the finest stored level of at most a million pixels; where even the coarsest has more, at every n-th
+    pixel of that, read in blocks. A class of which nothing is left at that level is not found.
+
+    Args:
+        slide: number to enter in the result.
+        label: the label image.
+        level: stored level at which labels will be used; nothing finer is looked at.
+    """
+    seen, spacing = _look(label, level)
+    flat = seen.ravel()
+    order = np.argsort(flat, kind="stable")
+    values, firsts, counts = np.unique(flat[order], return_index=True, return_counts=True)
+    found = []
+    for value, first, count in zip(values.tolist(), firsts.tolist(), counts.tolist(), strict=True):
+        chosen = order[first : first + count : math.ceil(count / _MAX_POINTS)]
+        points = np.stack(np.unravel_index(chosen, seen.shape), axis=-1).astype(np.int32)
+        found.append(ClassPixels(slide, int(value), count * math.prod(spacing), points, spacing))
+    return found
+
+
+def _look(label: Slide, finest: Level) -> tuple[np.ndarray, tuple[float, ...]]:
+    """Pixels of a label image on a coarse grid ``(*space)``, and the grid's spacing per axis in world pixels."""
+    least = level_factors(finest, label.ndim)
+    usable = [v for v in label.levels if all(map(operator.ge, level_factors(v, label.ndim), least))]
+    small = (level for level in usable if math.prod(label.level_shape(level)) <= _MAX_SCANNED_PX)
+    level = next(small, usable[-1])
+    shape = label.level_shape(level)
+    step = math.ceil((math.prod(shape) / _MAX_SCANNED_PX) ** (1 / len(shape)))
+    block = step * max(1, int(_MAX_BLOCK_PX ** (1 / len(shape))) // step)
+    seen = np.empty([math.ceil(n / step) for n in shape], dtype=label.dtype)
+    for start in product(*(range(0, n, block) for n in shape)):
+        size = tuple(min(block, n - a) for a, n in zip(start, shape, strict=True))
+        pixels = label.read(level, start, size)[0][(slice(None, None, step),) * len(shape)]
+        seen[tuple(slice(a // step, a // step + n) for a, n in zip(start, pixels.shape, strict=True))] = pixels
+    return seen, tuple(factor * step for factor in level_factors(level, label.ndim))
+
+
+class ForegroundIndex:
+    """Draws foreground pixels from a set of label images.
+
+    ``foreground``: uniformly over all foreground pixels. ``classes``: first one of the foreground classes, all alike,
+    then uniformly over its pixels. Foreground is every class but 0 and the ignored ones.
+
+    Args:
+        labels: the label images.
+        found: what `locate_classes` found in them.
+        level: level at which pixels are wanted, stored in every label image.
+        balance: ``foreground`` or ``classes``.
+        ignore_labels: stored values that are no class.
+
+    Raises:
+        InputError: there is no foreground.
+    """
+
+    def __init__(
+        self,
+        labels: Sequence[Slide],
+        found: Sequence[ClassPixels],
+        *,
+        level: Level,
+        balance: Balance,
+        ignore_labels: Sequence[int] = (),
+    ) -> None:
+        foreground = [entry for entry in found if entry.value not in (BACKGROUND, *ignore_labels)]
+        if not foreground:
+            raise InputError(f"balance '{balance}'", expected="labels with some foreground", got="background only")
+        self._labels = tuple(labels)
+        self._level = level
+        groups: dict[int, list[ClassPixels]] = {}
+        for entry in foreground:
+            groups.setdefault(entry.value if balance == "classes" else 0, []).append(entry)
+        self._groups = [(np.cumsum([entry.area for entry in group]), group) for group in groups.values()]
+
+    def draw(self, rng: np.random.Generator) -> tuple[int, tuple[int, ...]]:
+        """A label image's number and one of its foreground pixels ``(ndim)``, in pixels of the wanted level."""
+        areas, group = self._groups[rng.integers(len(self._groups))]
+        entry = group[int(np.searchsorted(areas, rng.random() * areas[-1], side="right"))]
+        return entry.slide, self._refine(rng, entry, entry.points[rng.integers(len(entry.points))])
+
+    def _refine(self, rng: np.random.Generator, entry: ClassPixels, point: np.ndarray) -> tuple[int, ...]:
+        """A pixel of the class inside what the coarse look saw as one; its middle if the class is not found there."""
+        label = self._labels[entry.slide]
+        ratio = np.array(entry.spacing) / level_factors(self._level, label.ndim)
+        last = np.array(label.level_shape(self._level)) - 1
+        start = np.minimum(np.floor(point * ratio).astype(int), last)
+        size = np.clip(np.ceil((point + 1) * ratio).astype(int), start + 1, last + 1) - start
+        offset = size // 2
+        if size.max() > 1:
+            pixels = label.read(self._level, tuple(start.tolist()), tuple(size.tolist()))[0]
+            hits = np.argwhere(pixels == entry.value)
+            offset = hits[rng.integers(len(hits))] if len(hits) else offset
+        return tuple((start + offset).tolist())

@@ -1,0 +1,113 @@
+"""Crops that know which slide they are from, and what class that slide is of: for classification."""
+
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from muvit.data.crops.affine import SimilarView
+from muvit.data.crops.augment import Augmentation
+from muvit.data.crops.crops import CropConfig, GridCrops, NestedCrops
+from muvit.data.crops.placement import Window
+from muvit.data.slides.slide import Slide
+from muvit.errors import InputError
+
+SlideChoice = Literal["slides", "classes"]
+"""Which slide a random crop is from: each in turn, or one of a class that is drawn first."""
+
+
+class ClassifiedTiles(GridCrops):
+    """Every tile of every slide once, as `GridCrops`; samples also hold ``slide``, its number, and ``class``.
+
+    Args:
+        slides: the images.
+        classes: class of each, from 0; None leaves it out of the samples.
+        config: what a sample consists of.
+
+    Raises:
+        InputError: as `GridCrops`, or there are not as many classes as slides.
+    """
+
+    def __init__(self, slides: Sequence[Slide], classes: Sequence[int] | None, config: CropConfig) -> None:
+        self.classes = _checked(classes, slides)
+        super().__init__([(slide, None) for slide in slides], config)
+
+    def read(self, slide: int, windows: Sequence[Window]) -> dict[str, Tensor]:
+        """The sample at ``windows`` of one slide: ``img``, ``bbox``, ``slide`` and ``class``."""
+        return super().read(slide, windows) | _facts(slide, self.classes)
+
+
+class ClassifiedCrops(NestedCrops):
+    """Random crops as `NestedCrops`; samples also hold ``slide``, the number of their slide, and ``class``.
+
+    Slides come in turn whatever their area, so that each has its say.
+
+    Args:
+        slides: the images.
+        classes: class of each, from 0; None leaves it out of the samples.
+        config: what a sample consists of.
+        num_samples: what ``len`` says.
+        seed: of everything random.
+        choice: with ``classes``, a class is drawn first and then a slide of it, so that rare classes are seen as often.
+        augmentation: applied to every sample (None: nothing).
+
+    Raises:
+        InputError: as `NestedCrops`, or an argument is out of range, or classes are missing.
+    """
+
+    def __init__(
+        self,
+        slides: Sequence[Slide],
+        classes: Sequence[int] | None,
+        config: CropConfig,
+        *,
+        num_samples: int,
+        seed: int = 0,
+        choice: SlideChoice = "slides",
+        augmentation: Augmentation | None = None,
+    ) -> None:
+        if choice not in get_args(SlideChoice):
+            raise InputError("choice", expected="slides or classes", got=repr(choice))
+        if num_samples < 1 or seed < 0:
+            got = f"{num_samples} samples and seed {seed}"
+            raise InputError("num_samples and seed", expected="at least one sample, a seed >= 0", got=got)
+        if choice == "classes" and classes is None:
+            raise InputError("choice 'classes'", expected="slides with classes", got="slides without")
+        self.classes = _checked(classes, slides)
+        self.choice = choice
+        super().__init__(
+            [(slide, None) for slide in slides],
+            config,
+            samples_per_epoch=num_samples,
+            seed=seed,
+            augmentation=augmentation,
+        )
+
+    def read(self, slide: int, windows: Sequence[Window]) -> dict[str, Tensor]:
+        """The sample at ``windows`` of one slide: ``img``, ``bbox``, ``slide`` and ``class``."""
+        return super().read(slide, windows) | _facts(slide, self.classes)
+
+    def read_similar(self, slide: int, views: Sequence[SimilarView]) -> dict[str, Tensor]:
+        """The sample of scaled and turned views of one slide, as `read` gives that of windows."""
+        return super().read_similar(slide, views) | _facts(slide, self.classes)
+
+    def _draw(self, index: int, rng: np.random.Generator) -> tuple[int, None]:
+        """Number of the slide of a sample; no pixel is asked for."""
+        if self.choice == "slides":
+            return index % len(self.images), None
+        assert self.classes is not None  # the constructor has seen to it
+        drawn = rng.choice(np.unique(self.classes))
+        return int(rng.choice(np.flatnonzero(self.classes == drawn))), None
+
+
+def _facts(slide: int, classes: np.ndarray | None) -> dict[str, Tensor]:
+    facts = {"slide": torch.tensor(slide)}
+    return facts if classes is None else facts | {"class": torch.tensor(int(classes[slide]))}
+
+
+def _checked(classes: Sequence[int] | None, slides: Sequence[Slide]) -> np.ndarray | None:
+    if classes is not None and len(classes) != len(slides):
+        raise InputError("classes", expected=f"{len(slides)}, one for each slide", got=len(classes))
+    return None if classes is None else np.asarray(classes, dtype=np.int64)

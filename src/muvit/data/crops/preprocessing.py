@@ -1,0 +1,110 @@
+"""What a trained model needs to know about its pixels and classes, kept beside its weights."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+
+from muvit.data.crops.crops import CropConfig
+from muvit.data.crops.normalize import Normalization, Percentile, normalization_from_dict, normalization_to_dict
+from muvit.data.crops.placement import ContextPlace, FreeViews
+from muvit.data.slides.slide import Padding
+from muvit.errors import CheckpointError, InputError
+from muvit.geometry import Level
+
+FILE = "preprocessing.yaml"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """How crops were cut, brought to numbers and labelled when a model was trained; prediction repeats it."""
+
+    crop_size: tuple[int, ...]
+    """Side of every view in pixels of its level, (z)yx."""
+    normalization: Normalization
+    """From native pixel values to the model's input."""
+    padding: Padding = "zero"
+    """Policy beyond the border of the image: zero, edge or reflect."""
+    context: ContextPlace = "random"
+    """Where coarse views lay around the finest: random, inside the image, or centered, also beyond it."""
+    free_views: FreeViews | None = None
+    """Where coarse views lay, if they did not hold the finest."""
+    class_names: tuple[str, ...]
+    """Name of each class, background first."""
+    class_colors: tuple[tuple[int, int, int], ...]
+    """RGB colour of each class, 0-255."""
+    pixel_size_um: tuple[float, ...] | None = None
+    """Finest pixel size that the model was trained at, (z)yx; None if unknown."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.free_views, dict):  # as it comes from YAML
+            object.__setattr__(self, "free_views", FreeViews(**self.free_views))
+        if not self.crop_size or not all(isinstance(n, int) and n > 0 for n in self.crop_size):
+            raise InputError("crop_size", expected="a positive number of pixels for each axis", got=self.crop_size)
+        if self.padding not in get_args(Padding):
+            raise InputError("padding", expected=f"one of {', '.join(get_args(Padding))}", got=repr(self.padding))
+        if self.context not in get_args(ContextPlace):
+            raise InputError("context", expected="random or centered", got=repr(self.context))
+        if len(self.class_names) != len(self.class_colors):
+            raise InputError(
+                "class_colors",
+                expected=f"one colour for each of {len(self.class_names)} classes",
+                got=self.class_colors,
+            )
+
+    @property
+    def normalizes_by_view(self) -> bool:
+        """Whether the numbers of a view do not depend on the other views of its sample."""
+        return not (isinstance(self.normalization, Percentile) and self.normalization.scope == "sample")
+
+    def crops(self, levels: Sequence[Level], **labels: Any) -> CropConfig:
+        """Crops as in training.
+
+        Args:
+            levels: downsampling factors of the views, finest first.
+            labels: settings of `CropConfig` that concern labels.
+        """
+        return CropConfig(
+            levels=tuple(levels),
+            size=self.crop_size,
+            normalization=self.normalization,
+            padding=self.padding,
+            context=self.context,
+            free_views=self.free_views,
+            **labels,
+        )
+
+    def to_yaml(self) -> str:
+        """Text of ``preprocessing.yaml``, which `load` reads."""
+        values = asdict(self) | {"normalization": normalization_to_dict(self.normalization)}
+        return yaml.safe_dump({k: _lists(v) for k, v in values.items()}, sort_keys=False)
+
+    @classmethod
+    def load(cls, folder: Path) -> "Preprocessing":
+        """Read ``preprocessing.yaml`` of a model folder.
+
+        Raises:
+            CheckpointError: the file is missing or does not hold these settings.
+        """
+        file = Path(folder) / FILE
+        try:
+            values = yaml.safe_load(file.read_text())
+            values["normalization"] = normalization_from_dict(values["normalization"])
+            fields: dict[str, Any] = {k: _tuples(v) for k, v in values.items()}
+            return cls(**fields)
+        except FileNotFoundError:
+            raise CheckpointError(folder, expected=f"a trained model, with {FILE}", got="none") from None
+        except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(file, expected="the settings of a trained model", got=error) from error
+
+
+def _lists(value: object) -> object:
+    if isinstance(value, dict):
+        return {k: _lists(v) for k, v in value.items()}
+    return [_lists(v) for v in value] if isinstance(value, tuple) else value
+
+
+def _tuples(value: object) -> object:
+    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value

@@ -1,0 +1,1 @@
+"""Pyramids as OME-Zarr: metadata, arrays, reduction, writing, conversion."""

@@ -1,0 +1,152 @@
+"""Importing images and label masks of any readable format as OME-Zarr pyramids, streamed."""
+
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from muvit.data.pyramids.ngff import Color, Kind
+from muvit.data.pyramids.spec import WholeLevel, check_spec
+from muvit.data.pyramids.writer import Progress, PyramidWriter, check_replaceable, register_label
+from muvit.data.slides.ome_zarr import OmeZarrSlide
+from muvit.data.slides.slide import Palette, Slide, open_slide
+from muvit.errors import ExistsError, InputError
+
+_BAND_BYTES = 256 << 20
+
+
+def convert_image(
+    source: str | Path | Slide,
+    target: str | Path,
+    *,
+    kind: Kind = "image",
+    levels: Sequence[WholeLevel] | None = None,
+    pixel_size_um: float | Sequence[float] | None = None,
+    channel_names: Sequence[str] | None = None,
+    label_names: dict[int, str] | None = None,
+    label_colors: dict[int, Color] | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Path:
+    """Convert an image to an OME-Zarr 0.5 pyramid.
+
+    Reads and writes bands of whole shards, so memory stays at some hundred MiB however large the image is (PNG and JPEG
+    files are decoded whole on top of that). The pyramid is built beside ``target`` and takes its place when complete: a
+    conversion that fails or is killed leaves ``target`` as it was. What a killed one leaves is a folder
+    ``.<target>.*.partial`` beside it.
+
+    Args:
+        source: anything that `open_slide` reads, or a slide; its finest level is converted.
+        target: folder to make, by custom named ``*.ome.zarr``.
+        kind: ``image``, coarsened by area mean, or ``label``, coarsened by nearest pixel. Labels are integers in one
+            channel; a colour table is ignored, its indices are the labels.
+        levels: downsampling factors from 1 up, each a multiple of the one before, such as 4 or, where the axes differ,
+            (1, 4, 4); by default powers of two.
+        pixel_size_um: micrometers per pixel, one number or one per axis; by default what the source states.
+        channel_names: one per channel; by default what the source states.
+        label_names: name of each label value; by default what the source states.
+        label_colors: (red, green, blue) or (red, green, blue, alpha) of each label value; by default the source's.
+        overwrite: replace a store that is at ``target``.
+        progress: called with the number of steps done and their total.
+
+    Returns:
+        ``target``.
+
+    Raises:
+        ReadError: the source cannot be read.
+        InputError: an argument or the source does not fit.
+        ExistsError: something is at ``target`` and overwriting was not asked for, or it is no zarr store.
+    """
+    target = Path(target)
+    palette: Palette = "index" if kind == "label" else "rgb"
+    slide = source if isinstance(source, Slide) else open_slide(source, palette=palette)
+    if kind == "label":
+        _check_label_source(slide)
+    stated = slide if isinstance(slide, OmeZarrSlide) else None
+    spec = check_spec(
+        shape=slide.shape,
+        num_channels=slide.num_channels,
+        dtype=slide.dtype,
+        axes=slide.axes,
+        levels=levels,
+        kind=kind,
+        pixel_size_um=slide.pixel_size_um if pixel_size_um is None else pixel_size_um,
+        channel_names=slide.channel_names if channel_names is None else channel_names,
+        label_names=stated.label_names if stated and label_names is None else label_names,
+        label_colors=stated.label_colors if stated and label_colors is None else label_colors,
+    )
+    check_replaceable(target, overwrite)
+    # pixels that cannot be read at all are found before anything is written
+    slide.read(1, (0,) * slide.ndim, tuple(min(n, 16) for n in slide.shape))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
+    try:
+        # the store is named as its target, which its metadata mention
+        writer = PyramidWriter.create_from(scratch / target.name, spec)
+        _copy(slide, writer, progress)
+        _swap(scratch, target, overwrite)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return target
+
+
+def _check_label_source(slide: Slide) -> None:
+    if slide.path.suffix.lower() in (".jpg", ".jpeg"):
+        raise InputError(
+            slide.path,
+            expected="labels in a lossless format",
+            got="a JPEG, whose compression changes label values",
+            hint="Threshold it and save it as PNG or TIFF.",
+        )
+    if slide.num_channels != 1:
+        raise InputError(
+            slide.path,
+            expected="labels in one channel",
+            got=f"{slide.num_channels} channels ({', '.join(slide.channel_names)})",
+            hint="Save the mask as a grey or palette image whose values are the labels.",
+        )
+    if slide.dtype.kind not in "iu":
+        raise InputError(slide.path, expected="labels of an integer dtype", got=slide.dtype)
+
+
+def _copy(slide: Slide, writer: PyramidWriter, progress: Progress | None) -> None:
+    bands = list(_bands(writer))
+    total = len(bands) + writer.num_coarse_shards
+    for done, (start, size) in enumerate(bands, start=1):
+        _copy_band(slide, writer, start, size)
+        if progress is not None:
+            progress(done, total)
+    writer.finish(None if progress is None else lambda done, _: progress(len(bands) + done, total))
+
+
+def _copy_band(slide: Slide, writer: PyramidWriter, start: tuple[int, ...], size: tuple[int, ...]) -> None:
+    band = slide.read(1, start, size)
+    width = writer.spec.shard_shape(0)[-1]
+    for column in range(0, size[-1], width):
+        writer.write((*start[:-1], start[-1] + column), band[..., column : column + width])
+
+
+def _bands(writer: PyramidWriter) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Rows of neighbouring shards, as long as memory allows: strips of a TIFF run along whole rows."""
+    spec = writer.spec
+    shard = spec.shard_shape(0)
+    fitting = max(_BAND_BYTES // spec.num_bytes(shard), 1) * shard[-1]
+    for start, size in writer.shards():
+        if start[-1] % fitting == 0:
+            yield start, (*size[:-1], min(fitting, spec.shape[-1] - start[-1]))
+
+
+def _swap(scratch: Path, target: Path, overwrite: bool) -> None:
+    """Put the finished store of the scratch folder in its target's place; the old one goes with the scratch folder."""
+    replaced = scratch / "replaced"
+    if overwrite and target.exists():
+        target.rename(replaced)
+    try:
+        (scratch / target.name).rename(target)
+    except OSError as error:
+        if target.exists():
+            raise ExistsError(target) from error
+        if replaced.exists():
+            replaced.rename(target)
+        raise
+    register_label(target)

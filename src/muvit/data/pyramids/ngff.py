@@ -1,0 +1,206 @@
+"""NGFF metadata (what makes a zarr hierarchy an OME-Zarr image) as plain data: written as 0.5, read as 0.5 and 0.4.
+
+Specification: https://ngff.openmicroscopy.org/0.5/
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from muvit.data.slides.slide import MICROMETERS_PER_UNIT
+from muvit.durable import write_whole
+from muvit.errors import ReadError
+from muvit.geometry import Level, level_factors
+
+Kind = Literal["image", "label"]
+Color = tuple[int, ...]
+"""Red, green, blue and optionally alpha, 0 to 255."""
+
+_AXIS_TYPES = {"t": "time", "c": "channel"}
+_CHANNEL_COLORS = ("FF0000", "00FF00", "0000FF", "FF00FF", "00FFFF", "FFFF00")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Multiscale:
+    """What the metadata say of one multiscale image. Axis tuples run over all stored axes, channels included."""
+
+    axes: tuple[str, ...]
+    """Names, in stored order, such as ``("c", "y", "x")``."""
+    units: tuple[str, ...]
+    """Unit of each axis, empty where none is stated."""
+    paths: tuple[str, ...]
+    """Array of each level, relative to the image's folder."""
+    scales: tuple[tuple[float, ...], ...]
+    """Extent of one pixel of each level, in units."""
+    translations: tuple[tuple[float, ...] | None, ...]
+    """Centre of the first pixel of each level, in units; None where not stated."""
+    channel_names: tuple[str, ...]
+    """Empty where not stated."""
+    label_names: dict[int, str]
+    """Name of each label value, where this is a label image that has names."""
+    label_colors: dict[int, Color]
+    """Colour of each label value."""
+
+
+def read_attributes(folder: Path) -> tuple[int, dict[str, Any]] | None:
+    """Zarr format (2 or 3) of a group and its OME attributes, or None where there is no zarr group.
+
+    Raises:
+        ReadError: the metadata file is no JSON object.
+    """
+    if (folder / "zarr.json").is_file():
+        group = read_json(folder / "zarr.json")
+        return 3, dict((group.get("attributes") or {}).get("ome") or {})
+    if (folder / ".zgroup").is_file():
+        return 2, read_json(folder / ".zattrs") if (folder / ".zattrs").is_file() else {}
+    return None
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        ReadError: it is none.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ReadError(file, expected="a readable JSON file", got=str(error)) from error
+    if not isinstance(content, dict):
+        raise ReadError(file, expected="a JSON object", got=type(content).__name__)
+    return content
+
+
+def write_json(file: Path, content: dict[str, Any]) -> None:
+    """Write a JSON file so that it is either whole or not there."""
+    write_whole(file, json.dumps(content, indent=2, ensure_ascii=False).encode())
+
+
+def group_json(ome: dict[str, Any]) -> dict[str, Any]:
+    """Content of the ``zarr.json`` of a group with these OME attributes."""
+    return {"zarr_format": 3, "node_type": "group", "attributes": {"ome": {"version": "0.5", **ome}}}
+
+
+def multiscale_attributes(
+    *, name: str, axes: str, levels: Sequence[Level], pixel_size_um: Sequence[float] | None, kind: Kind
+) -> dict[str, Any]:
+    """The ``multiscales`` entry of a pyramid of block-wise reduced levels.
+
+    A pixel of level l covers l finest pixels, so its centre lies ``(l - 1) / 2`` finest pixels further in: that is its
+    ``translation``. Without a physical pixel size the unit is the finest pixel.
+
+    Args:
+        axes: one letter per stored axis, ``c`` for channels.
+        levels: downsampling factors, of all axes but ``c`` alike or of each.
+        pixel_size_um: per axis but ``c``: micrometers, seconds for ``t``.
+    """
+    sizes = iter(pixel_size_um or (1.0,) * len(axes))
+    finest = [1.0 if axis == "c" else float(next(sizes)) for axis in axes]
+    described = [{"name": axis, "type": _AXIS_TYPES.get(axis, "space")} for axis in axes]
+    if pixel_size_um is not None:
+        for axis in described:
+            if axis["name"] != "c":
+                axis["unit"] = "second" if axis["name"] == "t" else "micrometer"
+    datasets = []
+    for index, level in enumerate(levels):
+        along = iter(level_factors(level, len(axes) - axes.count("c")))
+        factors = [1 if axis == "c" else next(along) for axis in axes]
+        scale = [size * factor for size, factor in zip(finest, factors, strict=True)]
+        shift = [size * (factor - 1) / 2 for size, factor in zip(finest, factors, strict=True)]
+        transforms = [{"type": "scale", "scale": scale}, {"type": "translation", "translation": shift}]
+        datasets.append({"path": str(index), "coordinateTransformations": transforms})
+    method = "area mean" if kind == "image" else "nearest"
+    return {"name": name, "type": method, "axes": described, "datasets": datasets}
+
+
+def omero_attributes(
+    names: Sequence[str], dtype: np.dtype[Any], value_range: Sequence[tuple[float, float]]
+) -> dict[str, Any]:
+    """The ``omero`` entry: names, colours and contrast limits, so that viewers show RGB as colours.
+
+    Args:
+        value_range: lowest and highest value per channel, used as contrast limits except for uint8.
+    """
+    limits = (0.0, 1.0) if dtype.kind == "f" else (float(np.iinfo(dtype).min), float(np.iinfo(dtype).max))
+    channels = []
+    for i, (name, (low, high)) in enumerate(zip(names, value_range, strict=True)):
+        if dtype == np.uint8 or not low < high:
+            low, high = limits
+        window = {"min": min(low, limits[0]), "max": max(high, limits[1]), "start": low, "end": high}
+        color = "FFFFFF" if len(names) == 1 else _CHANNEL_COLORS[i % len(_CHANNEL_COLORS)]
+        channels.append({"label": name, "color": color, "active": True, "window": window})
+    return {"channels": channels, "rdefs": {"model": "greyscale" if len(names) == 1 else "color"}}
+
+
+def label_attributes(names: dict[int, str], colors: dict[int, Color]) -> dict[str, Any]:
+    """The ``image-label`` entry of a label image."""
+    entry: dict[str, Any] = {}
+    if colors:
+        entry["colors"] = [{"label-value": v, "rgba": [*c, 255][:4]} for v, c in sorted(colors.items())]
+    if names:
+        entry["properties"] = [{"label-value": v, "name": name} for v, name in sorted(names.items())]
+    return entry
+
+
+def parse_multiscale(ome: dict[str, Any], subject: object) -> Multiscale:
+    """Read the first multiscale image of a group's OME attributes.
+
+    Raises:
+        ReadError: the entry lacks something that an image needs; names ``subject``.
+    """
+    try:
+        entry = ome["multiscales"][0]
+        axes = tuple(axis if isinstance(axis, str) else axis["name"] for axis in entry["axes"])
+        units = tuple("" if isinstance(axis, str) else axis.get("unit", "") for axis in entry["axes"])
+        whole, offset = _transforms(entry, len(axes))
+        pairs = [_transforms(dataset, len(axes)) for dataset in entry["datasets"]]
+        label = ome.get("image-label") or {}
+        return Multiscale(
+            axes=axes,
+            units=units,
+            paths=tuple(dataset["path"] for dataset in entry["datasets"]),
+            scales=tuple(tuple(a * b for a, b in zip(scale, whole, strict=True)) for scale, _ in pairs),
+            translations=tuple(
+                None
+                if t is None
+                else tuple(a * b + c for a, b, c in zip(t, whole, offset or (0.0,) * len(axes), strict=True))
+                for _, t in pairs
+            ),
+            channel_names=tuple(str(c.get("label", "")) for c in (ome.get("omero") or {}).get("channels", ())),
+            label_names={int(p["label-value"]): str(p["name"]) for p in label.get("properties") or () if "name" in p},
+            label_colors={int(c["label-value"]): tuple(c["rgba"]) for c in label.get("colors") or () if "rgba" in c},
+        )
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        raise ReadError(
+            subject, expected="a complete NGFF multiscales entry", got=f"{type(error).__name__}: {error}"
+        ) from error
+
+
+def pixel_size_um(axes: Sequence[str], units: Sequence[str], scale: Sequence[float]) -> tuple[float, ...] | None:
+    """Micrometers per pixel (seconds along t) of the axes but ``c``, or None where a unit of space is not stated."""
+    sizes = []
+    for axis, unit, size in zip(axes, units, scale, strict=True):
+        if axis == "t":
+            sizes.append(float(size))
+        elif axis != "c":
+            if unit not in MICROMETERS_PER_UNIT:
+                return None
+            sizes.append(float(size) * MICROMETERS_PER_UNIT[unit])
+    return tuple(sizes)
+
+
+def _transforms(entry: dict[str, Any], ndim: int) -> tuple[tuple[float, ...], tuple[float, ...] | None]:
+    scale: tuple[float, ...] = (1.0,) * ndim
+    translation: tuple[float, ...] | None = None
+    for transform in entry.get("coordinateTransformations") or ():
+        if transform["type"] == "scale":
+            scale = tuple(float(v) for v in transform["scale"])
+        elif transform["type"] == "translation":
+            translation = tuple(float(v) for v in transform["translation"])
+    if len(scale) != ndim or (translation is not None and len(translation) != ndim):
+        raise ValueError("coordinateTransformations do not have one number per axis")
+    return scale, translation

@@ -1,0 +1,1 @@
+"""Opened images: one class for all formats, one module for each."""

@@ -1,0 +1,127 @@
+"""Levels that an image does not store, computed as they are read."""
+
+import itertools
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from muvit.data.pyramids.reduction import area_mean
+from muvit.data.slides.slide import Padding, Slide
+from muvit.geometry import Level, level_factors, plain_level
+
+_CACHED_BYTES = 64 << 20
+_REDUCED_PIXELS = 1 << 22
+_BLOCK = {1: 1 << 16, 2: 256, 3: 64, 4: 16}
+
+
+def with_levels(slide: Slide, levels: Sequence[Level]) -> Slide:
+    """The slide, if it stores all of these levels; else one that computes those that are missing.
+
+    Raises:
+        InputError: a level is not stored, and is no whole multiple of one that is.
+    """
+    return slide if set(map(plain_level, levels)) <= set(slide.levels) else DerivedLevels(slide, levels)
+
+
+class DerivedLevels(Slide):
+    """A slide with further levels: area means of the next finer level, stored or itself derived.
+
+    They are what a pyramid of all these levels would store. Windows are read and reduced piece by piece, and the latest
+    blocks are remembered, up to 64 MiB in each process, since neighbouring windows of a coarse level overlap much.
+
+    Args:
+        slide: the image as it is stored.
+        levels: the levels that are wanted; those that are stored are read as they are.
+
+    Attributes:
+        slide: the image as it is stored.
+
+    Raises:
+        InputError: a level is not stored, and is no whole multiple of one that is.
+    """
+
+    def __init__(self, slide: Slide, levels: Sequence[Level]) -> None:
+        shapes: dict[Level, tuple[int, ...]] = {level: slide.level_shape(level) for level in slide.levels}
+        self._sources: dict[Level, tuple[Level, tuple[int, ...]]] = {}
+        for level in sorted(map(plain_level, levels), key=lambda v: math.prod(level_factors(v, slide.ndim))):
+            if level in shapes:
+                continue
+            finer = [(source, ratio) for source in shapes if (ratio := _ratio(source, level, slide.ndim)) is not None]
+            if not finer:
+                slide.level_shape(level)  # refuses it, and says which are stored
+            source, ratio = min(finer, key=lambda found: math.prod(found[1]))
+            self._sources[level] = source, ratio
+            shapes[level] = tuple(-(-n // r) for n, r in zip(shapes[source], ratio, strict=True))
+        super().__init__(
+            slide.path,
+            level_shapes=shapes,
+            num_channels=slide.num_channels,
+            dtype=slide.dtype,
+            pixel_size_um=slide.pixel_size_um,
+            channel_names=slide.channel_names,
+            axes=slide.axes,
+        )
+        self.name = slide.name
+        self.slide = slide
+        self._edge = _BLOCK[slide.ndim]
+        self._remember()
+
+    def _remember(self) -> None:
+        block_bytes = self._edge**self.ndim * self.num_channels * self.dtype.itemsize
+        self._block = lru_cache(maxsize=max(_CACHED_BYTES // block_bytes, 1))(self._reduced_block)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_block"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._remember()
+
+    def read(
+        self, level: Level, start: Sequence[int], size: Sequence[int], *, padding: Padding = "zero"
+    ) -> np.ndarray[Any, Any]:
+        """As `Slide.read`."""
+        if plain_level(level) in self.slide.levels:
+            return self.slide.read(level, start, size, padding=padding)
+        return super().read(level, start, size, padding=padding)
+
+    def _read_window(self, level: Level, start: tuple[int, ...], stop: tuple[int, ...]) -> np.ndarray[Any, Any]:
+        pixels = np.empty((self.num_channels, *(b - a for a, b in zip(start, stop, strict=True))), self.dtype)
+        ranges = (range(a // self._edge, -(-b // self._edge)) for a, b in zip(start, stop, strict=True))
+        for index in itertools.product(*ranges):
+            block = self._block(level, index)
+            origin = [i * self._edge for i in index]
+            bounds = [
+                (max(a, o), min(b, o + n)) for a, b, o, n in zip(start, stop, origin, block.shape[1:], strict=True)
+            ]
+            target = tuple(slice(p - a, q - a) for (p, q), a in zip(bounds, start, strict=True))
+            source = tuple(slice(p - o, q - o) for (p, q), o in zip(bounds, origin, strict=True))
+            pixels[(slice(None), *target)] = block[(slice(None), *source)]
+        return pixels
+
+    def _reduced_block(self, level: Level, index: tuple[int, ...]) -> np.ndarray[Any, Any]:
+        """One block of a derived level, made from as many pieces as memory asks for."""
+        source, ratio = self._sources[level]
+        finer = self.level_shape(source)
+        start = [i * self._edge for i in index]
+        size = [min(self._edge, n - a) for a, n in zip(start, self.level_shape(level), strict=True)]
+        block = np.empty((self.num_channels, *size), self.dtype)
+        edge = max(int((_REDUCED_PIXELS / self.num_channels / math.prod(ratio)) ** (1 / self.ndim)), 1)
+        for piece in itertools.product(*(range(0, n, edge) for n in size)):
+            extent = [min(edge, n - p) for p, n in zip(piece, size, strict=True)]
+            lower = [(a + p) * r for a, p, r in zip(start, piece, ratio, strict=True)]
+            counts = [min(e * r, n - a) for e, r, n, a in zip(extent, ratio, finer, lower, strict=True)]
+            inside = tuple(slice(p, p + e) for p, e in zip(piece, extent, strict=True))
+            block[(slice(None), *inside)] = area_mean(self.read(source, lower, counts), ratio)
+        return block
+
+
+def _ratio(source: Level, level: Level, ndim: int) -> tuple[int, ...] | None:
+    """How many pixels of one level make one of another along each axis, if that is whole numbers."""
+    pairs = zip(level_factors(source, ndim), level_factors(level, ndim), strict=True)
+    ratios = [outer / factor for factor, outer in pairs]
+    whole = all(ratio >= 1 and ratio == int(ratio) for ratio in ratios)
+    return tuple(map(int, ratios)) if whole and max(ratios) > 1 else None

@@ -1,0 +1,174 @@
+"""OME-Zarr: reading images and labels as slides (`OmeZarrSlide`), writing them as pyramids (`PyramidWriter`)."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from muvit.data.pyramids.arrays import ZarrArray, open_array
+from muvit.data.pyramids.ngff import Color, Multiscale, parse_multiscale, pixel_size_um, read_attributes
+from muvit.data.pyramids.spec import PyramidSpec
+from muvit.data.pyramids.writer import UNFINISHED, PyramidWriter
+from muvit.data.slides.slide import Padding, Slide, default_channel_names, whole_if_near
+from muvit.errors import InputError, ReadError
+from muvit.geometry import Level, level_factors, level_name, plain_level
+
+__all__ = ["OmeZarrSlide", "PyramidSpec", "PyramidWriter"]
+
+_LOG = logging.getLogger(__name__)
+_AXES = "tczyx"
+
+
+class OmeZarrSlide(Slide):
+    """A multiscale image of an OME-Zarr folder (NGFF 0.5, or 0.4 on zarr v2), or one of its label images.
+
+    Axes t and z of length 1 are left out of `shape`. A level whose factor differs between the axes (a stack that is
+    coarsened in its planes only) is a tuple of factors.
+
+    NGFF states where the centre of the first pixel of a level lies (``translation``). Levels whose pixels cover blocks
+    of finest pixels, or that state nothing, lie where this package's world coordinates have them. Others are read at
+    the nearest whole pixel; `level_shifts` tells by how much each level is off.
+
+    Args:
+        path: folder of the image.
+
+    Attributes:
+        label_names: name of each label value, empty for what is no label image.
+        label_colors: red, green, blue, alpha of each label value.
+        level_shifts: for each of `levels`, how far the stored pixels lie from the world's grid of that level, in pixels
+            of that level per axis. `read` makes up for its whole part, so at most half a pixel remains.
+
+    Raises:
+        ReadError: the folder holds no such image, or one whose writing was never finished.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        path = Path(path)
+        folder, zarr_format, ome = _find_image(path)
+        image = parse_multiscale(ome, path)
+        if set(image.axes) - set(_AXES) or image.axes[-2:] != ("y", "x"):
+            raise ReadError(path, expected="axes among t, c, z, y, x, ending in y, x", got=", ".join(image.axes))
+        arrays = [open_array(folder / name, zarr_format) for name in image.paths]
+        if any(len(array.shape) != len(image.axes) for array in arrays):
+            raise ReadError(path, expected=f"arrays of {len(image.axes)} axes", got=[a.shape for a in arrays])
+        finest = arrays[0]
+        extent = dict(zip(image.axes, finest.shape, strict=True))
+        self._stored_axes = image.axes
+        self.axes = "".join(a for a in "tzyx" if extent.get(a, 0) > (1 if a in "tz" else 0))
+        self._arrays: dict[Level, ZarrArray] = {}
+        self._shifts: dict[Level, tuple[float, ...]] = {}
+        for index, array in enumerate(arrays):
+            self._add_level(image, index, array, path)
+        if len({array.dtype for array in arrays}) > 1 or finest.dtype.kind not in "biuf":
+            raise ReadError(path, expected="levels of one numeric dtype", got={str(a.dtype) for a in arrays})
+        channels = extent.get("c", 1)
+        dtype = np.dtype(np.uint8) if finest.dtype.kind == "b" else finest.dtype
+        names = image.channel_names if len(image.channel_names) == channels else ()
+        sizes = pixel_size_um(self.axes, *(self._along(values, image) for values in (image.units, image.scales[0])))
+        super().__init__(
+            path,
+            level_shapes={level: self._along(array.shape, image) for level, array in self._arrays.items()},
+            num_channels=channels,
+            dtype=dtype,
+            pixel_size_um=sizes,
+            channel_names=names or (("label",) if "image-label" in ome else default_channel_names(channels, dtype)),
+            axes=self.axes,
+        )
+        self._folder = folder
+        self.label_names: dict[int, str] = image.label_names
+        self.label_colors: dict[int, Color] = image.label_colors
+        self.level_shifts = tuple(self._shifts[level] for level in self.levels)
+
+    def read(
+        self, level: Level, start: Sequence[int], size: Sequence[int], *, padding: Padding = "zero"
+    ) -> np.ndarray[Any, Any]:
+        """As `Slide.read`; where stored pixels lie off the world's grid, the nearest whole pixels are read."""
+        shift = self._shifts.get(plain_level(level), ())
+        if len(shift) == len(start):
+            start = tuple(int(a) - round(s) for a, s in zip(start, shift, strict=True))
+        return super().read(level, start, size, padding=padding)
+
+    def labels(self) -> tuple[str, ...]:
+        """Names of the label images stored inside this image."""
+        group = read_attributes(self._folder / "labels")
+        return tuple(str(name) for name in group[1].get("labels", ())) if group else ()
+
+    def label(self, name: str) -> "OmeZarrSlide":
+        """Open a label image stored inside this image.
+
+        Raises:
+            InputError: there is none of this name.
+        """
+        if name not in self.labels():
+            known = ", ".join(self.labels()) or "none"
+            raise InputError(
+                f"{self.path}, label {name!r}", expected=f"one of its label images ({known})", got=repr(name)
+            )
+        return OmeZarrSlide(self._folder / "labels" / name)
+
+    def _along(self, values: tuple[Any, ...], image: Multiscale) -> tuple[Any, ...]:
+        return tuple(values[image.axes.index(axis)] for axis in self.axes)
+
+    def _add_level(self, image: Multiscale, index: int, array: ZarrArray, path: Path) -> None:
+        base, scale = self._along(image.scales[0], image), self._along(image.scales[index], image)
+        if not all(a > 0 and b > 0 for a, b in zip(base, scale, strict=True)):
+            raise ReadError(path, expected="positive scales", got=f"{scale} at level {image.paths[index]}")
+        factors = tuple(whole_if_near(b / a) for a, b in zip(base, scale, strict=True))
+        level: Level = factors if max(factors) > 1.01 * min(factors) else factors[-1]
+        if min(factors) < 1 or level in self._arrays:
+            raise ReadError(
+                path,
+                expected="levels that get coarser, the finest first",
+                got=f"factor {level_name(level)} at {image.paths[index]}",
+            )
+        self._arrays[level] = array
+        centre, first = image.translations[index], image.translations[0] or (0.0,) * len(image.axes)
+        self._shifts[level] = tuple(
+            0.0 if centre is None else (c - f - (factor - 1) / 2 * b) / s
+            for c, f, factor, b, s in zip(
+                self._along(centre or first, image),
+                self._along(first, image),
+                level_factors(level, len(factors)),
+                base,
+                scale,
+                strict=True,
+            )
+        )
+
+    def _read_window(self, level: Level, start: tuple[int, ...], stop: tuple[int, ...]) -> np.ndarray[Any, Any]:
+        bounds = dict(zip(self.axes, zip(start, stop, strict=True), strict=True))
+        bounds["c"] = (0, self.num_channels)
+        stored = [bounds.get(axis, (0, 1)) for axis in self._stored_axes]
+        pixels = self._arrays[level].read(tuple(a for a, _ in stored), tuple(b for _, b in stored))
+        order = [axis for axis in "c" + self.axes if axis in self._stored_axes]
+        dropped = tuple(i for i, axis in enumerate(self._stored_axes) if axis not in order)
+        kept = [axis for axis in self._stored_axes if axis in order]
+        pixels = pixels.squeeze(dropped).transpose([kept.index(axis) for axis in order])
+        return np.ascontiguousarray(pixels if "c" in order else pixels[None], dtype=self.dtype)
+
+
+def _find_image(path: Path) -> tuple[Path, int, dict[str, Any]]:
+    """Folder, zarr format and OME attributes of the image that a path means."""
+    group = read_attributes(path)
+    if group is None:
+        if (path / UNFINISHED).is_file():
+            raise ReadError(
+                path,
+                expected="a finished OME-Zarr image",
+                got="an unfinished one",
+                hint="Whatever was writing it was interrupted: finish that run, or make the image again.",
+            )
+        raise ReadError(path, expected="an OME-Zarr image", got="a folder without zarr metadata (zarr.json or .zgroup)")
+    zarr_format, ome = group
+    if "bioformats2raw.layout" in ome and "multiscales" not in ome:
+        # the converter's layout: a collection whose images are numbered folders
+        if (path / "1").exists():
+            raise ReadError(
+                path, expected="one image", got="a collection of several", hint=f"Open {path / '0'} instead."
+            )
+        return _find_image(path / "0")
+    if not ome.get("multiscales"):
+        raise ReadError(path, expected="an OME-Zarr image", got=f"a zarr group with {sorted(ome) or 'no OME metadata'}")
+    return path, zarr_format, ome

@@ -1,0 +1,140 @@
+"""PNG and JPEG files as slides of one level."""
+
+import weakref
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from muvit.data.slides.slide import Palette, Slide, default_channel_names, first_line
+from muvit.errors import ReadError
+from muvit.geometry import Level
+
+_DECODED_BYTES = 1 << 30
+_ROWS = 512
+_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "I;16", "I;16L", "I;16B", "I", "F")
+
+
+class RasterSlide(Slide):
+    """A PNG or JPEG file.
+
+    Such a file cannot be decoded in part, so the first read decodes it whole and keeps it: of all raster slides in a
+    process, the latest ones of together 1 GiB stay decoded. Convert large images to read them often.
+
+    Transparency is dropped: the colours are those stored, also where a pixel is fully transparent. A colour table gives
+    RGB, or with ``palette="index"`` the stored indices. Bilevel images are 0 and 1. Physical sizes are unknown (the
+    dots per inch that such files state are a printer's). Pillow's limit on the number of pixels is lifted on purpose:
+    large images are what this package is for.
+
+    Args:
+        path: the file.
+        palette: what a colour table gives.
+
+    Raises:
+        ReadError: the file is no such image.
+    """
+
+    def __init__(self, path: str | Path, *, palette: Palette = "rgb") -> None:
+        path = Path(path)
+        with _opened(path) as image:
+            mode, (width, height) = image.mode, image.size
+            deep = image.format == "PNG" and mode in ("LA", "RGB", "RGBA") and _png_bit_depth(path) == 16
+        if mode not in _MODES:
+            raise ReadError(path, expected="a grey, RGB or palette image", got=f"colour mode {mode}")
+        # Pillow reduces colour PNGs of 16 bits to 8
+        self._is_deep = deep
+        self._expands = mode in ("P", "PA") and palette == "rgb"
+        num_channels = 3 if mode.startswith("RGB") or self._expands else 1
+        dtype = np.dtype(np.uint16 if deep else {"I": np.int32, "F": np.float32}.get(mode[:4], np.uint8))
+        dtype = np.dtype(np.uint16) if mode.startswith("I;16") else dtype
+        super().__init__(
+            path,
+            level_shapes={1.0: (height, width)},
+            num_channels=num_channels,
+            dtype=dtype,
+            pixel_size_um=None,
+            channel_names=("red", "green", "blue") if num_channels == 3 else default_channel_names(1, dtype),
+        )
+        self._decoded: Image.Image | np.ndarray[Any, Any] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_decoded": None}
+
+    def _read_window(self, level: Level, start: tuple[int, ...], stop: tuple[int, ...]) -> np.ndarray[Any, Any]:
+        if self._decoded is None:
+            self._decoded = self._decode()
+            _keep(self, self._decoded_bytes())
+        pixels = np.empty((self.num_channels, *(b - a for a, b in zip(start, stop, strict=True))), self.dtype)
+        # some rows at a time: Pillow copies what it hands out, more than once
+        for row in range(start[0], stop[0], _ROWS):
+            part = self._rows((row, start[1]), (min(row + _ROWS, stop[0]), stop[1]))
+            part = part.reshape(*part.shape[:2], -1)[..., : self.num_channels]
+            pixels[:, row - start[0] : row - start[0] + len(part)] = part.transpose(2, 0, 1)
+        return pixels
+
+    def _rows(self, start: tuple[int, int], stop: tuple[int, int]) -> np.ndarray[Any, Any]:
+        if isinstance(self._decoded, np.ndarray):
+            return self._decoded[start[0] : stop[0], start[1] : stop[1]]
+        assert self._decoded is not None
+        with _without_pixel_limit():
+            image = self._decoded.crop((start[1], start[0], stop[1], stop[0]))
+        return np.asarray(image.convert("RGB") if self._expands else image)
+
+    def _decode(self) -> Image.Image | np.ndarray[Any, Any]:
+        if self._is_deep:
+            import imagecodecs
+
+            return np.asarray(imagecodecs.png_decode(self.path.read_bytes()))
+        with _opened(self.path) as image:
+            image.load()
+            return image
+
+    def _decoded_bytes(self) -> int:
+        if isinstance(self._decoded, np.ndarray):
+            return self._decoded.nbytes
+        # Pillow stores colours in 4 bytes per pixel
+        return (
+            self.shape[0] * self.shape[1] * (4 if self.num_channels == 3 and not self._expands else self.dtype.itemsize)
+        )
+
+
+_kept: "OrderedDict[int, tuple[weakref.ref[RasterSlide], int]]" = OrderedDict()
+
+
+def _keep(slide: RasterSlide, size: int) -> None:
+    """Note that a slide holds its decoded image; let the oldest ones go while all hold more than they may together."""
+    for key in [key for key, (other, _) in _kept.items() if other() is None]:
+        del _kept[key]
+    _kept[id(slide)] = (weakref.ref(slide), size)
+    while len(_kept) > 1 and sum(held for _, held in _kept.values()) > _DECODED_BYTES:
+        _, (other, _) = _kept.popitem(last=False)
+        oldest = other()
+        if oldest is not None:
+            oldest._decoded = None
+
+
+@contextmanager
+def _without_pixel_limit() -> Iterator[None]:
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+
+
+def _opened(path: Path) -> Image.Image:
+    try:
+        with _without_pixel_limit():
+            return Image.open(path, formats=("PNG", "JPEG"))
+    except (OSError, ValueError, SyntaxError) as error:
+        raise ReadError(path, expected="a PNG or JPEG image", got=first_line(error)) from error
+
+
+def _png_bit_depth(path: Path) -> int:
+    # byte 24 of every PNG: 8 of signature, 8 of chunk header, 4 of width, 4 of height
+    with path.open("rb") as stream:
+        return stream.read(25)[24]

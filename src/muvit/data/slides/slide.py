@@ -1,0 +1,282 @@
+"""One opened image with its pyramid, whatever the file format: `open_slide` and the `Slide` that it returns.
+
+A slide is read window by window and never loaded whole (PNG and JPEG excepted, which cannot be decoded in part). Pixel
+*i* of level *l* covers world pixels ``[i * l, (i + 1) * l)`` on every axis; coordinates have axis order (t)(z)yx. A
+level that scales its axes differently, as of a stack coarsened in its planes only, is a tuple: ``(1, 4, 4)``.
+"""
+
+import math
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from muvit.errors import InputError, ReadError
+from muvit.geometry import Level, level_factors, level_name, plain_level
+
+Padding = Literal["zero", "edge", "reflect"]
+Palette = Literal["rgb", "index"]
+
+OME_ZARR_SUFFIXES = (".ome.zarr", ".zarr")
+TIFF_SUFFIXES = (".tif", ".tiff", ".btf", ".tf8")
+RASTER_SUFFIXES = (".png", ".jpg", ".jpeg")
+WHOLE_SLIDE_SUFFIXES = (".svs", ".ndpi", ".mrxs", ".scn")
+SLIDE_SUFFIXES = (*OME_ZARR_SUFFIXES, *TIFF_SUFFIXES, *RASTER_SUFFIXES, *WHOLE_SLIDE_SUFFIXES)
+
+MICROMETERS_PER_UNIT = {
+    "angstrom": 1e-4, "Å": 1e-4,
+    "nanometer": 1e-3, "nm": 1e-3,
+    "micrometer": 1.0, "micron": 1.0, "µm": 1.0, "μm": 1.0, "um": 1.0,
+    "millimeter": 1e3, "mm": 1e3,
+    "centimeter": 1e4, "cm": 1e4,
+    "meter": 1e6, "m": 1e6,
+    "inch": 25400.0, "in": 25400.0,
+}  # fmt: skip
+"""Length units as OME-Zarr, OME-XML and ImageJ spell them."""
+
+_DECODING_ERRORS = (OSError, EOFError, ValueError, TypeError, LookupError, RuntimeError, zlib.error)
+
+
+class Slide(ABC):
+    """One opened image: read-only, windowed, picklable, and safe to use in worker processes, forked or spawned.
+
+    Attributes:
+        path: the file or folder it was opened from.
+        name: file name without its image suffixes.
+        axes: one letter per axis of `shape`: ``yx``, ``zyx``, ``tyx`` or ``tzyx``.
+        shape: pixels of the finest level, axis order (t)(z)yx.
+        num_channels: length of the channel axis of `read`.
+        dtype: dtype of `read`, in native byte order (bilevel images are uint8 0 and 1).
+        levels: stored downsampling factors relative to the finest level, the level of most pixels first;
+            ``levels[0] == 1``.
+        pixel_size_um: micrometers per pixel of the finest level along each spatial axis (a t axis: seconds per frame),
+            or None where unknown.
+        channel_names: one name per channel.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        level_shapes: dict[Level, tuple[int, ...]],
+        num_channels: int,
+        dtype: np.dtype[Any],
+        pixel_size_um: tuple[float, ...] | None,
+        channel_names: tuple[str, ...],
+        axes: str | None = None,
+    ) -> None:
+        self.path = path
+        self.name = slide_name(path)
+        self.shape = level_shapes[1.0]
+        shapes = {plain_level(level): shape for level, shape in level_shapes.items()}
+        self.levels = tuple(sorted(shapes, key=self._volume))
+        self._level_shapes = {level: shapes[level] for level in self.levels}
+        self.axes = "tzyx"[-len(self.shape) :] if axes is None else axes
+        self.num_channels = num_channels
+        self.dtype = dtype.newbyteorder("=")
+        self.pixel_size_um = pixel_size_um
+        self.channel_names = channel_names
+
+    @property
+    def ndim(self) -> int:
+        """Number of spatial axes (a time axis counts as one)."""
+        return len(self.shape)
+
+    def level_shape(self, level: Level) -> tuple[int, ...]:
+        """Stored pixels of one level, axis order (t)(z)yx.
+
+        Raises:
+            InputError: the level is not stored.
+        """
+        level = plain_level(level)
+        if level not in self._level_shapes:
+            raise InputError(
+                f"{self.path}, level {level_name(level)}",
+                expected=f"one of its stored levels {_listed(self.levels)}",
+                got=level_name(level),
+                hint="`muvit convert` writes a pyramid with the levels that you name.",
+            )
+        return self._level_shapes[level]
+
+    def read(
+        self, level: Level, start: Sequence[int], size: Sequence[int], *, padding: Padding = "zero"
+    ) -> np.ndarray[Any, Any]:
+        """Read a window of one level.
+
+        Args:
+            level: one of `levels`.
+            start: lower corner in pixels of that level, may lie outside the image.
+            size: pixels along each axis.
+            padding: what stands outside the image: ``zero``; ``edge``, the nearest pixel inside; ``reflect``, the image
+                mirrored about the centres of its border pixels, as often as needed.
+
+        Returns:
+            ``(C, *size)`` in the slide's dtype, a new array.
+
+        Raises:
+            InputError: the level is not stored, or the window does not fit the slide's axes.
+            ReadError: the pixels are corrupt or truncated; names file, level and window.
+        """
+        shape, level = self.level_shape(level), plain_level(level)
+        start, size = tuple(int(v) for v in start), tuple(int(v) for v in size)
+        if not len(start) == len(size) == self.ndim or min(size) < 1:
+            raise InputError(
+                f"window of {self.path}",
+                expected=f"start and size of {self.ndim} whole numbers each, sizes of at least 1",
+                got=f"start {start}, size {size}",
+            )
+        if padding not in get_args(Padding):
+            raise InputError("padding", expected=f"one of {', '.join(get_args(Padding))}", got=repr(padding))
+        if all(a >= 0 and a + n <= extent for a, n, extent in zip(start, size, shape, strict=True)):
+            return self._read_inside(level, start, size)
+        if padding == "zero":
+            return self._read_zero_padded(level, start, size, shape)
+        sources = [_source_index(a, n, e, padding) for a, n, e in zip(start, size, shape, strict=True)]
+        inner = tuple(int(index.min()) for index in sources)
+        pixels = self._read_inside(
+            level, inner, tuple(int(index.max()) + 1 - a for index, a in zip(sources, inner, strict=True))
+        )
+        for axis, (index, a) in enumerate(zip(sources, inner, strict=True)):
+            pixels = pixels.take(index - a, axis=axis + 1)
+        return pixels
+
+    def _read_zero_padded(
+        self, level: Level, start: tuple[int, ...], size: tuple[int, ...], shape: tuple[int, ...]
+    ) -> np.ndarray[Any, Any]:
+        pixels = np.zeros((self.num_channels, *size), self.dtype)
+        lower = tuple(max(a, 0) for a in start)
+        upper = tuple(min(a + n, extent) for a, n, extent in zip(start, size, shape, strict=True))
+        if all(a < b for a, b in zip(lower, upper, strict=True)):
+            inside = tuple(slice(a - s, b - s) for a, b, s in zip(lower, upper, start, strict=True))
+            extent = tuple(b - a for a, b in zip(lower, upper, strict=True))
+            pixels[(slice(None), *inside)] = self._read_inside(level, lower, extent)
+        return pixels
+
+    def _read_inside(self, level: Level, start: tuple[int, ...], size: tuple[int, ...]) -> np.ndarray[Any, Any]:
+        stop = tuple(a + n for a, n in zip(start, size, strict=True))
+        try:
+            return self._read_window(level, start, stop)
+        except InputError:
+            raise
+        except _DECODING_ERRORS as error:
+            raise ReadError(
+                f"{self.path}, level {level_name(level)}, window {start} to {stop}",
+                expected="readable pixels",
+                got=first_line(error),
+                hint="The file is corrupt or truncated; restore it or make it again.",
+            ) from error
+
+    @abstractmethod
+    def _read_window(self, level: Level, start: tuple[int, ...], stop: tuple[int, ...]) -> np.ndarray[Any, Any]:
+        """Pixels ``(C, *(stop - start))`` of a window that lies inside a stored level, as a new array."""
+
+    def _volume(self, level: Level) -> tuple[float, tuple[float, ...]]:
+        factors = level_factors(level, len(self.shape))
+        return math.prod(factors), factors
+
+    def __repr__(self) -> str:
+        """File, shape, dtype and levels, for a person."""
+        return (
+            f"{type(self).__name__}({str(self.path)!r}, shape={self.shape}, channels={self.num_channels}, "
+            f"dtype={self.dtype}, levels={_listed(self.levels)})"
+        )
+
+
+def open_slide(path: str | Path, *, palette: Palette = "rgb") -> Slide:
+    """Open an image for windowed reading.
+
+    Formats: OME-Zarr folders (NGFF 0.5 and 0.4), TIFF and its pyramids (OME-TIFF, SubIFDs, ImageJ), PNG, JPEG, and
+    SVS, NDPI, MRXS and SCN through OpenSlide.
+
+    Args:
+        path: file, or folder of an OME-Zarr image.
+        palette: what a PNG or TIFF with a colour table gives: its ``rgb`` colours, or the ``index`` of each pixel, as
+            label images need.
+
+    Raises:
+        ReadError: nothing is there, or it cannot be read; names the file.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise ReadError(path, expected="an image file or an OME-Zarr folder", got="nothing there")
+    # each reader brings its own decoder packages: import only the one that is needed
+    suffix = path.suffix.lower()
+    if path.is_dir():
+        from muvit.data.slides.ome_zarr import OmeZarrSlide
+
+        return OmeZarrSlide(path)
+    if suffix in TIFF_SUFFIXES:
+        from muvit.data.slides.tiff import TiffSlide
+
+        return TiffSlide(path, palette=palette)
+    if suffix in RASTER_SUFFIXES:
+        from muvit.data.slides.raster import RasterSlide
+
+        return RasterSlide(path, palette=palette)
+    if suffix in WHOLE_SLIDE_SUFFIXES:
+        from muvit.data.slides.whole_slide import WholeSlide
+
+        return WholeSlide(path)
+    raise ReadError(
+        path,
+        expected=f"a folder of OME-Zarr or a file ending in {', '.join(SLIDE_SUFFIXES[2:])}",
+        got=f"a file ending in {suffix or 'nothing'}",
+    )
+
+
+def slide_name(path: Path) -> str:
+    """File name without its image suffixes: ``a.ome.zarr``, ``a.ome.tif`` and ``a.png`` are all ``a``."""
+    stem = path.stem if path.suffix.lower() in SLIDE_SUFFIXES else path.name
+    return stem[:-4] if stem.lower().endswith(".ome") else stem
+
+
+def pyramid_factor(finest: Sequence[int], coarse: Sequence[int]) -> float | None:
+    """Downsampling factor between two level shapes, or None if they do not scale alike on every axis.
+
+    A factor is taken as the whole number next to it if every axis has that many pixels, rounded down or up, or if it is
+    within 1 %.
+    """
+    ratios = [n / max(m, 1) for n, m in zip(finest, coarse, strict=True)]
+    # the longest axis tells the factor best: its rounding matters least
+    factor = ratios[int(np.argmax(finest))]
+    whole = max(round(factor), 1)
+    if all(n // whole <= m <= -(-n // whole) for n, m in zip(finest, coarse, strict=True)):
+        return float(whole)
+    if any(abs(m - n / factor) > max(1.0, 0.01 * m) for n, m in zip(finest, coarse, strict=True)):
+        return None
+    return whole_if_near(factor)
+
+
+def whole_if_near(factor: float) -> float:
+    """The factor as a whole number if it is one within 1 %."""
+    whole = round(factor)
+    return float(whole) if whole >= 1 and abs(factor - whole) <= 0.01 * factor else factor
+
+
+def default_channel_names(num_channels: int, dtype: np.dtype[Any]) -> tuple[str, ...]:
+    """Names for channels that have none: three of uint8 are taken for colours."""
+    if num_channels == 3 and dtype == np.uint8:
+        return ("red", "green", "blue")
+    return tuple(f"channel {i}" for i in range(num_channels)) if num_channels > 1 else ("intensity",)
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of another library says, in one line."""
+    text = str(error).strip()
+    return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__
+
+
+def _source_index(start: int, size: int, extent: int, padding: Padding) -> np.ndarray[Any, Any]:
+    index = np.arange(start, start + size)
+    if padding == "edge" or extent == 1:
+        return index.clip(0, extent - 1)
+    period = 2 * (extent - 1)
+    index %= period
+    return np.minimum(index, period - index)
+
+
+def _listed(levels: Sequence[Level]) -> str:
+    return ", ".join(map(level_name, levels))

@@ -1,0 +1,418 @@
+"""The Synthetic data set: cells in warped rings, whose class shows only at a coarse scale.
+
+The paper describes such images (MuViT section 4.1) but neither their generator nor its numbers: the lengths are ours.
+
+Every image holds one or two ring-shaped bands of cells. Cells in the outer half of a band are class 1, those in the
+inner half class 2; both halves look alike. Which half is which follows from the ring's curvature alone, and a warp
+hides the curvature from a field of view of 256 px, while 1024 px shows it. So a model that sees one fine scale finds
+the cells but guesses their class, and a model that joins two scales by position gets both right.
+
+All randomness of an image comes from ``(config.seed, index)``, so images do not depend on the order or the process in
+which they are made.
+"""
+
+import json
+import multiprocessing
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, fields
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
+
+from muvit.data.slides.ome_zarr import PyramidWriter
+from muvit.data.synthetic.perlin import fractal_noise
+from muvit.errors import ExistsError, InputError
+
+FloatArray = NDArray[np.float32]
+Span = tuple[float, float]
+
+LABEL_NAMES = {0: "background", 1: "outer cell", 2: "inner cell"}
+LABEL_COLORS: dict[int, tuple[int, ...]] = {0: (0, 0, 0, 0), 1: (230, 159, 0, 255), 2: (86, 180, 233, 255)}
+"""Orange and sky blue: told apart under every common colour blindness."""
+
+LEVELS = (1, 2, 4, 8)
+"""Stored downsampling factors."""
+
+RECORD_NAME = "synthetic.json"
+"""Written last into the folder of a data set: how it was made."""
+
+GREY_LEVELS_PER_UNIT = 160
+"""Stored uint8 = image x 160, saturating at 1.59, which no cell reaches.
+
+One grey level is 1/6 of the noise's standard deviation, so nothing is lost against float16 at half its size.
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SyntheticConfig:
+    """What a Synthetic image looks like; all lengths (``*_px``) in pixels of the finest level."""
+
+    seed: int = 0
+    """Seed of the whole data set, 0 or more."""
+    size_px: int = 2048
+    """Height and width of an image."""
+    center_range: Span = (0.30, 0.70)
+    """Where the common centre of the rings may lie on each axis, as fractions of the image's size."""
+    max_rings: int = 2
+    """An image has 1 to this many rings, with equal odds."""
+    radius_px: Span = (430.0, 900.0)
+    """Range of the rings' mid radii."""
+    half_width_px: float = 88.0
+    """Half the width of a ring's band: the width of its outer and of its inner half."""
+    clearance_px: float = 170.0
+    """Least distance between the bands of two rings."""
+    warp_amplitude_px: float = 140.0
+    """Amplitude of the warp that hides the curvature. At 70, a well trained probe sees through it at
+    256 px (accuracy 0.70, and 0.60 at 105): see ``benchmarks/synthetic_leak_probe.py``."""
+    warp_lattices_px: tuple[float, ...] = (256.0, 128.0)
+    """Lattice spacing of each octave of the warp."""
+    pitch_px: float = 17.0
+    """Spacing of the square grid of cells."""
+    jitter: float = 0.28
+    """Largest shift of a cell from its grid point along each axis, as a fraction of the pitch."""
+    drop_rate: float = 0.10
+    """Share of cells left out."""
+    gap_px: float = 8.0
+    """Half width of the line along the middle of a band that holds no cell centre."""
+    semi_axis_px: Span = (6.0, 9.0)
+    """Range of a cell's longer semi-axis."""
+    axis_ratio: Span = (0.75, 1.0)
+    """Range of a cell's shorter semi-axis, as a fraction of its longer one."""
+    peak: Span = (0.55, 1.0)
+    """Range of a cell's intensity at its centre."""
+    falloff: float = 0.35
+    """Loss of intensity from a cell's centre to its rim, as a fraction."""
+    blur_px: float = 1.0
+    """Standard deviation of the Gaussian blur of the cells."""
+    background: float = 0.12
+    """Mean intensity of the background, which varies between 0 and twice that."""
+    background_lattices_px: tuple[float, ...] = (512.0, 256.0, 128.0, 64.0)
+    """Lattice spacing of each octave of the background."""
+    noise: float = 0.04
+    """Standard deviation of the pixel noise."""
+
+    def __post_init__(self) -> None:
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        for name, value in values.items():
+            least = 1 if name in ("size_px", "max_rings") else 0
+            if np.size(value) == 0 or not np.isfinite(value).all() or np.min(value) < least:
+                raise InputError(f"config.{name}", expected=f"numbers of at least {least}", got=value)
+            if name in _POSITIVE and np.min(value) == 0:
+                raise InputError(f"config.{name}", expected="a value above 0", got=value)
+            if name in _SPANS and not (len(value) == 2 and value[0] <= value[1]):
+                raise InputError(f"config.{name}", expected="(lowest, highest)", got=value)
+            if name in _FRACTIONS and np.max(value) > 1:
+                raise InputError(f"config.{name}", expected="fractions up to 1", got=value)
+        needed = (self.max_rings - 1) * self.ring_distance_px
+        if self.max_rings > 1 and np.ptp(self.radius_px) <= needed:
+            raise InputError("config.radius_px", expected=f"a range wider than {needed:g} px", got=self.radius_px)
+
+    @property
+    def ring_distance_px(self) -> float:
+        """Least distance between the mid radii of two rings."""
+        return 2 * self.half_width_px + self.clearance_px
+
+    @classmethod
+    def small(cls) -> "SyntheticConfig":
+        """The variant for tests and the demo: 512 px, all lengths divided by 4 (so crops of 64 px and 256 px)."""
+        lengths = {f.name: getattr(cls, f.name) for f in fields(cls) if f.name.endswith("_px")}
+        quarters: dict[str, Any] = {
+            name: tuple(n / 4 for n in value) if isinstance(value, tuple) else value / 4
+            for name, value in lengths.items()
+        }
+        return cls(**quarters | {"size_px": cls.size_px // 4})
+
+
+_POSITIVE = ("half_width_px", "pitch_px", "semi_axis_px", "axis_ratio", "warp_lattices_px", "background_lattices_px")
+_SPANS = ("center_range", "radius_px", "semi_axis_px", "axis_ratio", "peak")
+_FRACTIONS = ("center_range", "drop_rate", "axis_ratio", "falloff")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """The geometry of one image: what `generate` draws. Points are world coordinates (y, x)."""
+
+    center: NDArray[np.float64]
+    """Common centre of the rings, (2,)."""
+    radii: NDArray[np.float64]
+    """Mid radius of each ring, (K,)."""
+    offset: FloatArray
+    """(H, W), px: warped distance from the centre less the mid radius of the nearest ring; positive is outside."""
+    cells: NDArray[np.float64]
+    """Centre of each cell, (N, 2)."""
+    classes: NDArray[np.uint8]
+    """Class of each cell, (N,): 1 outer, 2 inner."""
+
+
+def build_scene(index: int, config: SyntheticConfig) -> Scene:
+    """Geometry of image ``index``: rings, warp and cell centres."""
+    return _build_scene(config, *_streams(index, config)[:2])
+
+
+def generate(index: int, config: SyntheticConfig) -> tuple[FloatArray, NDArray[np.uint8]]:
+    """Draw image ``index`` of the data set.
+
+    Returns:
+        The image, float32 (H, W), from 0 to a little above 1, and its label, uint8 (H, W): 0 background, 1 outer cell,
+        2 inner cell.
+
+    Raises:
+        InputError: ``index`` is negative.
+    """
+    geometry, placing, drawing = _streams(index, config)
+    scene = _build_scene(config, geometry, placing)
+    cells, label = _stamp_cells(scene, config, drawing)
+    image = gaussian_filter(cells, config.blur_px)
+    image += config.background * (1 + fractal_noise(config.size_px, config.background_lattices_px, drawing))
+    image += config.noise * drawing.standard_normal(image.shape, dtype=np.float32)
+    return np.maximum(image, 0, out=image), label
+
+
+def _streams(index: int, config: SyntheticConfig) -> list[np.random.Generator]:
+    """Independent random streams for the rings and the warp, the cells' places, and the pixels of one image."""
+    if index < 0:
+        raise InputError("index", expected="0 or more", got=index)
+    children = np.random.SeedSequence([config.seed, index]).spawn(3)
+    return [np.random.Generator(np.random.PCG64(child)) for child in children]
+
+
+def _build_scene(config: SyntheticConfig, geometry: np.random.Generator, placing: np.random.Generator) -> Scene:
+    center = config.size_px * geometry.uniform(*config.center_range, 2)
+    radii = _draw_radii(config, geometry)
+    offset = _signed_offset(center, radii, config, geometry)
+    cells, classes = _place_cells(offset, config, placing)
+    return Scene(center=center, radii=radii, offset=offset, cells=cells, classes=classes)
+
+
+def _draw_radii(config: SyntheticConfig, rng: np.random.Generator) -> NDArray[np.float64]:
+    """Ascending mid radii of 1 to ``max_rings`` rings, uniform among those that keep their distance."""
+    count = rng.integers(1, config.max_rings, endpoint=True)
+    distances = config.ring_distance_px * np.arange(count)
+    low, high = config.radius_px
+    # sorted draws from the range less all distances, which are then put in between: no draw has to be rejected
+    return np.sort(rng.uniform(low, high - distances[-1], count)) + distances
+
+
+def _signed_offset(
+    center: NDArray[np.float64], radii: NDArray[np.float64], config: SyntheticConfig, rng: np.random.Generator
+) -> FloatArray:
+    points = np.arange(config.size_px) + 0.5
+    square_y, square_x = (((points - c) ** 2).astype(np.float32) for c in center)
+    radius = np.sqrt(square_y[:, None] + square_x[None, :])
+    radius += np.float32(config.warp_amplitude_px) * fractal_noise(config.size_px, config.warp_lattices_px, rng)
+    nearest = radius - np.float32(radii[0])
+    for mid in radii[1:]:
+        other = radius - np.float32(mid)
+        nearest = np.where(np.abs(other) < np.abs(nearest), other, nearest)
+    return nearest
+
+
+def _place_cells(
+    offset: FloatArray, config: SyntheticConfig, rng: np.random.Generator
+) -> tuple[NDArray[np.float64], NDArray[np.uint8]]:
+    """Centres (N, 2) and classes (N,) of the cells: a jittered grid with losses, cut to the two halves of the bands."""
+    count = int(np.ceil(config.size_px / config.pitch_px))
+    grid = (np.stack(np.meshgrid(np.arange(count), np.arange(count), indexing="ij"), -1) + 0.5).reshape(-1, 2)
+    cells = config.pitch_px * (grid + rng.uniform(-config.jitter, config.jitter, grid.shape))
+    is_kept = rng.random(len(cells)) >= config.drop_rate
+    cells = cells[is_kept & (cells < config.size_px).all(-1) & (cells >= 0).all(-1)]
+    at_cell = offset[tuple(cells.astype(np.int64).T)]
+    in_band = (np.abs(at_cell) > config.gap_px) & (np.abs(at_cell) < config.half_width_px)
+    return cells[in_band], np.where(at_cell[in_band] > 0, 1, 2).astype(np.uint8)
+
+
+def _stamp_cells(
+    scene: Scene, config: SyntheticConfig, rng: np.random.Generator
+) -> tuple[FloatArray, NDArray[np.uint8]]:
+    """Draw all cells into an empty image at once; where cells overlap the brighter one wins pixel and label.
+
+    Returns:
+        Intensity float32 (H, W) and label uint8 (H, W).
+    """
+    count = len(scene.cells)
+    long_axis = rng.uniform(*config.semi_axis_px, count)
+    short_axis = long_axis * rng.uniform(*config.axis_ratio, count)
+    angle = rng.uniform(0, np.pi, count)
+    peak = rng.uniform(*config.peak, count)
+
+    reach = int(np.ceil(config.semi_axis_px[1]))
+    # (N, 1, 1) against a window (window, 1) x (1, window) of pixels around each cell's pixel
+    window = np.arange(-reach, reach + 1)
+    row = scene.cells[:, 0].astype(np.int64)[:, None, None] + window[:, None]
+    column = scene.cells[:, 1].astype(np.int64)[:, None, None] + window[None, :]
+    dy = row + 0.5 - scene.cells[:, 0, None, None]
+    dx = column + 0.5 - scene.cells[:, 1, None, None]
+    sine, cosine = np.sin(angle)[:, None, None], np.cos(angle)[:, None, None]
+    along = (cosine * dx + sine * dy) / long_axis[:, None, None]
+    across = (cosine * dy - sine * dx) / short_axis[:, None, None]
+    square = along**2 + across**2  # 0 at the centre, 1 on the rim
+
+    is_drawn = (square <= 1) & (row >= 0) & (row < config.size_px) & (column >= 0) & (column < config.size_px)
+    value = (peak[:, None, None] * (1 - config.falloff * square))[is_drawn].astype(np.float32)
+    pixel = (row * config.size_px + column)[is_drawn]
+    owner = np.broadcast_to(scene.classes[:, None, None], is_drawn.shape)[is_drawn]
+
+    intensity = np.zeros(config.size_px**2, dtype=np.float32)
+    label = np.zeros(config.size_px**2, dtype=np.uint8)
+    np.maximum.at(intensity, pixel, value)
+    wins = intensity[pixel] == value
+    label[pixel[wins]] = owner[wins]
+    return intensity.reshape(config.size_px, -1), label.reshape(config.size_px, -1)
+
+
+def write_synthetic(
+    folder: Path | str,
+    *,
+    num_train: int,
+    num_val: int,
+    num_test: int,
+    config: SyntheticConfig,
+    workers: int | None = None,
+    overwrite: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Path:
+    """Generate and store a data set: the first indices train, the next validate, the last test.
+
+    Writes ``folder/{train,val,test}/{images,labels}/<index>.ome.zarr`` with the levels `LEVELS`, images as uint8 (see
+    `GREY_LEVELS_PER_UNIT`), and at last ``folder/synthetic.json``, which tells how the data set was made. Everything
+    is written beside ``folder`` and moved when complete, so a run that fails or is interrupted leaves nothing behind.
+
+    Args:
+        folder: where to write.
+        num_train: number of images for training (1638 in the paper).
+        num_val: number of images for validation (220).
+        num_test: number of images for testing (190).
+        config: what the images look like.
+        workers: number of processes, by default one per CPU core. They are spawned, so a script that calls this with
+            more than one must guard its own start by ``if __name__ == "__main__"``.
+        overwrite: replace a data set that stands in ``folder``; other files in it stay.
+        progress: called with (images done, images in all) after each image.
+
+    Returns:
+        The folder.
+
+    Raises:
+        InputError: a count is negative, all are 0, or ``workers`` is not positive.
+        ExistsError: ``folder`` exists and is not empty, and ``overwrite`` is false.
+    """
+    indices = split_indices(num_train, num_val, num_test)
+    workers = _checked_workers(workers)
+    folder = Path(folder).resolve()
+    if folder.exists() and not (folder.is_dir() and (overwrite or not any(folder.iterdir()))):
+        raise ExistsError(folder)
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as staging:
+        for split in indices:
+            for kind in ("images", "labels"):
+                (Path(staging) / split / kind).mkdir(parents=True)
+        jobs = [(index, Path(staging) / split) for split, chosen in indices.items() for index in chosen]
+        write_images(jobs, config, workers=workers, progress=progress)
+        folder.mkdir(exist_ok=True)
+        (folder / RECORD_NAME).unlink(missing_ok=True)
+        for split in indices:
+            if (folder / split).exists():
+                shutil.rmtree(folder / split)
+            (Path(staging) / split).replace(folder / split)
+    (folder / RECORD_NAME).write_text(json.dumps(describe(indices, config), indent=2) + "\n")
+    return folder
+
+
+def split_indices(num_train: int, num_val: int, num_test: int) -> dict[str, range]:
+    """Indices of the images of each split: the first train, the next validate, the last test.
+
+    Raises:
+        InputError: a count is negative, or all are 0.
+    """
+    counts = {"train": num_train, "val": num_val, "test": num_test}
+    for split, count in counts.items():
+        if count < 0:
+            raise InputError(f"num_{split}", expected="0 or more", got=count)
+    if sum(counts.values()) == 0:
+        raise InputError("num_train, num_val, num_test", expected="at least one image", got="0 of each")
+    edges = np.cumsum([0, *counts.values()]).tolist()
+    return {split: range(*edges[n : n + 2]) for n, split in enumerate(counts)}
+
+
+def describe(indices: dict[str, range], config: SyntheticConfig) -> dict[str, Any]:
+    """What the record of a data set says, as JSON: how it was made."""
+    return {
+        "indices": {split: [chosen.start, chosen.stop] for split, chosen in indices.items()},
+        "grey_levels_per_unit": GREY_LEVELS_PER_UNIT,
+        "config": asdict(config),
+    }
+
+
+def write_images(
+    jobs: list[tuple[int, Path]],
+    config: SyntheticConfig,
+    *,
+    workers: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Generate images and store each with its label as ``{images,labels}/<index>.ome.zarr`` below its folder.
+
+    Args:
+        jobs: index of each image, and its folder.
+        config: what the images look like.
+        workers: number of processes, as for `write_synthetic`.
+        progress: called with (images done, images in all) after each image.
+
+    Raises:
+        InputError: ``workers`` is not positive.
+    """
+    workers = min(_checked_workers(workers), len(jobs))
+    write = partial(_write_pair, config=config)
+    # spawned, because a forked child must not inherit the threads of torch and tensorstore
+    pool = None if workers <= 1 else ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+    try:
+        for done, _ in enumerate(pool.map(write, jobs) if pool else map(write, jobs), start=1):
+            if progress is not None:
+                progress(done, len(jobs))
+    finally:
+        if pool is not None:
+            pool.shutdown(cancel_futures=True)
+
+
+def _checked_workers(workers: int | None) -> int:
+    workers = (os.cpu_count() or 1) if workers is None else workers
+    if workers < 1:
+        raise InputError("workers", expected="1 or more", got=workers)
+    return workers
+
+
+def _write_pair(job: tuple[int, Path], config: SyntheticConfig) -> None:
+    """Generate image ``job[0]`` and write it and its label below the split's folder ``job[1]``."""
+    index, split = job
+    image, label = generate(index, config)
+    stored = np.minimum(np.rint(image * GREY_LEVELS_PER_UNIT), 255).astype(np.uint8)
+    image_writer = PyramidWriter.create(
+        split / "images" / f"{index:05d}.ome.zarr",
+        shape=image.shape,
+        num_channels=1,
+        dtype=np.uint8,
+        levels=LEVELS,
+        kind="image",
+        channel_names=("cells",),
+    )
+    label_writer = PyramidWriter.create(
+        split / "labels" / f"{index:05d}.ome.zarr",
+        shape=label.shape,
+        num_channels=1,
+        dtype=np.uint8,
+        levels=LEVELS,
+        kind="label",
+        label_names=LABEL_NAMES,
+        label_colors=LABEL_COLORS,
+    )
+    for writer, pixels in ((image_writer, stored), (label_writer, label)):
+        writer.write((0, 0), pixels[None])
+        writer.finish()

@@ -1,0 +1,264 @@
+"""Scores of predicted label slides against true ones, read block by block: exact, in bounded memory."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from math import isnan
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from muvit.data.slides.slide import Slide
+from muvit.errors import InputError
+from muvit.evaluation.scores.blocks import blocks, count_blocks
+from muvit.evaluation.scores.bootstrap import BootstrapConfig, Interval, bootstrap_intervals
+from muvit.evaluation.scores.boundaries import BoundaryConfig, BoundaryCounts, compare_boundaries
+from muvit.metrics import Scores, confusion_matrix, scores
+
+Progress = Callable[[int, int], None]
+"""Called with the number of blocks done and of all blocks."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlideCounts:
+    """What was counted on one slide."""
+
+    name: str
+    """Name of the true slide."""
+    confusion: NDArray[np.int64]
+    """Pixels ``(K, K)``: rows the true class, columns the predicted one."""
+    boundaries: BoundaryCounts | None = None
+    """Pixels along the outlines of the classes, if they were looked at."""
+    hausdorff: NDArray[np.float64] | None = None
+    """95th percentile of the Hausdorff distance of each class ``(K)``, NaN where it does not exist."""
+
+    @cached_property
+    def scores(self) -> Scores:
+        """Overlap scores on this slide alone."""
+        return scores(self.confusion)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Scores on a set of slides, of each slide and of all together. Class 0 is the background."""
+
+    class_names: tuple[str, ...]
+    """Name of each class, background first."""
+    slides: tuple[SlideCounts, ...]
+    """What was counted on each slide."""
+    boundary: BoundaryConfig | None = None
+    """How boundaries were compared; None if they were not."""
+
+    @property
+    def confusion(self) -> NDArray[np.int64]:
+        """Pixels of all slides together, ``(K, K)``: rows the true class, columns the predicted one."""
+        return np.sum([slide.confusion for slide in self.slides], axis=0)
+
+    @property
+    def pooled(self) -> Scores:
+        """Overlap scores of all pixels together, as if the slides were one (Synthetic and Mouse, MuViT section 4.2)."""
+        return scores(self.confusion)
+
+    @property
+    def mean_slide_dice(self) -> float:
+        """Mean over the slides of each slide's mDSC (KPIS); slides without any foreground are left out."""
+        return self.summary()["mean_slide_dice"]
+
+    def select(self, names: Sequence[str]) -> "Evaluation":
+        """The same on some of the slides."""
+        return replace(self, slides=tuple(slide for slide in self.slides if slide.name in names))
+
+    def summary(self, times: NDArray[np.int64] | None = None) -> dict[str, float]:
+        """All scores of the slides together, by name; one that does not exist is NaN.
+
+        ``dice/<class>``, ``iou/<class>`` and ``accuracy`` of the pooled pixels, their means ``mean_dice`` (mDSC) and
+        ``mean_iou`` over the foreground, and ``mean_slide_dice``. With boundaries also ``boundary_f1/<class>`` of all
+        outlines together, ``hd95/<class>``, the mean over the slides that have one, and the means of both over the
+        foreground.
+
+        Args:
+            times: how often each slide counts, ``(S)``; by default once.
+        """
+        times = np.ones(len(self.slides), np.int64) if times is None else times
+        pooled = scores(np.tensordot(times, [slide.confusion for slide in self.slides], 1))
+        values = {"mean_dice": pooled.mean_dice, "mean_iou": pooled.mean_iou, "accuracy": pooled.accuracy}
+        values["mean_slide_dice"] = _mean(np.array([s.scores.mean_dice for s in self.slides]), times)
+        per_class = {"dice": pooled.dice, "iou": pooled.iou}
+        if self.boundary is not None:
+            per_class |= {"boundary_f1": self._pool_boundaries(times).f1, "hd95": self._mean_hausdorff(times)}
+            values |= {f"mean_{name}": _mean(per_class[name][1:]) for name in ("boundary_f1", "hd95")}
+        for name, numbers in per_class.items():
+            values |= {f"{name}/{c}": float(number) for c, number in zip(self.class_names, numbers, strict=True)}
+        return values
+
+    def intervals(self, config: BootstrapConfig | None = None) -> dict[str, Interval]:
+        """Bootstrap interval over the slides of every score of `summary`; NaN if there is a single slide."""
+        return bootstrap_intervals(self.summary, len(self.slides), config)
+
+    def to_dict(self, bootstrap: BootstrapConfig | None = None) -> dict[str, Any]:
+        """Plain data for JSON; a score that does not exist is None.
+
+        Args:
+            bootstrap: how the intervals are drawn.
+        """
+        bootstrap = BootstrapConfig() if bootstrap is None else bootstrap
+        intervals = self.intervals(bootstrap) if len(self.slides) > 1 else {}
+        result = {
+            "class_names": list(self.class_names),
+            "pooled": self._score_dict(self.summary()),
+            "mean_slide_dice": _number(self.mean_slide_dice),
+            "intervals": {name: [_number(v) for v in interval] for name, interval in intervals.items()},
+            "coverage": bootstrap.coverage,
+            "slides": {slide.name: self._score_dict(self.select([slide.name]).summary()) for slide in self.slides},
+            "confusion": self.confusion.tolist(),
+        }
+        if self.boundary is not None:
+            result["boundary"] = {"tolerance": self.boundary.tolerance, "unit": self.boundary.unit}
+        return result
+
+    def table(self) -> list[dict[str, str | float]]:
+        """Dice as rows for a table, one per slide and a last one, ``all``, of all pixels together.
+
+        Columns: ``slide``, the foreground classes by name, ``mDSC``. A score that does not exist is NaN.
+        """
+        rows = [(slide.name, slide.scores) for slide in self.slides] + [("all", self.pooled)]
+        return [
+            {"slide": name}
+            | dict(zip(self.class_names[1:], row.dice[1:].tolist(), strict=True))
+            | {"mDSC": row.mean_dice}
+            for name, row in rows
+        ]
+
+    def rows(self, bootstrap: BootstrapConfig | None = None) -> list[dict[str, str | float]]:
+        """Every score as a row of a CSV file.
+
+        Columns: ``slide`` (``all`` for all together), ``score``, ``class``, ``value``, and for all together the bounds
+        ``low`` and ``high`` of its interval.
+        """
+        table = []
+        for slide in self.slides:
+            alone = self.select([slide.name]).summary()
+            table += [_row(slide.name, name, v) for name, v in alone.items() if name != "mean_slide_dice"]
+        intervals = self.intervals(bootstrap)
+        return table + [_row("all", name, value, intervals[name]) for name, value in self.summary().items()]
+
+    def _pool_boundaries(self, times: NDArray[np.int64]) -> BoundaryCounts:
+        counted = [slide.boundaries for slide in self.slides if slide.boundaries is not None]
+        return BoundaryCounts(
+            **{
+                name: np.tensordot(times, [getattr(counts, name) for counts in counted], 1)
+                for name in BoundaryCounts.__dataclass_fields__
+            }
+        )
+
+    def _mean_hausdorff(self, times: NDArray[np.int64]) -> NDArray[np.float64]:
+        distances = np.array([slide.hausdorff for slide in self.slides])
+        return np.array([_mean(column, times) for column in distances.T])
+
+    def _score_dict(self, values: Mapping[str, float]) -> dict[str, Any]:
+        """A summary with the classes of a score in a dictionary of their own."""
+        nested: dict[str, Any] = {}
+        for name, value in values.items():
+            score, _, class_name = name.partition("/")
+            if class_name:
+                nested.setdefault(score, {})[class_name] = _number(value)
+            else:
+                nested[score] = _number(value)
+        del nested["mean_slide_dice"]  # which is no score of pooled pixels, nor of a single slide
+        return nested
+
+
+def evaluate_slides(
+    pairs: Sequence[tuple[Slide, Slide]],
+    num_classes: int,
+    *,
+    ignore: Sequence[int] = (),
+    class_names: Sequence[str] | None = None,
+    boundary: BoundaryConfig | None = None,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Compare label slides pixel by pixel at their finest level.
+
+    Args:
+        pairs: predicted and true labels of each slide.
+        num_classes: classes, background included.
+        ignore: values of the true labels that count nowhere.
+        class_names: one per class, by default their numbers.
+        boundary: how to compare the outlines of the classes; None leaves them out.
+        progress: called after each block.
+
+    Raises:
+        InputError: there are no pairs, two slides have one name, a pair differs in shape, a slide holds no labels, or a
+            counted label is no class; names the file. Also what `compare_boundaries` raises.
+    """
+    names = tuple(map(str, range(num_classes))) if class_names is None else tuple(class_names)
+    if len(names) != num_classes or len(set(names)) != num_classes:
+        raise InputError("class_names", expected=f"{num_classes} different names", got=names)
+    if not pairs:
+        raise InputError("slides", expected="at least one prediction with its truth", got="none")
+    seen: dict[str, Slide] = {}
+    for prediction, truth in pairs:
+        _check_pair(prediction, truth)
+        if truth.name in seen:
+            raise InputError(truth.path, expected="slides of different names", got=f"also {seen[truth.name].path}")
+        seen[truth.name] = truth
+    total, done, counted = sum(count_blocks(truth.shape) for _, truth in pairs), 0, []
+    for prediction, truth in pairs:
+        confusion = np.zeros((num_classes, num_classes), np.int64)
+        for part in _confusions(prediction, truth, num_classes, ignore):
+            confusion += part
+            done += 1
+            if progress is not None:
+                progress(done, total)
+        slide = SlideCounts(name=truth.name, confusion=confusion)
+        if boundary is not None:
+            outlines, hausdorff = compare_boundaries(prediction, truth, num_classes, boundary, ignore)
+            slide = replace(slide, boundaries=outlines, hausdorff=hausdorff)
+        counted.append(slide)
+    return Evaluation(class_names=names, slides=tuple(counted), boundary=boundary)
+
+
+def _check_pair(prediction: Slide, truth: Slide) -> None:
+    for slide in (prediction, truth):
+        if slide.num_channels != 1 or slide.dtype.kind not in "iu":
+            got = f"{slide.num_channels} channels of {slide.dtype}"
+            raise InputError(slide.path, expected="labels: one channel of integers", got=got)
+    if prediction.shape != truth.shape:
+        raise InputError(
+            prediction.path, expected=f"shape {truth.shape}, as {truth.path} has", got=f"shape {prediction.shape}"
+        )
+
+
+def _confusions(
+    prediction: Slide, truth: Slide, num_classes: int, ignore: Sequence[int]
+) -> Iterator[NDArray[np.int64]]:
+    """Confusion matrix of each block."""
+    for start, size in blocks(truth.shape):
+        true, guessed = (slide.read(1, start, size)[0] for slide in (truth, prediction))
+        counted = ~np.isin(true, tuple(ignore))
+        for slide, labels in ((truth, true), (prediction, guessed)):
+            wrong = labels[counted & ((labels < 0) | (labels >= num_classes))]
+            if wrong.size:
+                raise InputError(
+                    f"{slide.path}, block at {start}",
+                    expected=f"labels 0 to {num_classes - 1}" + (f" or {tuple(ignore)} (ignored)" if ignore else ""),
+                    got=int(wrong[0]),
+                )
+        yield confusion_matrix(true, guessed, num_classes, ignore)
+
+
+def _row(slide: str, name: str, value: float, interval: Interval | None = None) -> dict[str, str | float]:
+    score, _, class_name = name.partition("/")
+    low, high = (float("nan"), float("nan")) if interval is None else interval
+    return {"slide": slide, "score": score, "class": class_name, "value": value, "low": low, "high": high}
+
+
+def _mean(values: NDArray[np.float64], times: NDArray[np.int64] | None = None) -> float:
+    """Mean of the known values, each counted so many times."""
+    weights = ~np.isnan(values) if times is None else np.where(np.isnan(values), 0, times)
+    return float(np.average(np.nan_to_num(values), weights=weights)) if weights.sum() else float("nan")
+
+
+def _number(value: float) -> float | None:
+    return None if isnan(value) else value

@@ -1,0 +1,1 @@
+"""Labels as polygons, tables and pictures."""

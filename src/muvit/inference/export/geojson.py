@@ -1,0 +1,135 @@
+"""Labels as GeoJSON that QuPath opens (File, Import objects): polygons with class, colour and area.
+
+Coordinates are pixels of the image's finest level, (x, y) from the upper-left corner of what QuPath shows.
+"""
+
+import uuid
+from dataclasses import dataclass
+from math import ceil, inf
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import orjson
+import shapely
+
+from muvit.durable import whole_file
+from muvit.errors import ExistsError, InputError
+from muvit.inference.export.labelled import LabelledImage
+from muvit.inference.export.polygons import LabelObject, Progress, simplify, trace_objects
+
+ObjectType = Literal["annotation", "detection"]
+
+_OBJECTS = uuid.UUID("0a88359a-935c-425b-a285-490af278a8f0")
+"""Name space of the objects' ids."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeoJsonConfig:
+    """Which objects are written, and how."""
+
+    object_type: ObjectType = "annotation"
+    """What they become in QuPath: annotations, which can be edited, or detections, of which it can show millions."""
+    simplify_px: float = 1.0
+    """How far an outline may move to get by with fewer corners, in label pixels; 0 keeps every step between pixels."""
+    min_area_um2: float | None = None
+    """Leave out objects smaller than this."""
+
+    def __post_init__(self) -> None:
+        if self.object_type not in get_args(ObjectType):
+            raise InputError("object_type", expected="annotation or detection", got=repr(self.object_type))
+        for name in ("simplify_px", "min_area_um2"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < inf:
+                raise InputError(name, expected="a number >= 0", got=value)
+
+    def min_pixels(self, source: LabelledImage) -> int:
+        """Pixels that an object has at least.
+
+        Raises:
+            InputError: there is a least area, but no pixel size.
+        """
+        if self.min_area_um2 is None:
+            return 1
+        if source.pixel_area_um2 is None:
+            raise InputError(
+                "min_area_um2",
+                expected="labels with a pixel size",
+                got=f"none in {source.labels.path}",
+                hint="Give it by pixel_size_um (--pixel_size_um).",
+            )
+        return max(1, ceil(self.min_area_um2 / source.pixel_area_um2))
+
+
+def write_geojson(
+    source: LabelledImage,
+    file: Path | str,
+    config: GeoJsonConfig | None = None,
+    *,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> int:
+    """Write the objects of a label slide as a GeoJSON FeatureCollection, one Feature each.
+
+    The labels are read block by block and features written as they are found, so memory stays bounded. Areas are those
+    of the pixels, whatever the outlines were simplified to. The ids are the same in every run.
+
+    Args:
+        source: the labels, with their image if that is coarser or finer, or has a place of its own on the scanner.
+        file: to write; it is there when it is complete.
+        config: which objects, and how.
+        overwrite: replace the file.
+        progress: called with the number of blocks done and of all blocks.
+
+    Returns:
+        Number of objects.
+
+    Raises:
+        ExistsError: the file exists and ``overwrite`` is false.
+        InputError: a least area is asked for, and the pixel size is unknown.
+    """
+    config, file = config or GeoJsonConfig(), Path(file)
+    if file.exists() and not overwrite:
+        raise ExistsError(file)
+    count = 0
+    objects = trace_objects(source.labels, min_pixels=config.min_pixels(source), progress=progress)
+    with whole_file(file) as stream:
+        stream.write(b'{"type":"FeatureCollection","features":[')
+        for count, found in enumerate(objects, start=1):
+            stream.write(b"\n" if count == 1 else b",\n")
+            stream.write(orjson.dumps(_feature(found, source, config), option=orjson.OPT_SERIALIZE_NUMPY))
+        stream.write(b"\n]}\n")
+    return count
+
+
+def _feature(found: LabelObject, source: LabelledImage, config: GeoJsonConfig) -> dict[str, Any]:
+    polygon = simplify(found.polygon, config.simplify_px) if config.simplify_px else found.polygon
+    first = ",".join(map(str, found.first_pixel))
+    measurements = {"Area px^2": found.num_pixels * source.scale**2}
+    if source.pixel_area_um2 is not None:
+        measurements["Area µm^2"] = found.num_pixels * source.pixel_area_um2
+    return {
+        "type": "Feature",
+        "id": str(uuid.uuid5(_OBJECTS, f"{source.labels.name}/{found.value}/{first}")),
+        "geometry": {
+            "type": "Polygon",
+            "coordinates": [_coordinates(ring, source) for ring in (polygon.exterior, *polygon.interiors)],
+        },
+        "properties": {
+            "objectType": config.object_type,
+            # an object without a colour makes QuPath fail
+            "classification": {
+                "name": source.class_name(found.value),
+                "color": list(source.class_color(found.value)),
+            },
+            "isLocked": False,
+            "measurements": measurements,
+        },
+    }
+
+
+def _coordinates(ring: shapely.LinearRing, source: LabelledImage) -> np.ndarray[Any, Any]:
+    """Points ``(N, 2)`` of a closed ring, (x, y) in image pixels; whole numbers where they are."""
+    points = shapely.get_coordinates(ring) * source.scale - source.origin[::-1]
+    whole = points.astype(np.int64)
+    return np.ascontiguousarray(whole if (whole == points).all() else points)

@@ -1,0 +1,97 @@
+"""Labels with the image that they belong to: what is needed to tell others where and what the labelled things are."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from muvit.data.folders import class_legend
+from muvit.data.slides.slide import Slide, pyramid_factor
+from muvit.data.slides.whole_slide import WholeSlide
+from muvit.errors import InputError
+from muvit.pictures import MAX_COLORS, Color, class_colors
+
+_ALL_VALUES = 1 << 62
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledImage:
+    """A 2D label image, and the image that it labels.
+
+    Labels may be coarser than their image, as those of a model without a level 1 are.
+
+    Raises:
+        InputError: the labels are no 2D labels, or cannot be those of the image.
+    """
+
+    labels: Slide
+    """One channel of whole numbers; 0 is background."""
+    image: Slide | None = None
+    """What they label; unset, an image of the size of the labels."""
+    pixel_size_um: float | None = None
+    """Micrometers per label pixel; unset, what the labels say, or else the image."""
+
+    def __post_init__(self) -> None:
+        labels, image = self.labels, self.image
+        if labels.axes != "yx" or labels.num_channels != 1 or labels.dtype.kind not in "iu":
+            got = f"axes {labels.axes}, {labels.num_channels} channels of {labels.dtype}"
+            raise InputError(labels.path, expected="2D labels: whole numbers in one channel", got=got)
+        if image is not None and (image.axes != "yx" or pyramid_factor(image.shape, labels.shape) is None):
+            raise InputError(
+                labels.path,
+                expected=f"labels of {image.path}, which has {image.axes} {image.shape}, or of a level of it",
+                got=labels.shape,
+            )
+        if self.pixel_size_um is not None and not 0 < self.pixel_size_um < np.inf:
+            raise InputError("pixel_size_um", expected="a positive number", got=self.pixel_size_um)
+
+    @property
+    def scale(self) -> float:
+        """Image pixels per label pixel."""
+        factor = 1.0 if self.image is None else pyramid_factor(self.image.shape, self.labels.shape)
+        assert factor is not None
+        return factor
+
+    @property
+    def origin(self) -> tuple[int, int]:
+        """Upper-left corner (y, x) of what viewers take for the whole image, in image pixels.
+
+        OpenSlide counts from the corner of the whole scan area; QuPath shows the part that was scanned.
+        """
+        bounds = self.image.bounds if isinstance(self.image, WholeSlide) else None
+        return (0, 0) if bounds is None else bounds[0]
+
+    @property
+    def pixel_um(self) -> tuple[float, ...] | None:
+        """Micrometers per label pixel, (y, x); None where nothing tells."""
+        if self.pixel_size_um is not None:
+            return (self.pixel_size_um,) * 2
+        if self.labels.pixel_size_um is not None:
+            return self.labels.pixel_size_um
+        sizes = None if self.image is None else self.image.pixel_size_um
+        return None if sizes is None else tuple(size * self.scale for size in sizes)
+
+    @property
+    def pixel_area_um2(self) -> float | None:
+        """Square micrometers per label pixel; None where nothing tells."""
+        return None if self.pixel_um is None else self.pixel_um[0] * self.pixel_um[1]
+
+    @cached_property
+    def class_names(self) -> dict[int, str]:
+        """Name of each value that the labels name."""
+        return class_legend(self.labels, _ALL_VALUES)[0]
+
+    @cached_property
+    def _class_colors(self) -> dict[int, Color]:
+        return class_legend(self.labels, _ALL_VALUES)[1]
+
+    def class_name(self, value: int) -> str:
+        """Name of a value."""
+        return self.class_names.get(value) or ("background" if value == 0 else f"class {value}")
+
+    def class_color(self, value: int) -> Color:
+        """Colour of a value: the labels' own, or one of `class_colors`, which come again after 255 values."""
+        if value in self._class_colors:
+            return self._class_colors[value]
+        index = value if value < MAX_COLORS else 1 + (value - 1) % (MAX_COLORS - 1)
+        return class_colors(max(index + 1, 8))[index]

@@ -1,0 +1,1 @@
+"""Execution of a plan that can be killed and resumed."""

@@ -1,0 +1,105 @@
+"""The right to write an output, so that no two runs write the same one."""
+
+import fcntl
+import os
+import socket
+import time
+from pathlib import Path
+from typing import Self
+
+from muvit.durable import make_folder, naming
+from muvit.errors import InputError
+
+
+class OutputLock:
+    """The right to write an output, held by one run, or shared by the parts of one; released as a context ends.
+
+    It is an advisory lock of the operating system on a hidden file beside the output. It ends with its process, however
+    that ends, so there are no stale ones.
+
+    Args:
+        output: what is written.
+        name: of the lock, where an output has several.
+    """
+
+    def __init__(self, output: Path, name: str = "lock") -> None:
+        self.output = output
+        self.path = output.with_name(f".{output.name}.{name}")
+        self._handle: int | None = None
+        self._is_exclusive = False
+
+    def acquire(self, *, shared: bool = False) -> bool:
+        """Take the lock, or change the one that is held; whether nobody else has it. A change that fails releases it.
+
+        Args:
+            shared: together with others who share it.
+        """
+        if self._handle is None:
+            make_folder(self.path.parent)
+            self._handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(self._handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._close()
+            return False
+        if not self._is_in_place():  # its last holder took the file away before we had locked it
+            self._close()
+            return self.acquire(shared=shared)
+        self._is_exclusive = not shared
+        with naming(self.path):
+            os.ftruncate(self._handle, 0)
+            os.pwrite(self._handle, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+        return True
+
+    def require(self, *, shared: bool = False, patience_s: float = 0) -> Self:
+        """Take the lock.
+
+        Args:
+            shared: together with others who share it.
+            patience_s: how long to wait for others.
+
+        Raises:
+            InputError: somebody else has it.
+        """
+        until = time.monotonic() + patience_s
+        while not self.acquire(shared=shared):
+            if time.monotonic() >= until:
+                raise self.refusal()
+            time.sleep(0.1)
+        return self
+
+    def refusal(self) -> InputError:
+        """The error that tells who has the lock."""
+        owner = self.path.read_text() if self.path.exists() else ""
+        return InputError(
+            self.output,
+            expected="an output that nobody else is writing",
+            got=f"one that {owner or 'another process'} is writing",
+            hint="Wait until it is done, or choose another output.",
+        )
+
+    def release(self) -> None:
+        """Give the lock back."""
+        if self._handle is None:
+            return
+        if self._is_exclusive:  # others who share it would not see that it was taken away
+            self.path.unlink(missing_ok=True)
+        self._close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def _is_in_place(self) -> bool:
+        assert self._handle is not None
+        try:
+            return self.path.stat().st_ino == os.fstat(self._handle).st_ino
+        except FileNotFoundError:
+            return False
+
+    def _close(self) -> None:
+        assert self._handle is not None
+        os.close(self._handle)
+        self._handle, self._is_exclusive = None, False

@@ -1,0 +1,206 @@
+"""From a model, a slide and options to a plan; everything that can be refused is refused here, before any work."""
+
+import logging
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from muvit.data.crops.preprocessing import Preprocessing
+from muvit.data.pyramids.spec import PyramidSpec, check_spec
+from muvit.data.slides.derived import DerivedLevels
+from muvit.data.slides.slide import Slide
+from muvit.errors import InputError
+from muvit.geometry import level_factors
+from muvit.inference.run.context import can_go_together, shares_contexts
+from muvit.inference.run.plan import Plan, PredictOptions, hash_model, identify_slide
+from muvit.inference.tiling.region import tiles_in_region
+from muvit.inference.tiling.tiles import Context, TilePlan, mask_runs
+from muvit.inference.tiling.tissue import find_tissue, tiles_with_tissue
+from muvit.models.segmentation_model import SegmentationModel, Views
+
+_LOG = logging.getLogger(__name__)
+
+PIXEL_SIZE_TOLERANCE = 0.1
+"""Largest relative difference of pixel size between training and slide that is taken for the same."""
+
+_BLOCK_BYTES = 256 << 20
+
+
+def make_plan(
+    model: SegmentationModel,
+    slide: Slide,
+    preprocessing: Preprocessing,
+    options: PredictOptions,
+    device: torch.device,
+) -> Plan:
+    """The plan of a prediction.
+
+    Args:
+        model: takes the slide's channels and levels.
+        slide: the image, with all levels of the model.
+        preprocessing: how the model saw crops in training, and what its classes are.
+        options: what is predicted.
+        device: where it is going to run, which decides its precision.
+
+    Raises:
+        InputError: model, slide, preprocessing and options do not fit each other, or a weight is NaN or infinite.
+    """
+    _check_model(model, preprocessing)
+    check_slide(model.views, slide, preprocessing)
+    if any(-axis > slide.ndim for axis in options.flips):
+        raise InputError("flips", expected=f"axes from -{slide.ndim} to -1", got=options.flips)
+    if options.context == "grid" and preprocessing.context == "centered":
+        raise InputError("context", expected="centered, as the model saw its crops in training", got="grid")
+    if options.precision == "auto":
+        options = replace(options, precision="bfloat16" if device.type == "cuda" else "float32")
+    if options.together > 1 and not (options.context != "centered" and can_go_together(model, preprocessing)):
+        raise InputError(
+            "together",
+            expected="a MuViT that attends to all of several levels at true boxes, and coarse crops that tiles share",
+            got=f"{options.together} with context {options.context} and {type(model).__name__}",
+            hint="Leave it at 1; models with attention_mode coarse_to_fine share coarse crops without it.",
+        )
+    if options.context == "auto":
+        is_shared = options.together > 1 or shares_contexts(model, preprocessing)
+        options = replace(options, context="grid" if is_shared else "centered")
+    levels = model.views.levels
+    shapes = tuple(slide.level_shape(level) for level in levels)
+    place: Context = "grid" if options.context == "grid" else "centered"
+    if preprocessing.context == "centered":  # on the tile, wherever the image ends
+        place = "concentric"
+    stores = _stores(slide, shapes[0], preprocessing, options, level_factors(levels[0], slide.ndim))
+    tiling = TilePlan(
+        shapes=shapes,
+        levels=levels,
+        crop_size=preprocessing.crop_size,
+        block_size=stores["labels"].shard_shape(0),
+        overlap=options.overlap_px(preprocessing.crop_size),
+        blend=options.blend,
+        context=place,
+        free_views=preprocessing.free_views,
+        together=options.together,
+    )
+    tiling, tissue = _choose_tiles(tiling, slide, options)
+    return Plan(
+        tiling=tiling,
+        tissue=tissue,
+        stores=stores,
+        preprocessing=preprocessing,
+        options=options,
+        model=hash_model(model),
+        image=identify_slide(slide.slide if isinstance(slide, DerivedLevels) else slide),
+    )
+
+
+def _choose_tiles(tiling: TilePlan, slide: Slide, options: PredictOptions) -> tuple[TilePlan, dict[str, Any] | None]:
+    """The tiles that are computed, and how tissue was told from background."""
+    tissue = None if options.tissue == "all" else find_tissue(slide, options.tissue)
+    chosen = np.ones(tiling.grid, bool)
+    if tissue is not None:
+        chosen &= tiles_with_tissue(tiling, tissue)
+    if options.region is not None:
+        chosen &= tiles_in_region(tiling, options.region)
+    if not chosen.all():
+        level = logging.INFO if chosen.any() else logging.WARNING
+        _LOG.log(level, "%s: %d of %d tiles are computed", slide.path, chosen.sum(), chosen.size)
+        tiling = replace(tiling, runs=mask_runs(chosen))
+    return tiling, None if tissue is None else tissue.to_json()
+
+
+def _stores(
+    slide: Slide,
+    shape: tuple[int, ...],
+    preprocessing: Preprocessing,
+    options: PredictOptions,
+    factors: tuple[float, ...],
+) -> dict[str, PyramidSpec]:
+    """How each output is stored, all in blocks of one size."""
+    sizes, num_classes = slide.pixel_size_um, len(preprocessing.class_names)
+    common: dict[str, Any] = {
+        "shape": shape,
+        "axes": slide.axes,
+        "pixel_size_um": None if sizes is None else [size * f for size, f in zip(sizes, factors, strict=True)],
+    }
+    labels: dict[str, Any] = {
+        "num_channels": 1,
+        "dtype": np.uint8 if num_classes <= 256 else np.uint16,
+        "kind": "label",
+        "label_names": dict(enumerate(preprocessing.class_names)),
+        # a viewer that lays labels over the image must leave the background clear
+        "label_colors": {i: (*rgb, 255 if i else 0) for i, rgb in enumerate(preprocessing.class_colors)},
+    }
+    common |= _blocking(check_spec(**common, **labels), options, num_classes)
+    stores = {"labels": check_spec(**common, **labels)}
+    if options.probabilities is not None:
+        stores["probabilities"] = check_spec(
+            **common,
+            num_channels=num_classes,
+            dtype=options.probabilities,
+            channel_names=preprocessing.class_names,
+        )
+    if options.entropy:
+        stores["entropy"] = check_spec(**common, num_channels=1, dtype=np.float16, channel_names=("entropy",))
+    return stores
+
+
+def _blocking(default: PyramidSpec, options: PredictOptions, num_classes: int) -> dict[str, int]:
+    """Edges of chunk and shard."""
+    if options.block_px is not None:
+        edge, chunk = options.block_px, min(default.chunk, options.block_px)
+        if edge % chunk:
+            raise InputError("block_px", expected=f"a multiple of {chunk}, or less", got=edge)
+        return {"chunk": chunk, "shard": edge}
+    edge, chunk = default.shard, default.chunk
+    pixel_bytes = 2 + (4 * num_classes if options.overlap or options.needs_scores else 0)
+    while edge // 2 >= chunk and edge // 2 % chunk == 0 and edge ** len(default.shape) * pixel_bytes > _BLOCK_BYTES:
+        edge //= 2
+    return {"chunk": chunk, "shard": edge}
+
+
+def _check_model(model: SegmentationModel, preprocessing: Preprocessing) -> None:
+    model.views.check_size(preprocessing.crop_size)
+    if len(preprocessing.class_names) != model.num_classes:
+        raise InputError(
+            "class_names",
+            expected=f"one for each of the model's {model.num_classes} classes",
+            got=preprocessing.class_names,
+        )
+    check_weights(model)
+
+
+def check_weights(model: torch.nn.Module) -> None:
+    """Refuse a model with a weight that is no number.
+
+    Raises:
+        InputError: a weight is NaN or infinite; names it.
+    """
+    for name, weight in model.state_dict().items():
+        if not torch.isfinite(weight).all():
+            raise InputError(f"weights of the model, {name}", expected="finite numbers", got="NaN or infinity")
+
+
+def check_slide(views: Views, slide: Slide, preprocessing: Preprocessing) -> None:
+    """Refuse a slide that is not as those that a model was trained on.
+
+    Raises:
+        InputError: axes, channels or pixel size differ.
+    """
+    if slide.ndim != views.ndim:
+        raise InputError(
+            slide.path, expected=f"{views.ndim} spatial axes, as the model has", got=f"shape {slide.shape}"
+        )
+    if slide.num_channels != views.in_channels:
+        got = f"{slide.num_channels}: {', '.join(slide.channel_names)}"
+        raise InputError(f"channels of {slide.path}", expected=f"{views.in_channels}, as the model has", got=got)
+    trained, own = preprocessing.pixel_size_um, slide.pixel_size_um
+    if trained is None or own is None:
+        return
+    if len(trained) != len(own) or not np.allclose(own, trained, rtol=PIXEL_SIZE_TOLERANCE, atol=0):
+        raise InputError(
+            f"pixel size of {slide.path}",
+            expected=f"{trained} um, as in training (within {PIXEL_SIZE_TOLERANCE:.0%})",
+            got=f"{own} um",
+            hint="Resample the image, or remove pixel_size_um from preprocessing.yaml to go without this check.",
+        )

@@ -1,0 +1,125 @@
+"""The tiles of a slide as a model sees them, read ahead of it."""
+
+import math
+import multiprocessing
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+from muvit.data.crops.crops import read_views
+from muvit.data.crops.placement import Window, start_range
+from muvit.data.crops.preprocessing import Preprocessing
+from muvit.data.slides.slide import Slide
+from muvit.errors import MuViTError
+from muvit.geometry import Level, level_factors
+from muvit.inference.tiling.tiles import TilePlan
+
+# a tile, or why it could not be read: torch rewraps what a worker process raises, and the message would drown in traces
+TileViews = dict[str, Any] | MuViTError
+
+
+class SlideTiles(Dataset[TileViews]):
+    """The tiles of one slide, numbered as in their plan.
+
+    An item is ``{"tile": number, "img": (L, C, *space), "bbox": (L, 2, ndim)}``, or the error that reading met. Where
+    tiles share coarse crops, those of the last tile are remembered: the next one most often has the same.
+
+    Args:
+        slide: the image.
+        tiling: where the tiles are.
+        preprocessing: how pixels become numbers.
+        finer: levels finer than the tiles', which are shown as well, with the centre of the tile.
+    """
+
+    def __init__(
+        self, slide: Slide, tiling: TilePlan, preprocessing: Preprocessing, *, finer: Sequence[Level] = ()
+    ) -> None:
+        self.slide, self.tiling, self.finer = slide, tiling, tuple(finer)
+        levels = (*self.finer, *tiling.levels)
+        self._finest = [preprocessing.crops(levels[:count]) for count in range(1, 1 + len(levels))]
+        self._remembers = tiling.context == "grid" and preprocessing.normalizes_by_view
+        self._last: tuple[tuple[Window, ...], dict[str, Tensor]] | None = None
+
+    def __len__(self) -> int:
+        return len(self.tiling)
+
+    def __getitem__(self, number: int) -> TileViews:
+        windows = self.tiling.tile(number).windows
+        inside = [_in_the_middle(windows[0], level, self.slide.level_shape(level)) for level in self.finer]
+        try:
+            return {"tile": number, **self._read((*inside, *windows))}
+        except MuViTError as error:
+            return error
+
+    def check(self) -> None:
+        """Read the first tile, which shows whether pixels can be read and normalised at all.
+
+        Raises:
+            MuViTError: they cannot.
+        """
+        first = self[0]
+        if isinstance(first, MuViTError):
+            raise first
+
+    def _read(self, windows: tuple[Window, ...]) -> dict[str, Tensor]:
+        if not self._remembers:
+            return read_views(self.slide, windows, self._finest[-1])
+        if self._last is None:
+            views = read_views(self.slide, windows, self._finest[-1])
+        else:
+            before, views = self._last
+            # equal crops of one level lie in equal crops of all coarser ones
+            new = sum(window != other for window, other in zip(windows, before, strict=True))
+            if new:
+                for name, values in read_views(self.slide, windows[:new], self._finest[new - 1]).items():
+                    views[name][:new] = values
+        self._last = windows, views
+        return {name: values.clone() for name, values in views.items()}
+
+
+def read_tiles(
+    tiles: SlideTiles, batches: Iterable[list[int]], *, device: torch.device, num_workers: int
+) -> Iterator[dict[str, Any]]:
+    """Batches of tiles: ``tile`` ``(B)``, ``img`` ``(B, L, C, *space)``, ``bbox`` ``(B, L, 2, ndim)``.
+
+    Args:
+        tiles: of one slide.
+        batches: the numbers of the tiles of each batch.
+        device: where they are going to be used.
+        num_workers: processes that read ahead.
+
+    Raises:
+        MuViTError: pixels could not be read.
+    """
+    loader = DataLoader(
+        tiles,
+        batch_sampler=batches,
+        num_workers=num_workers,
+        collate_fn=_collate,
+        pin_memory=device.type == "cuda",
+        # a forked process would share CUDA and the store's threads, which neither of them survives
+        multiprocessing_context=multiprocessing.get_context("spawn") if num_workers else None,
+    )
+    for batch in loader:
+        if isinstance(batch, MuViTError):
+            raise batch
+        yield batch
+
+
+def _collate(items: list[TileViews]) -> Any:
+    errors = [item for item in items if isinstance(item, MuViTError)]
+    return errors[0] if errors else default_collate(items)
+
+
+def _in_the_middle(window: Window, level: Level, shape: Sequence[int]) -> Window:
+    """The crop of a finer level with the same centre, but inside the image."""
+    start = []
+    factors = zip(level_factors(window.level, len(shape)), level_factors(level, len(shape)), strict=True)
+    for axis, (coarse, fine) in enumerate(factors):
+        n = window.size[axis]
+        low, high = start_range(n, shape[axis])
+        start.append(min(max(math.floor((window.start[axis] + n / 2) * coarse / fine - n / 2 + 0.5), low), high))
+    return Window(level, tuple(start), window.size)

@@ -1,0 +1,1 @@
+"""Tiles of a slide as plain data: plan, blending weights, tissue, region."""

@@ -1,0 +1,97 @@
+"""The region of interest of a prediction: from GeoJSON or a box to the tiles that meet it."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import shapely
+from numpy.typing import NDArray
+from shapely.errors import ShapelyError
+from shapely.geometry import shape as geometry_of
+
+from muvit.data.slides.slide import Slide
+from muvit.errors import InputError, ReadError
+from muvit.geometry import level_factors
+from muvit.inference.tiling.tiles import TilePlan
+
+_BOX = re.compile(r"\s*,\s*".join([r"(-?\d+(?:\.\d+)?)"] * 4))
+
+
+def read_region(source: str, slide: Slide) -> str:
+    """A region of interest as well-known text, in world pixels, x before y.
+
+    Args:
+        source: a box ``y0,x0,y1,x1`` in world pixels, or a GeoJSON file with polygons in pixels of the finest level, as
+            QuPath exports them (which counts from the scanned part of a slide, where a file states one).
+        slide: the image.
+
+    Raises:
+        ReadError: the file is missing or no GeoJSON.
+        InputError: it holds no area.
+    """
+    box = _BOX.fullmatch(source.strip())
+    if box:
+        y0, x0, y1, x1 = map(float, box.groups())
+        area = shapely.box(min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1))
+    else:
+        area = _read_geojson(Path(source))
+        bounds = getattr(slide, "bounds", None)
+        if bounds is not None:
+            (y, x), _ = bounds
+            area = shapely.transform(area, lambda points: points + np.array([x, y]))
+    if not area.area > 0:
+        raise InputError(f"region {source}", expected="polygons or a box with an area", got=area.geom_type)
+    return str(shapely.to_wkt(area.normalize(), rounding_precision=3, trim=True))
+
+
+def tiles_in_region(plan: TilePlan, region: str) -> NDArray[np.bool_]:
+    """Whether each tile of the grid would write a pixel whose centre lies in a region, or between such, ``(*grid)``.
+
+    Args:
+        plan: the tiles.
+        region: well-known text, world pixels; it holds along the last two axes, for every plane of a stack.
+
+    Raises:
+        InputError: it is no well-known text, or no tile meets it.
+    """
+    try:
+        area = shapely.from_wkt(region)
+    except ShapelyError as error:
+        raise InputError("region", expected="well-known text", got=str(error)) from error
+    shapely.prepare(area)
+    factors = level_factors(plan.levels[0], len(plan.shape))
+    (top, bottom), (left, right) = (
+        np.array([plan.written(axis, i) for i in range(plan.grid[axis])]).T * factors[axis] + [[0.5], [-0.5]]
+        for axis in (len(plan.grid) - 2, len(plan.grid) - 1)
+    )
+    boxes = shapely.box(left[None], top[:, None], right[None], bottom[:, None])
+    meets: NDArray[np.bool_] = shapely.intersects(area, boxes)
+    if not meets.any():
+        x0, y0, x1, y1 = area.bounds
+        raise InputError(
+            "region", expected=f"one that meets the image, {plan.shape} pixels", got=f"y {y0} to {y1}, x {x0} to {x1}"
+        )
+    return np.broadcast_to(meets, plan.grid)
+
+
+def _read_geojson(file: Path) -> Any:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        return shapely.make_valid(shapely.union_all([geometry_of(part) for part in _geometries(content)]))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ShapelyError) as error:
+        raise ReadError(file, expected="a GeoJSON file with polygons, or a box y0,x0,y1,x1", got=str(error)) from error
+
+
+def _geometries(content: Any) -> list[Any]:
+    """The polygons of a geometry, a feature, a collection or a plain list of features."""
+    if isinstance(content, list):
+        return [part for entry in content for part in _geometries(entry)]
+    if content["type"] == "FeatureCollection":
+        return _geometries(content["features"])
+    if content["type"] == "Feature":
+        return _geometries(content["geometry"])
+    if content["type"] == "GeometryCollection":
+        return _geometries(content["geometries"])
+    return [content] if content["type"] in ("Polygon", "MultiPolygon") else []

@@ -1,0 +1,73 @@
+"""Whether tiles show in the result: how often labels change across the seams of tiles, against inside them."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from muvit.inference.tiling.tiles import Block, TilePlan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seams:
+    """Neighbouring pixels with different labels: pairs across the boundaries of tiles' cells, and in their middle.
+
+    A model whose tiles fit together changes its label across a seam as often as anywhere; `ratio` is then 1. Pairs
+    across the edges of blocks are not counted.
+    """
+
+    across: int = 0
+    """Pairs across seams whose labels differ."""
+    across_pairs: int = 0
+    """Pairs across seams."""
+    inside: int = 0
+    """Pairs along the middle lines of cells whose labels differ."""
+    inside_pairs: int = 0
+    """Pairs along the middle lines of cells."""
+
+    @property
+    def ratio(self) -> float | None:
+        """How much more often labels change across seams than inside; None where there is nothing to compare."""
+        if not (self.across_pairs and self.inside):
+            return None
+        return (self.across / self.across_pairs) / (self.inside / self.inside_pairs)
+
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON object."""
+        return {
+            "across": self.across,
+            "across_pairs": self.across_pairs,
+            "inside": self.inside,
+            "inside_pairs": self.inside_pairs,
+            "ratio": self.ratio,
+        }
+
+
+def count_seams(plan: TilePlan, block: Block, labels: NDArray[Any], seen: NDArray[np.bool_]) -> list[int]:
+    """The four counts of `Seams` for one block.
+
+    Args:
+        plan: the plan that the block belongs to.
+        block: where it lies.
+        labels: ``(*size)``.
+        seen: pixels that were computed, ``(*size)``; others do not count.
+    """
+    counts = np.zeros(4, np.int64)
+    for axis, (start, size) in enumerate(zip(*block, strict=True)):
+        cells = [plan.cell(axis, i) for i in range(plan.grid[axis])]
+        seams = [high for _, high in cells[:-1]]
+        middles = [(low + high) // 2 for low, high in cells]
+        for kind, places in enumerate((seams, middles)):
+            inside = np.array([place - start for place in places if start < place < start + size], dtype=int)
+            before, after = (labels.take(inside - shift, axis) for shift in (1, 0))
+            both = seen.take(inside - 1, axis) & seen.take(inside, axis)
+            counts[2 * kind : 2 * kind + 2] += (int(((before != after) & both).sum()), int(both.sum()))
+    return [int(n) for n in counts]
+
+
+def add_seams(counts: Iterable[Sequence[int]]) -> Seams:
+    """The seams of a whole image from the counts of its blocks."""
+    total = np.array([(0, 0, 0, 0), *counts]).sum(0).tolist()
+    return Seams(across=total[0], across_pairs=total[1], inside=total[2], inside_pairs=total[3])

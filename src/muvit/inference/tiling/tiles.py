@@ -1,0 +1,325 @@
+"""The plan of a whole-slide prediction: which crops to look at, and what each of them writes. Plain data, no pixels.
+
+Tiles of the training crop's size lie on a regular grid from the first pixel on; where the last ones stick out of the
+image they move back into it, as in training no crop leaves a larger image. Around the boundaries half-way through the
+overlap of neighbours, the image is divided into cells, one for each tile. A tile writes its cell (no overlap, or blend
+``center``), or all of itself, weighted against its neighbours (blend ``linear`` and ``cosine``). The output is cut
+into blocks, and every block lists all tiles that meet it, so it can be made by itself, by anybody, in any order.
+"""
+
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate, product
+from math import prod
+from typing import Literal, NamedTuple, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from muvit.data.crops.placement import FreeViews, Window, centered_nested, concentric, fixed_free, grid_nested
+from muvit.errors import InputError
+from muvit.geometry import Level, check_levels
+from muvit.inference.tiling.blend import axis_weights
+
+Blend = Literal["linear", "cosine", "center"]
+"""How overlapping tiles are joined: by a linear or cosine ramp, or each writes its central part only."""
+
+Context = Literal["centered", "concentric", "grid"]
+"""Where coarse crops lie: centred on each tile as well as the image allows; centred, wherever the image ends; or on a
+grid of half-crop steps, shared by many tiles."""
+
+
+class Block(NamedTuple):
+    """A box of the output that is written at once: ``size`` pixels from ``start``, inside the image."""
+
+    start: tuple[int, ...]
+    size: tuple[int, ...]
+
+
+class Tile(NamedTuple):
+    """One forward pass of the model: the crops it sees and the part of the output that it fills."""
+
+    block: int
+    """Number of the block that it writes to."""
+    place: tuple[int, ...]
+    """Its index in the grid of all tiles."""
+    windows: tuple[Window, ...]
+    """One crop per level, finest first: the tile and its context."""
+    start: tuple[int, ...]
+    """First pixel of the output that it writes."""
+    size: tuple[int, ...]
+    """Pixels that it writes along each axis."""
+
+    @property
+    def source(self) -> tuple[slice, ...]:
+        """The part that is written, in pixels of the tile."""
+        return _slices(self.start, self.size, self.windows[0].start)
+
+    def target(self, block: Block) -> tuple[slice, ...]:
+        """The part that is written, in pixels of its block."""
+        return _slices(self.start, self.size, block.start)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TilePlan:
+    """Tiles of a slide, numbered block by block, and row-major inside a block.
+
+    Nothing but the fields is stored: tiles and blocks are worked out when asked for, so the plan of a gigapixel slide
+    is as small as any. What tiles write covers the image: once, or, where they are blended, with weights of sum 1. A
+    tile that meets several blocks is computed for each.
+
+    Raises:
+        InputError: the sizes do not fit the slide's axes, or the levels do not ascend.
+    """
+
+    shapes: tuple[tuple[int, ...], ...]
+    """Pixels of the slide at each level, (t)(z)yx."""
+    levels: tuple[Level, ...]
+    """Downsampling factor of each level, finest first; the first is the output's."""
+    crop_size: tuple[int, ...]
+    """Pixels of the crop of every level."""
+    block_size: tuple[int, ...]
+    """Pixels of a block of the output; the last ones end with the image."""
+    overlap: tuple[int, ...] = ()
+    """Pixels that neighbouring tiles share along each axis; none by default."""
+    blend: Blend = "linear"
+    """How the overlap is joined."""
+    context: Context = "centered"
+    """Where the coarse crops lie."""
+    free_views: FreeViews | None = None
+    """Where they lie if they need not hold the tile; then drawn by the tile's place alone."""
+    together: int = 1
+    """Neighbouring tiles along each axis that are computed together with the coarse crops that they share."""
+    runs: tuple[int, ...] = ()
+    """Which tiles of the row-major grid are left out and which are computed: lengths of runs of either in turn, those
+    left out first (0 if the first tile is computed). By default all are computed."""
+
+    def __post_init__(self) -> None:
+        ndim = len(self.shapes[0])
+        check_levels(self.levels, ndim)
+        if isinstance(self.free_views, dict):  # as it comes from JSON
+            object.__setattr__(self, "free_views", FreeViews(**self.free_views))
+        if self.free_views is not None and (self.context != "centered" or self.free_views.boxes != "true"):
+            got = f"context {self.context}, {self.free_views.boxes} boxes"
+            raise InputError("context of free views", expected="centered, and true boxes", got=got)
+        object.__setattr__(self, "overlap", self.overlap or (0,) * ndim)
+        for name, size in (("crop_size", self.crop_size), ("block_size", self.block_size)):
+            if len(size) != ndim or min(size) < 1:
+                raise InputError(name, expected=f"{ndim} positive whole numbers, one per axis", got=size)
+        if len(self.shapes) != len(self.levels):
+            raise InputError("shapes", expected=f"one per level ({len(self.levels)})", got=len(self.shapes))
+        fits = len(self.overlap) == ndim and all(0 <= o < n for o, n in zip(self.overlap, self.crop_size, strict=True))
+        if not fits:
+            raise InputError("overlap", expected=f"from 0 px to less than the crop {self.crop_size}", got=self.overlap)
+        for name, kind in (("blend", Blend), ("context", Context)):
+            if getattr(self, name) not in get_args(kind):
+                raise InputError(name, expected=f"one of {', '.join(get_args(kind))}", got=repr(getattr(self, name)))
+        if self.together < 1 or (self.together > 1 and self.context != "grid"):
+            expected = "1, or more where coarse crops lie on a grid, so that tiles share them"
+            raise InputError("together", expected=expected, got=f"{self.together}, context {self.context}")
+        if self.runs and (sum(self.runs) != prod(self.grid) or min(self.runs) < 0):
+            raise InputError("runs", expected=f"numbers of sum {prod(self.grid)}", got=sum(self.runs))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Pixels of the output."""
+        return self.shapes[0]
+
+    @property
+    def is_blended(self) -> bool:
+        """Whether pixels may be written by several tiles."""
+        return any(self.overlap) and self.blend != "center"
+
+    @property
+    def num_blocks(self) -> int:
+        """Number of blocks."""
+        return prod(self._block_grid)
+
+    def block(self, number: int) -> Block:
+        """Block with this number, row-major."""
+        index = _unravel(number, self._block_grid)
+        start = tuple(i * n for i, n in zip(index, self.block_size, strict=True))
+        sizes = zip(start, self.block_size, self.shape, strict=True)
+        return Block(start, tuple(min(n, extent - a) for a, n, extent in sizes))
+
+    def tiles_of(self, block: int) -> range:
+        """Numbers of the tiles that meet a block, also of those that are not computed."""
+        return range(self._tile_offsets[block], self._tile_offsets[block + 1])
+
+    def computed_tiles(self, block: int) -> list[int]:
+        """Numbers of the tiles that are computed for a block; tiles that share coarse crops follow each other."""
+        first, counts = self._tile_grid(self.block(block))
+        inside = self.computed[tuple(slice(f, f + n) for f, n in zip(first, counts, strict=True))]
+        numbers = (np.flatnonzero(inside) + self._tile_offsets[block]).tolist()
+        if self.context == "grid":
+            numbers.sort(key=lambda number: [w.start for w in self.tile(number).windows[:0:-1]])
+        return numbers
+
+    def companions(self, number: int) -> tuple[int, ...]:
+        """Numbers of the tiles that are computed together with a tile, itself included, by their places.
+
+        These are the tiles of its square (of side ``together``) with the same coarse crops, also those that meet other
+        blocks or are not computed for themselves: what a tile sees depends on its place alone.
+        """
+        if self.together == 1:
+            return (number,)
+        block, group = self.tile(number).block, self.group(number)
+        corner = [i * self.together for i in group[0]]
+        square = product(*(range(c, min(c + self.together, n)) for c, n in zip(corner, self.grid, strict=True)))
+        others = [self._number(place, block) for place in square]
+        return tuple(other for other in others if self.group(other) == group)
+
+    def group(self, number: int) -> tuple[tuple[int, ...], tuple[Window, ...]]:
+        """What tiles that are computed together have in common: their square in the grid, and their coarse crops."""
+        tile = self.tile(number)
+        return tuple(i // self.together for i in tile.place), tile.windows[1:]
+
+    def num_computed(self, block: int) -> int:
+        """Number of tiles that are computed for a block."""
+        first, counts = self._tile_grid(self.block(block))
+        return int(self.computed[tuple(slice(f, f + n) for f, n in zip(first, counts, strict=True))].sum())
+
+    def __len__(self) -> int:
+        return self._tile_offsets[-1]
+
+    def __iter__(self) -> Iterator[Tile]:
+        return map(self.tile, range(len(self)))
+
+    def tile(self, number: int) -> Tile:
+        """Tile with this number.
+
+        Raises:
+            IndexError: there is no such tile.
+        """
+        if not 0 <= number < len(self):
+            raise IndexError(f"tile {number} of {len(self)}")
+        owner = bisect_right(self._tile_offsets, number) - 1
+        block = self.block(owner)
+        first, counts = self._tile_grid(block)
+        offsets = _unravel(number - self._tile_offsets[owner], counts)
+        index = tuple(f + i for f, i in zip(first, offsets, strict=True))
+        written = [self.written(axis, i) for axis, i in enumerate(index)]
+        start = tuple(max(low, a) for (low, _), a in zip(written, block.start, strict=True))
+        edges = zip(written, block.start, block.size, start, strict=True)
+        return Tile(
+            block=owner,
+            place=index,
+            windows=self._windows([self.corner(axis, i) for axis, i in enumerate(index)]),
+            start=start,
+            size=tuple(min(high, b + m) - a for (_, high), b, m, a in edges),
+        )
+
+    def _number(self, place: tuple[int, ...], block: int) -> int:
+        """Number of the tile at a place of the grid: that in a block if it meets it, else that where it begins."""
+        first, counts = self._tile_grid(self.block(block))
+        index = [i - f for i, f in zip(place, first, strict=True)]
+        if all(0 <= i < n for i, n in zip(index, counts, strict=True)):
+            return self._tile_offsets[block] + int(np.ravel_multi_index(index, counts))
+        begins = [self.written(axis, i)[0] // self.block_size[axis] for axis, i in enumerate(place)]
+        return self._number(place, int(np.ravel_multi_index(begins, self._block_grid)))
+
+    def _windows(self, corner: list[int]) -> tuple[Window, ...]:
+        if self.free_views is not None:
+            return fixed_free(corner, self.shapes, self.levels, self.crop_size, self.free_views)
+        if self.context == "concentric":
+            return concentric(corner, self.levels, self.crop_size)
+        place = grid_nested if self.context == "grid" else centered_nested
+        return place(corner, self.shapes, self.levels, self.crop_size)
+
+    # -- the grid of tiles along one axis ------------------------------------------------------------------------------
+
+    @cached_property
+    def grid(self) -> tuple[int, ...]:
+        """Number of tiles along each axis."""
+        sizes = zip(self.shape, self.crop_size, self.overlap, strict=True)
+        return tuple(1 + max(0, -(-(extent - n) // (n - o))) for extent, n, o in sizes)
+
+    def corner(self, axis: int, index: int) -> int:
+        """First pixel of a tile."""
+        n = self.crop_size[axis]
+        return min(index * (n - self.overlap[axis]), max(0, self.shape[axis] - n))
+
+    def cell(self, axis: int, index: int) -> tuple[int, int]:
+        """First pixel of a tile's cell, and the one after its last."""
+        n, o = self.crop_size[axis], self.overlap[axis]
+        low = index * (n - o) + o - o // 2 if index else 0
+        return low, self.shape[axis] if index == self.grid[axis] - 1 else index * (n - o) + n - o // 2
+
+    def written(self, axis: int, index: int) -> tuple[int, int]:
+        """First pixel that a tile writes, and the one after its last."""
+        if not self.is_blended:
+            return self.cell(axis, index)
+        corner = self.corner(axis, index)
+        return corner, min(corner + self.crop_size[axis], self.shape[axis])
+
+    def weights(self, tile: Tile) -> tuple[NDArray[np.float64], ...]:
+        """Along each axis, the weights of the pixels that a tile writes; their product is the weight of a pixel."""
+        along = (self._weights(axis, i) for axis, i in enumerate(tile.place))
+        return tuple(weights[part] for weights, part in zip(along, tile.source, strict=True))
+
+    @cached_property
+    def computed(self) -> NDArray[np.bool_]:
+        """Whether each tile of the grid is computed, ``(*grid)``."""
+        runs = self.runs or (0, prod(self.grid))
+        return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(self.grid)
+
+    def _weights(self, axis: int, index: int) -> NDArray[np.float64]:
+        n, o = self.crop_size[axis], self.overlap[axis]
+        corner = self.corner(axis, index)
+        if o == 0:  # along this axis
+            pixel, (low, high) = corner + np.arange(n), self.cell(axis, index)
+            return ((pixel >= low) & (pixel < high)).astype(np.float64)
+        reach = n // (n - o) + 2
+        others = range(max(0, index - reach), min(self.grid[axis], index + reach + 1))
+        offsets = tuple(self.corner(axis, i) - corner for i in others)
+        return axis_weights(n, o, tuple(a for a in offsets if abs(a) < n), self.blend)
+
+    @property
+    def _block_grid(self) -> tuple[int, ...]:
+        return tuple(-(-extent // n) for extent, n in zip(self.shape, self.block_size, strict=True))
+
+    @cached_property
+    def _tile_offsets(self) -> tuple[int, ...]:
+        # number of the first tile of each block, and the number of all tiles
+        along = [
+            [last - first + 1 for first, last in (self._meeting(axis, a, n) for a in range(0, self.shape[axis], n))]
+            for axis, n in enumerate(self.block_size)
+        ]
+        return tuple(accumulate(map(prod, product(*along)), initial=0))
+
+    def _tile_grid(self, block: Block) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Per axis, the index of the first tile that meets a block, and how many do."""
+        ranges = [self._meeting(axis, a, n) for axis, (a, n) in enumerate(zip(*block, strict=True))]
+        return tuple(first for first, _ in ranges), tuple(last - first + 1 for first, last in ranges)
+
+    def _meeting(self, axis: int, start: int, size: int) -> tuple[int, int]:
+        """First and last tile that write to some pixels; the last pixel may lie beyond the image."""
+        n, o, count = self.crop_size[axis], self.overlap[axis], self.grid[axis]
+        stop, step = min(start + size, self.shape[axis]), n - o
+        if not self.is_blended:
+            margin = o - o // 2
+            return tuple(min(max((pixel - margin) // step, 0), count - 1) for pixel in (start, stop - 1))  # type: ignore[return-value]
+        first = min(max((start - n) // step + 1, 0), count - 1)
+        reaches_last = self.corner(axis, count - 1) < stop
+        return first, count - 1 if reaches_last else (stop - 1) // step
+
+
+def mask_runs(mask: NDArray[np.bool_]) -> tuple[int, ...]:
+    """A mask of tiles as `TilePlan.runs`."""
+    flat = np.concatenate([[False], mask.ravel()])
+    edges = np.flatnonzero(flat[1:] != flat[:-1])
+    return tuple(int(n) for n in np.diff([0, *edges, mask.size]))
+
+
+def _unravel(number: int, grid: Sequence[int]) -> tuple[int, ...]:
+    index = []
+    for n in reversed(grid):
+        number, i = divmod(number, n)
+        index.append(i)
+    return tuple(reversed(index))
+
+
+def _slices(start: Sequence[int], size: Sequence[int], origin: Sequence[int]) -> tuple[slice, ...]:
+    return tuple(slice(a - o, a - o + n) for a, n, o in zip(start, size, origin, strict=True))

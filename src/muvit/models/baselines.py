@@ -1,0 +1,277 @@
+"""Networks of other libraries behind the interface of our segmenters: same samples, same loss, same budget.
+
+A baseline sees the finest view alone, as published networks do, or all nested views stacked as channels of one image:
+the control that has the context's pixels, but neither tokens nor coordinates to place them by.
+"""
+
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from math import prod
+from typing import Any, Literal, get_args, get_type_hints
+
+from torch import Tensor, nn
+
+from muvit.errors import InputError, ShapeError
+from muvit.geometry import Level, check_levels, plain_level
+from muvit.models.segmentation_model import SegmentationModel, Views
+
+NetworkName = Literal["unet", "deeplabv3", "segformer", "residual_unet", "swinunetr", "unetr"]
+
+
+@dataclass(frozen=True)
+class _Network:
+    """What the library of a network asks for."""
+
+    packages: tuple[str, ...]
+    multiple: int
+    encoder_name: str = "none"
+    width: int = 0
+
+
+_SMP, _MONAI = ("segmentation_models_pytorch",), ("monai",)
+_NETWORKS = {
+    "unet": _Network(_SMP, multiple=32, encoder_name="resnet34"),
+    "deeplabv3": _Network(_SMP, multiple=8, encoder_name="resnet50"),
+    "segformer": _Network(_SMP, multiple=32, encoder_name="mit_b2"),
+    "residual_unet": _Network(_MONAI, multiple=16, width=16),
+    "swinunetr": _Network((*_MONAI, "einops"), multiple=32, width=24),
+    "unetr": _Network((*_MONAI, "einops"), multiple=16, width=16, encoder_name="vit_base"),
+}
+_VIT = {"vit_tiny": (192, 3), "vit_small": (384, 6), "vit_base": (768, 12)}
+"""Token width and attention heads of UNETR's transformers; all have 12 blocks."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaselineConfig:
+    """Which network of which library, and what it is built for."""
+
+    network: NetworkName
+    """From segmentation-models-pytorch (2D): unet, deeplabv3, segformer; from MONAI (2D and 3D): residual_unet,
+    swinunetr (version 2), unetr."""
+    views: Literal["finest", "stacked"] = "finest"
+    """What it sees: the finest view alone, or all nested views stacked as channels of one image (early fusion)."""
+    encoder_name: str | None = None
+    """Its encoder; unset, resnet34 for unet, resnet50 for deeplabv3, mit_b2 for segformer, vit_base for unetr (which
+    takes vit_small and vit_tiny too)."""
+    encoder_weights: str | None = None
+    """Published weights that the encoder starts from, such as imagenet; they are fetched once, for a new model of
+    segmentation-models-pytorch, never for one that is loaded from its folder."""
+    width: int | None = None
+    """Channels of MONAI's finest stage; unset, 24 for swinunetr (a multiple of 12), 16 for the others."""
+    in_channels: int | None = None
+    """Channels of every view; in a recipe unset, those of the model."""
+    num_classes: int | None = None
+    """Classes, background (class 0) included; in a recipe unset, those of the model."""
+    levels: tuple[Level, ...] | None = None
+    """Downsampling factor of each view, finest first; in a recipe unset, those of the model."""
+    size: tuple[int, ...] | None = None
+    """Side of a view in pixels along each axis, for which unetr is built (the others take any); in a recipe unset,
+    the data's crop size."""
+    ndim: int = 2
+    """Spatial axes: 2 (yx) or 3 (zyx)."""
+
+    def __post_init__(self) -> None:
+        for name in ("network", "views"):
+            allowed = get_args(get_type_hints(BaselineConfig)[name])
+            if getattr(self, name) not in allowed:
+                raise InputError(name, expected=" or ".join(allowed), got=repr(getattr(self, name)))
+        if self.ndim not in (2, 3):
+            raise InputError("ndim", expected="2 or 3", got=self.ndim)
+        if self.levels is not None:
+            object.__setattr__(self, "levels", tuple(map(plain_level, self.levels)))
+        if self.size is not None:
+            object.__setattr__(self, "size", tuple(self.size))
+        for name, least in (("width", 1), ("in_channels", 1), ("num_classes", 2)):
+            if getattr(self, name) is not None and getattr(self, name) < least:
+                raise InputError(name, expected=f"a number >= {least}", got=getattr(self, name))
+        if self.levels is not None:
+            self._check_levels(self.levels)
+        self._check_network()
+
+    def _check_levels(self, levels: tuple[Level, ...]) -> None:
+        check_levels(levels, self.ndim)
+        if self.views == "finest" and len(levels) > 1:
+            raise InputError(
+                "levels",
+                expected=f"one level, as {self.network} sees one view",
+                got=list(levels),
+                hint="Give it the finest level alone, or set views to stacked.",
+            )
+
+    def _check_network(self) -> None:
+        network, is_smp = self.network, _NETWORKS[self.network].packages == _SMP
+        if is_smp and self.ndim != 2:
+            raise InputError(
+                "network",
+                expected="residual_unet, swinunetr or unetr for volumes",
+                got=f"{network}, which takes 2D images only",
+            )
+        refused = {
+            "encoder_weights": not is_smp,
+            "width": is_smp,
+            "encoder_name": network in ("residual_unet", "swinunetr"),
+        }
+        for name, is_refused in refused.items():
+            if is_refused and getattr(self, name) is not None:
+                raise InputError(name, expected=f"none, as {network} has no such choice", got=getattr(self, name))
+        if network == "unetr" and self.encoder_name not in (None, *_VIT):
+            raise InputError("encoder_name", expected=" or ".join(_VIT), got=repr(self.encoder_name))
+        if network == "swinunetr" and self.width is not None and self.width % 12:
+            raise InputError("width", expected="a multiple of 12 for swinunetr", got=self.width)
+
+
+class Baseline(SegmentationModel):
+    """A network of segmentation-models-pytorch or MONAI that labels the pixels of the finest view.
+
+    Batch normalisation cannot learn from a single value: while training, deeplabv3 wants batches of at least 2, and
+    unet wants at least 2 of its 32-px cells in a batch.
+
+    Args:
+        **fields: the fields of `BaselineConfig`; channels, classes and levels (for unetr also the size) must be known.
+
+    Raises:
+        InputError: a setting does not fit, or the library is not installed.
+    """
+
+    config: BaselineConfig
+
+    def __init__(self, **fields: Any) -> None:
+        super().__init__()
+        self.config = config = BaselineConfig(**fields)
+        for name in ("in_channels", "num_classes", "levels", *(("size",) if config.network == "unetr" else ())):
+            if getattr(config, name) is None:
+                raise InputError(name, expected=f"a value, to build {config.network}", got="none")
+        if config.size is not None:
+            self.views.check_size(config.size, "size")
+        self.network = _build(config, self.views.in_channels * (len(self.views.levels) if self.is_stacked else 1))
+
+    @property
+    def is_stacked(self) -> bool:
+        """Whether the network sees all views, as channels of one image."""
+        return self.config.views == "stacked"
+
+    @property
+    def views(self) -> Views:
+        """The views that the model takes."""
+        config = self.config
+        assert config.in_channels is not None and config.levels is not None
+        return Views(
+            levels=config.levels,
+            in_channels=config.in_channels,
+            ndim=config.ndim,
+            multiple=(_NETWORKS[config.network].multiple,) * config.ndim,
+            size=config.size if config.network == "unetr" else None,
+        )
+
+    @property
+    def num_classes(self) -> int:
+        """Classes, background included."""
+        assert self.config.num_classes is not None
+        return self.config.num_classes
+
+    @property
+    def backbone(self) -> nn.Module | None:
+        """The encoder, if it started from published weights."""
+        return None if self.config.encoder_weights is None else self.network.get_submodule("encoder")
+
+    @property
+    def _config(self) -> dict[str, Any]:
+        # the folder holds the weights: none are to be fetched when it is loaded
+        return asdict(self.config) | {"encoder_weights": None}
+
+    def forward(self, img: Tensor, bbox: Tensor | None = None) -> Tensor:
+        """Segment the finest view of each sample.
+
+        Args:
+            img: ``(B, L, C, *space)``.
+            bbox: not looked at; these networks know no coordinates.
+
+        Returns:
+            Logits ``(B, K, *space)`` of the finest view.
+
+        Raises:
+            ShapeError: the images have the wrong shape.
+            InputError: their size does not fit, or the batch is too small for the network's normalisation.
+        """
+        self._check(img)
+        return self.network(img.flatten(1, 2) if self.is_stacked else img[:, 0])
+
+    def _check(self, img: Tensor) -> None:
+        views, network = self.views, self.config.network
+        wanted = (len(views.levels), views.in_channels)
+        if img.ndim != 3 + views.ndim or tuple(img.shape[1:3]) != wanted:
+            shape = f"(B, {wanted[0]}, {wanted[1]}, {', '.join('zyx'[-views.ndim :])})"
+            raise ShapeError("img", expected=f"shape {shape}", got=tuple(img.shape))
+        views.check_size(img.shape[3:], "img")
+        cells = prod(n // m for n, m in zip(img.shape[3:], views.multiple, strict=True))
+        if network in ("residual_unet", "swinunetr") and cells == 1:
+            raise InputError("img", expected=f"more than one cell of {views.multiple} px", got=tuple(img.shape[3:]))
+        if self.training and len(img) * (cells if network == "unet" else 1) == 1 and network in ("unet", "deeplabv3"):
+            raise InputError("batch_size", expected=f"at least 2 to train {network}, which normalises batches", got=1)
+
+
+def _build(config: BaselineConfig, channels: int) -> nn.Module:
+    chosen = _NETWORKS[config.network]
+    for package in chosen.packages:
+        if find_spec(package) is None:
+            raise InputError(
+                f"network {config.network}",
+                expected=f"the package {package}",
+                got="none installed",
+                hint="Install it with: pip install 'muvit[baselines]'",
+            )
+    return _build_smp(config, channels) if chosen.packages == _SMP else _build_monai(config, channels)
+
+
+def _build_smp(config: BaselineConfig, channels: int) -> nn.Module:
+    import segmentation_models_pytorch as smp
+
+    kinds = {"unet": smp.Unet, "deeplabv3": smp.DeepLabV3, "segformer": smp.Segformer}
+    name = config.encoder_name or _NETWORKS[config.network].encoder_name
+    if name not in smp.encoders.encoders:
+        raise InputError("encoder_name", expected="an encoder of segmentation-models-pytorch", got=repr(name))
+    published = smp.encoders.encoders[name]["pretrained_settings"]
+    if config.encoder_weights not in (None, *published):
+        expected = f"{' or '.join(published) or 'none'}, which are published for {name}"
+        raise InputError("encoder_weights", expected=expected, got=repr(config.encoder_weights))
+    try:
+        return kinds[config.network](
+            name, encoder_weights=config.encoder_weights, in_channels=channels, classes=config.num_classes
+        )
+    except ValueError as error:  # some encoders cannot be dilated, or lack a stage
+        raise InputError(
+            "encoder_name", expected=f"one that {config.network} can use", got=f"{name}: {error}"
+        ) from error
+    except OSError as error:
+        expected = f"a connection to fetch the weights {config.encoder_weights} of {name}"
+        raise InputError("encoder_weights", expected=expected, got=str(error).splitlines()[0]) from error
+
+
+def _build_monai(config: BaselineConfig, channels: int) -> nn.Module:
+    from monai.networks.nets.swin_unetr import SwinUNETR
+    from monai.networks.nets.unet import UNet
+    from monai.networks.nets.unetr import UNETR
+
+    chosen, classes, ndim = _NETWORKS[config.network], config.num_classes, config.ndim
+    assert classes is not None
+    width = config.width or chosen.width
+    if config.network == "swinunetr":
+        return SwinUNETR(channels, classes, feature_size=width, use_v2=True, spatial_dims=ndim)
+    if config.network == "residual_unet":
+        widths = tuple(width * 2**i for i in range(5))
+        return UNet(ndim, channels, classes, channels=widths, strides=(2, 2, 2, 2), num_res_units=2)
+    assert config.size is not None
+    dim, heads = _VIT[config.encoder_name or chosen.encoder_name]
+    network = UNETR(
+        channels,
+        classes,
+        config.size,
+        feature_size=width,
+        hidden_size=dim,
+        mlp_dim=4 * dim,
+        num_heads=heads,
+        spatial_dims=ndim,
+    )
+    for block in network.vit.blocks:  # a norm for cross attention, of which UNETR has none
+        block.norm_cross_attn.requires_grad_(False)
+    return network

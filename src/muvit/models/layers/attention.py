@@ -1,0 +1,124 @@
+"""Multi-head attention over tokens of all levels, and which level may look at which."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear, scaled_dot_product_attention
+
+from muvit.errors import InputError
+from muvit.models.layers.rope import Rotation, rotate
+
+AttentionMode = Literal["all", "causal", "same", "random", "coarse_to_fine"]
+"""What a query sees: all levels; its own and finer ones; only its own; one random token; its own and coarser ones."""
+
+Spans = Sequence[tuple[slice, slice]]
+"""Runs of queries and the run of keys that each may see: attention without a dense mask."""
+
+KeysValues = tuple[Tensor, Tensor]
+"""Rotated keys and values of some tokens, each ``(B, heads, M, head_dim)``."""
+
+
+class Attention(nn.Module):
+    """Multi-head attention without biases; queries and keys are rotated by their world coordinates.
+
+    Args:
+        dim: width of the tokens, a multiple of ``heads``.
+        heads: number of heads.
+    """
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        if dim % heads:
+            raise InputError("dim", expected=f"a multiple of the {heads} heads", got=dim)
+        self.heads = heads
+        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.out = nn.Linear(dim, dim, bias=False)
+
+    def forward(
+        self,
+        x: Tensor,
+        rotation: Rotation | None = None,
+        *,
+        context_kv: KeysValues | None = None,
+        mask: Tensor | Spans | None = None,
+    ) -> Tensor:
+        """Attend from ``x`` to itself, or to the keys and values of a context.
+
+        Args:
+            x: ``(B, N, D)``.
+            rotation: angles of the tokens of ``x``; None leaves them without position.
+            context_kv: keys and values from `keys_values`, which then replace those of ``x``.
+            mask: bool ``(B | 1, 1, N, M)``, true where a query may look, or spans.
+
+        Returns:
+            ``(B, N, D)``.
+        """
+        if context_kv is None:
+            q, k, v = self._project(x, 0, 3)
+            q, k = self._rotated(q, rotation), self._rotated(k, rotation)
+        else:
+            q = self._rotated(self._project(x, 0, 1)[0], rotation)
+            k, v = context_kv
+        return self.out(attend(q, k, v, mask).transpose(1, 2).flatten(2))
+
+    def keys_values(self, context: Tensor, rotation: Rotation | None = None) -> KeysValues:
+        """Rotated keys and values ``(B, heads, M, head_dim)`` of a context ``(B, M, D)``."""
+        k, v = self._project(context, 1, 3)
+        return self._rotated(k, rotation), v
+
+    def _project(self, x: Tensor, first: int, last: int) -> tuple[Tensor, ...]:
+        """Those of queries (0), keys (1) and values (2) from ``first`` on and before ``last``."""
+        rows = slice(first * x.shape[-1], last * x.shape[-1])
+        # what low-rank additions bring is not in the rows of the weight
+        is_whole = last - first == 3 or type(self.qkv) is not nn.Linear
+        parts = self.qkv(x)[..., rows] if is_whole else linear(x, self.qkv.weight[rows])
+        # (B, N, parts * heads * head_dim) -> parts x (B, heads, N, head_dim)
+        return parts.unflatten(-1, (last - first, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+
+    @staticmethod
+    def _rotated(x: Tensor, rotation: Rotation | None) -> Tensor:
+        return x if rotation is None else rotate(x, rotation)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | Spans | None) -> Tensor:
+    """Scaled dot-product attention of ``(B, heads, N, head_dim)``, under a bool mask or span by span."""
+    if mask is None or isinstance(mask, Tensor):
+        return scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    return torch.cat(
+        [scaled_dot_product_attention(q[:, :, rows], k[:, :, cols], v[:, :, cols]) for rows, cols in mask], dim=2
+    )
+
+
+def level_spans(mode: AttentionMode, num_levels: int, tokens_per_level: int) -> Spans | None:
+    """Spans of a complete token sequence, level-major and finest first; None where every token sees every other.
+
+    Raises:
+        InputError: the mode is unknown, or cannot be told by spans (``random``).
+    """
+    edge = [i * tokens_per_level for i in range(num_levels + 1)]
+    if mode == "all":
+        return None
+    seen = {
+        "causal": lambda i: slice(0, edge[i + 1]),
+        "same": lambda i: slice(edge[i], edge[i + 1]),
+        "coarse_to_fine": lambda i: slice(edge[i], edge[-1]),
+    }
+    if mode not in seen:
+        raise InputError("attention_mode", expected=f"all, {', '.join(seen)}", got=repr(mode))
+    return [(slice(edge[i], edge[i + 1]), seen[mode](i)) for i in range(num_levels)]
+
+
+def level_mask(mode: AttentionMode, query_level: Tensor, key_level: Tensor) -> Tensor | None:
+    """The same patterns for tokens in any order: ``(B, 1, N, M)`` bool from level indices ``(B, N)`` and ``(B, M)``."""
+    query, key = query_level[:, None, :, None], key_level[:, None, None, :]
+    if mode == "random":
+        return random_key_mask(query.shape[2], key.shape[3], query_level.device)
+    return {"all": None, "causal": query >= key, "same": query == key, "coarse_to_fine": query <= key}[mode]
+
+
+def random_key_mask(num_queries: int, num_keys: int, device: torch.device) -> Tensor:
+    """Let each query see one random key, ``(1, 1, num_queries, num_keys)`` bool (mode ``random`` of release 0.1.0)."""
+    chosen = torch.randint(num_keys, (num_queries, 1), device=device)
+    return torch.zeros(num_queries, num_keys, dtype=torch.bool, device=device).scatter_(1, chosen, True)[None, None]

@@ -1,0 +1,111 @@
+"""Where a segmenter or classifier starts from: a pre-trained encoder, trained on in full, frozen, or with low-rank
+additions."""
+
+import copy
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TypeVar
+
+from torch import nn
+
+from muvit.errors import CheckpointError, InputError
+from muvit.models.classifier import Classifier
+from muvit.models.encoder import MuViTEncoder, MuViTEncoder2d, MuViTEncoder3d, MuViTEncoder4d
+from muvit.models.folder import load_config, model_folder
+from muvit.models.mae import MAES
+from muvit.models.segmenter import Segmenter
+from muvit.training.recipes import InitConfig
+
+_ENCODERS: dict[int, type[MuViTEncoder]] = {2: MuViTEncoder2d, 3: MuViTEncoder3d, 4: MuViTEncoder4d}
+
+_MUST_AGREE = (
+    "in_channels",
+    "patch",
+    "dim",
+    "num_layers",
+    "heads",
+    "use_level_embed",
+    "rotary_mode",
+    "rotary_param",
+    "patch_spacing",
+)
+"""Settings of the encoder that the pre-trained one and the recipe's must share; the rest may change."""
+
+_LORA_TARGETS = r"layers\.\d+\.(attn\.(qkv|out)|ff\.(0|3))"
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def load_encoder(folder: Path | str, ndim: int) -> MuViTEncoder:
+    """The encoder in the folder of an encoder, masked autoencoder, segmenter or classifier, ours or release 0.1.0's.
+
+    Args:
+        folder: model folder, or the folder of the run that made it.
+        ndim: spatial axes.
+
+    Raises:
+        CheckpointError: the folder holds no such model.
+    """
+    config = load_config(model_folder(folder))
+    if isinstance(config.get("encoder"), dict):
+        kind: type[Segmenter] | type[Classifier] = Classifier if "pooling" in config else Segmenter
+        model = kind.from_folder(folder)
+        if model.encoder.ndim != ndim:
+            raise CheckpointError(folder, expected=f"a {ndim}D model", got=f"a {model.encoder.ndim}D model")
+        return model.encoder
+    if "decoder_mode" in config:
+        return MAES[ndim].from_folder(folder).encoder
+    return _ENCODERS[ndim].from_folder(folder)
+
+
+def start_from(model: Segmenter | Classifier, init: InitConfig) -> None:
+    """Put a pre-trained encoder's weights into a model, and settle what training may change of them.
+
+    Raises:
+        CheckpointError: the folder holds no encoder.
+        InputError: the encoder lacks a level, or its sizes differ from the model's.
+    """
+    wanted = model.config.encoder
+    encoder = load_encoder(init.encoder, wanted.ndim)
+    for name in _MUST_AGREE:
+        has, wants = (getattr(config, name) for config in (encoder.config, wanted))
+        if has != wants:
+            setting = "patch_size" if name == "patch" else name
+            raise InputError(
+                f"model.encoder.{setting}", expected=f"{has!r}, as the encoder in {init.encoder} has", got=repr(wants)
+            )
+    model.encoder.load_state_dict(encoder.extract_levels(wanted.levels, copy=False).state_dict())
+    if init.mode == "frozen":
+        model.encoder.requires_grad_(False)
+    elif init.mode == "lora":
+        add_lora(model.encoder, init.lora_rank, init.lora_alpha)
+
+
+def add_lora(encoder: nn.Module, rank: int, alpha: int) -> None:
+    """Freeze an encoder and add trainable matrices of low rank to all matrices of its blocks.
+
+    Raises:
+        InputError: the package for it is not installed.
+    """
+    if find_spec("peft") is None:
+        raise InputError(
+            "init.mode lora",
+            expected="the package peft",
+            got="none installed",
+            hint="Install it with: pip install 'muvit[lora]'",
+        )
+    from peft import LoraConfig, inject_adapter_in_model
+
+    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha, target_modules=_LORA_TARGETS), encoder)
+
+
+def merged(model: Model) -> Model:
+    """The model itself, or, if it has low-rank additions, a copy with plain weights that gives the same outputs."""
+    if not any(hasattr(module, "lora_A") for module in model.modules()):
+        return model
+    plain = copy.deepcopy(model)
+    for name, module in list(plain.named_modules()):
+        if hasattr(module, "lora_A"):
+            module.merge()
+            plain.set_submodule(name, module.get_base_layer())
+    return plain.requires_grad_(True)

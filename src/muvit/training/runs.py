@@ -1,0 +1,258 @@
+"""What every training run shares: its folder, its trainer, its loggers."""
+
+import logging
+import shutil
+import signal
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from importlib.util import find_spec
+from math import inf
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from lightning import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+from torch.utils.data import DataLoader
+
+from muvit.errors import ExistsError, InputError
+from muvit.models.folder import plain
+from muvit.training.classify_recipe import ClassifyRecipe
+from muvit.training.recipes import PretrainRecipe, Recipe, RunConfig
+
+AnyRecipe = Recipe | PretrainRecipe | ClassifyRecipe
+
+RECIPE = "recipe.yaml"
+CHECKPOINT = Path("resume") / "last.ckpt"
+
+
+def prepare_folder(recipe: AnyRecipe, output: Path, resume: bool, overwrite: bool) -> Path | None:
+    """Make the folder of a run; the checkpoint to resume from, if there is one.
+
+    Raises:
+        ExistsError: the folder exists, and neither ``resume`` nor ``overwrite`` is set.
+        InputError: there is nothing to resume, the recipe has changed since, the folder to overwrite is no run, or this
+            machine lacks devices or packages that the run needs.
+    """
+    check_devices(recipe.run)
+    if recipe.run.wandb_project is not None:
+        check_wandb()
+    settings = plain(asdict(recipe))
+    if not is_first_process():  # the first one sees to the folder
+        return output / CHECKPOINT if resume else None
+    if output.exists() and not output.is_dir():
+        raise InputError(output, expected="a folder for the run", got="a file")
+    if resume:
+        checkpoint = output / CHECKPOINT
+        for file in (checkpoint, output / RECIPE):
+            if not file.is_file():
+                raise InputError(output, expected="a run that was stopped, to resume it", got=f"no {file}")
+        changed = _changed_settings(yaml.safe_load((output / RECIPE).read_text()), settings)
+        if changed:
+            raise InputError(
+                output / RECIPE,
+                expected="the settings that the run was started with",
+                got=f"others in {', '.join(changed)}",
+            )
+        (output / RECIPE).write_text(yaml.safe_dump(settings, sort_keys=False))
+        return checkpoint
+    if output.exists() and any(output.iterdir()):
+        if not overwrite:
+            raise ExistsError(output, hint="Pass --resume to go on with the run, or --overwrite to delete it.")
+        if not (output / RECIPE).is_file():
+            raise InputError(output, expected=f"a run to overwrite, with {RECIPE}", got="a folder of something else")
+        shutil.rmtree(output)
+    output.mkdir(parents=True, exist_ok=True)
+    (output / RECIPE).write_text(yaml.safe_dump(settings, sort_keys=False))
+    return None
+
+
+def _changed_settings(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Parts of a recipe that differ; a run may go on for longer or elsewhere, but not with another seed."""
+    changed = [name for name in now if name != "run" and before.get(name) != now[name]]
+    return changed if before["run"]["seed"] == now["run"]["seed"] else [*changed, "run.seed"]
+
+
+def is_first_process() -> bool:
+    """Whether this is the only process of the run, or the first of several."""
+    return getattr(rank_zero_only, "rank", 0) == 0
+
+
+def check_devices(run: RunConfig) -> None:
+    """Refuse to compute on devices that this machine does not have.
+
+    Raises:
+        InputError: there are fewer than asked for.
+    """
+    found: dict[str, float] = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    found["gpu"] = max(found.values())
+    found["auto"] = found["gpu"] or inf  # a CPU makes as many devices as one likes
+    if found.get(run.accelerator, inf) < run.devices:
+        raise InputError(
+            "run.devices",
+            expected=f"at most the {found[run.accelerator]} of kind {run.accelerator!r} that this machine has",
+            got=run.devices,
+            hint="Set run.accelerator to auto or cpu.",
+        )
+
+
+def fit(
+    task: LightningModule,
+    data: LightningDataModule,
+    recipe: AnyRecipe,
+    output: Path,
+    *,
+    callbacks: Sequence[Callback],
+    checkpoint: Path | None,
+) -> Path:
+    """Train in a folder that `prepare_folder` has made; the folder of the best model, or of the last one.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C, or SIGTERM; like every other error, it notes how to go on.
+    """
+    run = recipe.run
+    with quiet(), stoppable(output):
+        often = log_interval(data.train_dataloader(), run.devices * run.num_nodes)
+        trainer = build_trainer(run, output, recipe.optim.gradient_clip, callbacks, log_every_n_steps=often)
+        trainer.fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    return output / ("best" if (output / "best").exists() else "last")
+
+
+def build_trainer(
+    run: RunConfig, output: Path | None, gradient_clip: float | None, callbacks: Sequence[Callback], **options: Any
+) -> Trainer:
+    """Trainer of a run that logs to ``output`` and can be resumed from there; without ``output`` it writes nothing.
+
+    ``options`` go to Lightning's trainer.
+    """
+    keep = list(callbacks)
+    if output is not None:
+        keep += [
+            ModelCheckpoint(
+                output / CHECKPOINT.parent,
+                filename="last",
+                save_top_k=1,
+                enable_version_counter=False,
+                save_on_train_epoch_end=True,  # after `KeepModels` has seen the epoch, validated or not
+            ),
+            LearningRateMonitor("step"),
+        ]
+        options.setdefault("logger", build_loggers(output, run.wandb_project))
+    if run.progress:
+        keep.append(TQDMProgressBar(refresh_rate=5))
+    settings: dict[str, Any] = {
+        "accelerator": run.accelerator,
+        "devices": run.devices,
+        "num_nodes": run.num_nodes,
+        "precision": precision_for(run.accelerator),
+        "max_epochs": run.epochs,
+        "min_epochs": run.min_epochs,
+        "check_val_every_n_epoch": run.val_every,
+        "gradient_clip_val": gradient_clip,
+        "callbacks": keep,
+        "logger": False,
+        "enable_checkpointing": output is not None,
+        "log_every_n_steps": 10,
+        "num_sanity_val_steps": 0,
+        "use_distributed_sampler": False,  # EpochSampler shares the samples out itself
+        "enable_progress_bar": run.progress,
+        "enable_model_summary": False,
+    }
+    return Trainer(**settings | options)
+
+
+def log_interval(batches: DataLoader, num_processes: int = 1) -> int:
+    """Steps from one line of the log to the next: ten, or as many as an epoch has, if it is shorter."""
+    try:
+        return max(1, min(10, len(batches) // num_processes))
+    except TypeError:  # batches without end
+        return 10
+
+
+def build_loggers(
+    output: Path, wandb_project: str | None, *, tensorboard: bool = True, run_name: str | None = None
+) -> list[Logger]:
+    """CSV and TensorBoard in ``output``, and Weights & Biases if a project is named.
+
+    Raises:
+        InputError: the package that a project needs is not installed.
+    """
+    loggers: list[Logger] = [CSVLogger(output, name="logs")]
+    if tensorboard:
+        loggers.append(TensorBoardLogger(output, name="tensorboard"))
+    if wandb_project is not None:
+        check_wandb()
+        from lightning.pytorch.loggers import WandbLogger
+
+        loggers.append(WandbLogger(project=wandb_project, name=run_name, save_dir=output))
+    return loggers
+
+
+def check_wandb() -> None:
+    """Refuse to log to Weights & Biases without its package.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    if find_spec("wandb") is None:
+        raise InputError(
+            "logging to Weights & Biases",
+            expected="the package wandb",
+            got="none installed",
+            hint="Install it with: pip install wandb",
+        )
+
+
+def precision_for(accelerator: str) -> str:
+    """bfloat16 mixed precision on a GPU, full precision elsewhere."""
+    on_gpu = accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.is_available())
+    return "bf16-mixed" if on_gpu else "32-true"
+
+
+@contextmanager
+def stoppable(output: Path | None = None) -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM end a run by `KeyboardInterrupt`; errors of a run in ``output`` note how it goes on.
+
+    Lightning leaves Python by `SystemExit`, after SIGTERM as if all had been done, and deaf to Ctrl-C from then on.
+    """
+    is_main = threading.current_thread() is threading.main_thread()  # which alone hears signals
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as stop:
+        raise _noted(KeyboardInterrupt(), output) from stop
+    except BaseException as error:
+        _noted(error, output)
+        raise
+    finally:
+        if is_main:
+            signal.signal(signal.SIGINT, before)
+
+
+def _noted(error: BaseException, output: Path | None) -> BaseException:
+    if output is not None and is_first_process():
+        if (output / CHECKPOINT).exists():
+            error.add_note(f"The run in {output} goes on after its last whole epoch with --resume.")
+        else:
+            error.add_note(f"The run in {output} has not finished an epoch: begin anew with --overwrite.")
+    return error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Leave out what Lightning says of its own making and no user can act on."""
+    log = logging.getLogger("lightning.pytorch")
+    before = log.level
+    log.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="lightning")
+            yield
+    finally:
+        log.setLevel(before)

@@ -1,0 +1,93 @@
+import math
+
+import numpy as np
+import pytest
+from memory_slide import MemorySlide, label_slide
+
+from muvit.data.crops import balance
+from muvit.data.crops.balance import ForegroundIndex, locate_classes
+from muvit.errors import InputError
+
+
+def disks(seed, shape=(300, 400), num_classes=4, radius=12):
+    rng = np.random.default_rng(seed)
+    y, x = np.ogrid[: shape[0], : shape[1]]
+    labels = np.zeros(shape, dtype=np.uint8)
+    for value in range(1, num_classes):
+        for _ in range(value):
+            cy, cx = rng.uniform(0, shape[0]), rng.uniform(0, shape[1])
+            labels[(y - cy) ** 2 + (x - cx) ** 2 < radius**2] = value
+    return labels
+
+
+def test_every_class_is_located_with_its_area_and_true_pixels():
+    labels = disks(0)
+    found = locate_classes(7, label_slide(labels), 1)
+    assert [entry.value for entry in found] == np.unique(labels).tolist()
+    for entry in found:
+        assert entry.slide == 7
+        assert entry.area == (labels == entry.value).sum()
+        assert (labels[tuple(entry.points.T)] == entry.value).all()
+        assert len(np.unique(entry.points, axis=0)) == len(entry.points) <= 1024
+
+
+@pytest.mark.parametrize("levels", [(1,), (1, 4), (1, 4, 16)])
+def test_large_labels_are_looked_at_coarsely(levels, monkeypatch):
+    monkeypatch.setattr(balance, "_MAX_SCANNED_PX", 2000)
+    monkeypatch.setattr(balance, "_MAX_BLOCK_PX", 1500)
+    labels = disks(1)
+    slide = label_slide(labels, levels)
+    found = locate_classes(0, slide, 1)
+    assert max(math.prod(size) for _, size in slide.windows) <= 2000
+    assert {level for level, _ in slide.windows} == {levels[-1]}
+    seen = sum(round(entry.area / math.prod(entry.spacing)) for entry in found)
+    assert seen <= 2200
+    assert [entry.value for entry in found] == [0, 1, 2, 3]
+    for entry in found:
+        corners = (entry.points * entry.spacing).astype(int)
+        assert (labels[tuple(corners.T)] == entry.value).all()
+        assert entry.area == pytest.approx((labels == entry.value).sum(), rel=0.5)
+
+
+@pytest.mark.parametrize("level", [1, 2])
+@pytest.mark.parametrize("scanned", [10**6, 500])
+def test_drawn_pixels_are_foreground_at_the_wanted_level(level, scanned, monkeypatch):
+    monkeypatch.setattr(balance, "_MAX_SCANNED_PX", scanned)
+    slides = [label_slide(disks(seed), (1, 2, 16)) for seed in (1, 2)]
+    found = [entry for i, slide in enumerate(slides) for entry in locate_classes(i, slide, level)]
+    index = ForegroundIndex(slides, found, level=level, balance="foreground")
+    rng = np.random.default_rng(0)
+    drawn = [index.draw(rng) for _ in range(300)]
+    assert all(slides[i].pyramid[level][0][pixel] > 0 for i, pixel in drawn)
+    assert {i for i, _ in drawn} == {0, 1}
+
+
+def test_foreground_is_drawn_by_area_and_classes_alike():
+    labels = np.zeros((100, 100), dtype=np.uint8)
+    labels[:30], labels[90:, :10], labels[50] = 1, 2, 9
+    slides = [label_slide(labels)]
+    found = locate_classes(0, slides[0], 1)
+
+    def share_of_class_1(mode):
+        index = ForegroundIndex(slides, found, level=1, balance=mode, ignore_labels=(9,))
+        rng = np.random.default_rng(0)
+        values = [labels[index.draw(rng)[1]] for _ in range(2000)]
+        assert set(values) == {1, 2}
+        return values.count(1) / 2000
+
+    assert share_of_class_1("foreground") == pytest.approx(3000 / 3100, abs=0.02)
+    assert share_of_class_1("classes") == pytest.approx(0.5, abs=0.04)
+
+
+def test_pyramid_that_disagrees_with_its_finest_level_gives_the_middle():
+    coarse = np.ones((1, 4, 4), dtype=np.uint8)
+    slide = MemorySlide({1: np.zeros((1, 2000, 2000), dtype=np.uint8), 500: coarse})
+    index = ForegroundIndex([slide], locate_classes(0, slide, 1), level=1, balance="foreground")
+    _, pixel = index.draw(np.random.default_rng(0))
+    assert [p % 500 for p in pixel] == [250, 250]
+
+
+def test_background_only_is_refused():
+    slide = label_slide(np.full((8, 8), 3, dtype=np.uint8))
+    with pytest.raises(InputError, match="balance 'classes': expected labels with some foreground"):
+        ForegroundIndex([slide], locate_classes(0, slide, 1), level=1, balance="classes", ignore_labels=(3,))

@@ -1,0 +1,157 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from muvit.data.crops.normalize import (
+    Percentile,
+    Range,
+    Standardize,
+    normalization_from_dict,
+    normalization_to_dict,
+)
+from muvit.errors import InputError
+
+
+def pixels(seed=0, shape=(3, 2, 20, 30)):
+    return np.random.default_rng(seed).gamma(2.0, 100.0, shape).astype(np.float32)
+
+
+def test_percentile_puts_the_percentiles_of_each_view_and_channel_at_0_and_1():
+    img = pixels() * np.array([1, 10, 100]).reshape(3, 1, 1, 1) + np.array([0, 50]).reshape(1, 2, 1, 1)
+    out = Percentile(5, 90)(img)
+    assert out.dtype == np.float32
+    np.testing.assert_allclose(np.percentile(out, 5, axis=(2, 3)), 0, atol=1e-5)
+    np.testing.assert_allclose(np.percentile(out, 90, axis=(2, 3)), 1, atol=1e-5)
+
+
+def test_percentile_of_the_sample_keeps_the_ratio_between_views():
+    img = pixels()
+    out = Percentile(0, 100, "sample")(img)
+    for channel in range(2):
+        low, high = img[:, channel].min(), img[:, channel].max()
+        np.testing.assert_allclose(out[:, channel], (img[:, channel] - low) / (high - low), atol=1e-6)
+
+
+@given(st.floats(0.01, 1000), st.floats(-1000, 1000), st.sampled_from(["view", "sample"]))
+def test_percentile_does_not_depend_on_gain_and_offset(gain, offset, scope):
+    img = pixels().astype(np.float64)
+    normalization = Percentile(scope=scope)
+    np.testing.assert_allclose(normalization(img * gain + offset), normalization(img), atol=0.02)
+
+
+@pytest.mark.parametrize("value", [0.0, 7.0, -1e-8, 65535.0])
+def test_constant_crops_become_zero(value):
+    assert not Percentile()(np.full((2, 1, 8, 8), value)).any()
+
+
+def test_rounding_noise_is_not_stretched_to_contrast():
+    img = np.full((1, 1, 64, 64), 1000, dtype=np.float32)
+    img[..., ::2] = np.nextafter(np.float32(1000), np.float32(2000))
+    assert not Percentile()(img).any()
+
+
+@pytest.mark.parametrize("scope", ["view", "sample"])
+def test_percentiles_ignore_what_lies_outside_the_image(scope):
+    img = pixels()
+    padded = np.concatenate([img, np.zeros_like(img)], axis=-1)
+    valid = np.zeros((3, 20, 60), dtype=bool)
+    valid[..., :30] = True
+    normalization = Percentile(scope=scope)
+    np.testing.assert_array_equal(normalization(padded, valid)[..., :30], normalization(img))
+
+
+def test_a_view_wholly_outside_becomes_zero():
+    assert not Percentile()(pixels(), np.zeros((3, 20, 30), dtype=bool)).any()
+
+
+@pytest.mark.parametrize("normalization", [Percentile(), Range(0, 255), Standardize((100, 200), (50, 50))])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_non_finite_pixels_become_zero(normalization, bad):
+    img = pixels()
+    img[0, 1, 3, 4] = bad
+    out = normalization(img)
+    assert np.isfinite(out).all()
+    others = np.ones(img.shape, dtype=bool)
+    others[0, 1, 3, 4] = False
+    good = pixels()
+    np.testing.assert_allclose(out[others], normalization(good)[others], atol=0.05)
+    assert out[0, 1, 3, 4] == pytest.approx(0)
+
+
+def test_range_and_standardize_by_hand():
+    img = np.array([10, 20], dtype=np.uint8).reshape(1, 2, 1, 1)
+    np.testing.assert_allclose(Range(10, 30)(img).ravel(), [0, 0.5])
+    np.testing.assert_allclose(Standardize((5, 30), (10, 5))(img).ravel(), [0.5, -2])
+
+
+def test_input_is_left_alone():
+    img = pixels()
+    for normalization in (Percentile(), Range(0, 9), Standardize((0, 0), (1, 1))):
+        normalization(img)
+    np.testing.assert_array_equal(img, pixels())
+
+
+@pytest.mark.parametrize("normalization", [Percentile(2, 98, "sample"), Range(0, 4095), Standardize((1, 2), (3, 4))])
+def test_dict_round_trip(normalization):
+    plain = normalization_to_dict(normalization)
+    assert not any(isinstance(v, tuple) for v in plain.values())  # plain YAML knows no tuples
+    assert normalization_from_dict(plain) == normalization
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"low": 1}, "kind out of"),
+        ({"kind": "minmax"}, "'percentile', 'range', 'standardize'.*got 'minmax'"),
+        ({"kind": "range", "lower": 1}, "fields .'high', 'low'., got .'lower'."),
+        ({"kind": "range", "low": "dark"}, "numbers"),
+        ({"kind": "standardize", "mean": [1]}, "numbers"),
+    ],
+)
+def test_wrong_dicts_are_refused(values, message):
+    with pytest.raises(InputError, match=message):
+        normalization_from_dict(values)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Percentile(99, 1),
+        lambda: Percentile(-1, 50),
+        lambda: Percentile(scope="slide"),
+        lambda: Range(1, 1),
+        lambda: Range(0, np.nan),
+        lambda: Standardize((0, 0), (1,)),
+        lambda: Standardize((0,), (0,)),
+        lambda: Standardize((np.nan,), (1,)),
+    ],
+)
+def test_wrong_settings_are_refused(make):
+    with pytest.raises(InputError, match="expected"):
+        make()
+
+
+def test_channels_must_fit():
+    with pytest.raises(InputError, match="2 channels"):
+        Standardize((0,), (1,))(pixels())
+
+
+def test_a_local_mean_is_that_of_the_view_inside_the_image():
+    img = pixels() + np.array([0, 1000, 5000]).reshape(3, 1, 1, 1)
+    valid = np.ones((3, 20, 30), dtype=bool)
+    valid[1, :, :10] = False
+    img[1, :, :, :10] = 0
+    img[2, 1, 0, 0] = np.nan
+    out = Standardize((100.0, -7.0), (50.0, 25.0), local_mean=(1,))(img, valid)
+    np.testing.assert_array_equal(out[:, 0], Standardize((100.0, -7.0), (50.0, 25.0))(img, valid)[:, 0])
+    for view in range(3):
+        seen = valid[view] & np.isfinite(img[view, 1])
+        assert out[view, 1][seen].mean() == pytest.approx(0, abs=1e-4)
+        assert out[view, 1][seen].std() == pytest.approx(img[view, 1][seen].std() / 25, rel=1e-4)
+    assert out[2, 1, 0, 0] == 0
+
+
+def test_a_local_mean_of_a_channel_that_is_not_there_is_refused():
+    with pytest.raises(InputError, match=r"local_mean: expected channels from 0 to 1, got \[2\]"):
+        Standardize((0, 0), (1, 1), local_mean=(2,))

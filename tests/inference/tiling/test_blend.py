@@ -1,0 +1,83 @@
+from functools import reduce
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from muvit.inference.tiling.blend import axis_weights
+from muvit.inference.tiling.tiles import TilePlan
+
+
+@st.composite
+def plans(draw):
+    ndim = draw(st.integers(1, 2))
+    shape = tuple(draw(st.integers(1, 60)) for _ in range(ndim))
+    crop = tuple(draw(st.integers(3, 16)) for _ in range(ndim))
+    return TilePlan(
+        shapes=(shape,),
+        levels=(1,),
+        crop_size=crop,
+        block_size=tuple(draw(st.integers(4, 40)) for _ in range(ndim)),
+        overlap=tuple(draw(st.integers(0, n - 1)) for n in crop),
+        blend=draw(st.sampled_from(["linear", "cosine", "center"])),
+    )
+
+
+@given(plans())
+def test_weights_sum_to_one_at_every_pixel_of_every_block(plan):
+    for number in range(plan.num_blocks):
+        block = plan.block(number)
+        total = np.zeros(block.size)
+        for tile in map(plan.tile, plan.tiles_of(number)):
+            weights = plan.weights(tile) if plan.is_blended else [np.ones(n) for n in tile.size]
+            total[tile.target(block)] += reduce(np.multiply, np.ix_(*weights))
+        assert np.abs(total - 1).max() < 1e-12
+
+
+@given(plans())
+def test_what_a_tile_contributes_does_not_depend_on_the_blocks(plan):
+    whole = TilePlan(**{**vars_of(plan), "block_size": plan.shape})
+    parts = {(tile.place, pixel): w for tile in plan for pixel, w in pixel_weights(plan, tile)}
+    assert parts == {(tile.place, pixel): w for tile in whole for pixel, w in pixel_weights(whole, tile)}
+
+
+def vars_of(plan):
+    return {name: getattr(plan, name) for name in TilePlan.__dataclass_fields__}
+
+
+def pixel_weights(plan, tile):
+    pixels = product(*(range(a, a + n) for a, n in zip(tile.start, tile.size, strict=True)))
+    weights = product(*(w.tolist() for w in plan.weights(tile))) if plan.is_blended else ((1.0,) for _ in iter(int, 1))
+    for pixel, weight in zip(pixels, weights, strict=False):
+        yield pixel, float(np.prod(weight))
+
+
+@pytest.mark.parametrize("blend", ["linear", "cosine"])
+def test_a_ramp_is_smooth_symmetric_and_as_long_as_the_overlap(blend):
+    weights = axis_weights(16, 6, (-10, 0, 10), blend)
+    assert (weights[6:10] == 1).all()
+    assert (np.diff(weights[:7]) > 0).all()
+    assert np.allclose(weights, weights[::-1])
+    assert np.allclose(weights[:6] + weights[10:], 1)
+    steps = np.diff(weights[:7])
+    assert np.allclose(steps[1:-1], 1 / 6) if blend == "linear" else steps.argmax() in (2, 3)
+
+
+def test_border_pixels_belong_to_the_only_tile_there():
+    assert (axis_weights(16, 6, (0, 10), "cosine")[:10] == 1).all()
+
+
+def test_an_average_of_equal_tiles_is_the_tile():
+    plan = TilePlan(shapes=((50, 41),), levels=(1,), crop_size=(16, 16), block_size=(20, 20), overlap=(9, 9))
+    world = torch.rand(50, 41, dtype=torch.float64)
+    result = torch.zeros(50, 41, dtype=torch.float64)
+    for tile in plan:
+        block = plan.block(tile.block)
+        y, x = (slice(a, a + n) for a, n in zip(tile.start, tile.size, strict=True))
+        assert tile.target(block)[0].start == tile.start[0] - block.start[0]
+        wy, wx = map(torch.tensor, plan.weights(tile))
+        result[y, x] += wy[:, None] * wx * world[y, x]
+    assert torch.allclose(result, world)

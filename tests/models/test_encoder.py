@@ -1,0 +1,515 @@
+from dataclasses import asdict
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn.functional import gelu, layer_norm
+from torch.utils.flop_counter import FlopCounterMode
+
+from muvit.errors import CheckpointError, InputError, MuViTError, ShapeError
+from muvit.geometry import naive_boxes, shift_boxes
+from muvit.models.encoder import EncoderConfig, MuViTEncoder, MuViTEncoder2d, MuViTEncoder3d, MuViTEncoder4d
+from muvit.models.layers.attention import level_mask
+
+CLASSES = {2: MuViTEncoder2d, 3: MuViTEncoder3d, 4: MuViTEncoder4d}
+TINY = {"in_channels": 2, "levels": (1, 4), "patch_size": 4, "dim": 32, "num_layers": 3, "heads": 2}
+
+
+def tiny(**changes):
+    torch.manual_seed(0)
+    return MuViTEncoder2d(**TINY | changes).eval()
+
+
+def nested_boxes(levels=(1, 4), side=16, batch=2, ndim=2):
+    """Crops of ``side`` pixels, each sample's at another place, coarse ones off centre."""
+    lower = torch.tensor([[[100.0 * b - 8 * i] * ndim for i in range(len(levels))] for b in range(batch)])
+    extent = torch.tensor([float(level * side) for level in levels])[None, :, None]
+    return torch.stack([lower, lower + extent], dim=-2)
+
+
+@pytest.fixture(scope="module")
+def sample():
+    torch.manual_seed(1)
+    return torch.randn(2, 2, 2, 16, 16), nested_boxes()
+
+
+def count(model):
+    return sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    "channels, levels, expected", [(1, (1,), 25_244_032), (1, (1, 8, 32), 25_313_664), (3, (1, 8), 25_409_920)]
+)
+def test_the_paper_encoder_has_its_number_of_parameters(channels, levels, expected):
+    assert count(MuViTEncoder2d(in_channels=channels, levels=levels)) == expected
+
+
+def test_the_defaults_are_the_papers():
+    config = EncoderConfig(in_channels=1, levels=(1,))
+    assert (config.patch, config.dim, config.num_layers, config.heads) == ((8, 8), 512, 12, 8)
+    assert (config.attention_mode, config.rotary_mode, config.rotary_param) == ("all", "per_layer", "freq")
+    assert (config.rotary_base, config.patch_spacing, config.dropout) == (10000, "center", 0)
+
+
+def test_forward_follows_the_equations(sample):
+    encoder, (img, bbox) = tiny(), sample
+    tokens, places = [], []
+    for level in range(2):
+        proj, norm = encoder.proj[level]
+        lower, upper = bbox[:, level, 0], bbox[:, level, 1]
+        for i in range(4):
+            for j in range(4):
+                block = img[:, level, :, 4 * i : 4 * i + 4, 4 * j : 4 * j + 4]
+                flat = block.permute(0, 2, 3, 1).flatten(1)  # row, column, channel
+                embedded = layer_norm(flat @ proj.weight.T + proj.bias, (32,), norm.weight, norm.bias)
+                tokens.append(embedded + encoder.level_embed[level])
+                places.append(lower + torch.tensor([(i + 0.5) / 4, (j + 0.5) / 4]) * (upper - lower))
+    z, p = torch.stack(tokens, 1), torch.stack(places, 1)
+    seen = []
+    for block in encoder.layers:
+        y = layer_norm(z, (32,), block.norm1.weight, block.norm1.bias)
+        heads = []
+        for head in range(2):
+            q, k, v = (y @ w[16 * head : 16 * head + 16].T for w in block.attn.qkv.weight.chunk(3))
+            theta = torch.cat(
+                [p[..., :1] * block.rotary_pos_embs.freq[:4], p[..., 1:] * block.rotary_pos_embs.freq[4:]], -1
+            )
+            q, k = (
+                torch.view_as_real(torch.view_as_complex(t.unflatten(-1, (8, 2))) * torch.exp(1j * theta)).flatten(-2)
+                for t in (q, k)
+            )
+            heads.append((q @ k.mT / 4).softmax(-1) @ v)
+        h = z + torch.cat(heads, -1) @ block.attn.out.weight.T
+        ff = block.ff
+        y = layer_norm(h, (32,), block.norm2.weight, block.norm2.bias)
+        z = h + gelu(y @ ff[0].weight.T + ff[0].bias) @ ff[3].weight.T + ff[3].bias
+        seen.append(z)
+    out, coords, level_index, kept = encoder(img, bbox, return_intermediate_idxs=(0, 2))
+    torch.testing.assert_close(coords, p)
+    torch.testing.assert_close(out, z, rtol=0, atol=1e-4)
+    assert level_index.tolist() == [[0] * 16 + [1] * 16] * 2
+    for got, expected in zip(kept, (seen[0], seen[2]), strict=True):
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-4)
+    assert torch.equal(kept[-1], out)
+
+
+def test_intermediate_outputs_come_only_when_asked_for(sample):
+    encoder = tiny()
+    assert len(encoder(*sample)) == 3
+    assert encoder(*sample, return_intermediate_idxs=())[3] == ()
+
+
+@settings(max_examples=20)
+@given(st.tuples(*[st.integers(-1_000_000, 1_000_000)] * 2))
+def test_shifting_all_boxes_alike_changes_nothing(offset):
+    encoder, boxes = tiny(rotary_base=100), nested_boxes()
+    img = torch.randn(2, 2, 2, 16, 16)
+    with torch.no_grad():
+        here = encoder(img, boxes)[0]
+        there = encoder(img, shift_boxes(boxes, torch.tensor(offset).float()))[0]
+    torch.testing.assert_close(there, here, rtol=0, atol=1e-4)
+
+
+def test_far_from_the_origin_attention_is_exactly_that_at_the_origin(sample):
+    encoder, (img, bbox) = tiny(), sample
+    assert bbox.dtype == torch.float32
+    far = shift_boxes(bbox, torch.tensor([1_000_000.0, 999_999.0]))
+    assert torch.equal(encoder.token_positions(img, far), encoder.token_positions(img, bbox))
+    assert torch.equal(encoder(img, far)[0], encoder(img, bbox)[0])
+    assert torch.equal(encoder(img, far)[1], encoder(img, bbox)[1] + torch.tensor([1_000_000.0, 999_999.0]))
+
+
+@pytest.mark.parametrize("level", [0, 1])
+def test_shifting_one_level_changes_the_tokens_of_all(sample, level):
+    encoder, (img, bbox) = tiny(), sample
+    moved = bbox.clone()
+    moved[:, level] += 10
+    change = (encoder(img, moved)[0] - encoder(img, bbox)[0]).abs().amax(-1)
+    assert (change > 1e-3).all()
+
+
+def test_without_boxes_the_naive_ones_hold(sample):
+    encoder, img = tiny(), sample[0]
+    boxes = naive_boxes((1, 4), (16, 16)).expand(2, -1, -1, -1)
+    assert boxes[0].tolist() == [[[-8, -8], [8, 8]], [[-32, -32], [32, 32]]]
+    torch.testing.assert_close(encoder(img)[0], encoder(img, boxes)[0], rtol=0, atol=1e-5)
+    assert torch.equal(encoder(img)[1], encoder(img, boxes)[1])
+    assert not torch.allclose(encoder(img)[0], encoder(img, sample[1])[0], atol=1e-2)
+
+
+def test_permuting_the_samples_permutes_the_output(sample):
+    encoder, (img, bbox) = tiny(), sample
+    straight, swapped = encoder(img, bbox)[0], encoder(img.flip(0), bbox.flip(0))[0]
+    torch.testing.assert_close(swapped, straight.flip(0))
+    assert not torch.allclose(straight, straight.flip(0), atol=0.1)
+
+
+def test_features_are_the_tokens_laid_out_as_maps(sample):
+    encoder, (img, bbox) = tiny(patch_size=(4, 8)), sample
+    tokens, maps = encoder(img, bbox)[0], encoder.compute_features(img, bbox)
+    assert maps.shape == (2, 2, 32, 4, 2)
+    for n in range(16):
+        level, row, column = n // 8, n % 8 // 2, n % 2
+        assert torch.equal(maps[:, level, :, row, column], tokens[:, n])
+
+
+LEVELS = (1, 2, 4)
+
+
+def scene(ndim=2, batch=2, offset=0.0, side=16, **changes):
+    """An encoder that attends sharply from coarse to fine, views of three levels and their boxes, off centre."""
+    torch.manual_seed(0)
+    encoder = CLASSES[ndim](**TINY | {"levels": LEVELS, "attention_mode": "coarse_to_fine"} | changes).eval()
+    with torch.no_grad():
+        for block in encoder.layers:
+            block.attn.qkv.weight[:64] *= 3
+    img = torch.randn(batch, 3, 2, *(side,) * ndim)
+    return encoder, img, nested_boxes(LEVELS, side=side, batch=batch, ndim=ndim) + offset
+
+
+def through_a_dense_mask(encoder, img, bbox):
+    """Outputs of all blocks under a bool mask over all tokens: the pattern from its definition."""
+    tokens = encoder.embed(img)[0].flatten(1, 2)
+    level = (torch.arange(tokens.shape[1]) * len(LEVELS) // tokens.shape[1]).expand(len(tokens), -1)
+    mask = level_mask("coarse_to_fine", level, level)
+    return encoder.run_blocks(tokens, encoder.token_positions(img, bbox), mask, (0, 1, 2))[1]
+
+
+@pytest.mark.parametrize("offset", [0.0, 1_000_000.0])
+@pytest.mark.parametrize("ndim, changes", [(2, {}), (2, {"rotary_mode": "shared"}), (2, {"patch_spacing": "corner"}),
+                                           (2, {"rotary_mode": "none"}), (3, {})])  # fmt: skip
+@torch.no_grad()
+def test_a_context_encoded_once_gives_what_masked_attention_over_all_views_gives(ndim, changes, offset):
+    encoder, img, bbox = scene(ndim, offset=offset, side=16 if ndim == 2 else 8, **changes)
+    expected, coords = through_a_dense_mask(encoder, img, bbox), encoder(img, bbox)[1]
+    context = encoder.encode_context(img[:, 1:], bbox[:, 1:])
+    tokens, places, kept = encoder.forward_in_context(img[:, :1], bbox[:, :1], context, keep=(0, 1, 2))
+    n = tokens.shape[1]
+    assert n == 4**ndim if ndim == 2 else 2**ndim
+    for got, whole in zip(kept, expected, strict=True):
+        torch.testing.assert_close(got, whole[:, :n], rtol=0, atol=1e-5)
+    assert torch.equal(tokens, kept[-1])
+    coarse = torch.cat([level.tokens for level in context.levels], dim=1)
+    torch.testing.assert_close(coarse, expected[-1][:, n:], rtol=0, atol=1e-5)
+    assert torch.equal(torch.cat([places, *(level.coords for level in context.levels)], dim=1), coords)
+    # and it is the context that makes them so
+    other = encoder.encode_context(img[:, 1:] + 1, bbox[:, 1:])
+    assert (encoder.forward_in_context(img[:, :1], bbox[:, :1], other)[0] - tokens).abs().max() > 1e-2
+
+
+@torch.no_grad()
+def test_a_context_grows_level_by_level_and_is_shared_by_all_views_inside_it():
+    encoder, img, bbox = scene(batch=3)
+    whole, medium, fine = slice(2, 3), slice(1, 2), slice(0, 1)
+    img[:, whole], bbox[:, whole] = img[:1, whole].clone(), bbox[:1, whole].clone()  # three tiles, one coarsest view
+    coarsest = encoder.encode_context(img[:1, whole], bbox[:1, whole])
+    expected = encoder(img, bbox)[0]
+    at_once = encoder.forward_in_context(
+        img[:, fine], bbox[:, fine], encoder.encode_context(img[:, medium], bbox[:, medium], coarsest)
+    )[0]
+    torch.testing.assert_close(at_once, expected[:, :16], rtol=0, atol=1e-5)
+    for i in range(3):
+        one = slice(i, i + 1)
+        context = encoder.encode_context(img[one, medium], bbox[one, medium], coarsest)
+        assert context.levels[1] is coarsest
+        torch.testing.assert_close(context.tokens, expected[one, 16:32], rtol=0, atol=1e-5)
+        tokens = encoder.forward_in_context(img[one, fine], bbox[one, fine], context)[0]
+        torch.testing.assert_close(tokens, expected[one, :16], rtol=0, atol=1e-5)
+
+
+def test_sharing_a_context_copies_nothing():
+    encoder, img, bbox = scene(batch=1)
+    context = encoder.encode_context(img[:, 1:], bbox[:, 1:])
+    shared = context.expand(5)
+    for many, one in zip(shared.levels, context.levels, strict=True):
+        assert many.tokens.shape == (5, 16, 32)
+        for pair, own in zip(many.keys_values, one.keys_values, strict=True):
+            assert [t.shape[0] for t in pair] == [5, 5]
+            assert [t.data_ptr() for t in pair] == [t.data_ptr() for t in own]
+    with pytest.raises(ShapeError, match="context: expected 1 sample or 3, got 5"):
+        shared.expand(3)
+
+
+def test_a_context_needs_the_pattern_and_all_coarse_levels():
+    encoder, img, bbox = scene()
+    with pytest.raises(InputError, match=r"attention_mode: expected 'coarse_to_fine' .*, got 'all'"):
+        scene(attention_mode="all")[0].encode_context(img[:, 1:], bbox[:, 1:])
+    coarsest = encoder.encode_context(img[:, 2:], bbox[:, 2:])
+    with pytest.raises(InputError, match="context: expected 2 coarse levels, got 1"):
+        encoder.forward_in_context(img[:, :1], bbox[:, :1], coarsest)
+    with pytest.raises(InputError, match="img: expected at most 2 views beside the context, got 3"):
+        encoder.encode_context(img, bbox, coarsest)
+    with pytest.raises(ShapeError, match=r"img: expected shape \(B, L=1, C=2, y, x\), got \(2, 3, 2, 16, 16\)"):
+        encoder.forward_in_context(img, bbox, encoder.encode_context(img[:, 1:], bbox[:, 1:]))
+    with pytest.raises(ShapeError, match=r"bbox: expected shape .* = \(2, 1, 2, 2\), got \(2, 3, 2, 2\)"):
+        encoder.encode_context(img[:, 2:], bbox)
+
+
+@pytest.mark.parametrize("mode", ["all", "causal", "same", "random", "coarse_to_fine"])
+def test_the_finest_tokens_alone_are_those_of_the_whole(mode):
+    encoder, img, bbox = scene(attention_mode=mode)
+    torch.manual_seed(2)
+    expected = encoder(img, bbox, return_intermediate_idxs=(0, 2))[3]
+    torch.manual_seed(2)
+    finest = encoder.encode_finest(img, bbox, (0, 2))
+    for got, whole in zip(finest, expected, strict=True):
+        assert got.shape == (2, 16, 32)
+        torch.testing.assert_close(got, whole[:, :16], rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_samples_that_share_their_context_are_one_masked_sequence():
+    """An encoder with another level that embeds as the finest one does, whose finest views do not see each other."""
+    encoder = tiny(rotary_base=100)
+    twin = tiny(rotary_base=100, levels=(1, 2, 4))
+    twin.load_state_dict(encoder.state_dict() | {"level_embed": encoder.level_embed[[0, 0, 1]]}, strict=False)
+    for level, source in enumerate((0, 0, 1)):
+        twin.proj[level].load_state_dict(encoder.proj[source].state_dict())
+    views, boxes = torch.randn(1, 3, 2, 16, 16), nested_boxes((1, 1, 4), batch=1)
+    boxes[:, 1] += 16
+    of = torch.arange(48) // 16
+    may_see = ~((of[:, None] != of) & (of[:, None] < 2) & (of < 2))
+    tokens, positions = twin.embed(views)[0].flatten(1, 2), twin.token_positions(views, boxes)
+    expected = twin.run_blocks(tokens, positions, may_see[None, None], (0, 2))[1]
+    img, bbox = views[0, [[0, 2], [1, 2]]], boxes[0, [[0, 2], [1, 2]]]
+    finest = encoder.encode_together(img, bbox, (0, 2))
+    whole = encoder.encode_together(img, bbox, (0, 2), with_coarse=True)
+    for got, more, known in zip(finest, whole, expected, strict=True):
+        torch.testing.assert_close(got, known[0, :32].unflatten(0, (2, 16)), rtol=0, atol=1e-5)
+        torch.testing.assert_close(more[:, :16], got, rtol=0, atol=1e-5)
+        torch.testing.assert_close(more[:, 16:], known[:, 32:].expand(2, -1, -1), rtol=0, atol=1e-5)
+    alone = encoder.encode_together(img[:1], bbox[:1], (2,))[0]
+    torch.testing.assert_close(alone, encoder.encode_finest(img[:1], bbox[:1], (2,))[0], rtol=0, atol=1e-5)
+    assert (alone - finest[1][:1]).abs().max() > 1e-3  # the coarse view sees both
+
+
+def test_views_that_do_not_fit_together_are_refused(sample):
+    img, bbox = sample
+    with pytest.raises(ShapeError, match="img"):
+        tiny().encode_together(img[:, :1], bbox[:, :1], (2,))
+    with pytest.raises(InputError, match="attention_mode"):
+        tiny(attention_mode="same").encode_together(img, bbox, (2,))
+
+
+def test_the_last_block_computes_only_the_finest_tokens():
+    encoder, img, bbox = scene(num_layers=1, attention_mode="all")
+
+    def flops(run):
+        with FlopCounterMode(display=False) as counter:
+            run()
+        return counter.get_total_flops()
+
+    batch, tokens, finest, dim = 2, 48, 16, 32
+    embed = 2 * batch * tokens * 4 * 4 * 2 * dim
+    # queries, keys, values, output and the two-fold feed-forward network; products with keys and values
+    own, keys = 2 * batch * (1 + 1 + 4) * dim**2, 2 * batch * 2 * dim**2
+    assert flops(lambda: encoder(img, bbox)) == embed + tokens * (own + keys + 4 * batch * tokens * dim)
+    assert flops(lambda: encoder.encode_finest(img, bbox, (0,))) == (
+        embed + tokens * keys + finest * (own + 4 * batch * tokens * dim)
+    )
+
+
+@pytest.mark.parametrize("ndim", CLASSES)
+def test_one_implementation_serves_every_dimensionality(ndim):
+    torch.manual_seed(0)
+    encoder = CLASSES[ndim](**TINY | {"rotary_base": 100}).eval()
+    assert type(encoder).forward is MuViTEncoder.forward
+    img, boxes = torch.randn(1, 2, 2, *(8,) * ndim), nested_boxes(side=8, batch=1, ndim=ndim)
+    tokens, coords, _ = encoder(img, boxes)
+    assert tokens.shape == (1, 2 * 2**ndim, 32)
+    # patches of 4 pixels: centres 2 and 6 pixels from the lower corner, at levels 1 and 4
+    assert coords[0, 0].tolist() == [2.0] * ndim
+    assert coords[0, -1].tolist() == [-8 + 6 * 4.0] * ndim
+    assert encoder.compute_features(img, boxes).shape == (1, 2, 32, *(2,) * ndim)
+    for axis in range(ndim):
+        moved = boxes.clone()
+        moved[:, 1, :, axis] += 5
+        assert not torch.allclose(encoder(img, moved)[0], tokens, atol=1e-3)
+
+
+def test_a_volume_may_have_another_patch_along_z():
+    torch.manual_seed(0)
+    encoder = MuViTEncoder3d(**TINY | {"patch_size": (2, 4, 4)})
+    assert encoder.compute_features(torch.randn(1, 2, 2, 4, 8, 8)).shape == (1, 2, 32, 2, 2, 2)
+
+
+def test_corner_spacing_reaches_from_corner_to_corner(sample):
+    img, bbox = sample
+    coords = tiny(patch_spacing="corner").patch_coords(img, bbox)
+    assert coords[1, 0].tolist() == bbox[1, 0, 0].tolist()
+    assert coords[1, 15].tolist() == bbox[1, 0, 1].tolist()
+    assert coords[1, -1].tolist() == bbox[1, 1, 1].tolist()
+    single = tiny(patch_spacing="corner", patch_size=16).patch_coords(img, bbox)
+    assert torch.equal(single, bbox[..., 0, :])
+    # without boxes, release 0.1.0 reaches from the first to the last pixel centre
+    naive = tiny(patch_spacing="corner").patch_coords(img)
+    assert naive[0, [0, 15, 16, 31]].tolist() == [[-7.5, -7.5], [7.5, 7.5], [-30, -30], [30, 30]]
+
+
+def test_extracting_all_levels_gives_the_same_model(sample):
+    encoder = tiny()
+    assert encoder.extract_levels((1, 4), copy=False) is encoder
+    other = encoder.extract_levels((1, 4))
+    assert other is not encoder
+    assert torch.equal(other(*sample)[0], encoder(*sample)[0])
+
+
+def test_an_extracted_encoder_keeps_its_levels_embeddings_and_all_blocks(sample):
+    img, bbox = sample
+    encoder = tiny(levels=(1, 2, 4))
+    one = encoder.extract_levels([4])
+    assert one.levels == one.config.levels == (4,)
+    assert torch.equal(one.level_embed[0], encoder.level_embed[2])
+    assert torch.equal(one.proj[0][0].weight, encoder.proj[2][0].weight)
+    assert torch.equal(one.proj[0][1].weight, encoder.proj[2][1].weight)
+    assert one.layers.state_dict().keys() == encoder.layers.state_dict().keys()
+    assert torch.equal(one.embed(img[:, :1])[0][:, 0], encoder.embed(img[:, [0, 1, 0]])[0][:, 2])
+    swapped = encoder.extract_levels([4, 1])
+    torch.testing.assert_close(
+        swapped(img, bbox.flip(1))[0][:, 16:],
+        encoder.extract_levels([1, 4])(img.flip(1), bbox)[0][:, :16],
+        rtol=0,
+        atol=1e-4,
+    )
+    with torch.no_grad():
+        one.level_embed.zero_()
+    assert encoder.level_embed[2].abs().sum() > 0
+
+
+def test_a_level_that_is_not_there_cannot_be_extracted():
+    with pytest.raises(InputError, match=r"Level 8 not found: expected levels out of \(1, 4\), got \(1, 8\)"):
+        tiny().extract_levels([1, 8])
+
+
+@pytest.mark.parametrize(
+    "mode, reached", [("all", [0, 1, 2]), ("causal", [1, 2]), ("same", [1]), ("coarse_to_fine", [0, 1])]
+)
+def test_attention_modes_say_which_levels_a_level_reaches(mode, reached):
+    encoder, boxes = tiny(levels=(1, 2, 4), attention_mode=mode), nested_boxes((1, 2, 4), batch=1)
+    img = torch.randn(1, 3, 2, 16, 16)
+    other = img.clone()
+    other[:, 1] += 1
+    change = (encoder(other, boxes)[0] - encoder(img, boxes)[0]).abs().reshape(3, -1).amax(-1)
+    assert [level for level in range(3) if change[level] > 1e-4] == reached
+    assert all(change[level] == 0 for level in range(3) if level not in reached)
+
+
+def test_the_random_mode_draws_anew(sample):
+    encoder = tiny(attention_mode="random")
+    first, second = encoder(*sample)[0], encoder(*sample)[0]
+    assert not torch.allclose(first, second, atol=1e-2)
+    torch.manual_seed(3)
+    third = encoder(*sample)[0]
+    torch.manual_seed(3)
+    assert torch.equal(encoder(*sample)[0], third)
+
+
+def test_rotary_modes_own_the_frequencies_that_they_name(sample):
+    free = {
+        name: count(tiny(rotary_mode=name)) - count(tiny(rotary_mode="none"))
+        for name in ("fixed", "shared", "per_layer")
+    }
+    assert free == {"fixed": 0, "shared": 8, "per_layer": 3 * 8}
+    assert count(tiny(rotary_param="base")) - count(tiny(rotary_mode="none")) == 3 * 2
+    # at first they all rotate alike
+    reference = tiny()
+    for changes in ({"rotary_mode": "fixed"}, {"rotary_mode": "shared"}, {"rotary_param": "base"}):
+        other = tiny(**changes)
+        torch.testing.assert_close(other(*sample)[0], reference(*sample)[0], rtol=0, atol=1e-4)
+    shared = tiny(rotary_mode="shared")
+    assert len({id(block.rotary_pos_embs) for block in shared.layers}) == 1
+
+
+def test_without_rotation_positions_do_not_matter(sample):
+    encoder, (img, bbox) = tiny(rotary_mode="none"), sample
+    assert torch.equal(encoder(img, bbox)[0], encoder(img)[0])
+
+
+def test_every_parameter_learns(sample):
+    encoder = tiny()
+    encoder(*sample)[0].square().sum().backward()
+    assert [name for name, p in encoder.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []
+
+
+def test_level_vectors_have_the_spread_that_was_asked_for():
+    wide, narrow = (tiny(dim=512, level_embed_std=s).level_embed.std().item() for s in (1.0, 0.02))
+    assert wide == pytest.approx(1, rel=0.1)
+    assert narrow == pytest.approx(0.02, rel=0.1)
+    assert tiny(use_level_embed=False).level_embed is None
+
+
+def test_autocast_keeps_the_positions_exact(sample):
+    img, bbox = sample
+    with torch.autocast("cpu", torch.bfloat16):
+        rotation = (
+            tiny().layers[0].rotation(tiny().token_positions(img, shift_boxes(bbox, torch.tensor([65_537.0, 3.0]))))
+        )
+    exact = tiny().layers[0].rotation(tiny().token_positions(img, bbox))
+    assert rotation[0].dtype == torch.float32
+    assert torch.equal(rotation[0], exact[0])
+
+
+@pytest.mark.parametrize(
+    "img_shape, bbox_shape, message",
+    [
+        ((2, 2, 3, 16, 16), None, r"img: expected shape \(B, L=2, C=2, y, x\), got \(2, 2, 3, 16, 16\)"),
+        ((2, 3, 2, 16, 16), None, "L=2, C=2"),
+        ((2, 2, 2, 4, 16, 16), None, "L=2, C=2"),
+        ((2, 2, 2, 16, 18), None, r"multiples of the patch \(4, 4\), got \(16, 18\)"),
+        (
+            (2, 2, 2, 16, 16),
+            (2, 1, 2, 2),
+            r"bbox: expected shape \(B, L, 2, ndim\) = \(2, 2, 2, 2\), got \(2, 1, 2, 2\)",
+        ),
+        ((2, 2, 2, 16, 16), (1, 2, 2, 2), "got .1, 2, 2, 2."),
+        ((2, 2, 2, 16, 16), (2, 2, 2, 3), "got .2, 2, 2, 3."),
+    ],
+)
+def test_shapes_that_do_not_fit_are_refused(img_shape, bbox_shape, message):
+    with pytest.raises(ShapeError, match=message):
+        tiny()(torch.zeros(img_shape), None if bbox_shape is None else torch.zeros(bbox_shape))
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("in_channels", 0),
+        ("num_layers", 0),
+        ("dim", 0),
+        ("dim", 33),
+        ("heads", 0),
+        ("heads", 16),
+        ("levels", ()),
+        ("levels", (1, 1)),
+        ("levels", (0, 4)),
+        ("patch_size", 0),
+        ("patch_size", (4, 4, 4)),
+        ("rotary_mode", "sometimes"),
+        ("rotary_param", "phase"),
+        ("rotary_base", 0),
+        ("patch_spacing", "middle"),
+        ("attention_mode", "backwards"),
+        ("input_space", "fourier"),
+        ("level_embed_std", -1.0),
+        ("dropout", 1.5),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(field, value):
+    with pytest.raises(MuViTError):
+        tiny(**{field: value})
+
+
+def test_the_base_class_says_which_ones_to_build():
+    with pytest.raises(TypeError, match="MuViTEncoder2d, MuViTEncoder3d or MuViTEncoder4d"):
+        MuViTEncoder(**TINY)
+
+
+def test_a_saved_encoder_comes_back_equal(sample, tmp_path):
+    encoder = tiny(rotary_mode="shared")
+    encoder.save(tmp_path / "model")
+    back = MuViTEncoder2d.from_folder(tmp_path / "model")
+    assert asdict(back.config) == asdict(encoder.config)
+    assert torch.equal(back(*sample)[0], encoder(*sample)[0])
+    with pytest.raises(CheckpointError, match="expected a 3D model for MuViTEncoder3d"):
+        MuViTEncoder3d.from_folder(tmp_path / "model")
