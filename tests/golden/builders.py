@@ -14,29 +14,29 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from muvit.baselines import Baseline
-from muvit.checkpoints import model_folder
-from muvit.data.augment import Augmentation
-from muvit.data.classified import ClassifiedCrops, ClassifiedTiles
-from muvit.data.crops import CropConfig, GridCrops, NestedCrops
-from muvit.data.normalize import normalization_from_dict
-from muvit.data.preprocessing import Preprocessing
-from muvit.data.pyramid_writer import PyramidWriter
-from muvit.data.sampling import FreeViews, Window
-from muvit.data.slides import Slide, open_slide
-from muvit.encoders import MuViTEncoder2d, MuViTEncoder3d, MuViTEncoder4d
-from muvit.heads import Classifier
-from muvit.inference.context import ContextCaching
-from muvit.inference.plan import PredictOptions
+from muvit.models.baselines import Baseline
+from muvit.models.folder import model_folder
+from muvit.data.crops.augment import Augmentation
+from muvit.data.crops.classified import ClassifiedCrops, ClassifiedTiles
+from muvit.data.crops.crops import CropConfig, GridCrops, NestedCrops
+from muvit.data.crops.normalize import normalization_from_dict
+from muvit.data.crops.preprocessing import Preprocessing
+from muvit.data.pyramids.writer import PyramidWriter
+from muvit.data.crops.placement import FreeViews, Window
+from muvit.data.slides.slide import Slide, open_slide
+from muvit.models.encoder import MuViTEncoder2d, MuViTEncoder3d, MuViTEncoder4d
+from muvit.models.classifier import Classifier
+from muvit.inference.run.context import ContextCaching
+from muvit.inference.run.plan import PredictOptions
 from muvit.inference.predict import predict_slide
 from muvit.losses import SegmentationLoss
-from muvit.mae import MuViTMAE2d, MuViTMAE3d, MuViTMAE4d
-from muvit.masking import TokenMask
-from muvit.models import load_model
-from muvit.relay import RelaySegmenter
-from muvit.segmentation import Segmenter
+from muvit.models.mae import MuViTMAE2d, MuViTMAE3d, MuViTMAE4d
+from muvit.models.masking import TokenMask
+from muvit.models.trained import load_model
+from muvit.models.relay import RelaySegmenter
+from muvit.models.segmenter import Segmenter
 from muvit.settings import read_settings
-from muvit.training.recipe import Recipe
+from muvit.training.recipes import Recipe
 from muvit.training.train import train_segmenter
 
 RENAMED: dict[str, str] = {}
