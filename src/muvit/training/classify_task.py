@@ -63,6 +63,7 @@ class ClassificationTask(BaseTask):
 
     def on_validation_epoch_end(self) -> None:
         """Log the scores of crops and of slides."""
+        super().on_validation_epoch_end()
         table = self.guesses.compute().double().cpu().numpy()
         self.guesses.reset()
         shares, classes, slides = table[:, :-2], table[:, -2].astype(np.int64), table[:, -1].astype(np.int64)

@@ -6,14 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
-from torchmetrics import Metric
 
 from muvit.errors import InputError
 from muvit.geometry import level_name
 from muvit.mae import MuViTMAE
 from muvit.masking import TokenMask
 from muvit.training.optim import PretrainOptimConfig, build_pretrain_optimizer, build_schedule
-from muvit.training.task import BaseTask
+from muvit.training.task import BaseTask, Sums
 
 _TRAIN, _VALIDATE = 0, 1
 
@@ -49,7 +48,7 @@ class PretrainTask(BaseTask):
         super().__init__(model, optim, seed=seed)
         self.batch_size, self.use_boxes = batch_size, use_boxes
         self.average = None if optim.ema_decay is None else copy.deepcopy(model).requires_grad_(False)
-        self.level_errors = _LevelErrors(len(model.levels))
+        self.val_losses = Sums(len(model.levels))
         self._masks: torch.Generator | None = None
 
     def model_to_keep(self) -> MuViTMAE:
@@ -88,12 +87,14 @@ class PretrainTask(BaseTask):
     def validation_step(self, batch: dict[str, Tensor], index: int, dataloader_idx: int = 0) -> None:
         """Add the errors of one batch to those of each level."""
         result, mask = self._step(self.model_to_keep(), batch, _VALIDATE, index)
-        self.level_errors.update(result["loss_per_level"], mask)
+        count = mask.is_masked.unflatten(1, (len(self.model.levels), -1)).sum((0, 2))
+        # the loss of a level without masked tokens is NaN
+        self.val_losses.update(torch.where(count > 0, result["loss_per_level"] * count, 0), count)
 
     def on_validation_epoch_end(self) -> None:
         """Log the losses over all masked tokens, whatever the batches and processes that they were in."""
-        per_level, loss = self.model.average(*self.level_errors.compute())
-        self.level_errors.reset()
+        per_level, loss = self.model.average(*self.val_losses.compute())
+        self.val_losses.reset()
         self.log("val_loss", loss, prog_bar=True)
         for level, value in zip(self.model.levels, per_level, strict=True):
             self.log(f"val_loss/level_{level_name(level)}", value)
@@ -119,25 +120,3 @@ class PretrainTask(BaseTask):
         rows = self.num_processes * max(self.batch_size, len(img))
         whole = self.model.draw_mask(rows, img.shape[3:], self._masks)
         return TokenMask(whole.order[self.global_rank :: self.num_processes][: len(img)], whole.num_visible)
-
-
-class _LevelErrors(Metric):
-    """Summed errors and number of the masked tokens of each level, over all processes."""
-
-    total: Tensor
-    count: Tensor
-
-    def __init__(self, num_levels: int) -> None:
-        super().__init__()
-        for name in ("total", "count"):
-            self.add_state(name, torch.zeros(num_levels), dist_reduce_fx="sum")
-
-    def update(self, mean: Tensor, mask: TokenMask) -> None:
-        """Add a batch by its mean error of each level ``(L)``, NaN for a level without masked tokens."""
-        count = mask.is_masked.unflatten(1, (len(mean), -1)).sum((0, 2))
-        self.total += torch.where(count > 0, mean * count, 0)
-        self.count += count
-
-    def compute(self) -> tuple[Tensor, Tensor]:
-        """Summed errors and numbers of tokens ``(L)``."""
-        return self.total, self.count

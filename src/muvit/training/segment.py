@@ -69,6 +69,7 @@ class SegmentationTask(BaseTask):
 
     def on_validation_epoch_end(self) -> None:
         """Log the scores over all validation pixels."""
+        super().on_validation_epoch_end()
         result = scores(self.confusion.compute().cpu().numpy())
         self.confusion.reset()
         # a class that neither occurs nor is predicted has no score to log

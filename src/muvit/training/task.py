@@ -7,6 +7,7 @@ import torch
 from lightning import LightningModule
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_, get_total_norm
+from torchmetrics import Metric
 
 from muvit.checkpoints import FolderModel
 from muvit.training.optim import OptimConfig, PretrainOptimConfig
@@ -39,6 +40,7 @@ class BaseTask(LightningModule):
     ) -> None:
         super().__init__()
         self.model, self.optim, self.seed, self.freeze_encoder = model, optim, seed, freeze_encoder
+        self.val_losses = Sums()
 
     @property
     def encoder(self) -> nn.Module | None:
@@ -92,13 +94,41 @@ class BaseTask(LightningModule):
         return clip_grad_norm_(self.parameters(), self.optim.gradient_clip)
 
     def log_loss(self, stage: str, loss: Tensor, batch_size: int) -> None:
-        """Log ``<stage>_loss``: in training at every step, in validation the mean over the samples of all processes."""
-        on_train = stage == "train"
-        self.log(
-            f"{stage}_loss",
-            loss.detach(),
-            on_step=on_train,
-            on_epoch=not on_train,
-            sync_dist=not on_train,
-            batch_size=batch_size,
-        )
+        """Log ``train_loss`` at every step; keep that of the validation for `on_validation_epoch_end`."""
+        if stage == "train":
+            self.log("train_loss", loss.detach())
+        else:
+            self.val_losses.update(loss.detach() * batch_size, batch_size)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log ``val_loss``, the mean over the samples of all processes."""
+        total, count = self.val_losses.compute()
+        self.val_losses.reset()
+        self.log("val_loss", total / count)
+
+
+class Sums(Metric):
+    """Sums of values and of what they are divided by, over all batches and processes.
+
+    Lightning's own mean over processes truncates the mean of their numbers of samples to an integer.
+
+    Args:
+        *shape: of either sum.
+    """
+
+    total: Tensor
+    count: Tensor
+
+    def __init__(self, *shape: int) -> None:
+        super().__init__()
+        for name in ("total", "count"):
+            self.add_state(name, torch.zeros(shape), dist_reduce_fx="sum")
+
+    def update(self, total: Tensor, count: Tensor | int) -> None:
+        """Add the sums of a batch."""
+        self.total += total
+        self.count += count
+
+    def compute(self) -> tuple[Tensor, Tensor]:
+        """Both sums."""
+        return self.total, self.count
