@@ -14,27 +14,27 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from muvit.models.baselines import Baseline
-from muvit.models.folder import model_folder
 from muvit.data.crops.augment import Augmentation
 from muvit.data.crops.classified import ClassifiedCrops, ClassifiedTiles
 from muvit.data.crops.crops import CropConfig, GridCrops, NestedCrops
 from muvit.data.crops.normalize import normalization_from_dict
+from muvit.data.crops.placement import FreeViews, Window
 from muvit.data.crops.preprocessing import Preprocessing
 from muvit.data.pyramids.writer import PyramidWriter
-from muvit.data.crops.placement import FreeViews, Window
 from muvit.data.slides.slide import Slide, open_slide
-from muvit.models.encoder import MuViTEncoder2d, MuViTEncoder3d, MuViTEncoder4d
-from muvit.models.classifier import Classifier
+from muvit.inference.predict import predict_slide
 from muvit.inference.run.context import ContextCaching
 from muvit.inference.run.plan import PredictOptions
-from muvit.inference.predict import predict_slide
 from muvit.losses import SegmentationLoss
+from muvit.models.baselines import Baseline
+from muvit.models.classifier import Classifier
+from muvit.models.encoder import MuViTEncoder2d, MuViTEncoder3d, MuViTEncoder4d
+from muvit.models.folder import model_folder
 from muvit.models.mae import MuViTMAE2d, MuViTMAE3d, MuViTMAE4d
 from muvit.models.masking import TokenMask
-from muvit.models.trained import load_model
 from muvit.models.relay import RelaySegmenter
 from muvit.models.segmenter import Segmenter
+from muvit.models.trained import load_model
 from muvit.settings import read_settings
 from muvit.training.recipes import Recipe
 from muvit.training.train import train_segmenter

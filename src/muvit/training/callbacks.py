@@ -14,8 +14,8 @@ from muvit.data.crops.preprocessing import FILE, Preprocessing
 from muvit.geometry import level_name
 from muvit.labels import IGNORE
 from muvit.pictures import Picture, colorize, panel, to_rgb
-from muvit.training.reconstruct import PretrainTask
 from muvit.training.segment import SegmentationTask
+from muvit.training.task import BaseTask
 
 
 class KeepModels(Callback):
@@ -59,7 +59,7 @@ class KeepModels(Callback):
         self.best = state_dict["best"]
 
     def _save(self, task: LightningModule, name: str) -> None:
-        assert isinstance(task, SegmentationTask | PretrainTask)
+        assert isinstance(task, BaseTask)
         task.model_to_keep().save(self.folder / name, overwrite=True, extra_files=self.extra_files)
 
 

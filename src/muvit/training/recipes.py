@@ -134,6 +134,9 @@ class RunConfig:
     """Seed of everything random."""
     accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = "auto"
     """Where to compute; auto takes a GPU if there is one."""
+    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
+    """Floating-point numbers: float32 (32-true), or in matrix products bfloat16 (bf16-mixed) or float16 with scaled
+    gradients (16-mixed); auto takes bf16-mixed on a CUDA device that computes in it, else 32-true."""
     devices: int = 1
     """Number of devices of each machine."""
     num_nodes: int = 1
@@ -167,11 +170,10 @@ class RunConfig:
         ):
             if getattr(self, name) is not None and getattr(self, name) < least:
                 raise InputError(f"run.{name}", expected=f"a number >= {least}", got=getattr(self, name))
-        if self.monitor not in ("val_mdsc", "val_accuracy"):
-            raise InputError("run.monitor", expected="val_mdsc or val_accuracy", got=repr(self.monitor))
-        accelerators = get_args(get_type_hints(RunConfig)["accelerator"])
-        if self.accelerator not in accelerators:
-            raise InputError("run.accelerator", expected=" or ".join(accelerators), got=repr(self.accelerator))
+        for name in ("monitor", "accelerator", "precision"):
+            choices = get_args(get_type_hints(RunConfig)[name])
+            if getattr(self, name) not in choices:
+                raise InputError(f"run.{name}", expected=" or ".join(choices), got=repr(getattr(self, name)))
 
 
 def _check_steps(data: CropsConfig, run: RunConfig) -> None:

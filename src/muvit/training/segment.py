@@ -1,12 +1,9 @@
 """Training a segmenter: one shared step, scores from a confusion matrix."""
 
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any
 
-import numpy as np
-import torch
-from lightning import LightningModule
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from muvit.labels import IGNORE
@@ -15,9 +12,10 @@ from muvit.metrics import scores
 from muvit.models.segmentation_model import SegmentationModel
 from muvit.training.optim import OptimConfig, build_optimizer, build_plateau, build_schedule
 from muvit.training.pretrained import merged
+from muvit.training.task import BaseTask
 
 
-class SegmentationTask(LightningModule):
+class SegmentationTask(BaseTask):
     """Trains a `SegmentationModel` on samples with ``img``, ``bbox`` and ``label``.
 
     Logs ``train_loss`` at every step, and after each validation ``val_loss``, ``val_mdsc``, ``val_accuracy`` and
@@ -33,6 +31,9 @@ class SegmentationTask(LightningModule):
         monitor: the logged score that a plateau schedule follows.
     """
 
+    model: SegmentationModel
+    optim: OptimConfig
+
     def __init__(
         self,
         model: SegmentationModel,
@@ -44,26 +45,18 @@ class SegmentationTask(LightningModule):
         seed: int = 0,
         monitor: str = "val_mdsc",
     ) -> None:
-        super().__init__()
-        self.freeze_encoder, self.seed, self.monitor = freeze_encoder, seed, monitor
-        self.model, self.loss, self.optim, self.class_names = model, loss, optim, tuple(class_names)
+        super().__init__(model, optim, seed=seed, freeze_encoder=freeze_encoder)
+        self.loss, self.class_names, self.monitor = loss, tuple(class_names), monitor
         self.confusion = MulticlassConfusionMatrix(len(self.class_names), ignore_index=IGNORE, validate_args=False)
 
-    def train(self, mode: bool = True) -> Self:
-        """Switch between training and evaluation; a frozen encoder stays in evaluation."""
-        super().train(mode)
-        if self.freeze_encoder and self.model.backbone is not None:
-            self.model.backbone.eval()
-        return self
+    @property
+    def encoder(self) -> nn.Module | None:
+        """The model's pre-trained part, if it has one."""
+        return self.model.backbone
 
     def model_to_keep(self) -> SegmentationModel:
         """The model that is saved: plain weights, adapters merged into them."""
         return merged(self.model)
-
-    def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Tie dropout and random attention to the step, so that a resumed run repeats them."""
-        sequence = np.random.SeedSequence((self.seed, self.global_rank, self.global_step))
-        torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0]))
 
     def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
         """Loss of one batch."""
@@ -76,6 +69,7 @@ class SegmentationTask(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the scores over all validation pixels."""
+        super().on_validation_epoch_end()
         result = scores(self.confusion.compute().cpu().numpy())
         self.confusion.reset()
         # a class that neither occurs nor is predicted has no score to log
@@ -86,7 +80,7 @@ class SegmentationTask(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW with a warm-up stepped with every batch, and a cosine or falls at plateaus after it."""
-        optimizer = build_optimizer(self.model, self.model.backbone, self.optim)
+        optimizer = build_optimizer(self.model, self.encoder, self.optim)
         steps = int(self.trainer.estimated_stepping_batches)
         if self.optim.schedule == "cosine":
             schedule = build_schedule(optimizer, steps, self.optim.warmup_fraction)
@@ -100,15 +94,7 @@ class SegmentationTask(LightningModule):
         }
         return [optimizer], [{"scheduler": warmup, "interval": "step"}, falls]
 
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Clear what is not finite from the gradients, if asked for; runs before they are clipped."""
-        if self.optim.zero_nonfinite_gradients:
-            for parameter in self.parameters():
-                if parameter.grad is not None:
-                    parameter.grad.nan_to_num_(0.0, 0.0, 0.0)
-
     def _step(self, batch: dict[str, Tensor], stage: str) -> tuple[Tensor, Tensor]:
         loss, logits = self.model.training_loss(batch, self.loss)
-        on_train = stage == "train"
-        self.log(f"{stage}_loss", loss.detach(), on_step=on_train, on_epoch=not on_train, batch_size=len(logits))
+        self.log_loss(stage, loss, len(logits))
         return loss, logits

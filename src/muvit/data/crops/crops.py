@@ -47,7 +47,8 @@ class CropConfig:
     normalization: Normalization = field(default_factory=Percentile)
     """How native pixel values become the model's."""
     padding: Padding = "zero"
-    """What a view shows outside the image: 0 after normalisation, the nearest pixel, or the mirrored image."""
+    """What a view shows outside the image: 0 after normalisation and augmentation, the nearest pixel, or the mirrored
+    image."""
     num_classes: int | None = None
     """Classes of the labels, background included; required with labels, whose values must be smaller."""
     ignore_labels: tuple[int, ...] = ()
@@ -95,6 +96,11 @@ def read_views(slide: Slide, windows: Sequence[Window], config: CropConfig) -> d
         ``img``: float32 ``(L, C, *space)``; ``bbox``: float32 ``(L, 2, ndim)``, the true boxes in world pixels, also
         where a view leaves the image.
     """
+    return _plain(_read_windows(slide, windows, config))
+
+
+def _read_windows(slide: Slide, windows: Sequence[Window], config: CropConfig) -> dict[str, Tensor]:
+    """The sample of `read_views`, with ``inside`` under zero padding."""
     views = list(zip(config.levels, windows, strict=True))
     pixels = np.stack([slide.read(level, w.start, w.size, padding=config.padding) for level, w in views])
     valid = np.zeros((len(views), *config.size), dtype=bool)
@@ -104,11 +110,21 @@ def read_views(slide: Slide, windows: Sequence[Window], config: CropConfig) -> d
 
 
 def _sample(pixels: np.ndarray, valid: np.ndarray, boxes: list[Tensor], config: CropConfig) -> dict[str, Tensor]:
-    """Normalised ``img`` and ``bbox``, from native pixels ``(L, C, *space)`` and whether they lie in the image."""
+    """Normalised ``img`` and ``bbox``, from native pixels ``(L, C, *space)`` and whether they lie in the image.
+
+    Under zero padding also ``inside``, bool ``(L, *space)``, for the augmentation, to leave the padding as it is.
+    """
     img = config.normalization(pixels, valid)
+    sample = {"img": torch.from_numpy(img), "bbox": torch.stack(boxes).float()}
     if config.padding == "zero":
         img *= valid[:, None]
-    return {"img": torch.from_numpy(img), "bbox": torch.stack(boxes).float()}
+        sample["inside"] = torch.from_numpy(valid)
+    return sample
+
+
+def _plain(sample: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A sample as models take it."""
+    return {name: value for name, value in sample.items() if name != "inside"}
 
 
 def read_label(label: Slide, window: Window, config: CropConfig) -> Tensor:
@@ -176,10 +192,11 @@ class SlideCrops(MuViTDataset):
     def read(self, slide: int, windows: Sequence[Window]) -> dict[str, Tensor]:
         """The sample at ``windows`` of one slide: ``img``, ``bbox`` and, if there are labels, ``label``.
 
-        With ``label_levels = "all"`` also ``labels``, int64 ``(L, *space)``: those of every view.
+        With ``label_levels = "all"`` also ``labels``, int64 ``(L, *space)``: those of every view. Under zero padding
+        also ``inside``, bool ``(L, *space)``: whether pixels lie in the image.
         """
         config = self.config
-        sample = read_views(self.images[slide], windows, config)
+        sample = _read_windows(self.images[slide], windows, config)
         if self.labels:
             labels = [read_label(self.labels[slide], w, config) for w in windows[: len(config.labelled_levels)]]
             self._put_labels(sample, labels)
@@ -295,7 +312,7 @@ class NestedCrops(SlideCrops):
         else:
             start = sample_start(rng, shapes[0], config.size, contains=pixel)
             sample = self.read_free(rng, slide, start, config.free_views)
-        return sample if self.augmentation is None else self.augmentation(sample, rng)
+        return _plain(sample if self.augmentation is None else self.augmentation(sample, rng))
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         """The samples of the first epoch (any number is a valid index, so counting up would not end)."""
@@ -373,7 +390,7 @@ class GridCrops(SlideCrops):
                 sample["label"].narrow(axis, 0, b - a).fill_(IGNORE)
             if "labels" in sample:
                 sample["labels"][0] = sample["label"]
-        return sample
+        return _plain(sample)
 
 
 def _check_slides(slides: Sequence[LabelledSlide], config: CropConfig) -> None:

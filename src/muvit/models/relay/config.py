@@ -50,6 +50,12 @@ class RelayConfig:
     pretrained: bool | str = False
     """Weights that the backbone starts from: those that timm publishes for it (true; fetched once, for a new model,
     never for one that is loaded from its folder), or a local file .safetensors or .pth with them; loaded strictly."""
+    class_token: bool = True
+    """Keep the class token that the backbone was trained with (true), or take it out after the weights are loaded, as
+    the released code of Relay Tokens, whose Vision Transformer has none (false)."""
+    final_norm: bool = True
+    """Keep the backbone's norm after the last block (true), or leave it out, as the released Vision Transformer
+    (false)."""
     timm_options: dict[str, Any] = field(default_factory=dict)
     """Further arguments of timm's model, such as depth or window_size."""
     drop_path: float | None = None
