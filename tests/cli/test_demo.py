@@ -58,7 +58,7 @@ def test_the_quick_demo_goes_the_whole_way(demo):
             confusion += confusion_matrix(*pixels, 3)
         assert metrics[name]["confusion"] == confusion.tolist()
         assert metrics[name]["pooled"]["mean_dice"] == pytest.approx(scores(confusion).mean_dice)
-        assert metrics[name]["pooled"]["accuracy"] > 0.5
+        assert metrics[name]["pooled"]["mean_dice"] > 0.1  # it finds cells, so that its pictures have colours
     sizes = [metrics[name]["parameters"] for name in MODELS]
     assert sizes[0] == sizes[2] > sizes[1]
 
@@ -91,7 +91,7 @@ def test_a_demo_is_not_overwritten(demo, capfd):
     assert (demo / "index.html").read_bytes() == before
 
 
-def test_the_whole_demo_differs_from_the_quick_one_in_its_length_only(tmp_path):
+def test_the_whole_demo_trains_the_same_models_for_longer(tmp_path):
     whole, quick = recipe(tmp_path), recipe(tmp_path, quick=True)
     assert whole.model == quick.model
     assert (whole.optim, whole.loss) == (quick.optim, quick.loss)

@@ -15,7 +15,7 @@ from muvit.data.slides import Slide
 from muvit.errors import ExistsError, InputError
 from muvit.evaluation.bootstrap import Interval, bootstrap_intervals
 from muvit.evaluation.report import Example, ModelResult, warn_if_it_fails, write_report
-from muvit.evaluation.results import write_rows
+from muvit.evaluation.results import Row, write_rows
 from muvit.evaluation.segmentation import Evaluation, evaluate_slides
 from muvit.evaluation.side_by_side import Progress, Trained, choose_devices, train_and_label
 from muvit.evaluation.variants import Variant
@@ -180,19 +180,15 @@ def paired_difference(first: Evaluation, other: Evaluation) -> Interval | None:
 
 def _write_table(path: Path, results: Sequence[ModelResult], scored: Sequence[Evaluation]) -> None:
     """One line for each model; a score that does not exist is empty."""
-    write_rows(
-        path,
-        [
-            {"model": result.name, "mDSC": round(result.mean_dice, 4)}
-            | {name: round(dice, 4) for name, dice in result.dice.items()}
-            | {
-                "mean slide mDSC": round(own.mean_slide_dice, 4),
-                "parameters": result.parameters,
-                "training minutes": round(result.seconds / 60, 1),
-            }
-            for result, own in zip(results, scored, strict=True)
-        ],
-    )
+    rows: list[Row] = []
+    for result, own in zip(results, scored, strict=True):
+        dice = {"mDSC": result.mean_dice} | dict(result.dice) | {"mean slide mDSC": own.mean_slide_dice}
+        rows.append(
+            {"model": result.name}
+            | {name: round(score, 4) for name, score in dice.items()}
+            | {"parameters": result.parameters, "training minutes": round(result.seconds / 60, 1)}
+        )
+    write_rows(path, rows)
 
 
 def _write_metrics(path: Path, results: Sequence[ModelResult], scored: Sequence[Evaluation]) -> None:
