@@ -86,7 +86,7 @@ def test_a_resumed_comparison_trains_nothing_again_and_writes_its_results_anew(r
     assert list(first.dice) == ["square"]  # and not the ignored class
     assert "nan" not in (output / "metrics.csv").read_text()
     with Image.open(output / "pictures" / "example-0-2-whole.png") as picture:
-        assert picture.size == (27, 20)  # level 4, which image, truth and prediction have in common
+        assert picture.size == (52, 40)  # of level 1, which alone image, truth and prediction all store
     results = (output / "metrics.json").read_text()
     (output / "index.html").unlink()  # as if the report had failed
     second, same = made(resume=True)
