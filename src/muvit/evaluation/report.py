@@ -146,7 +146,7 @@ def conclusion(models: Sequence[ModelResult]) -> list[str]:
     sentences += _verdict(first, best, gain)
     lost = [name for name, dice in first.dice.items() if any(m.dice[name] > dice for m in controls)]
     if lost and gain > -SMALL_DIFFERENCE:
-        sentences.append(f"A control is better on {_listed(lost)}.")
+        sentences.append(f"A control has the higher Dice on {_listed(lost)}.")
     sentences.append("Each model was trained once; another seed would move these figures a little.")
     return sentences
 
