@@ -10,6 +10,7 @@ from jsonargparse import ArgumentParser, Namespace
 from muvit.cli.progress import Progress
 from muvit.errors import InputError, ReadError
 from muvit.evaluation.comparison import compare
+from muvit.evaluation.report import conclusion
 from muvit.evaluation.variants import CONTROLS, PRESETS, Variant, preset
 from muvit.models.folder import plain
 from muvit.settings import make_settings, settings_from
@@ -36,6 +37,13 @@ def add_arguments(parser: ArgumentParser) -> None:
         default=None,
         help="YAML file with models to train as well: settings of the recipe to change, by name of the model",
     )
+    parser.add_argument(
+        "--devices",
+        type=str | None,
+        default=None,
+        help="where to train, one model at a time on each: such as cuda:0,cuda:1, or cpu, whose cores as many models "
+        "share; unset, every GPU if there is one",
+    )
     parser.add_argument("--title", default="A model and its controls", help="headline of the report")
     parser.add_argument("--resume", action="store_true", help="go on with a comparison that was stopped")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier comparison")
@@ -55,12 +63,14 @@ def run(arguments: Namespace) -> None:
             arguments.output,
             title=arguments.title,
             intro=INTRO,
+            devices=arguments.devices,
             resume=arguments.resume,
             overwrite=arguments.overwrite,
             progress=progress,
         )
     for result in results:
         print(f"{result.name:<32} mDSC {result.mean_dice:.3f}")
+    print(*conclusion(results))
     print(arguments.output / "index.html")
 
 
