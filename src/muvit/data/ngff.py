@@ -113,7 +113,7 @@ def multiscale_attributes(
         shift = [size * (factor - 1) / 2 for size, factor in zip(finest, factors, strict=True)]
         transforms = [{"type": "scale", "scale": scale}, {"type": "translation", "translation": shift}]
         datasets.append({"path": str(index), "coordinateTransformations": transforms})
-    method = "area mean" if kind == "image" else "nearest"
+    method = "area mean" if kind == "image" else "majority"
     return {"name": name, "type": method, "axes": described, "datasets": datasets}
 
 

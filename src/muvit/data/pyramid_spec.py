@@ -41,7 +41,7 @@ class PyramidSpec:
     levels: tuple[WholeLevel, ...]
     """Downsampling factors, ascending from 1, each a multiple of the one before; a tuple where the axes differ."""
     kind: Kind
-    """``image`` (area mean) or ``label`` (nearest)."""
+    """``image`` (area mean) or ``label`` (majority vote)."""
     pixel_size_um: tuple[float, ...] | None
     """Micrometers per pixel of the finest level and axis (t: seconds), or None."""
     channel_names: tuple[str, ...]

@@ -30,7 +30,7 @@ from muvit.data.ngff import (
     write_json,
 )
 from muvit.data.pyramid_spec import PyramidSpec, WholeLevel, check_spec
-from muvit.data.reduction import area_mean, nearest
+from muvit.data.reduction import reduce_blocks
 from muvit.data.slides import first_line, slide_name
 from muvit.data.zarr_arrays import encode_shard, open_store, require_unforked, sharded_metadata
 from muvit.errors import ExistsError, InputError, ReadError
@@ -253,14 +253,15 @@ class PyramidWriter:
                 yield Shard(index, start, size)
 
     def build(self, shard: Shard) -> ShardDigest:
-        """Make and write one shard of a coarser level from the level before, which must be complete."""
+        """Make and write one shard of a coarser level; what it is made from (see `finish`) must be complete."""
         return self.write_shard(shard, self._reduced(*shard))
 
     def finish(self, progress: Progress | None = None) -> None:
-        """Build every coarser level from the one before, then make the store readable.
+        """Build every coarser level, then make the store readable.
 
-        Images take the area mean (`muvit.data.reduction.area_mean`), labels the pixel that
-        `muvit.data.reduction.nearest` names. Memory stays bounded by a few shards. May be repeated after a crash.
+        A level of an image is the area mean of the level before (`muvit.data.reduction.area_mean`), a level of labels
+        the majority vote of the finest pixels (`muvit.data.reduction.majority`). Memory stays bounded by a few shards.
+        May be repeated after a crash.
 
         Args:
             progress: called after each of the `num_coarse_shards` steps.
@@ -291,17 +292,17 @@ class PyramidWriter:
         register_label(self.path)
 
     def _reduced(self, index: int, start: tuple[int, ...], size: tuple[int, ...]) -> np.ndarray[Any, Any]:
-        """Window of a level computed from the level before, piece by piece."""
+        """Window of a level computed from the level before, or of labels from the finest, piece by piece."""
         spec = self.spec
-        factors = tuple(b // a for a, b in zip(spec.factors(index - 1), spec.factors(index), strict=True))
-        reduce = area_mean if spec.kind == "image" else nearest
-        finer = spec.level_shape(index - 1)
+        source = index - 1 if spec.kind == "image" else 0
+        factors = tuple(b // a for a, b in zip(spec.factors(source), spec.factors(index), strict=True))
+        finer = spec.level_shape(source)
         pixels = np.empty((spec.num_channels, *size), spec.dtype)
         for piece, extent in _blocks(size, self._piece(factors)):
             lower = tuple((a + p) * f for a, p, f in zip(start, piece, factors, strict=True))
             upper = tuple(min(a + e * f, n) for a, e, f, n in zip(lower, extent, factors, finer, strict=True))
             inside = tuple(slice(p, p + e) for p, e in zip(piece, extent, strict=True))
-            pixels[(slice(None), *inside)] = reduce(self._read(index - 1, lower, upper), factors)
+            pixels[(slice(None), *inside)] = reduce_blocks(self._read(source, lower, upper), factors, spec.kind)
         return pixels
 
     def _piece(self, factors: tuple[int, ...]) -> tuple[int, ...]:
