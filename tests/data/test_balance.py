@@ -85,7 +85,7 @@ def test_foreground_is_drawn_by_area_and_classes_alike():
     found = locate_classes(0, slides[0], 1)
 
     def share_of_class_1(mode):
-        index = ForegroundIndex(slides, found, level=1, balance=mode, ignore_labels=(9,))
+        index = ForegroundIndex(slides, found, level=1, balance=mode, not_foreground=(0, 9))
         rng = np.random.default_rng(0)
         values = [labels[index.draw(rng)[1]] for _ in range(2000)]
         assert set(values) == {1, 2}
@@ -107,4 +107,4 @@ def test_pyramid_that_disagrees_with_its_finest_level_gives_the_middle(monkeypat
 def test_background_only_is_refused():
     slide = label_slide(np.full((8, 8), 3, dtype=np.uint8))
     with pytest.raises(InputError, match="balance 'classes': expected labels with some foreground"):
-        ForegroundIndex([slide], locate_classes(0, slide, 1), level=1, balance="classes", ignore_labels=(3,))
+        ForegroundIndex([slide], locate_classes(0, slide, 1), level=1, balance="classes", not_foreground=(0, 3))

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from muvit.data.convert import convert_image
 from muvit.data.ome_zarr import OmeZarrSlide, PyramidWriter
 from muvit.data.reduction import area_mean, majority
 from muvit.data.slides import open_slide
@@ -528,6 +529,19 @@ def test_reduction_by_equal_factors_is_the_same_however_they_are_given():
     # one axis after the other, where blocks are whole and nothing is rounded
     exact = pixels[:, :8, :12].astype(np.float64)
     np.testing.assert_allclose(area_mean(area_mean(exact, (1, 3, 1)), (2, 1, 1)), area_mean(exact, (2, 3, 1)))
+
+
+def test_labels_tell_whether_0_is_background(tmp_path):
+    labels = RNG.integers(0, 3, (1, 40, 40)).astype(np.uint8)
+    for names in ({}, {0: "road", 1: "car"}):
+        for has_background in (True, False):
+            path = tmp_path / f"{len(names)}{has_background}.ome.zarr"
+            slide = write(path, labels, kind="label", label_names=names, has_background=has_background)
+            assert slide.has_background is has_background
+            assert slide.label_names == names
+            yaozarrs.validate_zarr_store(path)
+    copied = convert_image(slide, tmp_path / "copy.ome.zarr", kind="label")
+    assert not OmeZarrSlide(copied).has_background
 
 
 def test_label_images_inside_an_image_are_found(tmp_path):

@@ -121,6 +121,23 @@ def test_the_log_holds_losses_scores_and_rates(finished):
     assert all(float(row["val_loss"]) > 0 for row in validated)
 
 
+def test_without_a_background_every_class_enters_the_means_and_the_dice_loss(recipe, tmp_path):
+    recipe = change(change(recipe, "data", has_background=False), "run", epochs=1, pictures=0)
+    losses = []
+
+    class Watch(Callback):
+        def on_train_end(self, trainer, task):
+            losses.append(task.loss.has_background)
+
+    model = train_segmenter(recipe, tmp_path / "run", callbacks=[Watch()])
+    assert losses == [False]
+    assert not Preprocessing.load(model).has_background
+    (row,) = (row for row in log_rows(tmp_path / "run") if row["val_mdsc"])
+    dice = [float(value) for name, value in row.items() if name.startswith("val_dice/") and value]
+    assert float(row["val_mdsc"]) == pytest.approx(np.mean(dice))
+    assert row["val_mean_iou"] == row["val_mean_foreground_iou"]
+
+
 def test_the_last_model_is_the_one_in_the_checkpoint(finished):
     stored = torch.load(finished[1] / "resume" / "last.ckpt", weights_only=True)["state_dict"]
     kept = Segmenter.from_folder(finished[1] / "last").state_dict()

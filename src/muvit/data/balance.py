@@ -11,10 +11,10 @@ import numpy as np
 from muvit.data.slides import Slide
 from muvit.errors import InputError
 from muvit.geometry import Level, level_factors
+from muvit.labels import BACKGROUND
 
 Balance = Literal["none", "foreground", "classes"]
 
-BACKGROUND = 0
 _MAX_READ_PX = 2**24  # of one label image: a slide of 100,000 px is read at 1/32, where cells are still there
 _MAX_SCANNED_PX = 2**20  # and every n-th of these pixels is looked at
 _MAX_BLOCK_PX = 2**22
@@ -80,14 +80,14 @@ class ForegroundIndex:
     """Draws foreground pixels from a set of label images.
 
     ``foreground``: uniformly over all foreground pixels. ``classes``: first one of the foreground classes, all alike,
-    then uniformly over its pixels. Foreground is every class but 0 and the ignored ones.
+    then uniformly over its pixels.
 
     Args:
         labels: the label images.
         found: what `locate_classes` found in them.
         level: level at which pixels are wanted, stored in every label image.
         balance: ``foreground`` or ``classes``.
-        ignore_labels: stored values that are no class.
+        not_foreground: stored values of the background and of what is ignored.
 
     Raises:
         InputError: there is no foreground.
@@ -100,9 +100,9 @@ class ForegroundIndex:
         *,
         level: Level,
         balance: Balance,
-        ignore_labels: Sequence[int] = (),
+        not_foreground: Sequence[int] = (BACKGROUND,),
     ) -> None:
-        foreground = [entry for entry in found if entry.value not in (BACKGROUND, *ignore_labels)]
+        foreground = [entry for entry in found if entry.value not in not_foreground]
         if not foreground:
             raise InputError(f"balance '{balance}'", expected="labels with some foreground", got="background only")
         self._labels = tuple(labels)

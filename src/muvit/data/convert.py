@@ -74,6 +74,7 @@ def convert_image(
         channel_names=slide.channel_names if channel_names is None else channel_names,
         label_names=stated.label_names if stated and label_names is None else label_names,
         label_colors=stated.label_colors if stated and label_colors is None else label_colors,
+        has_background=stated is None or stated.has_background,
     )
     check_replaceable(target, overwrite)
     # pixels that cannot be read at all are found before anything is written

@@ -95,6 +95,7 @@ class PyramidWriter:
         channel_names: Sequence[str] | None = None,
         label_names: dict[int, str] | None = None,
         label_colors: dict[int, Color] | None = None,
+        has_background: bool = True,
         chunk: int | None = None,
         shard: int | None = None,
         overwrite: bool = False,
@@ -115,6 +116,7 @@ class PyramidWriter:
             channel_names: one per channel.
             label_names: name of each label value.
             label_colors: (red, green, blue) or (red, green, blue, alpha) of each label value, 0 to 255.
+            has_background: whether label 0 is background; else it is a class like the others.
             chunk: edge of a chunk in pixels; by default 256 in 2D, 64 in 3D, 16 in 4D.
             shard: edge of a shard in pixels, a multiple of the chunk; by default 4096 in 2D, 512 in 3D, 64 in 4D, and
                 halved while a shard takes more than 256 MiB.
@@ -135,6 +137,7 @@ class PyramidWriter:
             channel_names=channel_names,
             label_names=label_names,
             label_colors=label_colors,
+            has_background=has_background,
             chunk=chunk,
             shard=shard,
         )
@@ -324,7 +327,8 @@ class PyramidWriter:
             kind=spec.kind,
         )
         if spec.kind == "label":
-            return {"multiscales": [entry], "image-label": label_attributes(spec.label_names, spec.label_colors)}
+            legend = label_attributes(spec.label_names, spec.label_colors, has_background=spec.has_background)
+            return {"multiscales": [entry], "image-label": legend}
         return {
             "multiscales": [entry],
             "omero": omero_attributes(spec.channel_names, np.dtype(spec.dtype), self._range()),

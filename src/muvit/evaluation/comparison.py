@@ -75,8 +75,9 @@ def compare(
             num_classes,
             ignore=ignore,
             class_names=legend.class_names,
+            has_background=legend.has_background,
         )
-        results.append((_result(variant, run, scored, legend), scored))
+        results.append((_result(variant, run, scored), scored))
     _write_metrics(output / "metrics.json", results)
     _write_table(output / "metrics.csv", results)
     examples = [
@@ -101,11 +102,12 @@ def compare(
     return [result for result, _ in results]
 
 
-def _result(variant: Variant, run: Trained, scored: Evaluation, legend: Preprocessing) -> ModelResult:
+def _result(variant: Variant, run: Trained, scored: Evaluation) -> ModelResult:
+    shown = scored.foreground
     return ModelResult(
         name=variant.name,
         description=variant.description,
-        dice={name: float(d) for name, d in zip(legend.class_names[1:], scored.pooled.dice[1:], strict=True)},
+        dice=dict(zip(scored.class_names[shown], scored.pooled.dice[shown].tolist(), strict=True)),
         mean_dice=scored.pooled.mean_dice,
         curves=run.curves,
         seconds=run.seconds,
