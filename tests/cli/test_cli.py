@@ -163,10 +163,19 @@ def test_a_slide_is_labelled_and_scored(work, capfd):
 
     scores = work / "scores" / "run.json"
     assert run("evaluate", work / "labels", test / "labels", "--output", scores) == 0
-    header, *_, last = capfd.readouterr().out.splitlines()
-    assert header.split() == ["slide", "outer", "cell", "inner", "cell", "mDSC"]
+    slides, classes, totals = (block.splitlines() for block in capfd.readouterr().out.split("\n\n"))
+    assert slides[0].split() == ["slide", "outer", "cell", "inner", "cell", "mDSC"]
     result = json.loads(scores.read_text())
-    assert float(last.split()[-1]) == pytest.approx(result["pooled"]["mean_dice"], abs=1e-4)
+    assert float(slides[-1].split()[-1]) == pytest.approx(result["pooled"]["mean_dice"], abs=1e-4)
+    assert classes[0].split() == ["class", "Dice", "IoU", "boundary", "F1", "HD95"]
+    for line, name in zip(classes[1:4], result["class_names"], strict=True):
+        assert line.startswith(name)
+        shown = [float(number) for number in line.removeprefix(name).split()]
+        stored = [result["pooled"][score][name] for score in ("dice", "iou", "boundary_f1", "hd95")]
+        assert shown == pytest.approx([float("nan") if v is None else v for v in stored], abs=1e-4, nan_ok=True)
+    expected = [result["pooled"][name] for name in ("mean_dice", "mean_iou", "mean_foreground_iou", "accuracy")]
+    expected.append(result["mean_slide_dice"])
+    assert [float(line.split()[-1]) for line in totals] == pytest.approx(expected, abs=1e-4)
     assert sum(map(sum, result["confusion"])) == 512 * 512
     guess, truth = (
         s.read(1, (0, 0), s.shape)[0]

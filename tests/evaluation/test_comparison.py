@@ -6,11 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from muvit.data.synthetic.images import SyntheticConfig, write_synthetic
 from muvit.data.folders import open_labelled_folder
 from muvit.data.slides.ome_zarr import PyramidWriter
 from muvit.data.synthetic.images import SyntheticConfig, write_synthetic
-from muvit.models.encoder import EncoderConfig
 from muvit.errors import ExistsError, InputError, ReadError
 from muvit.evaluation import comparison
 from muvit.evaluation.comparison import _in_step, compare, paired_difference

@@ -9,16 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from muvit.data.crops.preprocessing import Preprocessing
-from muvit.data.slides.derived import with_levels
 from muvit.data.folders import open_folder, open_labelled_folder
+from muvit.data.slides.derived import with_levels
 from muvit.data.slides.slide import Slide
 from muvit.errors import ExistsError, InputError
-from muvit.evaluation.report import Example, ModelResult, write_report
-from muvit.evaluation.scores.segmentation import Evaluation, evaluate_slides
-from muvit.evaluation.side_by_side import Progress, Trained, train_and_label
-from muvit.evaluation.scores.bootstrap import Interval, bootstrap_intervals
 from muvit.evaluation.report import Example, ModelResult, warn_if_it_fails, write_report
 from muvit.evaluation.results import Row, write_rows
+from muvit.evaluation.scores.bootstrap import Interval, bootstrap_intervals
 from muvit.evaluation.scores.segmentation import Evaluation, evaluate_slides
 from muvit.evaluation.side_by_side import Progress, Trained, choose_devices, train_and_label
 from muvit.evaluation.variants import Variant
@@ -97,12 +94,12 @@ def compare(
             variants[0].recipe.model.num_classes,
             ignore=ignore,
             class_names=legend.class_names,
+            has_background=legend.has_background,
         )
         for found in labels.values()
     ]
     results = [
-        _result(variant, run, own, scored[0], ignore)
-        for variant, run, own in zip(variants, trained, scored, strict=True)
+        _result(variant, run, own, scored[0]) for variant, run, own in zip(variants, trained, scored, strict=True)
     ]
     _write_metrics(output / "metrics.json", results, scored)
     _write_table(output / "metrics.csv", results, scored)
@@ -149,14 +146,12 @@ def _check_slides(recipe: Recipe, pairs: Sequence[Pair]) -> None:
     evaluate_slides([(truth, truth) for _, truth in pairs], recipe.model.num_classes, ignore=recipe.data.ignore_labels)
 
 
-def _result(
-    variant: Variant, run: Trained, scored: Evaluation, first: Evaluation, ignore: Sequence[int]
-) -> ModelResult:
-    dice = zip(scored.class_names, scored.pooled.dice, strict=True)
+def _result(variant: Variant, run: Trained, scored: Evaluation, first: Evaluation) -> ModelResult:
+    shown = scored.foreground
     return ModelResult(
         name=variant.name,
         description=variant.description,
-        dice={name: float(d) for value, (name, d) in enumerate(dice) if value and value not in ignore},
+        dice=dict(zip(scored.class_names[shown], scored.pooled.dice[shown].tolist(), strict=True)),
         mean_dice=scored.pooled.mean_dice,
         behind=None if scored is first else paired_difference(first, scored),
         curves=run.curves,

@@ -14,14 +14,6 @@ from lightning import Callback, LightningModule, Trainer
 
 from muvit.data.crops.preprocessing import Preprocessing
 from muvit.data.slides.slide import open_slide
-from muvit.evaluation.studies.epochs import read_curves
-from muvit.evaluation.variants import Variant
-from muvit.inference.predict import predict_slide
-from muvit.models.trained import load_model
-from muvit.training.recipes import Recipe
-from muvit.training.runs import CHECKPOINT
-from muvit.data.crops.preprocessing import Preprocessing
-from muvit.data.slides.slide import open_slide
 from muvit.errors import InputError, MuViTError
 from muvit.evaluation.studies.epochs import read_curves
 from muvit.evaluation.variants import Variant

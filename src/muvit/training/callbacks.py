@@ -13,9 +13,7 @@ from torch.utils.data import Dataset, default_collate
 from muvit.data.crops.preprocessing import FILE, Preprocessing
 from muvit.geometry import level_name
 from muvit.labels import IGNORE
-from muvit.pictures import Picture, colorize, panel, to_rgb
 from muvit.pictures import Picture, colorize, outline_boxes, panel, to_rgb
-from muvit.training.reconstruct import PretrainTask
 from muvit.training.segment import SegmentationTask
 from muvit.training.task import BaseTask
 

@@ -101,6 +101,7 @@ class CropsData(LightningDataModule):
             free_views=self.crops.free_views,
             class_names=tuple(names),
             class_colors=tuple(colors),
+            has_background=self.crops.has_background,
             pixel_size_um=image.pixel_size_um,
         )
 
@@ -166,6 +167,7 @@ class SegmentationData(CropsData):
             views,
             num_classes=recipe.model.num_classes,
             ignore_labels=data.ignore_labels,
+            has_background=data.has_background,
             label_levels=data.label_levels,
         )
         relay = recipe.relay

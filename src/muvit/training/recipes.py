@@ -69,10 +69,13 @@ class DataConfig(CropsConfig):
     """Folder with images/<name>.* and labels/<name>.* to train on."""
     ignore_labels: tuple[int, ...] = ()
     """Label values that count nowhere."""
+    has_background: bool = True
+    """Whether class 0 is background: left out of mDSC and the mean foreground IoU, of the Dice loss and of balance.
+    Set false where every class counts (Cityscapes, whose class 0 is road)."""
     label_levels: LabelLevels = "finest"
     """Views whose labels are read: the finest, or all, each at its own level (needs label pyramids)."""
     class_names: tuple[str, ...] | None = None
-    """Name of each class, background first; unset, the names stored with the labels."""
+    """Name of each class; unset, the names stored with the labels."""
     balance: Balance = "none"
     """Make a share of the samples hold a foreground pixel: of any class, or of a class drawn first (classes)."""
     foreground_fraction: float = 0.5

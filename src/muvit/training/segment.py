@@ -18,17 +18,18 @@ from muvit.training.task import BaseTask
 class SegmentationTask(BaseTask):
     """Trains a `SegmentationModel` on samples with ``img``, ``bbox`` and ``label``.
 
-    Logs ``train_loss`` at every step, and after each validation ``val_loss``, ``val_mdsc``, ``val_accuracy`` and
-    ``val_dice/<class>``.
+    Logs ``train_loss`` at every step, and after each validation ``val_loss``, ``val_mdsc``, ``val_mean_iou``,
+    ``val_mean_foreground_iou``, ``val_accuracy`` and ``val_dice/<class>``.
 
     Args:
         model: what to train.
         loss: from logits and labels to a scalar.
         optim: optimiser settings.
-        class_names: name of each class, background first.
+        class_names: name of each class.
         freeze_encoder: leave the encoder as it is, in evaluation mode.
         seed: of whatever is random in the model.
         monitor: the logged score that a plateau schedule follows.
+        has_background: whether class 0 is background.
     """
 
     model: SegmentationModel
@@ -44,9 +45,11 @@ class SegmentationTask(BaseTask):
         freeze_encoder: bool = False,
         seed: int = 0,
         monitor: str = "val_mdsc",
+        has_background: bool = True,
     ) -> None:
         super().__init__(model, optim, seed=seed, freeze_encoder=freeze_encoder)
         self.loss, self.class_names, self.monitor = loss, tuple(class_names), monitor
+        self.has_background = has_background
         self.confusion = MulticlassConfusionMatrix(len(self.class_names), ignore_index=IGNORE, validate_args=False)
 
     @property
@@ -70,12 +73,14 @@ class SegmentationTask(BaseTask):
     def on_validation_epoch_end(self) -> None:
         """Log the scores over all validation pixels."""
         super().on_validation_epoch_end()
-        result = scores(self.confusion.compute().cpu().numpy())
+        result = scores(self.confusion.compute().cpu().numpy(), has_background=self.has_background)
         self.confusion.reset()
         # a class that neither occurs nor is predicted has no score to log
         named = {f"val_dice/{name}": d for name, d in zip(self.class_names, result.dice, strict=True) if d == d}
         self.log_dict(named)
         self.log("val_accuracy", result.accuracy)
+        self.log("val_mean_iou", result.mean_iou)
+        self.log("val_mean_foreground_iou", result.mean_foreground_iou)
         self.log("val_mdsc", result.mean_dice, prog_bar=True)
 
     def configure_optimizers(self) -> Any:

@@ -284,6 +284,16 @@ def test_labels_need_the_number_of_classes():
         NestedCrops([(image(), image())], CropConfig(levels=(1, 4), size=(16, 16)))
 
 
+@pytest.mark.parametrize("has_background", [True, False])
+def test_class_0_is_balanced_like_the_others_where_there_is_no_background(has_background):
+    labels = np.ones((64, 64), np.uint8)
+    labels[:4, :4] = 0
+    config = CropConfig(levels=(1,), size=(8, 8), num_classes=2, has_background=has_background)
+    crops = NestedCrops([(image(), label_slide(labels))], config, balance="classes", foreground_fraction=1)
+    shown = np.mean([bool((crops[i]["label"] == 0).any()) for i in range(100)])
+    assert shown > 0.4 if not has_background else shown < 0.1
+
+
 def test_labels_that_are_no_class_are_refused_before_any_work():
     labels = np.zeros((64, 64), dtype=np.uint8)
     labels[10, 10] = 7

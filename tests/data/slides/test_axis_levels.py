@@ -130,7 +130,8 @@ def test_an_autoencoder_masks_and_restores_such_views():
 
 @pytest.mark.parametrize("level", [1, (1, 2, 2)])
 def test_foreground_is_found_where_it_is(level, monkeypatch):
-    monkeypatch.setattr("muvit.data.crops.balance._MAX_SCANNED_PX", 400)
+    for limit in ("_MAX_READ_PX", "_MAX_SCANNED_PX"):
+        monkeypatch.setattr(f"muvit.data.crops.balance.{limit}", 400)
     labels = np.zeros((9, 40, 60), np.uint8)
     labels[4:6, 8:16, 32:48] = 2
     slide = label_slide(labels, (1, (1, 2, 2), (1, 4, 4)))

@@ -28,7 +28,7 @@ from muvit.data.crops.placement import (
 from muvit.data.slides.slide import Padding, Slide
 from muvit.errors import InputError
 from muvit.geometry import Level, box_center, check_levels, plain_level
-from muvit.labels import IGNORE
+from muvit.labels import BACKGROUND, IGNORE
 
 LabelledSlide = tuple[Slide, Slide | None]
 """An image and its label image (None: no labels)."""
@@ -53,6 +53,8 @@ class CropConfig:
     """Classes of the labels, background included; required with labels, whose values must be smaller."""
     ignore_labels: tuple[int, ...] = ()
     """Label values that count as no class at all."""
+    has_background: bool = True
+    """Whether class 0 is background; else all classes are foreground."""
     label_levels: LabelLevels = "finest"
     """Views whose labels a sample holds: the finest, or each view at its own level, which the labels must store."""
     free_views: FreeViews | None = None
@@ -240,7 +242,7 @@ class NestedCrops(SlideCrops):
     Sample ``i`` depends on ``(seed, i)`` alone, for any ``i >= 0``; epochs go on counting (`EpochSampler`). A slide is
     chosen with a probability proportional to its area, so that every place is equally likely. With ``balance``, a part
     of the samples instead holds a foreground pixel in the finest view: any (``foreground``), or one of a class drawn
-    first (``classes``); foreground is every class but 0 and the ignored ones.
+    first (``classes``); foreground is every class but the background (if there is one) and the ignored ones.
 
     Args:
         slides: images with their label images; either all have labels or none has.
@@ -287,10 +289,11 @@ class NestedCrops(SlideCrops):
         if balance != "none" and not self.labels:
             raise InputError(f"balance '{balance}'", expected="slides with labels", got="slides without")
         found, level, ignored = self.locate_classes(), config.levels[0], config.ignore_labels
+        others = (BACKGROUND, *ignored) if config.has_background else ignored
         self._foreground = (
             None
             if balance == "none"
-            else ForegroundIndex(self.labels, found, level=level, balance=balance, ignore_labels=ignored)
+            else ForegroundIndex(self.labels, found, level=level, balance=balance, not_foreground=others)
         )
         self.seen_classes = {entry.value for entry in found} - set(ignored)
         """Classes that a coarse look at the labels found; one of a few pixels may have escaped it."""

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from muvit.data.pyramids.reduction import area_mean
+from muvit.data.pyramids.ngff import Kind
+from muvit.data.pyramids.reduction import reduce_blocks
 from muvit.data.slides.slide import Padding, Slide
 from muvit.geometry import Level, level_factors, plain_level
 
@@ -17,17 +18,23 @@ _REDUCED_PIXELS = 1 << 22
 _BLOCK = {1: 1 << 16, 2: 256, 3: 64, 4: 16}
 
 
-def with_levels(slide: Slide, levels: Sequence[Level]) -> Slide:
+def with_levels(slide: Slide, levels: Sequence[Level], kind: Kind = "image") -> Slide:
     """The slide, if it stores all of these levels; else one that computes those that are missing.
+
+    Args:
+        slide: an image, or labels.
+        levels: the levels that are wanted.
+        kind: which of the two it is.
 
     Raises:
         InputError: a level is not stored, and is no whole multiple of one that is.
     """
-    return slide if set(map(plain_level, levels)) <= set(slide.levels) else DerivedLevels(slide, levels)
+    return slide if set(map(plain_level, levels)) <= set(slide.levels) else DerivedLevels(slide, levels, kind)
 
 
 class DerivedLevels(Slide):
-    """A slide with further levels: area means of the next finer level, stored or itself derived.
+    """A slide with further levels: of an image area means of the next finer level, stored or itself derived; of labels
+    majority votes of the finest level.
 
     They are what a pyramid of all these levels would store. Windows are read and reduced piece by piece, and the latest
     blocks are remembered, up to 64 MiB in each process, since neighbouring windows of a coarse level overlap much.
@@ -35,6 +42,7 @@ class DerivedLevels(Slide):
     Args:
         slide: the image as it is stored.
         levels: the levels that are wanted; those that are stored are read as they are.
+        kind: image or labels.
 
     Attributes:
         slide: the image as it is stored.
@@ -43,7 +51,7 @@ class DerivedLevels(Slide):
         InputError: a level is not stored, and is no whole multiple of one that is.
     """
 
-    def __init__(self, slide: Slide, levels: Sequence[Level]) -> None:
+    def __init__(self, slide: Slide, levels: Sequence[Level], kind: Kind = "image") -> None:
         shapes: dict[Level, tuple[int, ...]] = {level: slide.level_shape(level) for level in slide.levels}
         self._sources: dict[Level, tuple[Level, tuple[int, ...]]] = {}
         for level in sorted(map(plain_level, levels), key=lambda v: math.prod(level_factors(v, slide.ndim))):
@@ -52,7 +60,7 @@ class DerivedLevels(Slide):
             finer = [(source, ratio) for source in shapes if (ratio := _ratio(source, level, slide.ndim)) is not None]
             if not finer:
                 slide.level_shape(level)  # refuses it, and says which are stored
-            source, ratio = min(finer, key=lambda found: math.prod(found[1]))
+            source, ratio = (min if kind == "image" else max)(finer, key=lambda found: math.prod(found[1]))
             self._sources[level] = source, ratio
             shapes[level] = tuple(-(-n // r) for n, r in zip(shapes[source], ratio, strict=True))
         super().__init__(
@@ -66,6 +74,7 @@ class DerivedLevels(Slide):
         )
         self.name = slide.name
         self.slide = slide
+        self.kind: Kind = kind
         self._edge = _BLOCK[slide.ndim]
         self._remember()
 
@@ -115,7 +124,7 @@ class DerivedLevels(Slide):
             lower = [(a + p) * r for a, p, r in zip(start, piece, ratio, strict=True)]
             counts = [min(e * r, n - a) for e, r, n, a in zip(extent, ratio, finer, lower, strict=True)]
             inside = tuple(slice(p, p + e) for p, e in zip(piece, extent, strict=True))
-            block[(slice(None), *inside)] = area_mean(self.read(source, lower, counts), ratio)
+            block[(slice(None), *inside)] = reduce_blocks(self.read(source, lower, counts), ratio, self.kind)
         return block
 
 

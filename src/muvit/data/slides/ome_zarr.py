@@ -37,6 +37,7 @@ class OmeZarrSlide(Slide):
     Attributes:
         label_names: name of each label value, empty for what is no label image.
         label_colors: red, green, blue, alpha of each label value.
+        has_background: whether label 0 is background, as far as the metadata tell.
         level_shifts: for each of `levels`, how far the stored pixels lie from the world's grid of that level, in pixels
             of that level per axis. `read` makes up for its whole part, so at most half a pixel remains.
 
@@ -79,6 +80,7 @@ class OmeZarrSlide(Slide):
         self._folder = folder
         self.label_names: dict[int, str] = image.label_names
         self.label_colors: dict[int, Color] = image.label_colors
+        self.has_background = image.has_background
         self.level_shifts = tuple(self._shifts[level] for level in self.levels)
 
     def read(

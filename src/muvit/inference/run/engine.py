@@ -26,16 +26,9 @@ from muvit.inference.run.ledger import Ledger
 from muvit.inference.run.plan import Plan, hash_model
 from muvit.inference.run.resume import PLAN, WORK, read_plan
 from muvit.inference.run.store import Output
-from muvit.models.segmentation_model import SegmentationModel
-from muvit.models.trained import load_model
-from muvit.inference.run.blocks import predict_blocks, ready
-from muvit.inference.run.ledger import Ledger
-from muvit.inference.run.store import Output
-from muvit.inference.run.plan import Plan, hash_model
-from muvit.inference.run.resume import PLAN, WORK, read_plan
 from muvit.inference.workers import without_interrupts, worker_pool
-from muvit.models.trained import load_model
 from muvit.models.segmentation_model import SegmentationModel
+from muvit.models.trained import load_model
 
 _LOG = logging.getLogger(__name__)
 

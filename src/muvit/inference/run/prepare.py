@@ -18,6 +18,7 @@ from muvit.inference.run.plan import Plan, PredictOptions, hash_model, identify_
 from muvit.inference.tiling.region import tiles_in_region
 from muvit.inference.tiling.tiles import Context, TilePlan, mask_runs
 from muvit.inference.tiling.tissue import find_tissue, tiles_with_tissue
+from muvit.labels import BACKGROUND
 from muvit.models.segmentation_model import SegmentationModel, Views
 
 _LOG = logging.getLogger(__name__)
@@ -129,7 +130,11 @@ def _stores(
         "kind": "label",
         "label_names": dict(enumerate(preprocessing.class_names)),
         # a viewer that lays labels over the image must leave the background clear
-        "label_colors": {i: (*rgb, 255 if i else 0) for i, rgb in enumerate(preprocessing.class_colors)},
+        "label_colors": {
+            i: (*rgb, 0 if i == BACKGROUND and preprocessing.has_background else 255)
+            for i, rgb in enumerate(preprocessing.class_colors)
+        },
+        "has_background": preprocessing.has_background,
     }
     common |= _blocking(check_spec(**common, **labels), options, num_classes)
     stores = {"labels": check_spec(**common, **labels)}
