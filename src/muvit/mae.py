@@ -202,7 +202,7 @@ class MuViTMAE(FolderModel):
         """Decoded tokens ``(B, N, D_dec)`` of all levels from the encoded visible ones ``(B, N_vis, D)``."""
         per_level = positions.shape[1] // len(self.levels)
         repeats = positions.shape[1] // self.mask_token.shape[1]
-        blank = self.mask_token.to(encoded.dtype).repeat_interleave(repeats, dim=1).expand(len(encoded), -1, -1)
+        blank = self.mask_token.to(encoded.dtype).repeat_interleave(repeats, dim=1).expand(encoded.shape[0], -1, -1)
         tokens = blank.scatter(1, mask.visible[..., None].expand_as(encoded), encoded)
         if self.config.decoder_mode == "single":
             return self.decoder[0](tokens, positions)
@@ -265,10 +265,10 @@ class MuViTMAE(FolderModel):
         ratio = self.config.masking_ratio
         if consistent:
             return draw_consistent_mask(
-                len(x), self.levels, per_level, ratio=ratio, generator=generator, device=x.device
+                x.shape[0], self.levels, per_level, ratio=ratio, generator=generator, device=x.device
             )
         return draw_mask(
-            len(x),
+            x.shape[0],
             len(self.levels),
             per_level,
             ratio=ratio,
@@ -289,7 +289,7 @@ class MuViTMAE(FolderModel):
 
     def _average(self, error: Tensor, is_masked: Tensor) -> tuple[Tensor, Tensor]:
         """Loss of each level ``(L)`` and of all, from the error of each token ``(B, N)``."""
-        shape = (len(error), len(self.levels), -1)
+        shape = (error.shape[0], len(self.levels), -1)
         weight = is_masked.to(error.dtype)
         total = (error * weight).reshape(shape).sum((0, 2))
         count = weight.reshape(shape).sum((0, 2))
