@@ -175,7 +175,7 @@ class MuViTMAE(FolderModel):
         positions = self.encoder.token_positions(x, bbox)
         if mask is None:
             mask = self._draw(
-                len(x),
+                x.shape[0],
                 tokens.shape[1] // len(self.levels),
                 x.device,
                 rng_generator,
@@ -222,7 +222,7 @@ class MuViTMAE(FolderModel):
         """Decoded tokens ``(B, N, D_dec)`` of all levels from the encoded visible ones ``(B, N_vis, D)``."""
         per_level = positions.shape[1] // len(self.levels)
         repeats = positions.shape[1] // self.mask_token.shape[1]
-        blank = self.mask_token.to(encoded.dtype).repeat_interleave(repeats, dim=1).expand(len(encoded), -1, -1)
+        blank = self.mask_token.to(encoded.dtype).repeat_interleave(repeats, dim=1).expand(encoded.shape[0], -1, -1)
         tokens = blank.scatter(1, mask.visible[..., None].expand_as(encoded), encoded)
         if self.config.decoder_mode == "single":
             return self.decoder[0](tokens, positions)
@@ -308,7 +308,7 @@ class MuViTMAE(FolderModel):
 
     def _summed(self, error: Tensor, is_masked: Tensor) -> tuple[Tensor, Tensor]:
         """Error of the masked tokens ``(B, N)`` and their number, summed over each level ``(L)``."""
-        shape = (len(error), len(self.levels), -1)
+        shape = (error.shape[0], len(self.levels), -1)
         weight = is_masked.to(error.dtype)
         return (error * weight).reshape(shape).sum((0, 2)), weight.reshape(shape).sum((0, 2))
 
