@@ -16,7 +16,7 @@ from muvit.evaluation.report import Example, ModelResult, write_report
 from muvit.evaluation.scores.segmentation import Evaluation, evaluate_slides
 from muvit.evaluation.side_by_side import Progress, Trained, train_and_label
 from muvit.evaluation.variants import Variant
-from muvit.geometry import level_name
+from muvit.levels import level_name
 from muvit.pictures import to_rgb
 from muvit.training.recipes import Recipe
 

@@ -15,7 +15,6 @@ from muvit.data.crops.preprocessing import Preprocessing
 from muvit.data.slides.derived import with_levels
 from muvit.data.slides.slide import Slide
 from muvit.errors import InputError
-from muvit.geometry import plain_level
 from muvit.inference.run.engine import Work, run_dask, run_local
 from muvit.inference.run.ledger import Ledger
 from muvit.inference.run.lock import OutputLock
@@ -25,6 +24,7 @@ from muvit.inference.run.reading import SlideTiles
 from muvit.inference.run.resume import is_published, read_plan
 from muvit.inference.run.store import Output, prediction_status
 from muvit.inference.tiling.seams import Seams
+from muvit.levels import plain_level
 from muvit.models.segmentation_model import SegmentationModel
 
 _LOG = logging.getLogger(__name__)

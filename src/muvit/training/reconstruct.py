@@ -11,7 +11,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torchmetrics import MeanMetric
 
 from muvit.errors import InputError
-from muvit.geometry import level_name
+from muvit.levels import level_name
 from muvit.models.mae import MuViTMAE
 from muvit.training.optim import PretrainOptimConfig, build_pretrain_optimizer, build_schedule
 

@@ -13,8 +13,8 @@ from shapely.geometry import shape as geometry_of
 
 from muvit.data.slides.slide import Slide
 from muvit.errors import InputError, ReadError
-from muvit.geometry import level_factors
 from muvit.inference.tiling.tiles import TilePlan
+from muvit.levels import level_factors
 
 _BOX = re.compile(r"\s*,\s*".join([r"(-?\d+(?:\.\d+)?)"] * 4))
 
