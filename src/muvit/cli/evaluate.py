@@ -16,6 +16,9 @@ from muvit.evaluation.scores.bootstrap import BootstrapConfig
 from muvit.evaluation.scores.boundaries import BoundaryConfig
 from muvit.evaluation.scores.segmentation import Evaluation, evaluate_slides
 
+MAX_CLASSES = 4096
+"""Most classes to score: their confusion matrix is counted per slide."""
+
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Arguments of the verb."""
@@ -89,6 +92,8 @@ def evaluate_paths(
     """Score predicted labels, or a folder of them; classes that are not counted are those that the labels name."""
     pairs = _pairs(prediction, truth)
     num_classes = num_classes or _count_classes(pairs[0])
+    if not 1 <= num_classes <= MAX_CLASSES:
+        raise InputError("--num_classes", expected=f"1 to {MAX_CLASSES}", got=num_classes)
     names = class_legend(pairs[0][0], num_classes)[0] | class_legend(pairs[0][1], num_classes)[0]
     with Progress("Scoring", "block") as progress:
         return evaluate_slides(
