@@ -28,7 +28,8 @@ _LITERAL = re.compile(
 _TYPE = re.compile(r"(?P<key>[\w.]+): Expected a <class '(?P<kind>\w+)'>\. Got value: (?P<got>.*)")
 _GROUP = re.compile(r"(?P<key>[\w.]+): Unable to load config ['\"](?P<got>.*?)['\"].*")
 _UNKNOWN = re.compile(
-    r"(?:(?:Subcommand|Group) '[^']*' does not accept option|(?P<group>[\w.]+\.)?Option) '(?P<key>[^']*)'( is not accepted)?"
+    r"(?:(?:Subcommand|Group) '[^']*' does not accept option|(?P<group>[\w.]+\.)?Option) '(?P<key>[^']*)'"
+    r"(?: is not accepted)?"
 )
 _LONGEST = 400
 _WORDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text"}

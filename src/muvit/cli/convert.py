@@ -95,7 +95,9 @@ def _target(source: Path, arguments: Namespace) -> Path:
 def _class_names(file: Path) -> dict[int, str]:
     try:
         names = {int(value): str(name) for value, name in json.loads(file.read_text()).items()}
-    except (OSError, ValueError, AttributeError, RecursionError) as error:
+    except RecursionError as error:
+        raise ReadError(file, expected="JSON that names label values", got="lists nested too deeply") from error
+    except (OSError, ValueError, AttributeError) as error:
         raise ReadError(file, expected="JSON that names label values", got=error) from error
     if not names or not 0 <= min(names) <= max(names) <= _MAX_LABEL:
         got = f"values {min(names)} to {max(names)}" if names else "no names"

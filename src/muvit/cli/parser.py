@@ -57,6 +57,10 @@ class Parser(ArgumentParser):
             recipe: dataclass of the recipe.
         """
         self.recipe = recipe
+        self.description = (
+            f"{self.description or ''} The recipe is a YAML file. Each of its settings is an option too, which "
+            "overrides the recipe: --optim.lr 3e-4 stands for lr in the section optim."
+        ).strip()
         self.usage = "%(prog)s --config RECIPE --output FOLDER [--section.key VALUE ...]"
         self.add_argument(
             "--config", action=RecipeFile, metavar="RECIPE", help="recipe in YAML; later options override it"
@@ -91,9 +95,10 @@ class Parser(ArgumentParser):
         groups: dict[str, Any] = {}
         for name, hint in setting_types(recipe):
             section = name.rpartition(".")[0]
-            if section not in groups:
-                title, text = (section, titles[section]) if section else ("recipe", "Settings beside the sections.")
-                groups[section] = self.add_argument_group(title, f"{text.rstrip('.')}.")
+            for one in (section.rpartition(".")[0] or section, section):  # the outer section first
+                if one not in groups:
+                    text = titles[one].rstrip(".") if one else "Settings beside the sections"
+                    groups[one] = self.add_argument_group(one or "recipe", f"{text}.")
             options[name].metavar = type_words(hint)
             groups[section]._group_actions.append(options[name])
 
