@@ -13,6 +13,8 @@ from muvit.data.slides.slide import OME_ZARR_SUFFIXES, open_slide
 from muvit.errors import ExistsError, InputError, ReadError
 from muvit.pictures import class_colors
 
+_MAX_LABEL = 2**16 - 1
+
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Arguments of the verb."""
@@ -92,6 +94,12 @@ def _target(source: Path, arguments: Namespace) -> Path:
 
 def _class_names(file: Path) -> dict[int, str]:
     try:
-        return {int(value): str(name) for value, name in json.loads(file.read_text()).items()}
+        names = {int(value): str(name) for value, name in json.loads(file.read_text()).items()}
+    except RecursionError as error:
+        raise ReadError(file, expected="JSON that names label values", got="lists nested too deeply") from error
     except (OSError, ValueError, AttributeError) as error:
         raise ReadError(file, expected="JSON that names label values", got=error) from error
+    if not names or not 0 <= min(names) <= max(names) <= _MAX_LABEL:
+        got = f"values {min(names)} to {max(names)}" if names else "no names"
+        raise ReadError(file, expected=f"names of label values from 0 to {_MAX_LABEL}", got=got)
+    return names

@@ -18,6 +18,9 @@ from muvit.evaluation.scores.bootstrap import BootstrapConfig
 from muvit.evaluation.scores.boundaries import BoundaryConfig
 from muvit.evaluation.scores.segmentation import Evaluation, evaluate_slides
 
+MAX_CLASSES = 4096
+"""Most classes to score: their confusion matrix is counted per slide."""
+
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Arguments of the verb."""
@@ -102,6 +105,8 @@ def evaluate_paths(prediction: Path, arguments: Namespace, boundary: BoundaryCon
     """
     pairs, missing = _pairs(prediction, arguments.truth, arguments.allow_missing)
     num_classes = arguments.num_classes or _count_classes(pairs[0])
+    if not 1 <= num_classes <= MAX_CLASSES:
+        raise InputError("--num_classes", expected=f"1 to {MAX_CLASSES}", got=num_classes)
     names = class_legend(pairs[0][0], num_classes)[0] | class_legend(pairs[0][1], num_classes)[0]
     has_background = arguments.has_background
     if has_background is None:

@@ -8,7 +8,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from muvit.data.slides.ome_zarr import OmeZarrSlide
 from muvit.data.slides.slide import Slide, open_slide
-from muvit.geometry import level_name
+from muvit.levels import level_name
 
 
 def add_arguments(parser: ArgumentParser) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
+from muvit.cli.parser import Parser
 from muvit.cli.progress import Progress
 from muvit.data.sources.label_map import LabelMap
 from muvit.data.sources.prepare import prepare
@@ -32,13 +33,14 @@ def add_arguments(parser: ArgumentParser) -> None:
         required=True, dest="dataset", metavar="dataset", help="the data set, with its own options"
     )
     for name, summary in DATASETS.items():
-        one = ArgumentParser(description=f"{summary[0].upper()}{summary[1:]}.", exit_on_error=False)
+        one = Parser(description=f"{summary[0].upper()}{summary[1:]}.")
         if name == "synthetic":
             _add_synthetic(one)
         else:
             _add_common(one, name)
         one.add_argument("--overwrite", action="store_true", help="begin anew what other options were used for before")
         chosen.add_subcommand(name, one, help=summary)
+        one.prog = f"muvit prepare {name}"
 
 
 def _add_synthetic(parser: ArgumentParser) -> None:

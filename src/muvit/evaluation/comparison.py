@@ -19,7 +19,7 @@ from muvit.evaluation.scores.bootstrap import Interval, bootstrap_intervals
 from muvit.evaluation.scores.segmentation import Evaluation, evaluate_slides
 from muvit.evaluation.side_by_side import Progress, Trained, choose_devices, train_and_label
 from muvit.evaluation.variants import Variant
-from muvit.geometry import level_name
+from muvit.levels import level_name
 from muvit.pictures import to_rgb
 from muvit.training.recipes import Recipe
 

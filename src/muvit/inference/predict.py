@@ -15,7 +15,6 @@ from muvit.data.crops.preprocessing import Preprocessing
 from muvit.data.slides.derived import with_levels
 from muvit.data.slides.slide import Slide
 from muvit.errors import InputError
-from muvit.geometry import plain_level
 from muvit.inference.run.engine import Work, run_dask, run_local
 from muvit.inference.run.ledger import Ledger
 from muvit.inference.run.lock import OutputLock
@@ -25,6 +24,7 @@ from muvit.inference.run.reading import SlideTiles
 from muvit.inference.run.resume import is_published, read_plan
 from muvit.inference.run.store import Output, prediction_status
 from muvit.inference.tiling.seams import Seams
+from muvit.levels import plain_level
 from muvit.models.segmentation_model import SegmentationModel
 
 _LOG = logging.getLogger(__name__)
@@ -58,6 +58,10 @@ class Engine:
     def __post_init__(self) -> None:
         if self.engine not in ("local", "dask"):
             raise InputError("engine", expected="local or dask", got=repr(self.engine))
+        if self.engine != "dask":
+            for name in ("scheduler", "dask_workers"):
+                if getattr(self, name) is not None:
+                    raise InputError(name, expected="engine dask, whose cluster it is for", got=f"engine {self.engine}")
         least = {"batch_size": 1, "num_workers": 0} | ({} if self.dask_workers is None else {"dask_workers": 1})
         for name, lowest in least.items():
             if getattr(self, name) < lowest:

@@ -10,15 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from muvit.errors import InputError, ShapeError
-from muvit.geometry import (
-    Level,
-    PatchSpacing,
-    level_factors,
-    naive_boxes,
-    patch_centers,
-    plain_level,
-    recenter,
-)
+from muvit.geometry import PatchSpacing, naive_boxes, patch_centers, recenter
+from muvit.levels import Level, level_factors, plain_level
 from muvit.models.folder import FolderModel
 from muvit.models.layers.attention import AttentionMode, KeysValues, Spans, level_spans, random_key_mask
 from muvit.models.layers.block import Block

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from muvit.errors import InputError
-from muvit.geometry import Level, PatchSpacing, plain_level
+from muvit.geometry import PatchSpacing
+from muvit.levels import Level, plain_level
 from muvit.models.encoder import EncoderConfig, MuViTEncoder, MuViTEncoder2d, MuViTEncoder3d, MuViTEncoder4d, RotaryMode
 from muvit.models.folder import FolderModel
 from muvit.models.layers.attention import AttentionMode, level_mask

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from muvit.data.crops.preprocessing import FILE, Preprocessing
-from muvit.geometry import level_name
 from muvit.labels import IGNORE
+from muvit.levels import level_name
 from muvit.pictures import Picture, colorize, outline_boxes, panel, to_rgb
 from muvit.training.segment import SegmentationTask
 from muvit.training.task import BaseTask

@@ -6,7 +6,7 @@ from muvit.data.crops.classified import SlideChoice
 from muvit.errors import InputError
 from muvit.models.classifier import ClassifierConfig
 from muvit.training.optim import OptimConfig
-from muvit.training.recipes import CropsConfig, InitConfig, RunConfig
+from muvit.training.recipes import CropsConfig, InitConfig, RunConfig, check_sizes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +40,7 @@ class ClassifyRecipe:
     """A pre-trained encoder to start from; unset, training starts from scratch."""
 
     def __post_init__(self) -> None:
+        check_sizes(self.data, self.model)
         steps = self.run.devices * self.run.num_nodes * self.data.batch_size
         if self.data.samples_per_epoch < steps:
             raise InputError(

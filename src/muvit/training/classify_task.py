@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, default_collate
 from torchmetrics import CatMetric
 
-from muvit.geometry import level_name
+from muvit.levels import level_name
 from muvit.metrics import class_scores, mean_of_slides
 from muvit.models.classifier import Classifier
 from muvit.pictures import panel, to_rgb

@@ -20,7 +20,7 @@ from muvit.data.crops.statistics import measure_channels
 from muvit.data.folders import class_legend, open_folder, open_labelled_folder
 from muvit.data.slides.slide import Slide
 from muvit.errors import InputError
-from muvit.geometry import Level
+from muvit.levels import Level
 from muvit.models.segmentation_model import Views
 from muvit.pictures import class_colors
 from muvit.training.recipes import CropsConfig, PretrainRecipe, Recipe, RunConfig

@@ -1,6 +1,7 @@
 """Settings of a training run, as a YAML recipe or the command line gives them."""
 
 from dataclasses import dataclass, field, replace
+from math import prod
 from typing import Any, Literal, get_args, get_type_hints
 
 from muvit.data.crops.augment import Augmentation
@@ -9,9 +10,11 @@ from muvit.data.crops.crops import LabelLevels
 from muvit.data.crops.placement import ContextPlace, FreeViews
 from muvit.errors import InputError
 from muvit.models.baselines import BaselineConfig
+from muvit.models.classifier import ClassifierConfig
 from muvit.models.mae import MAEConfig
 from muvit.models.relay import RelayConfig
 from muvit.models.segmenter import SegmenterConfig
+from muvit.models.size import check_size
 from muvit.models.trained import NetworkConfig
 from muvit.training.optim import OptimConfig, PretrainOptimConfig
 
@@ -173,10 +176,34 @@ class RunConfig:
         ):
             if getattr(self, name) is not None and getattr(self, name) < least:
                 raise InputError(f"run.{name}", expected=f"a number >= {least}", got=getattr(self, name))
+        if self.seed >= 2**32:
+            raise InputError("run.seed", expected="a number below 2^32", got=self.seed)
         for name in ("monitor", "accelerator", "precision"):
             choices = get_args(get_type_hints(RunConfig)[name])
             if getattr(self, name) not in choices:
                 raise InputError(f"run.{name}", expected=" or ".join(choices), got=repr(getattr(self, name)))
+
+
+_MAX_BATCH = 2**32
+"""Most pixel values of a batch, 16 GiB as float32."""
+
+
+def check_sizes(data: CropsConfig, model: SegmenterConfig | MAEConfig | ClassifierConfig) -> None:
+    """Refuse a model or batches that no machine can hold, before memory is touched.
+
+    Raises:
+        InputError: the model has too many parameters, or a batch too many pixels.
+    """
+    check_size(model)
+    encoder, size = (model if isinstance(model, MAEConfig) else model.encoder), data.crop_size
+    pixels = size**encoder.ndim if isinstance(size, int) else prod(size)
+    values = data.batch_size * len(encoder.levels) * encoder.in_channels * pixels
+    if values > _MAX_BATCH:
+        raise InputError(
+            "data.crop_size and data.batch_size",
+            expected=f"batches of at most {_MAX_BATCH:.1e} pixel values",
+            got=f"{values:.1e}",
+        )
 
 
 def _check_steps(data: CropsConfig, run: RunConfig) -> None:
@@ -211,7 +238,11 @@ class Recipe:
     """Train this timm backbone with relay tokens in the place of `model`, on the same samples with the same budget."""
 
     def __post_init__(self) -> None:
+        check_sizes(self.data, self.model)
         _check_steps(self.data, self.run)
+        for name in ("baseline", "relay"):
+            if getattr(self, name) is not None:
+                check_size(getattr(self, name), name)
         if self.baseline is not None and self.relay is not None:
             raise InputError("baseline and relay", expected="at most one of them", got="both")
         if self.init is not None and (self.baseline or self.relay) is not None:
@@ -260,4 +291,5 @@ class PretrainRecipe:
     """Duration, seed and devices."""
 
     def __post_init__(self) -> None:
+        check_sizes(self.data, self.model)
         _check_steps(self.data, self.run)

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from muvit.errors import InputError
-from muvit.geometry import level_name
+from muvit.levels import level_name
 from muvit.models.mae import MuViTMAE
 from muvit.models.masking import TokenMask
 from muvit.training.optim import PretrainOptimConfig, build_pretrain_optimizer, build_schedule

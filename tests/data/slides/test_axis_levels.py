@@ -14,9 +14,10 @@ from muvit.data.pyramids.convert import convert_image
 from muvit.data.slides.ome_zarr import PyramidWriter
 from muvit.data.slides.slide import open_slide
 from muvit.errors import InputError
-from muvit.geometry import box_size, check_levels, is_inside, level_name, naive_boxes, patch_centers, plain_level
+from muvit.geometry import box_size, is_inside, naive_boxes, patch_centers
 from muvit.inference.tiling.tiles import TilePlan
 from muvit.labels import IGNORE
+from muvit.levels import check_levels, level_name, plain_level
 from muvit.models.encoder import MuViTEncoder3d
 from muvit.models.mae import MuViTMAE3d
 

@@ -10,8 +10,8 @@ import numpy as np
 
 from muvit.data.slides.slide import Slide
 from muvit.errors import InputError
-from muvit.geometry import Level, level_factors
 from muvit.labels import BACKGROUND
+from muvit.levels import Level, level_factors
 
 Balance = Literal["none", "foreground", "classes"]
 

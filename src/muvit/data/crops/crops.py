@@ -27,8 +27,9 @@ from muvit.data.crops.placement import (
 )
 from muvit.data.slides.slide import Padding, Slide
 from muvit.errors import InputError
-from muvit.geometry import Level, box_center, check_levels, plain_level
+from muvit.geometry import box_center
 from muvit.labels import BACKGROUND, IGNORE
+from muvit.levels import Level, check_levels, plain_level
 
 LabelledSlide = tuple[Slide, Slide | None]
 """An image and its label image (None: no labels)."""

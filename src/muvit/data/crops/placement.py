@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.utils.data import Sampler
 
 from muvit.errors import InputError
-from muvit.geometry import Level, box_center, level_factors, nested_start_range, window_to_box
+from muvit.geometry import box_center, nested_start_range, window_to_box
+from muvit.levels import Level, level_factors
 
 ContextPlace = Literal["random", "centered"]
 """Where coarse crops lie around the finest: somewhere around it, in the image, or centred on it, wherever that ends."""

@@ -12,7 +12,7 @@ from muvit.data.crops.normalize import Normalization, Percentile, normalization_
 from muvit.data.crops.placement import ContextPlace, FreeViews
 from muvit.data.slides.slide import Padding
 from muvit.errors import CheckpointError, InputError
-from muvit.geometry import Level
+from muvit.levels import Level
 
 FILE = "preprocessing.yaml"
 

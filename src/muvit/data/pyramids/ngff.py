@@ -14,8 +14,8 @@ import numpy as np
 from muvit.data.slides.slide import MICROMETERS_PER_UNIT
 from muvit.durable import write_whole
 from muvit.errors import ReadError
-from muvit.geometry import Level, level_factors
 from muvit.labels import BACKGROUND
+from muvit.levels import Level, level_factors
 
 Kind = Literal["image", "label"]
 Color = tuple[int, ...]

@@ -12,7 +12,7 @@ import numpy as np
 from muvit.data.pyramids.ngff import Color, Kind
 from muvit.data.slides.slide import default_channel_names
 from muvit.errors import InputError
-from muvit.geometry import level_factors
+from muvit.levels import level_factors
 
 WholeLevel = int | tuple[int, ...]
 """Downsampling factor of all axes, or of each, (t)(z)yx."""

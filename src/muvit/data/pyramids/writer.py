@@ -34,7 +34,7 @@ from muvit.data.pyramids.spec import PyramidSpec, WholeLevel, check_spec
 from muvit.data.slides.slide import first_line, slide_name
 from muvit.durable import make_folder, partial_files, sync_folder, write_whole
 from muvit.errors import ExistsError, InputError, ReadError
-from muvit.geometry import level_name
+from muvit.levels import level_name
 
 UNFINISHED = "unfinished.json"
 Progress = Callable[[int, int], None]

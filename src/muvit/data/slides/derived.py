@@ -11,7 +11,7 @@ import numpy as np
 from muvit.data.pyramids.ngff import Kind
 from muvit.data.pyramids.reduction import reduce_blocks
 from muvit.data.slides.slide import Padding, Slide
-from muvit.geometry import Level, level_factors, plain_level
+from muvit.levels import Level, level_factors, plain_level
 
 _CACHED_BYTES = 64 << 20
 _REDUCED_PIXELS = 1 << 22

@@ -13,7 +13,7 @@ from muvit.data.pyramids.spec import PyramidSpec
 from muvit.data.pyramids.writer import UNFINISHED, PyramidWriter
 from muvit.data.slides.slide import Padding, Slide, default_channel_names, whole_if_near
 from muvit.errors import InputError, ReadError
-from muvit.geometry import Level, level_factors, level_name, plain_level
+from muvit.levels import Level, level_factors, level_name, plain_level
 
 __all__ = ["OmeZarrSlide", "PyramidSpec", "PyramidWriter"]
 

@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from muvit.errors import InputError, ReadError
-from muvit.geometry import Level, level_factors, level_name, plain_level
+from muvit.levels import Level, level_factors, level_name, plain_level
 
 Padding = Literal["zero", "edge", "reflect"]
 Palette = Literal["rgb", "index"]

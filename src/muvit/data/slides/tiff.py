@@ -18,7 +18,7 @@ import tifffile
 from muvit.data.slides.slide import Palette, Slide, default_channel_names, first_line, pyramid_factor
 from muvit.data.slides.tiff_metadata import ome_channel_names, tiff_pixel_size_um
 from muvit.errors import ReadError
-from muvit.geometry import Level
+from muvit.levels import Level
 
 _LOG = logging.getLogger(__name__)
 _JPEG = {6, 7, 34892, 33007}

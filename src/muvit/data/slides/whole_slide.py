@@ -9,7 +9,7 @@ import openslide
 
 from muvit.data.slides.slide import Slide, first_line, whole_if_near
 from muvit.errors import ReadError
-from muvit.geometry import Level, level_factors
+from muvit.levels import Level, level_factors
 
 
 class WholeSlide(Slide):

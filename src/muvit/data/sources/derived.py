@@ -12,7 +12,7 @@ from muvit.data.pyramids.reduction import reduce_blocks
 from muvit.data.slides.slide import Slide
 from muvit.data.sources.label_map import vote
 from muvit.errors import InputError
-from muvit.geometry import Level
+from muvit.levels import Level
 
 Pixels = np.ndarray[Any, Any]
 Decode = Callable[[Pixels, Path], Pixels]

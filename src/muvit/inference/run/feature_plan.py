@@ -17,11 +17,11 @@ from muvit.data.pyramids.writer import Shard
 from muvit.data.slides.derived import DerivedLevels
 from muvit.data.slides.slide import Slide
 from muvit.errors import InputError
-from muvit.geometry import Level, level_factors, level_name
 from muvit.inference.run.context import shares_contexts
 from muvit.inference.run.plan import hash_model, identify_slide
 from muvit.inference.run.prepare import check_slide, check_weights
 from muvit.inference.tiling.tiles import Context, TilePlan
+from muvit.levels import Level, level_factors, level_name
 from muvit.models.encoder import MuViTEncoder
 from muvit.models.segmentation_model import Views
 

@@ -20,8 +20,8 @@ from muvit.data.crops.preprocessing import Preprocessing
 from muvit.data.pyramids.spec import PyramidSpec
 from muvit.data.slides.slide import Slide
 from muvit.errors import InputError
-from muvit.geometry import Level, level_name
 from muvit.inference.tiling.tiles import Blend, TilePlan
+from muvit.levels import Level, level_name
 from muvit.models.folder import plain
 
 Precision = Literal["auto", "float32", "bfloat16"]

@@ -12,13 +12,13 @@ from muvit.data.pyramids.spec import PyramidSpec, check_spec
 from muvit.data.slides.derived import DerivedLevels
 from muvit.data.slides.slide import Slide
 from muvit.errors import InputError
-from muvit.geometry import level_factors
 from muvit.inference.run.context import can_go_together, shares_contexts
 from muvit.inference.run.plan import Plan, PredictOptions, hash_model, identify_slide
 from muvit.inference.tiling.region import tiles_in_region
 from muvit.inference.tiling.tiles import Context, TilePlan, mask_runs
 from muvit.inference.tiling.tissue import find_tissue, tiles_with_tissue
 from muvit.labels import BACKGROUND
+from muvit.levels import level_factors
 from muvit.models.segmentation_model import SegmentationModel, Views
 
 _LOG = logging.getLogger(__name__)

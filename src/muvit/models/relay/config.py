@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_type_hints
 
 from muvit.errors import InputError
-from muvit.geometry import check_levels
+from muvit.levels import check_levels
 
 _SET_BY_US = {
     "img_size": "size",
