@@ -11,7 +11,7 @@ from jsonargparse import Namespace, set_parsing_settings
 
 from muvit import __version__
 from muvit.cli.parser import Parser
-from muvit.cli.signals import stopped_as_by_ctrl_c
+from muvit.cli.signals import sigterm_as_interrupt
 from muvit.errors import MuViTError, ReadError
 from muvit.plain_yaml import read_text
 from muvit.settings import sentence
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = f"muvit {chosen}" if chosen else "muvit"
     try:
         settings = _parse(chosen, arguments)
-        with stopped_as_by_ctrl_c():
+        with sigterm_as_interrupt():
             _module(chosen).run(settings)
     except SystemExit as stop:  # raised by the parser after --help and --version
         return int(stop.code or 0)

@@ -28,7 +28,10 @@ def add_arguments(parser: ArgumentParser) -> None:
         help="folder that receives <name>.ome.zarr of each image; for one image also a path that ends in .zarr",
     )
     parser.add_argument(
-        "--kind", type=Literal["image", "label"], default="image", help="labels are coarsened without mixing values"
+        "--kind",
+        type=Literal["image", "label"],
+        default="image",
+        help="label: coarser levels repeat stored values and never average them",
     )
     parser.add_argument(
         "--levels",
@@ -38,7 +41,10 @@ def add_arguments(parser: ArgumentParser) -> None:
         "(default: powers of two down to 256 pixels)",
     )
     parser.add_argument(
-        "--pixel_size_um", type=float | None, default=None, help="micrometers per pixel (default: what the source says)"
+        "--pixel_size_um",
+        type=float | None,
+        default=None,
+        help="micrometers per pixel (default: as stored in the source)",
     )
     parser.add_argument(
         "--channel_names", type=list[str] | None, default=None, help="names of the channels, such as [DAPI,GFP]"
@@ -49,7 +55,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         default=None,
         help='names of the label values: a JSON file such as {"0": "background", "1": "tumour"}',
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace pyramids that are there already")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing pyramids")
 
 
 def run(arguments: Namespace) -> None:

@@ -58,7 +58,7 @@ def add_pair_arguments(parser: ArgumentParser) -> None:
         help="classes, background included (default: as named in the labels)",
     )
     parser.add_argument(
-        "--ignore_labels", type=list[int], default=[], help="true values that count nowhere, such as [14]"
+        "--ignore_labels", type=list[int], default=[], help="true label values ignored in the scores, such as [14]"
     )
     parser.add_argument(
         "--has_background",

@@ -18,7 +18,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(arguments: Namespace) -> None:
-    """Print what is in each image."""
+    """Print the properties of each image."""
     for path in arguments.image:
         facts = describe(open_slide(path))
         if arguments.json:
@@ -30,7 +30,7 @@ def run(arguments: Namespace) -> None:
 
 
 def describe(slide: Slide) -> dict[str, Any]:
-    """Facts about a slide as plain data; sizes in pixels, axis order (t)(z)yx."""
+    """Properties of a slide as plain data; sizes in pixels, axis order (t)(z)yx."""
     facts: dict[str, Any] = {
         "path": str(slide.path),
         "shape": list(slide.shape),

@@ -9,7 +9,13 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
-from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, DefaultHelpFormatter, get_loader
+from jsonargparse import (  # type: ignore[attr-defined]
+    ActionConfigFile,
+    ArgumentError,
+    ArgumentParser,
+    DefaultHelpFormatter,
+    get_loader,
+)
 from yaml import YAMLError
 
 from muvit.errors import ReadError
@@ -174,7 +180,8 @@ def _documentation(kind: type, section: str = "") -> tuple[dict[str, Action], di
         optional = path in options and next((a for a in get_args(hint) if is_dataclass(a)), None)
         if optional:
             titles[path] = options[path].help or ""
-        for group in [optional] if optional else [hint] if is_dataclass(hint) else []:
+        groups: list[Any] = [optional] if optional else [hint] if is_dataclass(hint) else []
+        for group in groups:
             more, further = _documentation(group, path)
             options, titles = options | more, further | titles
     return options, titles

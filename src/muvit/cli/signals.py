@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def stopped_as_by_ctrl_c() -> Iterator[None]:
+def sigterm_as_interrupt() -> Iterator[None]:
     """Turn SIGTERM, with which the queue of a cluster ends a job, into KeyboardInterrupt.
 
     The run then ends its processes, and prints how to resume.

@@ -29,13 +29,13 @@ class OptimConfig:
     """After the warm-up: half a cosine down to 0; or constant, and multiplied by plateau_factor whenever run.monitor
     has not risen by a hundredth of itself for more than plateau_patience validations (Relay Tokens)."""
     plateau_factor: float = 0.2
-    """What the plateau schedule multiplies the learning rate by."""
+    """Factor of the learning rate at each decay of the plateau schedule."""
     plateau_patience: int = 4
-    """Validations without a rise that the plateau schedule bears."""
+    """Validations without improvement before the plateau schedule decays."""
     gradient_clip: float | None = 0.5
     """Largest norm of the gradient; null does not clip it."""
     zero_nonfinite_gradients: bool = False
-    """Take NaN and infinite entries of the gradient for 0, instead of failing later (Relay Tokens)."""
+    """Replace NaN and infinite entries of the gradient by 0 (Relay Tokens)."""
 
     def __post_init__(self) -> None:
         for name, fits, expected in (

@@ -34,22 +34,23 @@ class CropsConfig:
     {kind: range, low: 0, high: 255} or {kind: standardize, mean: [...], std: [...]}; without mean and std, those of the
     training slides."""
     padding: Literal["zero", "edge", "reflect"] = "zero"
-    """What a view shows beyond the border of the image."""
+    """Values of a view beyond the border of the image."""
     free_views: FreeViews | None = None
-    """Where the coarser views lie if they need not hold the finest; unset, every view holds the next finer one."""
+    """Placement of coarser views that need not hold the finest; unset, every view holds the next finer one."""
     context: ContextPlace = "random"
-    """Where the coarser views lie else: anywhere around the finest, but in the image (random, MuViT), or centred on it,
-    also beyond the image (centered, Relay Tokens); tiles are validated and predicted alike."""
+    """Otherwise, placement of the coarser views: anywhere around the finest within the image (random, MuViT), or
+    centred on it, also beyond the image (centered, Relay Tokens); the same for the tiles of validation and
+    prediction."""
     augmentation: Augmentation = field(default_factory=Augmentation)
     """Flips, intensity jitter and box perturbation of the training samples."""
     samples_per_epoch: int = 4096
-    """Random crops that make an epoch."""
+    """Random crops per epoch."""
     val_samples: int | None = None
     """Random crops to validate on, the same each time; unset, every tile of every validation slide."""
     batch_size: int = 8
     """Samples per step and device."""
     num_workers: int | None = None
-    """Processes that read ahead; unset, up to 8 beside a GPU and none on a CPU, which has its cores full."""
+    """Worker processes of the data loader; unset, up to 8 with a GPU and none on a CPU, whose cores are busy."""
 
     def __post_init__(self) -> None:
         for name in ("samples_per_epoch", "val_samples", "batch_size"):
@@ -71,7 +72,7 @@ class DataConfig(CropsConfig):
     train: str
     """Folder with images/<name>.* and labels/<name>.* to train on."""
     ignore_labels: tuple[int, ...] = ()
-    """Label values that count nowhere."""
+    """Label values ignored in loss and metrics."""
     has_background: bool = True
     """Whether class 0 is background: left out of mDSC and the mean foreground IoU, of the Dice loss and of balance.
     Set false where every class counts (Cityscapes, whose class 0 is road)."""
@@ -82,7 +83,7 @@ class DataConfig(CropsConfig):
     balance: Balance = "none"
     """Make a share of the samples hold a foreground pixel: of any class, or of a class drawn first (classes)."""
     foreground_fraction: float = 0.5
-    """That share."""
+    """Share of the samples that hold a foreground pixel, with balance foreground or classes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +91,7 @@ class PretrainDataConfig(CropsConfig):
     """Which slides to pre-train on, and how crops are cut from them; no labels. The defaults are the paper's."""
 
     samples_per_epoch: int = 10_000
-    """Random crops that make an epoch."""
+    """Random crops per epoch."""
     batch_size: int = 48
     """Samples per step and device."""
 
@@ -135,9 +136,9 @@ class RunConfig:
     """How long and where to train."""
 
     epochs: int = 100
-    """Passes of samples_per_epoch samples."""
+    """Number of epochs, of data.samples_per_epoch samples each."""
     seed: int = 0
-    """Seed of everything random."""
+    """Seed of all random numbers."""
     accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = "auto"
     """Where to compute; auto takes a GPU if there is one."""
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
@@ -154,7 +155,7 @@ class RunConfig:
     early_stop: int | None = None
     """Stop after so many validations in a row without a better score; unset, train for all epochs."""
     min_epochs: int = 1
-    """Passes before which that does not happen."""
+    """Least number of epochs before early stopping."""
     pictures: int = 4
     """Validation crops to draw after each validation; 0 draws none."""
     progress: bool = True

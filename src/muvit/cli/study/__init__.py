@@ -10,13 +10,13 @@ from muvit.cli.parser import Parser
 
 STUDIES = {
     "noise": "mDSC against noise on the boxes, at inference only",
-    "scaling": "run time and peak memory against the number of levels and the size of the crops",
+    "scaling": "run time and peak memory against the number of levels and the crop size",
     "probe": "classify images by the frozen features of an encoder",
     "epochs": "a logged score of several runs against the epochs",
     "reconstruction": "errors of masked autoencoders at each level, with true and with naive boxes",
     "groups": "scores of each group of slides, by models trained on one group or another",
 }
-"""Sub-verbs and what they show; each is a module here with ``add_arguments`` and ``run``, as the verbs are."""
+"""Sub-verbs and their summaries; each is a module here with ``add_arguments`` and ``run``, as the verbs are."""
 
 
 class _StudyParser(Parser):

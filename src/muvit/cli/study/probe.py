@@ -24,7 +24,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--levels",
         type=list[float | list[float]] | None,
         default=None,
-        help="levels to look at (default: all of the model's)",
+        help="levels that the encoder sees (default: all levels of the model)",
     )
     parser.add_class_arguments(ProbeConfig, as_group=False)
     parser.add_argument(
