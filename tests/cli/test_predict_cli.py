@@ -6,7 +6,7 @@ from muvit.cli import main
 from muvit.data.crops.normalize import Range
 from muvit.data.crops.preprocessing import Preprocessing
 from muvit.data.slides.ome_zarr import PyramidWriter
-from muvit.data.slides.slide import open_slide
+from muvit.data.slides.open import open_slide
 from muvit.inference.run.resume import read_plan
 from muvit.inference.run.store import prediction_status
 from muvit.models.segmenter import Segmenter

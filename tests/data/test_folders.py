@@ -4,7 +4,7 @@ from PIL import Image
 
 from muvit.data.folders import class_legend, open_folder, open_labelled_folder
 from muvit.data.slides.ome_zarr import PyramidWriter
-from muvit.data.slides.slide import open_slide
+from muvit.data.slides.open import open_slide
 from muvit.errors import InputError, ReadError
 
 

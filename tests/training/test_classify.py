@@ -12,7 +12,7 @@ from muvit.data.crops.augment import Augmentation
 from muvit.data.crops.placement import FreeViews
 from muvit.data.crops.preprocessing import Preprocessing
 from muvit.data.slides.ome_zarr import PyramidWriter
-from muvit.data.slides.slide import open_slide
+from muvit.data.slides.open import open_slide
 from muvit.errors import ExistsError, InputError
 from muvit.inference.classify import classify_slide
 from muvit.metrics import class_scores

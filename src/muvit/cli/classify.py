@@ -45,7 +45,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(arguments: Namespace) -> None:
     """Classify each slide."""
     from muvit.data.crops.preprocessing import Preprocessing
-    from muvit.data.slides.slide import open_slide
+    from muvit.data.slides.open import open_slide
     from muvit.data.tables import read_column, values_of
     from muvit.inference.classify import check_slide, classify_slide
     from muvit.models.classifier import Classifier

@@ -8,7 +8,7 @@ from jsonargparse import ArgumentParser, Namespace
 from muvit.cli.progress import Progress
 from muvit.data.crops.preprocessing import Preprocessing
 from muvit.data.slides.derived import with_levels
-from muvit.data.slides.slide import open_slide
+from muvit.data.slides.open import open_slide
 from muvit.errors import InputError
 from muvit.inference.features import extract_features
 from muvit.models.folder import load_config, model_folder

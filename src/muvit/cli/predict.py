@@ -8,7 +8,9 @@ from jsonargparse import ArgumentParser, Namespace
 
 from muvit.cli.progress import Progress
 from muvit.data.crops.preprocessing import Preprocessing
-from muvit.data.slides.slide import Slide, open_slide, slide_name
+from muvit.data.slides.formats import slide_name
+from muvit.data.slides.open import open_slide
+from muvit.data.slides.slide import Slide
 from muvit.errors import InputError, MuViTError
 from muvit.inference.predict import Engine, plan_prediction, run_prediction
 from muvit.inference.run.plan import Plan, PredictOptions

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from muvit.data.slides.ome_zarr import OmeZarrSlide
-from muvit.data.slides.slide import Slide, open_slide
+from muvit.data.slides.open import open_slide
+from muvit.data.slides.slide import Slide
 from muvit.errors import InputError, ReadError
 
 

@@ -14,7 +14,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 
 from muvit.data.crops.preprocessing import Preprocessing
-from muvit.data.slides.slide import open_slide
+from muvit.data.slides.open import open_slide
 from muvit.evaluation.studies.epochs import read_curves
 from muvit.evaluation.variants import Variant
 from muvit.inference.predict import predict_slide

@@ -12,7 +12,7 @@ from muvit.data.crops.crops import CropConfig, GridCrops, NestedCrops
 from muvit.data.crops.normalize import Range
 from muvit.data.pyramids.convert import convert_image
 from muvit.data.slides.ome_zarr import PyramidWriter
-from muvit.data.slides.slide import open_slide
+from muvit.data.slides.open import open_slide
 from muvit.errors import InputError
 from muvit.geometry import box_size, check_levels, is_inside, level_name, naive_boxes, patch_centers, plain_level
 from muvit.inference.tiling.tiles import TilePlan

@@ -15,7 +15,7 @@ from hypothesis.extra import numpy as hnp
 from muvit.data.pyramids.arrays import ShardedArray, TensorStoreArray, crc32c, open_array
 from muvit.data.pyramids.reduction import area_mean, nearest
 from muvit.data.slides.ome_zarr import OmeZarrSlide, PyramidWriter
-from muvit.data.slides.slide import open_slide
+from muvit.data.slides.open import open_slide
 from muvit.errors import ExistsError, InputError, ReadError
 
 RNG = np.random.default_rng(0)

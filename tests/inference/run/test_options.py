@@ -9,7 +9,7 @@ from array_slide import ArraySlide
 
 from muvit.data.crops.normalize import Percentile, Range
 from muvit.data.crops.preprocessing import Preprocessing
-from muvit.data.slides.slide import open_slide
+from muvit.data.slides.open import open_slide
 from muvit.inference.predict import plan_prediction, predict_slide
 from muvit.inference.run.blocks import predict_blocks, ready
 from muvit.inference.run.canvas import BlockCanvas
