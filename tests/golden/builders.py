@@ -12,31 +12,31 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-
 from muvit.baselines import Baseline
 from muvit.checkpoints import model_folder
 from muvit.data.augment import Augmentation
 from muvit.data.classified import ClassifiedCrops, ClassifiedTiles
-from muvit.data.crops import CropConfig, GridCrops, NestedCrops
 from muvit.data.normalize import normalization_from_dict
 from muvit.data.preprocessing import Preprocessing
 from muvit.data.pyramid_writer import PyramidWriter
 from muvit.data.sampling import FreeViews, Window
-from muvit.data.slides import Slide, open_slide
-from muvit.encoders import MuViTEncoder2d, MuViTEncoder3d, MuViTEncoder4d
 from muvit.heads import Classifier
 from muvit.inference.context import ContextCaching
 from muvit.inference.plan import PredictOptions
+from muvit.masking import TokenMask
+from muvit.relay import RelaySegmenter
+from muvit.segmentation import Segmenter
+from muvit.training.recipe import Recipe
+from torch import Tensor, nn
+
+from muvit.data.crops import CropConfig, GridCrops, NestedCrops
+from muvit.data.slides import Slide, open_slide
+from muvit.encoders import MuViTEncoder2d, MuViTEncoder3d, MuViTEncoder4d
 from muvit.inference.predict import predict_slide
 from muvit.losses import SegmentationLoss
 from muvit.mae import MuViTMAE2d, MuViTMAE3d, MuViTMAE4d
-from muvit.masking import TokenMask
 from muvit.models import load_model
-from muvit.relay import RelaySegmenter
-from muvit.segmentation import Segmenter
 from muvit.settings import read_settings
-from muvit.training.recipe import Recipe
 from muvit.training.train import train_segmenter
 
 RENAMED: dict[str, str] = {}

@@ -5,10 +5,11 @@ import pytest
 import torch
 from array_slide import ArraySlide
 
-from muvit.data.crops.crops import CropConfig, read_views
+from muvit.data.crops.config import CropConfig
 from muvit.data.crops.normalize import Percentile, Range
 from muvit.data.crops.placement import Window, centered_nested, grid_nested
 from muvit.data.crops.preprocessing import Preprocessing
+from muvit.data.crops.reading import read_views
 from muvit.data.slides.ome_zarr import OmeZarrSlide
 from muvit.errors import ExistsError, InputError
 from muvit.inference.features import extract_features

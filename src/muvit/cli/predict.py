@@ -3,6 +3,7 @@
 import sys
 from dataclasses import fields
 from pathlib import Path
+from typing import Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -40,6 +41,9 @@ def add_arguments(parser: ArgumentParser) -> None:
         default=None,
         help="compute only tiles that meet this: a GeoJSON file, or a box y0,x0,y1,x1 in pixels of the finest level",
     )
+    parser.add_argument(
+        "--context", type=Literal["auto", "centered", "grid"], default="auto", help="older spelling of --placement"
+    )
     parser.add_class_arguments(PredictOptions, as_group=False, skip={"flips", "region"})
     parser.add_class_arguments(Engine, as_group=False)
 
@@ -57,7 +61,7 @@ def run(arguments: Namespace) -> None:
     planned: dict[Path, tuple[Slide, Plan]] = {}
     for target, path in targets.items():  # all before any work starts
         slide = open_slide(path.resolve() if engine.engine == "dask" else path)
-        options = _options(arguments, slide)
+        options = _options(arguments, slide, preprocessing)
         plan = plan_prediction(model, slide, target, preprocessing, options=options, engine=engine)
         if not arguments.overwrite and is_made_by(target, plan.to_json()):
             print(target)  # by an earlier call, or by the other parts
@@ -97,8 +101,10 @@ def _targets(arguments: Namespace) -> dict[Path, Path]:
     return targets
 
 
-def _options(arguments: Namespace, slide: Slide) -> PredictOptions:
+def _options(arguments: Namespace, slide: Slide, preprocessing: Preprocessing) -> PredictOptions:
     given = {f.name: arguments[f.name] for f in fields(PredictOptions) if f.name not in ("flips", "region")}
+    if arguments.context != "auto" and arguments.placement == "auto":
+        given["placement"] = "grid" if arguments.context == "grid" else preprocessing.placement
     region = None if arguments.region is None else read_region(arguments.region, slide)
     return PredictOptions(**given, region=region, flips=_TTA_FLIPS if arguments.tta else ())
 

@@ -6,7 +6,7 @@ from muvit.data.crops.classified import SlideChoice
 from muvit.errors import InputError
 from muvit.models.classifier import ClassifierConfig
 from muvit.training.optim import OptimConfig
-from muvit.training.recipes import CropsConfig, InitConfig, RunConfig
+from muvit.training.recipes import CropsConfig, InitConfig, RunConfig, upgrade_recipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +26,8 @@ class ClassifyDataConfig(CropsConfig):
 @dataclass(frozen=True, kw_only=True)
 class ClassifyRecipe:
     """Everything that the training of a classifier depends on."""
+
+    upgrade = staticmethod(upgrade_recipe)
 
     data: ClassifyDataConfig
     """The slides, their classes and the crops."""

@@ -1,12 +1,13 @@
 """Settings of a training run, as a YAML recipe or the command line gives them."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args, get_type_hints
 
 from muvit.data.crops.augment import Augmentation
 from muvit.data.crops.balance import Balance
-from muvit.data.crops.crops import LabelLevels
-from muvit.data.crops.placement import ContextPlace, FreeViews
+from muvit.data.crops.config import LabelLevels
+from muvit.data.crops.placement import FreeViews, Placement, upgrade_placement
 from muvit.errors import InputError
 from muvit.models.baselines import BaselineConfig
 from muvit.models.mae import MAEConfig
@@ -14,6 +15,14 @@ from muvit.models.relay import RelayConfig
 from muvit.models.segmenter import SegmenterConfig
 from muvit.models.trained import NetworkConfig
 from muvit.training.optim import OptimConfig, PretrainOptimConfig
+
+
+def upgrade_recipe(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe of any kind, as YAML gives it, in today's spelling; the one place that knows older ones."""
+    upgraded = dict(values)
+    if isinstance(upgraded.get("data"), Mapping):
+        upgraded["data"] = upgrade_placement(upgraded["data"])
+    return upgraded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,11 +41,12 @@ class CropsConfig:
     training slides."""
     padding: Literal["zero", "edge", "reflect"] = "zero"
     """What a view shows beyond the border of the image."""
+    placement: Placement = "nested"
+    """Where the coarse views lie: around the next finer one, inside the image (nested, MuViT); centred on the finest,
+    also beyond the image (concentric, Relay Tokens); on a grid, shared by neighbouring tiles (grid); or anywhere
+    (free)."""
     free_views: FreeViews | None = None
-    """Where the coarser views lie if they need not hold the finest; unset, every view holds the next finer one."""
-    context: ContextPlace = "random"
-    """Where the coarser views lie else: anywhere around the finest, but in the image (random, MuViT), or centred on it,
-    also beyond the image (centered, Relay Tokens); tiles are validated and predicted alike."""
+    """Offsets and boxes of placement free; unset, anywhere in the image."""
     augmentation: Augmentation = field(default_factory=Augmentation)
     """Flips, intensity jitter and box perturbation of the training samples."""
     samples_per_epoch: int = 4096
@@ -68,7 +78,7 @@ class DataConfig(CropsConfig):
     train: str
     """Folder with images/<name>.* and labels/<name>.* to train on."""
     ignore_labels: tuple[int, ...] = ()
-    """Label values that count nowhere."""
+    """Label values that are ignored in loss and metrics."""
     label_levels: LabelLevels = "finest"
     """Views whose labels are read: the finest, or all, each at its own level (needs label pyramids)."""
     class_names: tuple[str, ...] | None = None
@@ -188,6 +198,8 @@ def _check_steps(data: CropsConfig, run: RunConfig) -> None:
 class Recipe:
     """Everything that a training run depends on."""
 
+    upgrade = staticmethod(upgrade_recipe)
+
     data: DataConfig
     """The slides and the crops."""
     model: SegmenterConfig
@@ -242,6 +254,8 @@ class Recipe:
 @dataclass(frozen=True, kw_only=True)
 class PretrainRecipe:
     """Everything that a pre-training run depends on."""
+
+    upgrade = staticmethod(upgrade_recipe)
 
     data: PretrainDataConfig
     """The slides and the crops."""

@@ -7,7 +7,7 @@ from memory_slide import world_slide
 
 from muvit.data.crops.augment import Augmentation
 from muvit.data.crops.classified import ClassifiedCrops, ClassifiedTiles
-from muvit.data.crops.crops import CropConfig
+from muvit.data.crops.config import CropConfig
 from muvit.data.crops.normalize import Range
 from muvit.errors import InputError
 

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from muvit.data.crops.placement import EpochSampler, Window, centered_nested, sample_nested, start_range
+from muvit.data.crops.placement import Window, centered_nested, sample_nested, start_range
+from muvit.data.crops.sampling import EpochSampler
 from muvit.errors import InputError
 from muvit.geometry import box_center, is_inside, level_factors
 

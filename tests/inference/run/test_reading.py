@@ -3,9 +3,9 @@ import pytest
 import torch
 from array_slide import ArraySlide
 
-from muvit.data.crops.crops import read_views
 from muvit.data.crops.normalize import Percentile, Range, Standardize
 from muvit.data.crops.preprocessing import Preprocessing
+from muvit.data.crops.reading import read_views
 from muvit.errors import ReadError
 from muvit.inference.run.reading import SlideTiles, read_tiles
 from muvit.inference.tiling.tiles import TilePlan

@@ -6,7 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from muvit.data.crops.crops import CropConfig, GridCrops
+from muvit.data.crops.config import CropConfig
+from muvit.data.crops.crops import GridCrops
 from muvit.data.crops.normalize import Range
 from muvit.data.slides.ome_zarr import OmeZarrSlide, PyramidWriter
 from muvit.errors import InputError

@@ -11,6 +11,7 @@ import torch
 import yaml
 
 from muvit import __version__
+from muvit.data.crops.placement import Placement, tile_placements
 from muvit.data.crops.preprocessing import Preprocessing
 from muvit.data.pyramids.spec import PyramidSpec, check_spec
 from muvit.data.pyramids.writer import Shard
@@ -21,7 +22,7 @@ from muvit.geometry import Level, level_factors, level_name
 from muvit.inference.run.context import shares_contexts
 from muvit.inference.run.plan import hash_model, identify_slide
 from muvit.inference.run.prepare import check_slide, check_weights
-from muvit.inference.tiling.tiles import Context, TilePlan
+from muvit.inference.tiling.tiles import TilePlan
 from muvit.models.encoder import MuViTEncoder
 from muvit.models.segmentation_model import Views
 
@@ -79,7 +80,7 @@ class FeaturePlan:
     @property
     def shares_contexts(self) -> bool:
         """Whether coarse crops lie on a grid where many tiles share them."""
-        return self.levels[0].tiling.context == "grid"
+        return self.levels[0].tiling.placement == "grid"
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object."""
@@ -119,12 +120,11 @@ def plan_features(
         raise InputError("levels", expected=f"levels out of {config.levels}", got=wanted)
     if dtype not in get_args(FeatureType):
         raise InputError("dtype", expected="float16 or float32", got=repr(dtype))
-    context: Context = "grid" if shares_contexts(encoder, preprocessing) else "centered"
-    if preprocessing.context == "centered":
-        context = "concentric"
+    suitable = tile_placements(preprocessing.placement)
+    placement: Placement = "grid" if shares_contexts(encoder, preprocessing) else suitable[0]
     indices = [index for index, level in enumerate(config.levels) if level in wanted]
     return FeaturePlan(
-        levels=tuple(_plan_level(encoder, slide, preprocessing, index, dtype, context) for index in indices),
+        levels=tuple(_plan_level(encoder, slide, preprocessing, index, dtype, placement) for index in indices),
         preprocessing=preprocessing,
         precision="bfloat16" if device.type == "cuda" else "float32",
         model=hash_model(encoder),
@@ -133,7 +133,7 @@ def plan_features(
 
 
 def _plan_level(
-    encoder: MuViTEncoder, slide: Slide, preprocessing: Preprocessing, index: int, dtype: str, context: Context
+    encoder: MuViTEncoder, slide: Slide, preprocessing: Preprocessing, index: int, dtype: str, placement: Placement
 ) -> LevelFeatures:
     patch, levels, crop = encoder.config.patch, encoder.config.levels[index:], preprocessing.crop_size
     shapes = [slide.level_shape(level) for level in levels]
@@ -160,7 +160,8 @@ def _plan_level(
         levels=levels,
         crop_size=crop,
         block_size=tuple(n * p for n, p in zip(store.shard_shape(0), patch, strict=True)),
-        context=context,
+        placement=placement,
+        free_views=preprocessing.free_views,
     )
     return LevelFeatures(index=index, tiling=tiling, store=store)
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from muvit.data.crops.placement import Placement, tile_placements
 from muvit.data.crops.preprocessing import Preprocessing
 from muvit.data.pyramids.spec import PyramidSpec, check_spec
 from muvit.data.slides.derived import DerivedLevels
@@ -16,7 +17,7 @@ from muvit.geometry import level_factors
 from muvit.inference.run.context import can_go_together, shares_contexts
 from muvit.inference.run.plan import Plan, PredictOptions, hash_model, identify_slide
 from muvit.inference.tiling.region import tiles_in_region
-from muvit.inference.tiling.tiles import Context, TilePlan, mask_runs
+from muvit.inference.tiling.tiles import TilePlan, mask_runs
 from muvit.inference.tiling.tissue import find_tissue, tiles_with_tissue
 from muvit.models.segmentation_model import SegmentationModel, Views
 
@@ -51,25 +52,26 @@ def make_plan(
     check_slide(model.views, slide, preprocessing)
     if any(-axis > slide.ndim for axis in options.flips):
         raise InputError("flips", expected=f"axes from -{slide.ndim} to -1", got=options.flips)
-    if options.context == "grid" and preprocessing.context == "centered":
-        raise InputError("context", expected="centered, as the model saw its crops in training", got="grid")
+    suitable = tile_placements(preprocessing.placement)
+    if options.placement not in ("auto", *suitable):
+        raise InputError(
+            "placement", expected=f"auto or {' or '.join(suitable)}, as in training", got=options.placement
+        )
     if options.precision == "auto":
         options = replace(options, precision="bfloat16" if device.type == "cuda" else "float32")
-    if options.together > 1 and not (options.context != "centered" and can_go_together(model, preprocessing)):
+    if options.together > 1 and not (options.placement in ("auto", "grid") and can_go_together(model, preprocessing)):
         raise InputError(
             "together",
             expected="a MuViT that attends to all of several levels at true boxes, and coarse crops that tiles share",
-            got=f"{options.together} with context {options.context} and {type(model).__name__}",
+            got=f"{options.together} with placement {options.placement} and {type(model).__name__}",
             hint="Leave it at 1; models with attention_mode coarse_to_fine share coarse crops without it.",
         )
-    if options.context == "auto":
-        is_shared = options.together > 1 or shares_contexts(model, preprocessing)
-        options = replace(options, context="grid" if is_shared else "centered")
+    placement: Placement = suitable[0] if options.placement == "auto" else options.placement
+    if options.placement == "auto" and (options.together > 1 or shares_contexts(model, preprocessing)):
+        placement = "grid"
+    options = replace(options, placement=placement)
     levels = model.views.levels
     shapes = tuple(slide.level_shape(level) for level in levels)
-    place: Context = "grid" if options.context == "grid" else "centered"
-    if preprocessing.context == "centered":  # on the tile, wherever the image ends
-        place = "concentric"
     stores = _stores(slide, shapes[0], preprocessing, options, level_factors(levels[0], slide.ndim))
     tiling = TilePlan(
         shapes=shapes,
@@ -78,7 +80,7 @@ def make_plan(
         block_size=stores["labels"].shard_shape(0),
         overlap=options.overlap_px(preprocessing.crop_size),
         blend=options.blend,
-        context=place,
+        placement=placement,
         free_views=preprocessing.free_views,
         together=options.together,
     )
