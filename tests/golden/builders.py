@@ -12,31 +12,33 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from muvit.baselines import Baseline
-from muvit.checkpoints import model_folder
-from muvit.data.augment import Augmentation
-from muvit.data.classified import ClassifiedCrops, ClassifiedTiles
-from muvit.data.normalize import normalization_from_dict
-from muvit.data.preprocessing import Preprocessing
-from muvit.data.pyramid_writer import PyramidWriter
-from muvit.data.sampling import FreeViews, Window
-from muvit.heads import Classifier
-from muvit.inference.context import ContextCaching
-from muvit.inference.plan import PredictOptions
-from muvit.masking import TokenMask
-from muvit.relay import RelaySegmenter
-from muvit.segmentation import Segmenter
-from muvit.training.recipe import Recipe
 from torch import Tensor, nn
 
-from muvit.data.crops import CropConfig, GridCrops, NestedCrops
-from muvit.data.slides import Slide, open_slide
-from muvit.encoders import MuViTEncoder2d, MuViTEncoder3d, MuViTEncoder4d
+from muvit.data.crops.augment import Augmentation
+from muvit.data.crops.classified import ClassifiedCrops, ClassifiedTiles
+from muvit.data.crops.config import CropConfig
+from muvit.data.crops.crops import GridCrops, NestedCrops
+from muvit.data.crops.normalize import normalization_from_dict
+from muvit.data.crops.placement import Placement, Window
+from muvit.data.crops.preprocessing import Preprocessing
+from muvit.data.pyramids.writer import PyramidWriter
+from muvit.data.slides.open import open_slide
+from muvit.data.slides.slide import Slide
 from muvit.inference.predict import predict_slide
+from muvit.inference.run.context import ContextCaching
+from muvit.inference.run.plan import PredictOptions
 from muvit.losses import SegmentationLoss
-from muvit.mae import MuViTMAE2d, MuViTMAE3d, MuViTMAE4d
-from muvit.models import load_model
+from muvit.models.baselines import Baseline
+from muvit.models.classifier import Classifier
+from muvit.models.encoder import MuViTEncoder2d, MuViTEncoder3d, MuViTEncoder4d
+from muvit.models.folder import model_folder
+from muvit.models.mae import MuViTMAE2d, MuViTMAE3d, MuViTMAE4d
+from muvit.models.masking import TokenMask
+from muvit.models.relay import RelaySegmenter
+from muvit.models.segmenter import Segmenter
+from muvit.models.trained import load_model
 from muvit.settings import read_settings
+from muvit.training.recipes import Recipe
 from muvit.training.train import train_segmenter
 
 RENAMED: dict[str, str] = {}
@@ -160,7 +162,7 @@ def crops(
     levels: Sequence[float] = (1, 4),
     size: Sequence[int] = (24, 32),
     normalization: Mapping[str, object] = {"kind": "percentile"},
-    place: str = "nested",
+    place: Placement = "nested",
     augmentation: Mapping[str, object] | None = None,
     classes: Sequence[int] | None = None,
     all_labels: bool = False,
@@ -173,8 +175,7 @@ def crops(
         normalization=normalization_from_dict(dict(normalization)),
         num_classes=3 if slides[0][1] is not None else None,
         label_levels="all" if all_labels else "finest",
-        free_views=FreeViews() if place == "free" else None,
-        context="centered" if place == "concentric" else "random",
+        placement=place,
     )
     images = [image for image, _ in slides]
     if kind == "grid":
