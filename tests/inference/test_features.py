@@ -7,7 +7,7 @@ from array_slide import ArraySlide
 
 from muvit.data.crops.config import CropConfig
 from muvit.data.crops.normalize import Percentile, Range
-from muvit.data.crops.placement import Window, centered_nested, grid_nested
+from muvit.data.crops.placement import Window, place_views
 from muvit.data.crops.preprocessing import Preprocessing
 from muvit.data.crops.reading import read_views
 from muvit.data.slides.ome_zarr import OmeZarrSlide
@@ -71,15 +71,15 @@ def test_each_patch_of_the_slide_lies_at_its_place(tmp_path, slide, mode):
         np.testing.assert_allclose(read(output, level), expected.permute(2, 0, 1), atol=1e-5)
 
 
-@pytest.mark.parametrize("mode, place", [("all", centered_nested), ("coarse_to_fine", grid_nested)])
-def test_patches_are_encoded_in_their_context(tmp_path, slide, mode, place):
+@pytest.mark.parametrize("mode, placement", [("all", "nested"), ("coarse_to_fine", "grid")])
+def test_patches_are_encoded_in_their_context(tmp_path, slide, mode, placement):
     model = encoder(mode)
     output = extract_features(model, slide, tmp_path / "f.zarr", SETTINGS, levels=(1,), dtype="float32")
     features = read(output, 1)
     shapes = [(76, 104), *(slide.level_shape(level) for level in LEVELS[1:])]  # whole patches
     config = CropConfig(levels=LEVELS, size=CROP, normalization=SETTINGS.normalization)
     for start in ((0, 0), (32, 24), (60, 80)):  # the last tiles of both axes move back
-        sample = read_views(slide, place(start, shapes, LEVELS, CROP), config)
+        sample = read_views(slide, place_views(placement, shapes, LEVELS, CROP, start=start).windows, config)
         with torch.no_grad():
             maps = model.compute_features(sample["img"][None], sample["bbox"][None])[0, 0]
         first = [a // PATCH for a in start]
@@ -93,7 +93,7 @@ def test_a_coarse_level_is_encoded_with_the_finer_ones_in_its_middle(tmp_path, s
     model = encoder("all")
     features = read(extract_features(model, slide, tmp_path / "f.zarr", SETTINGS, levels=(2,), dtype="float32"), 2)
     config = CropConfig(levels=LEVELS, size=CROP, normalization=SETTINGS.normalization)
-    coarser = centered_nested((16, 24), [(40, 52), slide.level_shape(8)], LEVELS[1:], CROP)
+    coarser = place_views("nested", [(40, 52), slide.level_shape(8)], LEVELS[1:], CROP, start=(16, 24)).windows
     # centre of the tile: pixel (16 + 8, 24 + 12) of level 2, (48, 72) of level 1
     windows = (Window(1, (40, 60), CROP), *coarser)
     sample = read_views(slide, windows, config)
@@ -189,7 +189,7 @@ def test_percentiles_over_all_views_share_no_contexts(tmp_path, slide):
     )
     shapes = [(76, 104), *(slide.level_shape(level) for level in LEVELS[1:])]
     config = CropConfig(levels=LEVELS, size=CROP, normalization=settings.normalization)
-    sample = read_views(slide, centered_nested((0, 0), shapes, LEVELS, CROP), config)
+    sample = read_views(slide, place_views("nested", shapes, LEVELS, CROP, start=(0, 0)).windows, config)
     with torch.no_grad():
         maps = encoder("coarse_to_fine").compute_features(sample["img"][None], sample["bbox"][None])[0, 0]
     np.testing.assert_allclose(features[:, :4, :6], maps.numpy(), atol=1e-5)

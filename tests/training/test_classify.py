@@ -182,14 +182,14 @@ def test_a_frozen_pretrained_encoder_stays_as_it_is(recipe, tmp_path):
 @pytest.mark.parametrize(
     "settings, expected",
     [
-        ({"context": "centered"}, lambda centers: centers),
+        ({"placement": "concentric"}, lambda centers: centers),
         # moved back to the border of the image
         (
-            {"free_views": FreeViews(offset_px=((-16, -16), (16, 16)))},
+            {"placement": "free", "free_views": FreeViews(offset_px=((-16, -16), (16, 16)))},
             lambda c: (c + torch.tensor([-16, 16])).clip(16, 48),
         ),
     ],
-    ids=["centered", "free"],
+    ids=["concentric", "free"],
 )
 @pytest.mark.parametrize("num_crops", [4, None])
 def test_coarse_views_lie_in_prediction_where_they_lay_in_training(

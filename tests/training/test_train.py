@@ -445,16 +445,16 @@ def test_settings_that_do_not_fit_are_refused(recipe, tmp_path, part, field, val
 
 def test_views_of_one_centre_are_scaled_and_turned_in_training_alone(recipe):
     similar = Augmentation(box_scale=(1, 1), box_shift_px=0, scale=(0.5, 2), rotation_degrees=90)
-    recipe = change(recipe, "data", context="centered", augmentation=similar, val_samples=None)
+    recipe = change(recipe, "data", placement="concentric", augmentation=similar, val_samples=None)
     data = SegmentationData(recipe, build_model(recipe.network).views)
-    assert data.preprocessing.context == "centered"
+    assert data.preprocessing.placement == "concentric"
     sides = {round(float(box_size(data.train_crops[i]["bbox"])[0, 0]), 3) for i in range(12)}
     assert 32 in sides
     assert len(sides) > 3
     sample = data.val_crops[0]  # in a corner, which its context leaves
     assert sample["bbox"].tolist() == [[[0, 0], [32, 32]], [[-48, -48], [80, 80]]]
-    with pytest.raises(InputError, match="expected views with one centre, context centered, got context random"):
-        SegmentationData(change(recipe, "data", context="random"), build_model(recipe.network).views)
+    with pytest.raises(InputError, match="expected views with one centre, placement concentric, got placement nested"):
+        SegmentationData(change(recipe, "data", placement="nested"), build_model(recipe.network).views)
 
 
 def test_statistics_of_the_training_slides_are_kept_for_prediction(recipe):
@@ -486,20 +486,20 @@ def test_training_stops_when_the_score_rises_no_more(recipe, tmp_path, monkeypat
 
 
 @pytest.mark.parametrize(
-    ("context", "changes", "is_told"),
+    ("placement", "changes", "is_told"),
     [
-        ("random", {}, True),
-        ("centered", {}, False),
-        ("random", {"relay_tokens": 0}, False),
-        ("random", {"fusion": "decision"}, False),
-        ("random", {"levels": (1,)}, False),
+        ("nested", {}, True),
+        ("concentric", {}, False),
+        ("nested", {"relay_tokens": 0}, False),
+        ("nested", {"fusion": "decision"}, False),
+        ("nested", {"levels": (1,)}, False),
     ],
 )
-def test_relay_tokens_with_views_that_lie_anywhere_are_told(recipe, caplog, context, changes, is_told):
+def test_relay_tokens_with_views_that_lie_anywhere_are_told(recipe, caplog, placement, changes, is_told):
     relay = RelayConfig(backbone="vit_tiny_patch16_224", timm_options={"depth": 1}, **changes)
-    coupled = replace(change(recipe, "data", context=context), relay=relay)
+    coupled = replace(change(recipe, "data", placement=placement), relay=relay)
     SegmentationData(coupled, build_model(coupled.network).views)
-    assert ["data.context" in record.message for record in caplog.records] == [True] * is_told
+    assert ["data.placement" in record.message for record in caplog.records] == [True] * is_told
 
 
 def test_a_class_without_a_pixel_is_told(recipe, caplog):
