@@ -6,7 +6,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from muvit.cli import main
 from muvit.errors import InputError, ReadError
-from muvit.settings import config_action, read_settings, sentence, settings_from
+from muvit.settings import read_old_files, read_settings, sentence, settings_from
 from muvit.training.recipes import Recipe
 
 GIVEN = [
@@ -106,7 +106,8 @@ def test_older_spellings_of_a_recipe_are_read(tmp_path, older, expected):
     data = read_settings(file, Recipe).data
     assert {name: getattr(data, name) for name in expected} == expected
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--config", action=config_action(Recipe))
+    read_old_files(parser, Recipe)
+    parser.add_argument("--config", action="config")
     parser.add_class_arguments(Recipe, as_group=False)
     arguments = parser.parse_args(["--config", str(file), "--data.batch_size", "2"])
     assert settings_from(arguments, Recipe).data == replace(data, batch_size=2)

@@ -33,6 +33,17 @@ def test_slides_come_by_name_in_alphabetical_order(folder):
     assert [value_of(slide) for slide in slides.values()] == [1, 0, 2]
 
 
+def test_slides_get_the_levels_that_they_lack_and_one_warning_says_so(folder, caplog):
+    slides = open_folder(folder / "images", (1, 2))
+    assert [slide.levels for slide in slides.values()] == [(1, 2)] * 3
+    assert [slide.stored_levels for slide in slides.values()] == [(1,)] * 3
+    (said,) = caplog.messages
+    assert said.startswith(
+        f"{folder}/images/a.png and 2 more: levels that are not stored are computed as they are read"
+    )
+    assert [image.levels for image, _ in open_labelled_folder(folder, (1, 4))] == [(1, 4)] * 3
+
+
 def test_images_are_paired_with_the_labels_of_their_name(folder):
     pairs = open_labelled_folder(folder)
     assert [(image.name, label.name) for image, label in pairs] == [(n, n) for n in "abc"]

@@ -10,6 +10,7 @@ from muvit.data.crops.normalize import Percentile, Range
 from muvit.data.crops.placement import Window, place_views
 from muvit.data.crops.preprocessing import Preprocessing
 from muvit.data.crops.reading import read_views
+from muvit.data.slides.derived import complete_slide
 from muvit.data.slides.ome_zarr import OmeZarrSlide
 from muvit.errors import ExistsError, InputError
 from muvit.inference.features import extract_features
@@ -235,3 +236,13 @@ def test_numbers_too_large_for_the_store_are_refused(tmp_path, slide):
         extract_features(huge, slide, tmp_path / "f.zarr", SETTINGS)
     output = extract_features(huge, slide, tmp_path / "g.zarr", SETTINGS, dtype="float32")
     assert read(output, 2).min() > 9e4
+
+
+def test_levels_that_a_slide_lacks_are_computed(tmp_path, slide, caplog):
+    flat = ArraySlide(slide.read(1, (0, 0), slide.shape), levels=(1,), name="image", pixel_size_um=(0.5, 0.25))
+    full = complete_slide(flat, LEVELS)
+    caplog.clear()
+    for name, given in (("flat", flat), ("full", full)):
+        extract_features(encoder(), given, tmp_path / name, SETTINGS)
+    assert files(tmp_path / "flat") == files(tmp_path / "full")
+    assert len([message for message in caplog.messages if "would store them" in message]) == 1

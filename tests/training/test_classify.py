@@ -9,6 +9,7 @@ from lightning import Callback
 from PIL import Image
 
 from muvit.data.crops.augment import Augmentation
+from muvit.data.crops.normalize import Range
 from muvit.data.crops.placement import FreeViews
 from muvit.data.crops.preprocessing import Preprocessing
 from muvit.data.slides.ome_zarr import PyramidWriter
@@ -244,3 +245,19 @@ def test_slides_without_a_class_or_of_a_new_one_are_refused(recipe, data, tmp_pa
         train_classifier(change(recipe, "data", classes=str(tmp_path / "missing.csv")), tmp_path / "run")
     with pytest.raises(InputError, match=r"new\.csv: expected classes that training slides have: .*, got dots"):
         train_classifier(change(recipe, "data", classes=str(tmp_path / "new.csv")), tmp_path / "run")
+
+
+def test_levels_that_a_slide_lacks_are_computed_as_a_pyramid_would_store_them(data, tmp_path, caplog):
+    stored = open_slide(data / "val" / "images" / "val0.ome.zarr")
+    Image.fromarray(stored.read(1, (0, 0), stored.shape)[0]).save(tmp_path / "val0.png")
+    torch.manual_seed(0)
+    encoder = EncoderConfig(in_channels=1, levels=(1, 4), patch_size=4, dim=8, num_layers=1, heads=1)
+    model = Classifier(encoder=encoder, num_classes=3)
+    settings = Preprocessing(
+        crop_size=(16, 16), normalization=Range(high=255), class_names=KINDS, class_colors=((0, 0, 0),) * 3
+    )
+    expected, found = (
+        classify_slide(model, slide, settings, num_crops=4) for slide in (stored, open_slide(tmp_path / "val0.png"))
+    )
+    np.testing.assert_array_equal(found.crops, expected.crops)
+    assert [message.count("`muvit convert --levels` would store them") for message in caplog.messages] == [1]

@@ -13,6 +13,7 @@ from PIL import Image
 from muvit.data.crops.augment import Augmentation
 from muvit.data.crops.preprocessing import Preprocessing
 from muvit.data.slides.ome_zarr import PyramidWriter
+from muvit.data.slides.open import open_slide
 from muvit.data.synthetic.images import LABEL_COLORS, SyntheticConfig, write_synthetic
 from muvit.errors import ExistsError, InputError, MuViTError, ReadError
 from muvit.geometry import box_size
@@ -509,3 +510,19 @@ def test_a_class_without_a_pixel_is_told(recipe, caplog):
     assert [record.message for record in caplog.records] == [
         f"{recipe.data.train}: no pixel of class 3 was seen; what does not occur cannot be learned"
     ]
+
+
+def test_levels_that_the_slides_lack_are_computed_as_a_pyramid_would_store_them(recipe, slides, tmp_path, caplog):
+    pyramids = SegmentationData(recipe, build_model(recipe.network).views)
+    for kind in ("images", "labels"):
+        (tmp_path / "train" / kind).mkdir(parents=True)
+        for path in sorted((slides / "train" / kind).iterdir()):
+            slide = open_slide(path)
+            pixels = slide.read(1, (0, 0), slide.shape)[0]
+            Image.fromarray(pixels).save(tmp_path / "train" / kind / f"{slide.name}.png")
+    flat = SegmentationData(
+        change(recipe, "data", train=str(tmp_path / "train"), val=None), build_model(recipe.network).views
+    )
+    for stored, computed in ((pyramids.train_crops[i], flat.train_crops[i]) for i in range(4)):
+        assert all(torch.equal(stored[key], computed[key]) for key in ("img", "bbox", "label"))
+    assert [message.count("`muvit convert --levels` would store them") for message in caplog.messages] == [1]

@@ -12,15 +12,16 @@ from muvit.errors import InputError, ReadError
 from muvit.evaluation.comparison import compare
 from muvit.evaluation.variants import CONTROLS, PRESETS, Variant, preset
 from muvit.models.folder import plain
-from muvit.settings import config_action, make_settings, settings_from
-from muvit.training.recipes import Recipe, upgrade_recipe
+from muvit.settings import make_settings, read_old_files, settings_from
+from muvit.training.recipes import Recipe
 
 INTRO = "Models trained alike on the same slides, and scored on slides that none of them has seen."
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Arguments of the verb."""
-    parser.add_argument("--config", action=config_action(Recipe), help="recipe in YAML; later arguments override it")
+    read_old_files(parser, Recipe)
+    parser.add_argument("--config", action="config", help="recipe in YAML; later arguments override it")
     parser.add_argument("--test", type=Path, required=True, help="folder with images and labels to score the models on")
     parser.add_argument("--output", type=Path, required=True, help="folder of the comparison")
     parser.add_argument(
@@ -78,7 +79,7 @@ def _variants(file: Path, recipe: Recipe) -> list[Variant]:
         unknown = set(entry) - {"description", "settings"}
         if unknown:
             raise InputError(f"{file}, {name}", expected="description and settings", got=sorted(unknown))
-        changes = upgrade_recipe(entry.get("settings", {}))
+        changes = Recipe.upgrade(entry.get("settings", {}))
         changed = make_settings(_merged(base, changes), Recipe, subject=f"{file}, {name}")
         variants.append(Variant(name=name, description=entry.get("description", ""), recipe=changed))
     return variants

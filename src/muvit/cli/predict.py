@@ -13,6 +13,7 @@ from muvit.data.slides.formats import slide_name
 from muvit.data.slides.open import open_slide
 from muvit.data.slides.slide import Slide
 from muvit.errors import InputError, MuViTError
+from muvit.inference.inputs import prepare_slide
 from muvit.inference.predict import Engine, plan_prediction, run_prediction
 from muvit.inference.run.plan import Plan, PredictOptions
 from muvit.inference.run.resume import is_made_by, is_published
@@ -60,7 +61,8 @@ def run(arguments: Namespace) -> None:
     engine = Engine(**{field.name: arguments[field.name] for field in fields(Engine)})
     planned: dict[Path, tuple[Slide, Plan]] = {}
     for target, path in targets.items():  # all before any work starts
-        slide = open_slide(path.resolve() if engine.engine == "dask" else path)
+        opened = open_slide(path.resolve() if engine.engine == "dask" else path)
+        slide = prepare_slide(model.views, opened, preprocessing)
         options = _options(arguments, slide, preprocessing)
         plan = plan_prediction(model, slide, target, preprocessing, options=options, engine=engine)
         if not arguments.overwrite and is_made_by(target, plan.to_json()):

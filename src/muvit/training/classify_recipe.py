@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 from muvit.data.crops.classified import SlideChoice
 from muvit.errors import InputError
 from muvit.models.classifier import ClassifierConfig
+from muvit.training.old_recipes import upgrade_recipe
 from muvit.training.optim import OptimConfig
-from muvit.training.recipes import CropsConfig, InitConfig, RunConfig, upgrade_recipe
+from muvit.training.recipes import CropsConfig, InitConfig, RunConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,8 +28,6 @@ class ClassifyDataConfig(CropsConfig):
 class ClassifyRecipe:
     """Everything that the training of a classifier depends on."""
 
-    upgrade = staticmethod(upgrade_recipe)
-
     data: ClassifyDataConfig
     """The slides, their classes and the crops."""
     model: ClassifierConfig
@@ -40,6 +39,8 @@ class ClassifyRecipe:
     ``val_accuracy``, of the highest accuracy on slides."""
     init: InitConfig | None = None
     """A pre-trained encoder to start from; unset, training starts from scratch."""
+
+    upgrade = staticmethod(upgrade_recipe)
 
     def __post_init__(self) -> None:
         steps = self.run.devices * self.run.num_nodes * self.data.batch_size

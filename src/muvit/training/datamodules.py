@@ -97,7 +97,7 @@ class CropsData(LightningDataModule):
         """As the recipe says, with the statistics of the training slides at ``level`` where it leaves them out."""
         values = self.data.normalization
         if values.get("kind") == "standardize" and not {"mean", "std"} & values.keys():
-            slides = open_folder(Path(self.data.train) / "images").values()
+            slides = open_folder(Path(self.data.train) / "images", (level,)).values()
             mean, std = measure_channels(list(slides), level)
             values = values | {"mean": mean, "std": std}
         return normalization_from_dict(values)
@@ -163,7 +163,7 @@ class SegmentationData(CropsData):
             _LOG.warning(
                 "relay tokens know no coordinates: nested views teach them little; set data.placement to concentric"
             )
-        self.train_slides = open_labelled_folder(Path(data.train))
+        self.train_slides = open_labelled_folder(Path(data.train), views.levels)
         check_channels([image for image, _ in self.train_slides], views.in_channels, "model.encoder.in_channels")
         self.train_crops = self._random_crops(
             self._pairs(self.train_slides),
@@ -176,9 +176,10 @@ class SegmentationData(CropsData):
     def val_crops(self) -> SlideCrops | None:
         """Validation crops without augmentation: every tile once, or a fixed random choice."""
         folder = self.recipe.data.val
-        return (
-            None if folder is None else self._fixed_crops(self._pairs(open_labelled_folder(Path(folder))), self.crops)
-        )
+        if folder is None:
+            return None
+        slides = open_labelled_folder(Path(folder), self.crops.levels)
+        return self._fixed_crops(self._pairs(slides), self.crops)
 
     @cached_property
     def preprocessing(self) -> Preprocessing:
@@ -237,7 +238,7 @@ class PretrainData(CropsData):
         return self._preprocessing(self.train_slides[0][0])
 
     def _open(self, folder: Path) -> list[LabelledSlide]:
-        slides = list(open_folder(folder / "images").values())
+        slides = list(open_folder(folder / "images", self.crops.levels).values())
         check_channels(slides, self.recipe.model.in_channels, "model.in_channels")
         return [(slide, None) for slide in slides]
 

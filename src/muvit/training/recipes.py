@@ -1,28 +1,20 @@
 """Settings of a training run, as a YAML recipe or the command line gives them."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args, get_type_hints
 
 from muvit.data.crops.augment import Augmentation
 from muvit.data.crops.balance import Balance
 from muvit.data.crops.config import LabelLevels
-from muvit.data.crops.placement import FreeViews, Placement, upgrade_placement
+from muvit.data.crops.placement import FreeViews, Placement
 from muvit.errors import InputError
 from muvit.models.baselines import BaselineConfig
 from muvit.models.mae import MAEConfig
 from muvit.models.relay import RelayConfig
 from muvit.models.segmenter import SegmenterConfig
 from muvit.models.trained import NetworkConfig
+from muvit.training.old_recipes import upgrade_recipe
 from muvit.training.optim import OptimConfig, PretrainOptimConfig
-
-
-def upgrade_recipe(values: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe of any kind, as YAML gives it, in today's spelling; the one place that knows older ones."""
-    upgraded = dict(values)
-    if isinstance(upgraded.get("data"), Mapping):
-        upgraded["data"] = upgrade_placement(upgraded["data"])
-    return upgraded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,8 +190,6 @@ def _check_steps(data: CropsConfig, run: RunConfig) -> None:
 class Recipe:
     """Everything that a training run depends on."""
 
-    upgrade = staticmethod(upgrade_recipe)
-
     data: DataConfig
     """The slides and the crops."""
     model: SegmenterConfig
@@ -216,6 +206,8 @@ class Recipe:
     """Train this network of another library in the place of `model`, on the same samples with the same budget."""
     relay: RelayConfig | None = None
     """Train this timm backbone with relay tokens in the place of `model`, on the same samples with the same budget."""
+
+    upgrade = staticmethod(upgrade_recipe)
 
     def __post_init__(self) -> None:
         _check_steps(self.data, self.run)
@@ -255,8 +247,6 @@ class Recipe:
 class PretrainRecipe:
     """Everything that a pre-training run depends on."""
 
-    upgrade = staticmethod(upgrade_recipe)
-
     data: PretrainDataConfig
     """The slides and the crops."""
     model: MAEConfig
@@ -267,6 +257,8 @@ class PretrainRecipe:
     """Optimiser and schedule."""
     run: RunConfig = field(default_factory=RunConfig)
     """Duration, seed and devices."""
+
+    upgrade = staticmethod(upgrade_recipe)
 
     def __post_init__(self) -> None:
         _check_steps(self.data, self.run)

@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 from muvit.errors import ExistsError, InputError
 from muvit.models.folder import plain
 from muvit.training.classify_recipe import ClassifyRecipe
-from muvit.training.recipes import PretrainRecipe, Recipe, RunConfig, upgrade_recipe
+from muvit.training.recipes import PretrainRecipe, Recipe, RunConfig
 
 AnyRecipe = Recipe | PretrainRecipe | ClassifyRecipe
 
@@ -53,7 +53,7 @@ def prepare_folder(recipe: AnyRecipe, output: Path, resume: bool, overwrite: boo
         for file in (checkpoint, output / RECIPE):
             if not file.is_file():
                 raise InputError(output, expected="a run that was stopped, to resume it", got=f"no {file}")
-        changed = _changed_settings(upgrade_recipe(yaml.safe_load((output / RECIPE).read_text())), settings)
+        changed = _changed_settings(recipe.upgrade(yaml.safe_load((output / RECIPE).read_text())), settings)
         if changed:
             raise InputError(
                 output / RECIPE,

@@ -10,7 +10,7 @@ from muvit.data.crops.normalize import Percentile, Standardize
 from muvit.data.crops.placement import FreeViews
 from muvit.data.crops.preprocessing import Preprocessing
 from muvit.errors import InputError
-from muvit.inference.run.plan import Plan, PredictOptions, differences, hash_model, identify_slide, upgrade_plan
+from muvit.inference.run.plan import Plan, PredictOptions, differences, hash_model, upgrade_plan
 from muvit.inference.run.prepare import make_plan
 from muvit.inference.tiling.tiles import mask_runs
 from muvit.models.segmenter import Segmenter
@@ -84,10 +84,10 @@ def test_models_differ_by_weights_and_settings():
 
 
 def test_images_differ_by_pixels_and_sizes():
-    first = identify_slide(slide())
-    assert identify_slide(slide()) == first
-    assert identify_slide(slide(change=40))["sha256"] != first["sha256"]
-    assert identify_slide(slide(shape=(300, 501))) != first
+    first = slide().identify()
+    assert slide().identify() == first
+    assert slide(change=40).identify()["sha256"] != first["sha256"]
+    assert slide(shape=(300, 501)).identify() != first
 
 
 def test_tiles_without_tissue_or_outside_the_region_are_left_out():

@@ -5,6 +5,7 @@ A slide is read window by window and never loaded whole (PNG and JPEG excepted, 
 level that scales its axes differently, as of a stack coarsened in its planes only, is a tuple: ``(1, 4, 4)``.
 """
 
+import hashlib
 import math
 import zlib
 from abc import ABC, abstractmethod
@@ -21,6 +22,10 @@ from muvit.geometry import Level, level_factors, level_name, plain_level
 Padding = Literal["zero", "edge", "reflect"]
 Palette = Literal["rgb", "index"]
 
+_FINGERPRINT_PX = 1 << 20
+_WINDOWS = 4
+_WINDOW_PX = 64
+
 _DECODING_ERRORS = (OSError, EOFError, ValueError, TypeError, LookupError, RuntimeError, zlib.error)
 
 
@@ -34,7 +39,7 @@ class Slide(ABC):
         shape: pixels of the finest level, axis order (t)(z)yx.
         num_channels: length of the channel axis of `read`.
         dtype: dtype of `read`, in native byte order (bilevel images are uint8 0 and 1).
-        levels: stored downsampling factors relative to the finest level, the level of most pixels first;
+        levels: downsampling factors relative to the finest level, the level of most pixels first;
             ``levels[0] == 1``.
         pixel_size_um: micrometers per pixel of the finest level along each spatial axis (a t axis: seconds per frame),
             or None where unknown.
@@ -69,8 +74,37 @@ class Slide(ABC):
         """Number of spatial axes (a time axis counts as one)."""
         return len(self.shape)
 
+    @property
+    def stored_levels(self) -> tuple[Level, ...]:
+        """Those of `levels` that the file holds; others are computed as they are read."""
+        return self.levels
+
+    def identify(self) -> dict[str, Any]:
+        """Path, shape, channels, type, levels, pixel size and fingerprint of the file, as a JSON object.
+
+        The fingerprint is a SHA-256 of the whole coarsest stored level, to which every pixel of a pyramid contributes
+        (if it has at most a million pixels), and of windows spread over the finest level.
+        """
+        digest = hashlib.sha256()
+        coarsest = self.stored_levels[-1]
+        if math.prod(self.level_shape(coarsest)) <= _FINGERPRINT_PX:
+            digest.update(self.read(coarsest, (0,) * self.ndim, self.level_shape(coarsest)).tobytes())
+        size = tuple(min(_WINDOW_PX, n) for n in self.shape)
+        for index in np.ndindex(*(_WINDOWS,) * self.ndim):
+            axes = zip(index, self.shape, size, strict=True)
+            digest.update(self.read(1, tuple(i * (n - m) // (_WINDOWS - 1) for i, n, m in axes), size).tobytes())
+        return {
+            "path": str(self.path.resolve()),
+            "shape": list(self.shape),
+            "channels": list(self.channel_names),
+            "dtype": str(self.dtype),
+            "levels": [level_name(level) for level in self.stored_levels],
+            "pixel_size_um": None if self.pixel_size_um is None else list(self.pixel_size_um),
+            "sha256": digest.hexdigest(),
+        }
+
     def level_shape(self, level: Level) -> tuple[int, ...]:
-        """Stored pixels of one level, axis order (t)(z)yx.
+        """Pixels of one level, axis order (t)(z)yx.
 
         Raises:
             InputError: the level is not stored.

@@ -15,16 +15,15 @@ from muvit.data.crops.placement import Placement, tile_placements
 from muvit.data.crops.preprocessing import Preprocessing
 from muvit.data.pyramids.spec import PyramidSpec, check_spec
 from muvit.data.pyramids.writer import Shard
-from muvit.data.slides.derived import DerivedLevels
 from muvit.data.slides.slide import Slide
 from muvit.errors import InputError
 from muvit.geometry import Level, level_factors, level_name
+from muvit.inference.inputs import check_weights
 from muvit.inference.run.context import shares_contexts
-from muvit.inference.run.plan import hash_model, identify_slide
-from muvit.inference.run.prepare import check_slide, check_weights
+from muvit.inference.run.plan import hash_model
 from muvit.inference.tiling.tiles import TilePlan
 from muvit.models.encoder import MuViTEncoder
-from muvit.models.segmentation_model import Views
+from muvit.models.segmentation_model import encoder_views
 
 FeatureType = Literal["float16", "float32"]
 
@@ -111,10 +110,8 @@ def plan_features(
 ) -> FeaturePlan:
     """The plan of `extract_features`, whose arguments and errors it shares."""
     config = encoder.config
-    views = Views(levels=config.levels, in_channels=config.in_channels, ndim=config.ndim, multiple=config.patch)
-    views.check_size(preprocessing.crop_size)
+    encoder_views(config).check_size(preprocessing.crop_size)
     check_weights(encoder)
-    check_slide(views, slide, preprocessing)
     wanted = config.levels if levels is None else tuple(levels)
     if not wanted or any(level not in config.levels for level in wanted):
         raise InputError("levels", expected=f"levels out of {config.levels}", got=wanted)
@@ -128,7 +125,7 @@ def plan_features(
         preprocessing=preprocessing,
         precision="bfloat16" if device.type == "cuda" else "float32",
         model=hash_model(encoder),
-        image=identify_slide(slide.slide if isinstance(slide, DerivedLevels) else slide),
+        image=slide.identify(),
     )
 
 

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, is_dataclass
 from typing import Any, Literal, get_args
 
-import numpy as np
 import torch
 import yaml
 
@@ -18,9 +17,7 @@ from muvit import __version__
 from muvit.data.crops.placement import Placement, upgrade_placement
 from muvit.data.crops.preprocessing import Preprocessing
 from muvit.data.pyramids.spec import PyramidSpec
-from muvit.data.slides.slide import Slide
 from muvit.errors import InputError
-from muvit.geometry import Level, level_name
 from muvit.inference.tiling.tiles import Blend, TilePlan
 from muvit.models.folder import plain
 
@@ -29,10 +26,6 @@ Average = Literal["probabilities", "logits"]
 TilePlacement = Literal["auto", Placement]
 Tissue = Literal["all", "auto", "dark", "bright"]
 ProbabilityType = Literal["uint8", "float16"]
-
-_FINGERPRINT_PX = 1 << 20
-_WINDOWS = 4
-_WINDOW_PX = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,35 +211,6 @@ def hash_model(model: torch.nn.Module) -> dict[str, str]:
         digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
         digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return {"class": type(model).__name__, "sha256": digest.hexdigest()}
-
-
-def identify_slide(slide: Slide) -> dict[str, Any]:
-    """What tells one image from another: its size, type and levels, and a fingerprint of its pixels.
-
-    The fingerprint takes in the whole of the coarsest stored level, to which every pixel of a pyramid contributes (if
-    it has at most a million pixels), and some windows that are spread over the finest level.
-    """
-    digest = hashlib.sha256()
-    coarsest = slide.levels[-1]
-    if math.prod(slide.level_shape(coarsest)) <= _FINGERPRINT_PX:
-        digest.update(_bytes(slide, coarsest, (0,) * slide.ndim, slide.level_shape(coarsest)))
-    size = tuple(min(_WINDOW_PX, n) for n in slide.shape)
-    for index in np.ndindex(*(_WINDOWS,) * slide.ndim):
-        places = zip(index, slide.shape, size, strict=True)
-        digest.update(_bytes(slide, 1, tuple(i * (n - m) // (_WINDOWS - 1) for i, n, m in places), size))
-    return {
-        "path": str(slide.path.resolve()),
-        "shape": list(slide.shape),
-        "channels": list(slide.channel_names),
-        "dtype": str(slide.dtype),
-        "levels": [level_name(level) for level in slide.levels],
-        "pixel_size_um": None if slide.pixel_size_um is None else list(slide.pixel_size_um),
-        "sha256": digest.hexdigest(),
-    }
-
-
-def _bytes(slide: Slide, level: Level, start: tuple[int, ...], size: tuple[int, ...]) -> bytes:
-    return np.ascontiguousarray(slide.read(level, start, size)).tobytes()
 
 
 def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -10,21 +10,18 @@ import torch
 from muvit.data.crops.placement import Placement, tile_placements
 from muvit.data.crops.preprocessing import Preprocessing
 from muvit.data.pyramids.spec import PyramidSpec, check_spec
-from muvit.data.slides.derived import DerivedLevels
 from muvit.data.slides.slide import Slide
 from muvit.errors import InputError
 from muvit.geometry import level_factors
+from muvit.inference.inputs import check_weights
 from muvit.inference.run.context import can_go_together, shares_contexts
-from muvit.inference.run.plan import Plan, PredictOptions, hash_model, identify_slide
+from muvit.inference.run.plan import Plan, PredictOptions, hash_model
 from muvit.inference.tiling.region import tiles_in_region
 from muvit.inference.tiling.tiles import TilePlan, mask_runs
 from muvit.inference.tiling.tissue import find_tissue, tiles_with_tissue
-from muvit.models.segmentation_model import SegmentationModel, Views
+from muvit.models.segmentation_model import SegmentationModel
 
 _LOG = logging.getLogger(__name__)
-
-PIXEL_SIZE_TOLERANCE = 0.1
-"""Largest relative difference of pixel size between training and slide that is taken for the same."""
 
 _BLOCK_BYTES = 256 << 20
 
@@ -40,7 +37,7 @@ def make_plan(
 
     Args:
         model: takes the slide's channels and levels.
-        slide: the image, with all levels of the model.
+        slide: the image, as `muvit.inference.inputs.prepare_slide` gives it.
         preprocessing: how the model saw crops in training, and what its classes are.
         options: what is predicted.
         device: where it is going to run, which decides its precision.
@@ -49,7 +46,6 @@ def make_plan(
         InputError: model, slide, preprocessing and options do not fit each other, or a weight is NaN or infinite.
     """
     _check_model(model, preprocessing)
-    check_slide(model.views, slide, preprocessing)
     if any(-axis > slide.ndim for axis in options.flips):
         raise InputError("flips", expected=f"axes from -{slide.ndim} to -1", got=options.flips)
     suitable = tile_placements(preprocessing.placement)
@@ -92,7 +88,7 @@ def make_plan(
         preprocessing=preprocessing,
         options=options,
         model=hash_model(model),
-        image=identify_slide(slide.slide if isinstance(slide, DerivedLevels) else slide),
+        image=slide.identify(),
     )
 
 
@@ -170,39 +166,3 @@ def _check_model(model: SegmentationModel, preprocessing: Preprocessing) -> None
             got=preprocessing.class_names,
         )
     check_weights(model)
-
-
-def check_weights(model: torch.nn.Module) -> None:
-    """Refuse a model with a weight that is no number.
-
-    Raises:
-        InputError: a weight is NaN or infinite; names it.
-    """
-    for name, weight in model.state_dict().items():
-        if not torch.isfinite(weight).all():
-            raise InputError(f"weights of the model, {name}", expected="finite numbers", got="NaN or infinity")
-
-
-def check_slide(views: Views, slide: Slide, preprocessing: Preprocessing) -> None:
-    """Refuse a slide that is not as those that a model was trained on.
-
-    Raises:
-        InputError: axes, channels or pixel size differ.
-    """
-    if slide.ndim != views.ndim:
-        raise InputError(
-            slide.path, expected=f"{views.ndim} spatial axes, as the model has", got=f"shape {slide.shape}"
-        )
-    if slide.num_channels != views.in_channels:
-        got = f"{slide.num_channels}: {', '.join(slide.channel_names)}"
-        raise InputError(f"channels of {slide.path}", expected=f"{views.in_channels}, as the model has", got=got)
-    trained, own = preprocessing.pixel_size_um, slide.pixel_size_um
-    if trained is None or own is None:
-        return
-    if len(trained) != len(own) or not np.allclose(own, trained, rtol=PIXEL_SIZE_TOLERANCE, atol=0):
-        raise InputError(
-            f"pixel size of {slide.path}",
-            expected=f"{trained} um, as in training (within {PIXEL_SIZE_TOLERANCE:.0%})",
-            got=f"{own} um",
-            hint="Resample the image, or remove pixel_size_um from preprocessing.yaml to go without this check.",
-        )
