@@ -22,7 +22,6 @@ from markdown_table import markdown_table
 from torch.utils.data import DataLoader
 
 from muvit.data.crops.crops import GridCrops
-from muvit.data.crops.placement import FreeViews
 from muvit.data.folders import open_labelled_folder
 from muvit.data.synthetic.free import write_legend
 from muvit.labels import IGNORE
@@ -30,7 +29,7 @@ from muvit.metrics import Scores, confusion_matrix, scores
 from muvit.models.trained import build_model, load_model
 from muvit.settings import read_settings
 from muvit.training.datamodules import SegmentationData
-from muvit.training.recipes import Recipe
+from muvit.training.recipes import DataConfig, Recipe
 from muvit.training.train import train_segmenter
 
 ROOT = Path(__file__).parents[1]
@@ -52,11 +51,15 @@ def score(recipe: Recipe, model_folder: Path, test: Path) -> Scores:
     return scores(confusion)
 
 
-def variants(recipe: Recipe) -> dict[str, FreeViews | None]:
-    """Where the coarse view lies, and what its box says."""
+def variants(recipe: Recipe) -> dict[str, DataConfig]:
+    """Placements of the coarse view, and what its box says."""
     free = recipe.data.free_views
     assert free is not None
-    return {"true boxes": free, "shuffled boxes": replace(free, boxes="shuffled"), "nested view": None}
+    return {
+        "true boxes": recipe.data,
+        "shuffled boxes": replace(recipe.data, free_views=replace(free, boxes="shuffled")),
+        "nested view": replace(recipe.data, placement="nested", free_views=None),
+    }
 
 
 def main() -> None:
@@ -70,11 +73,11 @@ def main() -> None:
         write_legend(data, num_train=IMAGES[0], num_val=IMAGES[1], num_test=IMAGES[2])
     base = read_settings(RECIPE, Recipe)
     rows = []
-    for name, free in variants(base).items():
+    for name, views in variants(base).items():
         for seed in arguments.seeds:
             recipe = replace(
                 base,
-                data=replace(base.data, train=str(data / "train"), val=None, free_views=free),
+                data=replace(views, train=str(data / "train"), val=None),
                 run=replace(base.run, seed=seed, progress=False),
             )
             run, begin = arguments.output / f"{name.replace(' ', '_')}_{seed}", time.process_time()

@@ -20,7 +20,7 @@ from markdown_table import markdown_table
 
 from muvit.data.crops.preprocessing import Preprocessing
 from muvit.data.folders import open_labelled_folder
-from muvit.data.slides.slide import open_slide
+from muvit.data.slides.open import open_slide
 from muvit.data.synthetic.volumes import write_volumes
 from muvit.evaluation.scores.segmentation import evaluate_slides
 from muvit.inference.predict import predict_slide

@@ -1,11 +1,13 @@
+from dataclasses import replace
 from resource import RUSAGE_SELF, getrusage
 
 import pytest
+import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
 from muvit.cli import main
 from muvit.errors import InputError, ReadError
-from muvit.settings import read_settings, sentence, settings_from
+from muvit.settings import read_settings, sentence, settings_from, yaml_mode
 from muvit.training.recipes import Recipe
 
 GIVEN = [
@@ -127,3 +129,30 @@ def test_sizes_that_no_machine_holds_are_refused_without_touching_memory(tmp_pat
 
 def test_other_messages_are_only_brought_into_one_line():
     assert sentence("one\n  two") == "one two"
+
+
+OLDER = [
+    ("{context: random, free_views: null}", {"placement": "nested", "free_views": None}),
+    ("{context: centered}", {"placement": "concentric"}),
+    ("{free_views: {offset_px: [[-8, 8], [0, 0]]}}", {"placement": "free"}),
+    ("{placement: grid}", {"placement": "grid"}),
+]
+
+
+@pytest.mark.parametrize(("older", "expected"), OLDER)
+def test_older_spellings_of_a_recipe_are_read(tmp_path, older, expected):
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump(yaml.safe_load(WHOLE) | {"data": {"train": "t"} | yaml.safe_load(older)}))
+    data = read_settings(file, Recipe).data
+    assert {name: getattr(data, name) for name in expected} == expected
+    parser = ArgumentParser(exit_on_error=False, parser_mode=yaml_mode(Recipe))
+    parser.add_argument("--config", action="config")
+    parser.add_class_arguments(Recipe, as_group=False)
+    arguments = parser.parse_args(["--config", str(file), "--data.batch_size", "2"])
+    assert settings_from(arguments, Recipe).data == replace(data, batch_size=2)
+
+
+def test_old_and_new_spelling_together_are_refused(tmp_path):
+    (tmp_path / "recipe.yaml").write_text(WHOLE.replace("train: t", "train: t, placement: grid, context: random"))
+    with pytest.raises(InputError, match="context"):
+        read_settings(tmp_path / "recipe.yaml", Recipe)

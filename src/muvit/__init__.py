@@ -19,7 +19,7 @@ _HOME = {
     "Segmenter": "models.segmenter",
     "SegmenterConfig": "models.segmenter",
     "MuViTDataset": "data.crops.dataset",
-    "open_slide": "data.slides.slide",
+    "open_slide": "data.slides.open",
     "convert_image": "data.pyramids.convert",
     "predict_slide": "inference.predict",
     "evaluate_slides": "evaluation.scores.segmentation",

@@ -49,3 +49,9 @@ def _restored(kind: type[MuViTError], *args: Any) -> MuViTError:
     error = kind("", expected="", got="") if issubclass(kind, InputError) else kind("")
     error.args = args
     return error
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of another library says, in one line."""
+    text = str(error).strip()
+    return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__

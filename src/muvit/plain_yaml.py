@@ -89,11 +89,11 @@ def read_text(file: Path | str, expected: str = "settings in YAML") -> str:
         text = content.decode()
         check_yaml(text)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ReadError(file, expected=expected, got=first_line(error)) from error
+        raise ReadError(file, expected=expected, got=yaml_problem(error)) from error
     return text
 
 
-def first_line(error: Exception) -> str:
+def yaml_problem(error: Exception) -> str:
     """The message of an error of YAML in one line, with the place."""
     problem, mark = getattr(error, "problem", None), getattr(error, "problem_mark", None)
     if problem is not None and mark is not None:

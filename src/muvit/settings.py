@@ -1,7 +1,7 @@
 """Settings of a YAML file or a command line, made into the dataclasses that hold them; errors in one sentence."""
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -11,7 +11,7 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, get_loader, set_loader
 
 from muvit.errors import InputError, MuViTError, ReadError
-from muvit.plain_yaml import BoundsError, check_yaml, first_line, read_text
+from muvit.plain_yaml import BoundsError, check_yaml, read_text, yaml_problem
 
 Settings = TypeVar("Settings")
 
@@ -43,7 +43,7 @@ def _load(text: str) -> Any:
     try:
         return get_loader("yaml")(text)
     except ValueError as error:  # a number of thousands of digits
-        raise BoundsError(first_line(error).partition(";")[0]) from error
+        raise BoundsError(yaml_problem(error).partition(";")[0]) from error
 
 
 set_loader(YAML_MODE, _load, (yaml.YAMLError,))
@@ -64,7 +64,7 @@ def read_settings(file: Path | str, kind: type[Settings]) -> Settings:
     try:
         values = _load(text)
     except yaml.YAMLError as error:
-        raise ReadError(file, expected="settings in YAML", got=first_line(error)) from error
+        raise ReadError(file, expected="settings in YAML", got=yaml_problem(error)) from error
     return make_settings(values, kind, subject=file)
 
 
@@ -82,6 +82,7 @@ def make_settings(values: Mapping[str, Any], kind: type[Settings], *, subject: P
     expected = f"settings of a {kind.__name__}"
     if not isinstance(values, Mapping):
         raise InputError(subject, expected=expected, got=repr(values))
+    values = _upgraded(values, kind)
     misfit = find_misfit(values, kind)
     if misfit is not None:
         raise InputError(subject, expected=expected, got=misfit)
@@ -91,6 +92,27 @@ def make_settings(values: Mapping[str, Any], kind: type[Settings], *, subject: P
         return settings_from(parser.parse_object(values), kind)
     except ArgumentError as error:
         raise InputError(subject, expected=expected, got=sentence(str(error))) from error
+
+
+def yaml_mode(kind: type) -> str:
+    """Parser mode that reads bounded YAML with settings of ``kind``, also in the spelling of earlier versions.
+
+    Args:
+        kind: a dataclass; its ``upgrade``, if it has one, takes and returns a mapping of settings.
+    """
+
+    def load(text: str) -> Any:
+        values = _load(text)
+        return _upgraded(values, kind) if isinstance(values, Mapping) else values
+
+    mode = f"{YAML_MODE} {kind.__name__}"
+    set_loader(mode, load, (yaml.YAMLError,))
+    return mode
+
+
+def _upgraded(values: Mapping[str, Any], kind: type) -> Mapping[str, Any]:
+    upgrade: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = getattr(kind, "upgrade", None)
+    return values if upgrade is None else upgrade(values)
 
 
 def settings_from(arguments: Namespace, kind: type[Settings]) -> Settings:

@@ -12,7 +12,7 @@ from PIL import Image
 from muvit import __version__
 from muvit.cli import VERBS, main
 from muvit.cli.parser import Parser
-from muvit.data.slides.slide import open_slide
+from muvit.data.slides.open import open_slide
 from muvit.settings import setting_types
 
 RECIPE = """

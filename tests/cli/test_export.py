@@ -15,7 +15,7 @@ from muvit.data.crops.normalize import Range
 from muvit.data.crops.preprocessing import Preprocessing
 from muvit.data.pyramids.convert import convert_image
 from muvit.data.slides.ome_zarr import OmeZarrSlide
-from muvit.data.slides.slide import open_slide
+from muvit.data.slides.open import open_slide
 from muvit.inference.predict import predict_slide
 from muvit.inference.run.plan import PredictOptions
 from muvit.models.segmentation_model import SegmentationModel, Views

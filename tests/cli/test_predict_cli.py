@@ -6,7 +6,8 @@ from muvit.cli import main
 from muvit.data.crops.normalize import Range
 from muvit.data.crops.preprocessing import Preprocessing
 from muvit.data.slides.ome_zarr import PyramidWriter
-from muvit.data.slides.slide import open_slide
+from muvit.data.slides.open import open_slide
+from muvit.data.slides.slide import Slide
 from muvit.inference.run.resume import read_plan
 from muvit.inference.run.store import prediction_status
 from muvit.models.segmenter import Segmenter
@@ -58,7 +59,7 @@ def spoil(work, name):
 @pytest.fixture
 def careless(monkeypatch):
     """No fingerprints: images are read for the first time by their tiles."""
-    monkeypatch.setattr("muvit.inference.run.prepare.identify_slide", lambda slide: {"path": str(slide.path)})
+    monkeypatch.setattr(Slide, "identify", lambda slide: {"path": str(slide.path)})
 
 
 def test_status_is_told_without_the_model(work, capfd):

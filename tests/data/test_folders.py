@@ -4,7 +4,7 @@ from PIL import Image
 
 from muvit.data.folders import class_legend, open_folder, open_labelled_folder
 from muvit.data.slides.ome_zarr import PyramidWriter
-from muvit.data.slides.slide import open_slide
+from muvit.data.slides.open import open_slide
 from muvit.errors import InputError, ReadError
 
 
@@ -31,6 +31,17 @@ def test_slides_come_by_name_in_alphabetical_order(folder):
     slides = open_folder(folder / "images")
     assert list(slides) == ["a", "b", "c"]
     assert [value_of(slide) for slide in slides.values()] == [1, 0, 2]
+
+
+def test_slides_get_the_levels_that_they_lack_and_one_warning_says_so(folder, caplog):
+    slides = open_folder(folder / "images", (1, 2))
+    assert [slide.levels for slide in slides.values()] == [(1, 2)] * 3
+    assert [slide.stored_levels for slide in slides.values()] == [(1,)] * 3
+    (said,) = caplog.messages
+    assert said.startswith(
+        f"{folder}/images/a.png and 2 more: levels that are not stored are computed as they are read"
+    )
+    assert [image.levels for image, _ in open_labelled_folder(folder, (1, 4))] == [(1, 4)] * 3
 
 
 def test_images_are_paired_with_the_labels_of_their_name(folder):

@@ -46,7 +46,7 @@ def test_every_preset_is_a_model_of_its_own_on_the_same_data(recipe):
     assert len(set(networks)) == len(networks)
     for variant in variants.values():
         is_coupled = variant.name.endswith("relay[1,4,8]")
-        assert variant.recipe.data == replace(recipe.data, context="centered" if is_coupled else "random")
+        assert variant.recipe.data == replace(recipe.data, placement="concentric" if is_coupled else "nested")
         assert (variant.recipe.optim, variant.recipe.loss, variant.recipe.run) == (
             recipe.optim,
             recipe.loss,
@@ -60,7 +60,7 @@ def test_every_preset_is_a_model_of_its_own_on_the_same_data(recipe):
 
 
 def test_views_that_are_free_stay_free_with_relay_tokens(recipe):
-    data = replace(recipe.data, free_views=FreeViews())
+    data = replace(recipe.data, placement="free", free_views=FreeViews())
     assert preset(replace(recipe, data=data), "relay_swin").recipe.data == data
 
 

@@ -16,12 +16,14 @@ from torch import Tensor, nn
 
 from muvit.data.crops.augment import Augmentation
 from muvit.data.crops.classified import ClassifiedCrops, ClassifiedTiles
-from muvit.data.crops.crops import CropConfig, GridCrops, NestedCrops
+from muvit.data.crops.config import CropConfig
+from muvit.data.crops.crops import GridCrops, NestedCrops
 from muvit.data.crops.normalize import normalization_from_dict
-from muvit.data.crops.placement import FreeViews, Window
+from muvit.data.crops.placement import Placement, Window
 from muvit.data.crops.preprocessing import Preprocessing
 from muvit.data.pyramids.writer import PyramidWriter
-from muvit.data.slides.slide import Slide, open_slide
+from muvit.data.slides.open import open_slide
+from muvit.data.slides.slide import Slide
 from muvit.inference.predict import predict_slide
 from muvit.inference.run.context import ContextCaching
 from muvit.inference.run.plan import PredictOptions
@@ -160,7 +162,7 @@ def crops(
     levels: Sequence[float] = (1, 4),
     size: Sequence[int] = (24, 32),
     normalization: Mapping[str, object] = {"kind": "percentile"},
-    place: str = "nested",
+    place: Placement = "nested",
     augmentation: Mapping[str, object] | None = None,
     classes: Sequence[int] | None = None,
     all_labels: bool = False,
@@ -173,8 +175,7 @@ def crops(
         normalization=normalization_from_dict(dict(normalization)),
         num_classes=3 if slides[0][1] is not None else None,
         label_levels="all" if all_labels else "finest",
-        free_views=FreeViews() if place == "free" else None,
-        context="centered" if place == "concentric" else "random",
+        placement=place,
     )
     images = [image for image, _ in slides]
     if kind == "grid":

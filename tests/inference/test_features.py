@@ -5,10 +5,12 @@ import pytest
 import torch
 from array_slide import ArraySlide
 
-from muvit.data.crops.crops import CropConfig, read_views
+from muvit.data.crops.config import CropConfig
 from muvit.data.crops.normalize import Percentile, Range
-from muvit.data.crops.placement import Window, centered_nested, grid_nested
+from muvit.data.crops.placement import Window, place_views
 from muvit.data.crops.preprocessing import Preprocessing
+from muvit.data.crops.reading import read_views
+from muvit.data.slides.derived import complete_slide
 from muvit.data.slides.ome_zarr import OmeZarrSlide
 from muvit.errors import ExistsError, InputError
 from muvit.inference.features import extract_features
@@ -70,15 +72,15 @@ def test_each_patch_of_the_slide_lies_at_its_place(tmp_path, slide, mode):
         np.testing.assert_allclose(read(output, level), expected.permute(2, 0, 1), atol=1e-5)
 
 
-@pytest.mark.parametrize("mode, place", [("all", centered_nested), ("coarse_to_fine", grid_nested)])
-def test_patches_are_encoded_in_their_context(tmp_path, slide, mode, place):
+@pytest.mark.parametrize("mode, placement", [("all", "nested"), ("coarse_to_fine", "grid")])
+def test_patches_are_encoded_in_their_context(tmp_path, slide, mode, placement):
     model = encoder(mode)
     output = extract_features(model, slide, tmp_path / "f.zarr", SETTINGS, levels=(1,), dtype="float32")
     features = read(output, 1)
     shapes = [(76, 104), *(slide.level_shape(level) for level in LEVELS[1:])]  # whole patches
     config = CropConfig(levels=LEVELS, size=CROP, normalization=SETTINGS.normalization)
     for start in ((0, 0), (32, 24), (60, 80)):  # the last tiles of both axes move back
-        sample = read_views(slide, place(start, shapes, LEVELS, CROP), config)
+        sample = read_views(slide, place_views(placement, shapes, LEVELS, CROP, start=start).windows, config)
         with torch.no_grad():
             maps = model.compute_features(sample["img"][None], sample["bbox"][None])[0, 0]
         first = [a // PATCH for a in start]
@@ -92,7 +94,7 @@ def test_a_coarse_level_is_encoded_with_the_finer_ones_in_its_middle(tmp_path, s
     model = encoder("all")
     features = read(extract_features(model, slide, tmp_path / "f.zarr", SETTINGS, levels=(2,), dtype="float32"), 2)
     config = CropConfig(levels=LEVELS, size=CROP, normalization=SETTINGS.normalization)
-    coarser = centered_nested((16, 24), [(40, 52), slide.level_shape(8)], LEVELS[1:], CROP)
+    coarser = place_views("nested", [(40, 52), slide.level_shape(8)], LEVELS[1:], CROP, start=(16, 24)).windows
     # centre of the tile: pixel (16 + 8, 24 + 12) of level 2, (48, 72) of level 1
     windows = (Window(1, (40, 60), CROP), *coarser)
     sample = read_views(slide, windows, config)
@@ -188,7 +190,7 @@ def test_percentiles_over_all_views_share_no_contexts(tmp_path, slide):
     )
     shapes = [(76, 104), *(slide.level_shape(level) for level in LEVELS[1:])]
     config = CropConfig(levels=LEVELS, size=CROP, normalization=settings.normalization)
-    sample = read_views(slide, centered_nested((0, 0), shapes, LEVELS, CROP), config)
+    sample = read_views(slide, place_views("nested", shapes, LEVELS, CROP, start=(0, 0)).windows, config)
     with torch.no_grad():
         maps = encoder("coarse_to_fine").compute_features(sample["img"][None], sample["bbox"][None])[0, 0]
     np.testing.assert_allclose(features[:, :4, :6], maps.numpy(), atol=1e-5)
@@ -234,3 +236,13 @@ def test_numbers_too_large_for_the_store_are_refused(tmp_path, slide):
         extract_features(huge, slide, tmp_path / "f.zarr", SETTINGS)
     output = extract_features(huge, slide, tmp_path / "g.zarr", SETTINGS, dtype="float32")
     assert read(output, 2).min() > 9e4
+
+
+def test_levels_that_a_slide_lacks_are_computed(tmp_path, slide, caplog):
+    flat = ArraySlide(slide.read(1, (0, 0), slide.shape), levels=(1,), name="image", pixel_size_um=(0.5, 0.25))
+    full = complete_slide(flat, LEVELS)
+    caplog.clear()
+    for name, given in (("flat", flat), ("full", full)):
+        extract_features(encoder(), given, tmp_path / name, SETTINGS)
+    assert files(tmp_path / "flat") == files(tmp_path / "full")
+    assert len([message for message in caplog.messages if "would store them" in message]) == 1

@@ -8,7 +8,7 @@ import torch
 from muvit.data.crops.normalize import Percentile, Range, Standardize
 from muvit.data.crops.preprocessing import Preprocessing
 from muvit.data.slides.ome_zarr import OmeZarrSlide, PyramidWriter
-from muvit.data.slides.slide import open_slide
+from muvit.data.slides.open import open_slide
 from muvit.errors import ExistsError, InputError, ReadError
 from muvit.inference.predict import predict_slide, resolve_device
 from muvit.inference.run.plan import PredictOptions

@@ -9,10 +9,11 @@ from lightning import Callback
 from PIL import Image
 
 from muvit.data.crops.augment import Augmentation
+from muvit.data.crops.normalize import Range
 from muvit.data.crops.placement import FreeViews
 from muvit.data.crops.preprocessing import Preprocessing
 from muvit.data.slides.ome_zarr import PyramidWriter
-from muvit.data.slides.slide import open_slide
+from muvit.data.slides.open import open_slide
 from muvit.errors import ExistsError, InputError
 from muvit.inference.classify import classify_slide
 from muvit.metrics import class_scores
@@ -182,14 +183,14 @@ def test_a_frozen_pretrained_encoder_stays_as_it_is(recipe, tmp_path):
 @pytest.mark.parametrize(
     "settings, expected",
     [
-        ({"context": "centered"}, lambda centers: centers),
+        ({"placement": "concentric"}, lambda centers: centers),
         # moved back to the border of the image
         (
-            {"free_views": FreeViews(offset_px=((-16, -16), (16, 16)))},
+            {"placement": "free", "free_views": FreeViews(offset_px=((-16, -16), (16, 16)))},
             lambda c: (c + torch.tensor([-16, 16])).clip(16, 48),
         ),
     ],
-    ids=["centered", "free"],
+    ids=["concentric", "free"],
 )
 @pytest.mark.parametrize("num_crops", [4, None])
 def test_coarse_views_lie_in_prediction_where_they_lay_in_training(
@@ -244,3 +245,19 @@ def test_slides_without_a_class_or_of_a_new_one_are_refused(recipe, data, tmp_pa
         train_classifier(change(recipe, "data", classes=str(tmp_path / "missing.csv")), tmp_path / "run")
     with pytest.raises(InputError, match=r"new\.csv: expected classes that training slides have: .*, got dots"):
         train_classifier(change(recipe, "data", classes=str(tmp_path / "new.csv")), tmp_path / "run")
+
+
+def test_levels_that_a_slide_lacks_are_computed_as_a_pyramid_would_store_them(data, tmp_path, caplog):
+    stored = open_slide(data / "val" / "images" / "val0.ome.zarr")
+    Image.fromarray(stored.read(1, (0, 0), stored.shape)[0]).save(tmp_path / "val0.png")
+    torch.manual_seed(0)
+    encoder = EncoderConfig(in_channels=1, levels=(1, 4), patch_size=4, dim=8, num_layers=1, heads=1)
+    model = Classifier(encoder=encoder, num_classes=3)
+    settings = Preprocessing(
+        crop_size=(16, 16), normalization=Range(high=255), class_names=KINDS, class_colors=((0, 0, 0),) * 3
+    )
+    expected, found = (
+        classify_slide(model, slide, settings, num_crops=4) for slide in (stored, open_slide(tmp_path / "val0.png"))
+    )
+    np.testing.assert_array_equal(found.crops, expected.crops)
+    assert [message.count("`muvit convert --levels` would store them") for message in caplog.messages] == [1]

@@ -9,7 +9,7 @@ import pytest
 from muvit.data.crops.placement import FreeViews
 from muvit.data.crops.preprocessing import Preprocessing
 from muvit.data.folders import open_labelled_folder
-from muvit.data.slides.slide import open_slide
+from muvit.data.slides.open import open_slide
 from muvit.data.synthetic.free import LegendConfig, write_legend
 from muvit.data.synthetic.volumes import VolumeConfig, write_volumes
 from muvit.evaluation.scores.segmentation import evaluate_slides

@@ -13,6 +13,7 @@ from PIL import Image
 from muvit.data.crops.augment import Augmentation
 from muvit.data.crops.preprocessing import Preprocessing
 from muvit.data.slides.ome_zarr import PyramidWriter
+from muvit.data.slides.open import open_slide
 from muvit.data.synthetic.images import LABEL_COLORS, SyntheticConfig, write_synthetic
 from muvit.errors import ExistsError, InputError, MuViTError, ReadError
 from muvit.geometry import box_size
@@ -469,16 +470,16 @@ def test_settings_that_do_not_fit_are_refused(recipe, tmp_path, part, field, val
 
 def test_views_of_one_centre_are_scaled_and_turned_in_training_alone(recipe):
     similar = Augmentation(box_scale=(1, 1), box_shift_px=0, scale=(0.5, 2), rotation_degrees=90)
-    recipe = change(recipe, "data", context="centered", augmentation=similar, val_samples=None)
+    recipe = change(recipe, "data", placement="concentric", augmentation=similar, val_samples=None)
     data = SegmentationData(recipe, build_model(recipe.network).views)
-    assert data.preprocessing.context == "centered"
+    assert data.preprocessing.placement == "concentric"
     sides = {round(float(box_size(data.train_crops[i]["bbox"])[0, 0]), 3) for i in range(12)}
     assert 32 in sides
     assert len(sides) > 3
     sample = data.val_crops[0]  # in a corner, which its context leaves
     assert sample["bbox"].tolist() == [[[0, 0], [32, 32]], [[-48, -48], [80, 80]]]
-    with pytest.raises(InputError, match="expected views with one centre, context centered, got context random"):
-        SegmentationData(change(recipe, "data", context="random"), build_model(recipe.network).views)
+    with pytest.raises(InputError, match="expected views with one centre, placement concentric, got placement nested"):
+        SegmentationData(change(recipe, "data", placement="nested"), build_model(recipe.network).views)
 
 
 def test_statistics_of_the_training_slides_are_kept_for_prediction(recipe):
@@ -510,20 +511,20 @@ def test_training_stops_when_the_score_rises_no_more(recipe, tmp_path, monkeypat
 
 
 @pytest.mark.parametrize(
-    ("context", "changes", "is_told"),
+    ("placement", "changes", "is_told"),
     [
-        ("random", {}, True),
-        ("centered", {}, False),
-        ("random", {"relay_tokens": 0}, False),
-        ("random", {"fusion": "decision"}, False),
-        ("random", {"levels": (1,)}, False),
+        ("nested", {}, True),
+        ("concentric", {}, False),
+        ("nested", {"relay_tokens": 0}, False),
+        ("nested", {"fusion": "decision"}, False),
+        ("nested", {"levels": (1,)}, False),
     ],
 )
-def test_relay_tokens_with_views_that_lie_anywhere_are_told(recipe, caplog, context, changes, is_told):
+def test_relay_tokens_with_views_that_lie_anywhere_are_told(recipe, caplog, placement, changes, is_told):
     relay = RelayConfig(backbone="vit_tiny_patch16_224", timm_options={"depth": 1}, **changes)
-    coupled = replace(change(recipe, "data", context=context), relay=relay)
+    coupled = replace(change(recipe, "data", placement=placement), relay=relay)
     SegmentationData(coupled, build_model(coupled.network).views)
-    assert ["data.context" in record.message for record in caplog.records] == [True] * is_told
+    assert ["data.placement" in record.message for record in caplog.records] == [True] * is_told
 
 
 def test_a_class_without_a_pixel_is_told(recipe, caplog):
@@ -533,3 +534,19 @@ def test_a_class_without_a_pixel_is_told(recipe, caplog):
     assert [record.message for record in caplog.records] == [
         f"{recipe.data.train}: no pixel of class 3 was seen; what does not occur cannot be learned"
     ]
+
+
+def test_levels_that_the_slides_lack_are_computed_as_a_pyramid_would_store_them(recipe, slides, tmp_path, caplog):
+    pyramids = SegmentationData(recipe, build_model(recipe.network).views)
+    for kind in ("images", "labels"):
+        (tmp_path / "train" / kind).mkdir(parents=True)
+        for path in sorted((slides / "train" / kind).iterdir()):
+            slide = open_slide(path)
+            pixels = slide.read(1, (0, 0), slide.shape)[0]
+            Image.fromarray(pixels).save(tmp_path / "train" / kind / f"{slide.name}.png")
+    flat = SegmentationData(
+        change(recipe, "data", train=str(tmp_path / "train"), val=None), build_model(recipe.network).views
+    )
+    for stored, computed in ((pyramids.train_crops[i], flat.train_crops[i]) for i in range(4)):
+        assert all(torch.equal(stored[key], computed[key]) for key in ("img", "bbox", "label"))
+    assert [message.count("`muvit convert --levels` would store them") for message in caplog.messages] == [1]

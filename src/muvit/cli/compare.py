@@ -13,7 +13,7 @@ from muvit.evaluation.comparison import compare
 from muvit.evaluation.report import conclusion
 from muvit.evaluation.variants import CONTROLS, PRESETS, Variant, preset
 from muvit.models.folder import plain
-from muvit.settings import make_settings, settings_from
+from muvit.settings import make_settings, settings_from, yaml_mode
 from muvit.training.recipes import Recipe
 
 INTRO = "Models trained alike on the same slides, and scored on slides that none of them has seen."
@@ -21,6 +21,7 @@ INTRO = "Models trained alike on the same slides, and scored on slides that none
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Arguments of the verb."""
+    parser.parser_mode = yaml_mode(Recipe)
     parser.add_argument("--config", action="config", help="recipe in YAML; later arguments override it")
     parser.add_argument("--test", type=Path, required=True, help="folder with images and labels to score the models on")
     parser.add_argument("--output", type=Path, required=True, help="folder of the comparison")
@@ -88,7 +89,8 @@ def _variants(file: Path, recipe: Recipe) -> list[Variant]:
         unknown = set(entry) - {"description", "settings"}
         if unknown:
             raise InputError(f"{file}, {name}", expected="description and settings", got=sorted(unknown))
-        changed = make_settings(_merged(base, entry.get("settings", {})), Recipe, subject=f"{file}, {name}")
+        changes = Recipe.upgrade(entry.get("settings", {}))
+        changed = make_settings(_merged(base, changes), Recipe, subject=f"{file}, {name}")
         variants.append(Variant(name=name, description=entry.get("description", ""), recipe=changed))
     return variants
 

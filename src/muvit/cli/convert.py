@@ -9,7 +9,8 @@ from jsonargparse import ArgumentParser, Namespace
 from muvit.cli.progress import Progress
 from muvit.data.pyramids.convert import convert_image
 from muvit.data.pyramids.spec import WholeLevel
-from muvit.data.slides.slide import OME_ZARR_SUFFIXES, open_slide
+from muvit.data.slides.formats import OME_ZARR_SUFFIXES
+from muvit.data.slides.open import open_slide
 from muvit.errors import ExistsError, InputError, ReadError
 from muvit.pictures import class_colors
 

@@ -9,8 +9,10 @@ from jsonargparse import ArgumentParser, Namespace
 
 from muvit.cli.progress import Progress
 from muvit.data.folders import class_legend, open_folder
+from muvit.data.slides.formats import SLIDE_SUFFIXES
 from muvit.data.slides.ome_zarr import OmeZarrSlide
-from muvit.data.slides.slide import SLIDE_SUFFIXES, Slide, open_slide
+from muvit.data.slides.open import open_slide
+from muvit.data.slides.slide import Slide
 from muvit.errors import InputError
 from muvit.evaluation.results import result_files, write_results
 from muvit.evaluation.score_picture import draw_scores

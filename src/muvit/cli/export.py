@@ -6,7 +6,9 @@ from jsonargparse import ArgumentParser, Namespace
 
 from muvit.cli.progress import Progress
 from muvit.data.pyramids.ngff import read_attributes
-from muvit.data.slides.slide import SLIDE_SUFFIXES, Slide, open_slide, slide_name
+from muvit.data.slides.formats import SLIDE_SUFFIXES, slide_name
+from muvit.data.slides.open import open_slide
+from muvit.data.slides.slide import Slide
 from muvit.errors import ExistsError, InputError, ReadError
 from muvit.inference.export.geojson import GeoJsonConfig, ObjectType, write_geojson
 from muvit.inference.export.labelled import LabelledImage

@@ -7,8 +7,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from muvit.cli.progress import Progress
 from muvit.data.crops.preprocessing import Preprocessing
-from muvit.data.slides.derived import with_levels
-from muvit.data.slides.slide import open_slide
+from muvit.data.slides.open import open_slide
 from muvit.errors import InputError
 from muvit.inference.features import extract_features
 from muvit.models.folder import load_config, model_folder
@@ -49,7 +48,7 @@ def run(arguments: Namespace) -> None:
     with Progress(slide.name, "tile") as progress:
         written = extract_features(
             encoder,
-            with_levels(slide, encoder.levels),
+            slide,
             arguments.output,
             preprocessing,
             levels=arguments.levels,

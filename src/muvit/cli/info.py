@@ -7,7 +7,8 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace
 
 from muvit.data.slides.ome_zarr import OmeZarrSlide
-from muvit.data.slides.slide import Slide, open_slide
+from muvit.data.slides.open import open_slide
+from muvit.data.slides.slide import Slide
 from muvit.levels import level_name
 
 

@@ -19,8 +19,8 @@ from jsonargparse import (  # type: ignore[attr-defined]
 from yaml import YAMLError
 
 from muvit.errors import ReadError
-from muvit.plain_yaml import first_line, read_text
-from muvit.settings import YAML_MODE, find_misfit, sentence, setting_types, suggestion
+from muvit.plain_yaml import read_text, yaml_problem
+from muvit.settings import YAML_MODE, find_misfit, sentence, setting_types, suggestion, yaml_mode
 
 _WORDS = {int: "INT", float: "NUMBER", str: "TEXT", Path: "PATH", bool: "true|false", type(None): "null", dict: "{...}"}
 _NO_SETTING = re.compile(r"there is no setting (?P<name>[\w.]+)")
@@ -62,7 +62,7 @@ class Parser(ArgumentParser):
         Args:
             recipe: dataclass of the recipe.
         """
-        self.recipe = recipe
+        self.recipe, self.parser_mode = recipe, yaml_mode(recipe)
         self.description = (
             f"{self.description or ''} The recipe is a YAML file. Each of its settings is an option too, which "
             "overrides the recipe: --optim.lr 3e-4 stands for lr in the section optim."
@@ -117,9 +117,9 @@ class RecipeFile(ActionConfigFile):
         values = str(values)
         if parser.recipe is not None and Path(values).is_file():
             try:
-                settings = get_loader(YAML_MODE)(read_text(values))
+                settings = get_loader(parser.parser_mode)(read_text(values))
             except (ReadError, YAMLError) as error:
-                raise ArgumentError(None, f"{values}: {first_line(error)}") from error
+                raise ArgumentError(None, f"{values}: {yaml_problem(error)}") from error
             options = [
                 a.dest for a in parser._actions if a.option_strings and a.dest not in ("config", "help", SUPPRESS)
             ]

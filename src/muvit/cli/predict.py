@@ -3,13 +3,17 @@
 import sys
 from dataclasses import fields
 from pathlib import Path
+from typing import Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
 from muvit.cli.progress import Progress
 from muvit.data.crops.preprocessing import Preprocessing
-from muvit.data.slides.slide import Slide, open_slide, slide_name
+from muvit.data.slides.formats import slide_name
+from muvit.data.slides.open import open_slide
+from muvit.data.slides.slide import Slide
 from muvit.errors import InputError, MuViTError
+from muvit.inference.inputs import prepare_slide
 from muvit.inference.predict import Engine, plan_prediction, run_prediction
 from muvit.inference.run.plan import Plan, PredictOptions
 from muvit.inference.run.resume import is_made_by, is_published
@@ -38,6 +42,9 @@ def add_arguments(parser: ArgumentParser) -> None:
         default=None,
         help="compute only tiles that meet this: a GeoJSON file, or a box y0,x0,y1,x1 in pixels of the finest level",
     )
+    parser.add_argument(
+        "--context", type=Literal["auto", "centered", "grid"], default="auto", help="older spelling of --placement"
+    )
     parser.add_class_arguments(PredictOptions, as_group=False, skip={"flips", "region"})
     parser.add_class_arguments(Engine, as_group=False)
 
@@ -54,8 +61,9 @@ def run(arguments: Namespace) -> None:
     engine = Engine(**{field.name: arguments[field.name] for field in fields(Engine)})
     planned: dict[Path, tuple[Slide, Plan]] = {}
     for target, path in targets.items():  # all before any work starts
-        slide = open_slide(path.resolve() if engine.engine == "dask" else path)
-        options = _options(arguments, slide)
+        opened = open_slide(path.resolve() if engine.engine == "dask" else path)
+        slide = prepare_slide(model.views, opened, preprocessing)
+        options = _options(arguments, slide, preprocessing)
         plan = plan_prediction(model, slide, target, preprocessing, options=options, engine=engine)
         if not arguments.overwrite and is_made_by(target, plan.to_json()):
             print(target)  # by an earlier call, or by the other parts
@@ -95,8 +103,10 @@ def _targets(arguments: Namespace) -> dict[Path, Path]:
     return targets
 
 
-def _options(arguments: Namespace, slide: Slide) -> PredictOptions:
+def _options(arguments: Namespace, slide: Slide, preprocessing: Preprocessing) -> PredictOptions:
     given = {f.name: arguments[f.name] for f in fields(PredictOptions) if f.name not in ("flips", "region")}
+    if arguments.context != "auto" and arguments.placement == "auto":
+        given["placement"] = "grid" if arguments.context == "grid" else preprocessing.placement
     region = None if arguments.region is None else read_region(arguments.region, slide)
     return PredictOptions(**given, region=region, flips=_TTA_FLIPS if arguments.tta else ())
 

@@ -1,18 +1,26 @@
 """Folders of images with their labels: ``<folder>/images/<name>.*`` and ``<folder>/labels/<name>.*``."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
+from muvit.data.slides.derived import complete_slides
 from muvit.data.slides.ome_zarr import OmeZarrSlide
-from muvit.data.slides.slide import Slide, open_slide
+from muvit.data.slides.open import open_slide
+from muvit.data.slides.slide import Slide
 from muvit.errors import InputError, ReadError
+from muvit.levels import Level
 
 
-def open_folder(folder: Path) -> dict[str, Slide]:
+def open_folder(folder: Path, levels: Sequence[Level] = ()) -> dict[str, Slide]:
     """Open every slide of a folder (hidden files apart), by name in alphabetical order.
+
+    Args:
+        folder: where the slides lie.
+        levels: levels that each of them gets, computed as they are read where they are not stored.
 
     Raises:
         ReadError: the folder is missing or empty, or a file in it cannot be read.
-        InputError: two files share one name.
+        InputError: two files share one name, or a level cannot be computed.
     """
     files = sorted(f for f in Path(folder).iterdir() if not f.name.startswith(".")) if Path(folder).is_dir() else []
     if not files:
@@ -23,17 +31,21 @@ def open_folder(folder: Path) -> dict[str, Slide]:
         if slide.name in slides:
             raise InputError(file, expected="one image of each name", got=f"also {slides[slide.name].path}")
         slides[slide.name] = slide
-    return slides
+    return dict(zip(slides, complete_slides(list(slides.values()), levels), strict=True))
 
 
-def open_labelled_folder(folder: Path) -> list[tuple[Slide, Slide]]:
+def open_labelled_folder(folder: Path, levels: Sequence[Level] = ()) -> list[tuple[Slide, Slide]]:
     """Open images and the label image of the same name of each.
+
+    Args:
+        folder: holds ``images`` and ``labels``.
+        levels: as of `open_folder`, for the images.
 
     Raises:
         ReadError: a folder is missing or empty, or a file cannot be read.
         InputError: an image has no labels, or labels have no image.
     """
-    images, labels = open_folder(Path(folder) / "images"), open_folder(Path(folder) / "labels")
+    images, labels = open_folder(Path(folder) / "images", levels), open_folder(Path(folder) / "labels")
     for one, other, kind in ((images, labels, "labels"), (labels, images, "image")):
         missing = sorted(set(one) - set(other))
         if missing:

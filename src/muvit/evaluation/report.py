@@ -428,7 +428,7 @@ def _outputs(outputs: Mapping[str, str]) -> str:
         return ""
     paths = list(outputs.values())
     napari = "napari --plugin napari-ome-zarr " + " ".join(map(shlex.quote, paths))
-    python = f"""from muvit.data.slides.slide import open_slide
+    python = f"""from muvit.data.slides.open import open_slide
 
 slide = open_slide({paths[0]!r})
 print(slide.shape, slide.levels, slide.channel_names)

@@ -13,7 +13,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 
 from muvit.data.crops.preprocessing import Preprocessing
-from muvit.data.slides.slide import open_slide
+from muvit.data.slides.open import open_slide
 from muvit.errors import InputError, MuViTError
 from muvit.evaluation.studies.epochs import read_curves
 from muvit.evaluation.variants import Variant

@@ -56,8 +56,8 @@ def _with_relay(backbone: str, **settings: Any) -> Callable[[Recipe], Recipe]:
         levels = finest if settings.get("relay_tokens") == 0 else None
         config = RelayConfig(backbone=backbone, levels=levels, **settings)
         # no coordinates tell a context branch where the local view lies, so it lies in the middle, as in the paper
-        is_free = levels is not None or recipe.data.free_views is not None
-        data = recipe.data if is_free else replace(recipe.data, context="centered")
+        is_free = levels is not None or recipe.data.placement == "free"
+        data = recipe.data if is_free else replace(recipe.data, placement="concentric")
         return replace(recipe, data=data, relay=config, baseline=None, init=None)
 
     return change

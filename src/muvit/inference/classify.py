@@ -11,10 +11,10 @@ from torch.utils.data import DataLoader
 from muvit.data.crops.classified import ClassifiedCrops, ClassifiedTiles
 from muvit.data.crops.preprocessing import Preprocessing
 from muvit.data.slides.slide import Slide
-from muvit.errors import InputError
+from muvit.inference.inputs import prepare_slide
 from muvit.inference.predict import resolve_device
-from muvit.inference.run.prepare import PIXEL_SIZE_TOLERANCE
 from muvit.models.classifier import Classifier
+from muvit.models.segmentation_model import encoder_views
 
 Progress = Callable[[int, int], None]
 """Called with the number of crops done and of all crops."""
@@ -52,7 +52,7 @@ def classify_slide(
 
     Args:
         model: the classifier; it is moved to ``device`` and put into evaluation mode.
-        slide: the image; it must store every level of the model.
+        slide: the image; levels of the model that it does not store are computed from those that it does.
         preprocessing: how the model saw crops in training.
         num_crops: random crops; None takes every tile once.
         seed: of the crops.
@@ -64,7 +64,7 @@ def classify_slide(
         InputError: slide, model and preprocessing do not fit each other.
         ReadError: the slide cannot be read.
     """
-    check_slide(model, slide, preprocessing)
+    slide = prepare_slide(encoder_views(model.config.encoder), slide, preprocessing)
     crops = preprocessing.crops(model.config.encoder.levels)
     drawn = (
         ClassifiedTiles([slide], None, crops)
@@ -84,29 +84,3 @@ def classify_slide(
             if progress is not None:
                 progress(done, len(drawn))
     return SlideClass(name=slide.name, crops=np.concatenate(shares))
-
-
-def check_slide(model: Classifier, slide: Slide, preprocessing: Preprocessing) -> None:
-    """Refuse a slide that the model cannot see as it saw slides in training.
-
-    Raises:
-        InputError: it has other channels, axes or pixels, or lacks a level.
-    """
-    encoder = model.config.encoder
-    if slide.ndim != encoder.ndim:
-        expected = f"{encoder.ndim} spatial axes, as the model has"
-        raise InputError(slide.path, expected=expected, got=f"shape {slide.shape}")
-    if slide.num_channels != encoder.in_channels:
-        got = f"{slide.num_channels}: {', '.join(slide.channel_names)}"
-        raise InputError(f"channels of {slide.path}", expected=f"{encoder.in_channels}, as the model has", got=got)
-    for level in encoder.levels:
-        slide.level_shape(level)
-    trained, own = preprocessing.pixel_size_um, slide.pixel_size_um
-    if trained is None or own is None or np.allclose(own, trained, rtol=PIXEL_SIZE_TOLERANCE, atol=0):
-        return
-    raise InputError(
-        f"pixel size of {slide.path}",
-        expected=f"{trained} um, as in training (within {PIXEL_SIZE_TOLERANCE:.0%})",
-        got=f"{own} um",
-        hint="Resample the image, or remove pixel_size_um from preprocessing.yaml to go without this check.",
-    )

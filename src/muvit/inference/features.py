@@ -16,6 +16,7 @@ from torch import Tensor
 from muvit.data.crops.preprocessing import Preprocessing
 from muvit.data.slides.slide import Slide
 from muvit.errors import InputError
+from muvit.inference.inputs import prepare_slide
 from muvit.inference.predict import resolve_device
 from muvit.inference.run.blocks import ready
 from muvit.inference.run.context import ContextMemory, grouped, ungrouped
@@ -26,6 +27,7 @@ from muvit.inference.run.reading import SlideTiles, read_tiles
 from muvit.inference.run.resume import clear_work, is_made_by, is_published
 from muvit.levels import Level
 from muvit.models.encoder import MuViTEncoder
+from muvit.models.segmentation_model import encoder_views
 
 _LOG = logging.getLogger(__name__)
 
@@ -59,7 +61,7 @@ def extract_features(
 
     Args:
         encoder: takes the slide's channels and levels; it is moved to ``device``, and back when done.
-        slide: the image.
+        slide: the image; levels of the encoder that it does not store are computed from those that it does.
         output: folder to create, by custom named ``*.zarr``.
         preprocessing: crop size, normalisation and padding, as in training.
         levels: those whose features to write, out of the encoder's; unset, all.
@@ -83,6 +85,7 @@ def extract_features(
     for name, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
         if value < least:
             raise InputError(name, expected=f"at least {least}", got=value)
+    slide = prepare_slide(encoder_views(encoder.config), slide, preprocessing)
     plan = plan_features(encoder, slide, preprocessing, levels=levels, dtype=dtype, device=target)
     made = FeatureOutput(output, plan)
     if is_made_by(output, plan.to_json()) and not overwrite:

@@ -12,9 +12,10 @@ from typing import Literal
 import torch
 
 from muvit.data.crops.preprocessing import Preprocessing
-from muvit.data.slides.derived import with_levels
+from muvit.data.slides.derived import complete_slide
 from muvit.data.slides.slide import Slide
 from muvit.errors import InputError
+from muvit.inference.inputs import prepare_slide
 from muvit.inference.run.engine import Work, run_dask, run_local
 from muvit.inference.run.ledger import Ledger
 from muvit.inference.run.lock import OutputLock
@@ -24,7 +25,6 @@ from muvit.inference.run.reading import SlideTiles
 from muvit.inference.run.resume import is_published, read_plan
 from muvit.inference.run.store import Output, prediction_status
 from muvit.inference.tiling.seams import Seams
-from muvit.levels import plain_level
 from muvit.models.segmentation_model import SegmentationModel
 
 _LOG = logging.getLogger(__name__)
@@ -138,6 +138,7 @@ def predict_slide(
     if engine is None:
         name = None if device is None else str(device)
         engine = Engine(device=name, batch_size=batch_size, num_workers=num_workers)
+    slide = prepare_slide(model.views, slide, preprocessing)
     plan = plan_prediction(model, slide, output, preprocessing, options=options, engine=engine)
     run_prediction(plan, model, slide, output, engine=engine, overwrite=overwrite, progress=progress)
     return Path(output)
@@ -157,8 +158,7 @@ def plan_prediction(
         raise InputError("output", expected="a folder that does not hold the image", got=output)
     devices = (engine or Engine()).devices
     model.views.check_size(preprocessing.crop_size)
-    if slide.ndim == model.views.ndim:
-        slide = with_levels(slide, model.views.levels)
+    slide = prepare_slide(model.views, slide, preprocessing)
     plan = make_plan(model, slide, preprocessing, options or PredictOptions(), devices[0])
     SlideTiles(slide, plan.tiling, plan.preprocessing).check()
     return plan
@@ -180,10 +180,7 @@ def run_prediction(
         How tiles fit together in the complete output; None if it is for other parts to complete.
     """
     output, engine = Path(output), engine or Engine()
-    if any(level not in slide.levels for level in map(plain_level, plan.tiling.levels)):
-        hint = "levels that are not stored are computed as they are read; `muvit convert --levels` would store them"
-        _LOG.warning("%s: %s", slide.path, hint)
-    slide = with_levels(slide, plan.tiling.levels)
+    slide = complete_slide(slide, plan.tiling.levels)
     number, of = engine.share
     name = "all" if engine.part is None else f"part-{number}-of-{of}"
     with OutputLock(output) as lock, OutputLock(output, f"{name}.lock") as own:

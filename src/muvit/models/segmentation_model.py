@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from muvit.errors import InputError
 from muvit.levels import Level
+from muvit.models.encoder import EncoderConfig
 from muvit.models.folder import FolderModel
 
 Criterion = Callable[[Tensor, Tensor], Tensor]
@@ -38,6 +39,11 @@ class Views:
             raise InputError(setting, expected=f"multiples of {self.multiple}, as the model takes", got=tuple(size))
         if self.size is not None and tuple(size) != self.size:
             raise InputError(setting, expected=f"{self.size}, for which the model was built", got=tuple(size))
+
+
+def encoder_views(encoder: EncoderConfig) -> Views:
+    """The views that an encoder takes, and with it every model that it is part of."""
+    return Views(levels=encoder.levels, in_channels=encoder.in_channels, ndim=encoder.ndim, multiple=encoder.patch)
 
 
 class SegmentationModel(FolderModel):

@@ -10,7 +10,7 @@ from muvit.data.folders import open_folder
 from muvit.data.slides.slide import Slide
 from muvit.data.tables import read_column, values_of
 from muvit.errors import InputError
-from muvit.models.segmentation_model import Views
+from muvit.models.segmentation_model import encoder_views
 from muvit.pictures import class_colors
 from muvit.training.classify_recipe import ClassifyRecipe
 from muvit.training.datamodules import CropsData, check_channels
@@ -30,9 +30,7 @@ class ClassificationData(CropsData):
         super().__init__(recipe.data, recipe.run)
         self.recipe = recipe
         data, encoder = recipe.data, recipe.model.encoder
-        self.crops = self._crop_config(
-            Views(levels=encoder.levels, in_channels=encoder.in_channels, ndim=encoder.ndim, multiple=encoder.patch)
-        )
+        self.crops = self._crop_config(encoder_views(encoder))
         self.train_slides, names = self._open(Path(data.train))
         self.class_names = tuple(sorted(set(names)))
         wanted = recipe.model.num_classes
@@ -71,7 +69,7 @@ class ClassificationData(CropsData):
 
     def _open(self, folder: Path) -> tuple[list[Slide], list[str]]:
         """Slides of a folder and the class of each."""
-        slides, data = open_folder(folder / "images"), self.recipe.data
+        slides, data = open_folder(folder / "images", self.crops.levels), self.recipe.data
         check_channels(slides.values(), self.recipe.model.encoder.in_channels, "model.encoder.in_channels")
         names = values_of(slides, read_column(data.classes, data.column), f"{data.classes}, {data.column}")
         return list(slides.values()), list(names.values())

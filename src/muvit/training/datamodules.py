@@ -12,10 +12,12 @@ import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from muvit.data.crops.crops import CropConfig, GridCrops, LabelledSlide, NestedCrops, SlideCrops
+from muvit.data.crops.config import CropConfig
+from muvit.data.crops.crops import GridCrops, NestedCrops
 from muvit.data.crops.normalize import Normalization, normalization_from_dict
-from muvit.data.crops.placement import EpochSampler
 from muvit.data.crops.preprocessing import Preprocessing
+from muvit.data.crops.sampling import EpochSampler
+from muvit.data.crops.slide_crops import LabelledSlide, SlideCrops
 from muvit.data.crops.statistics import measure_channels
 from muvit.data.folders import class_legend, open_folder, open_labelled_folder
 from muvit.data.slides.slide import Slide
@@ -86,7 +88,7 @@ class CropsData(LightningDataModule):
             normalization=self._normalization(views.levels[0]),
             padding=self.data.padding,
             free_views=self.data.free_views,
-            context=self.data.context,
+            placement=self.data.placement,
             **labels,
         )
 
@@ -97,7 +99,7 @@ class CropsData(LightningDataModule):
             crop_size=self.crops.size,
             normalization=self.crops.normalization,
             padding=self.crops.padding,
-            context=self.crops.context,
+            placement=self.crops.placement,
             free_views=self.crops.free_views,
             class_names=tuple(names),
             class_colors=tuple(colors),
@@ -109,7 +111,7 @@ class CropsData(LightningDataModule):
         """As the recipe says, with the statistics of the training slides at ``level`` where it leaves them out."""
         values = self.data.normalization
         if values.get("kind") == "standardize" and not {"mean", "std"} & values.keys():
-            slides = open_folder(Path(self.data.train) / "images").values()
+            slides = open_folder(Path(self.data.train) / "images", (level,)).values()
             mean, std = measure_channels(list(slides), level)
             values = values | {"mean": mean, "std": std}
         return normalization_from_dict(values)
@@ -172,9 +174,11 @@ class SegmentationData(CropsData):
         )
         relay = recipe.relay
         has_tokens = relay is not None and relay.fusion == "relay" and relay.relay_tokens > 0
-        if has_tokens and len(views.levels) > 1 and data.context == "random":
-            _LOG.warning("relay tokens know no coordinates: with data.context random they learn little, take centered")
-        self.train_slides = open_labelled_folder(Path(data.train))
+        if has_tokens and len(views.levels) > 1 and data.placement == "nested":
+            _LOG.warning(
+                "relay tokens know no coordinates: nested views teach them little; set data.placement to concentric"
+            )
+        self.train_slides = open_labelled_folder(Path(data.train), views.levels)
         check_channels([image for image, _ in self.train_slides], views.in_channels, "model.encoder.in_channels")
         self.train_crops = self._random_crops(
             self._pairs(self.train_slides),
@@ -184,7 +188,7 @@ class SegmentationData(CropsData):
         )
 
     def _open_val_crops(self, folder: Path) -> SlideCrops:
-        return self._fixed_crops(self._pairs(open_labelled_folder(folder)), self.crops)
+        return self._fixed_crops(self._pairs(open_labelled_folder(folder, self.crops.levels)), self.crops)
 
     @cached_property
     def preprocessing(self) -> Preprocessing:
@@ -240,7 +244,7 @@ class PretrainData(CropsData):
         return self._preprocessing(self.train_slides[0][0])
 
     def _open(self, folder: Path) -> list[LabelledSlide]:
-        slides = list(open_folder(folder / "images").values())
+        slides = list(open_folder(folder / "images", self.crops.levels).values())
         check_channels(slides, self.recipe.model.in_channels, "model.in_channels")
         return [(slide, None) for slide in slides]
 

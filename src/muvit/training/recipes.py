@@ -6,8 +6,8 @@ from typing import Any, Literal, get_args, get_type_hints
 
 from muvit.data.crops.augment import Augmentation
 from muvit.data.crops.balance import Balance
-from muvit.data.crops.crops import LabelLevels
-from muvit.data.crops.placement import ContextPlace, FreeViews
+from muvit.data.crops.config import LabelLevels
+from muvit.data.crops.placement import FreeViews, Placement
 from muvit.errors import InputError
 from muvit.models.baselines import BaselineConfig
 from muvit.models.classifier import ClassifierConfig
@@ -16,6 +16,7 @@ from muvit.models.relay import RelayConfig
 from muvit.models.segmenter import SegmenterConfig
 from muvit.models.size import check_size
 from muvit.models.trained import NetworkConfig
+from muvit.training.old_recipes import upgrade_recipe
 from muvit.training.optim import OptimConfig, PretrainOptimConfig
 
 
@@ -35,12 +36,12 @@ class CropsConfig:
     training slides."""
     padding: Literal["zero", "edge", "reflect"] = "zero"
     """Values of a view beyond the border of the image."""
+    placement: Placement = "nested"
+    """Placement of the coarse views: around the next finer one, inside the image (nested, MuViT); centred on the
+    finest, also beyond the image (concentric, Relay Tokens); on a grid, shared by neighbouring tiles (grid); or
+    anywhere (free)."""
     free_views: FreeViews | None = None
-    """Placement of coarser views that need not hold the finest; unset, every view holds the next finer one."""
-    context: ContextPlace = "random"
-    """Otherwise, placement of the coarser views: anywhere around the finest within the image (random, MuViT), or
-    centred on it, also beyond the image (centered, Relay Tokens); the same for the tiles of validation and
-    prediction."""
+    """Offsets and boxes of placement free; unset, anywhere in the image."""
     augmentation: Augmentation = field(default_factory=Augmentation)
     """Flips, intensity jitter and box perturbation of the training samples."""
     samples_per_epoch: int = 4096
@@ -238,6 +239,8 @@ class Recipe:
     relay: RelayConfig | None = None
     """Train this timm backbone with relay tokens in the place of `model`, on the same samples with the same budget."""
 
+    upgrade = staticmethod(upgrade_recipe)
+
     def __post_init__(self) -> None:
         check_sizes(self.data, self.model)
         _check_steps(self.data, self.run)
@@ -290,6 +293,8 @@ class PretrainRecipe:
     """Optimiser and schedule."""
     run: RunConfig = field(default_factory=RunConfig)
     """Duration, seed and devices."""
+
+    upgrade = staticmethod(upgrade_recipe)
 
     def __post_init__(self) -> None:
         check_sizes(self.data, self.model)

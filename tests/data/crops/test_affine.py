@@ -7,9 +7,10 @@ from memory_slide import MemorySlide, label_slide, world_slide
 
 from muvit.data.crops.affine import Similarity, SimilarView, read_similar
 from muvit.data.crops.augment import Augmentation
-from muvit.data.crops.crops import CropConfig, GridCrops, NestedCrops
+from muvit.data.crops.config import CropConfig
+from muvit.data.crops.crops import GridCrops, NestedCrops
 from muvit.data.crops.normalize import Range
-from muvit.data.crops.placement import FreeViews, concentric
+from muvit.data.crops.placement import FreeViews, place_views
 from muvit.errors import InputError
 from muvit.geometry import box_center, box_size, patch_centers
 from muvit.labels import IGNORE
@@ -33,7 +34,10 @@ def views_of(center, size, similarity, levels=LEVELS):
 
 
 def concentric_pixels(slide, start, size, levels=LEVELS):
-    return [slide.read(w.level, w.start, w.size).astype(np.float32) for w in concentric(start, levels, size)]
+    return [
+        slide.read(w.level, w.start, w.size).astype(np.float32)
+        for w in place_views("concentric", [size] * len(levels), levels, size, start=start).windows
+    ]
 
 
 @pytest.mark.parametrize(("degrees", "turns"), [(0, 0), (90, 1), (-90, -1), (180, 2)])
@@ -106,7 +110,7 @@ def labelled(shape=(160, 200), levels=LEVELS):
     return image, slide
 
 
-CENTERED = CropConfig(levels=LEVELS, size=(32, 32), normalization=AS_STORED, num_classes=9, context="centered")
+CENTERED = CropConfig(levels=LEVELS, size=(32, 32), normalization=AS_STORED, num_classes=9, placement="concentric")
 
 
 @pytest.mark.parametrize("label_levels", ["finest", "all"])
@@ -116,7 +120,7 @@ def test_labels_move_with_the_image(label_levels):
         size=(32, 32),
         normalization=AS_STORED,
         num_classes=9,
-        context="centered",
+        placement="concentric",
         label_levels=label_levels,
     )
     crops = NestedCrops([labelled()], config, augmentation=SIMILAR)
@@ -174,7 +178,7 @@ def test_balanced_samples_hold_foreground_however_they_are_turned():
     labels = np.zeros((300, 300), np.uint8)
     labels[200:203, 40:43] = 1  # which no scale leaves out
     image = MemorySlide({1: labels[None], 4: labels[None, ::4, ::4]})
-    config = CropConfig(levels=LEVELS, size=(32, 32), normalization=AS_STORED, num_classes=2, context="centered")
+    config = CropConfig(levels=LEVELS, size=(32, 32), normalization=AS_STORED, num_classes=2, placement="concentric")
     crops = NestedCrops(
         [(image, label_slide(labels))], config, augmentation=SIMILAR, balance="foreground", foreground_fraction=1.0
     )
@@ -187,12 +191,14 @@ def test_balanced_samples_hold_foreground_however_they_are_turned():
 
 def test_views_without_one_centre_are_not_scaled_or_turned():
     nested = CropConfig(levels=LEVELS, size=(32, 32), normalization=AS_STORED, num_classes=9)
-    free = CropConfig(levels=LEVELS, size=(32, 32), normalization=AS_STORED, num_classes=9, free_views=FreeViews())
-    for config, got in ((nested, "context random"), (free, "free views")):
-        with pytest.raises(InputError, match=rf"expected views with one centre, context centered, got {got}"):
+    free = CropConfig(levels=LEVELS, size=(32, 32), normalization=AS_STORED, num_classes=9, placement="free")
+    for config in (nested, free):
+        with pytest.raises(
+            InputError, match=f"expected views with one centre, placement concentric, got placement {config.placement}"
+        ):
             NestedCrops([labelled()], config, augmentation=SIMILAR)
-    with pytest.raises(InputError, match="context: expected random, as views are free, got centered"):
-        CropConfig(levels=LEVELS, size=(32, 32), context="centered", free_views=FreeViews())
+    with pytest.raises(InputError, match="placement: expected free, since free_views are given, got concentric"):
+        CropConfig(levels=LEVELS, size=(32, 32), placement="concentric", free_views=FreeViews())
 
 
 @pytest.mark.parametrize(
@@ -213,7 +219,7 @@ def test_the_local_view_is_the_centre_of_its_context():
     """As in Relay Tokens: the central quarter of the context view, pixel by pixel, also at the border of the image."""
     slide = world_slide((128, 192), LEVELS)
     crops = GridCrops(
-        [(slide, None)], CropConfig(levels=LEVELS, size=(32, 32), normalization=AS_STORED, context="centered")
+        [(slide, None)], CropConfig(levels=LEVELS, size=(32, 32), normalization=AS_STORED, placement="concentric")
     )
     assert len(crops) == 4 * 6
     for sample in crops:
@@ -229,7 +235,7 @@ def test_the_local_view_is_the_centre_of_its_context():
 
 @given(st.tuples(st.integers(0, 900), st.integers(0, 900)), st.sampled_from([(1, 4), (1, 3, 7), (2, 5)]))
 def test_concentric_crops_miss_the_centre_by_half_a_pixel_at_most(start, levels):
-    windows = concentric(start, levels, (16, 15))
+    windows = place_views("concentric", [(16, 15)] * len(levels), levels, (16, 15), start=start).windows
     assert windows[0].start == start
     for window, level in zip(windows, levels, strict=True):
         gap = (box_center(window.box) - box_center(windows[0].box)).abs()
@@ -240,7 +246,7 @@ def test_concentric_crops_miss_the_centre_by_half_a_pixel_at_most(start, levels)
 @pytest.mark.parametrize("augmentation", [None, SIMILAR])
 def test_context_beyond_the_image_is_blank_after_normalisation(augmentation):
     slide = MemorySlide({1: np.full((1, 64, 64), 200, np.uint8), 4: np.full((1, 16, 16), 200, np.uint8)})
-    config = CropConfig(levels=LEVELS, size=(32, 32), normalization=Range(100, 200), context="centered")
+    config = CropConfig(levels=LEVELS, size=(32, 32), normalization=Range(100, 200), placement="concentric")
     crops = NestedCrops([(slide, None)], config, augmentation=augmentation)
     for i in range(8):
         sample = crops[i]

@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 from memory_slide import world_slide
 
 from muvit.data.crops.augment import Augmentation, flip_sample, transpose_sample
-from muvit.data.crops.crops import CropConfig, read_views
+from muvit.data.crops.config import CropConfig
 from muvit.data.crops.normalize import Range
-from muvit.data.crops.placement import sample_nested
+from muvit.data.crops.placement import place_views
+from muvit.data.crops.reading import read_views
 from muvit.errors import InputError
 from muvit.geometry import box_center, box_size, patch_centers
 
@@ -22,7 +23,9 @@ def world_sample(seed, ndim=2, size=16):
     slide, levels = SLIDES[ndim], (1, 4, 8)
     config = CropConfig(levels=levels, size=(size,) * ndim, normalization=Range(0, 1), padding="edge")
     shapes = [slide.level_shape(level) for level in levels]
-    sample = read_views(slide, sample_nested(np.random.default_rng(seed), shapes, levels, config.size), config)
+    sample = read_views(
+        slide, place_views("nested", shapes, levels, config.size, rng=np.random.default_rng(seed)).windows, config
+    )
     # make the pixels outside true as well: the world goes on there
     sample["img"] = pixel_centers(sample)
     sample["labels"] = labels_of(sample["img"])

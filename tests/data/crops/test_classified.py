@@ -7,7 +7,7 @@ from memory_slide import world_slide
 
 from muvit.data.crops.augment import Augmentation
 from muvit.data.crops.classified import ClassifiedCrops, ClassifiedTiles
-from muvit.data.crops.crops import CropConfig
+from muvit.data.crops.config import CropConfig
 from muvit.data.crops.normalize import Range
 from muvit.errors import InputError
 
@@ -58,7 +58,7 @@ def test_augmentation_keeps_class_and_slide(slides):
 
 
 def test_views_of_one_centre_are_scaled_and_keep_class_and_slide(slides):
-    config, augmentation = replace(CONFIG, context="centered"), Augmentation(scale=(2, 2), scale_probability=1)
+    config, augmentation = replace(CONFIG, placement="concentric"), Augmentation(scale=(2, 2), scale_probability=1)
     crops = ClassifiedCrops(slides, [2, 0, 1], config, num_samples=3, augmentation=augmentation)
     for i, sample in enumerate(crops[i] for i in range(3)):
         assert int(sample["class"]) == (2, 0, 1)[i] and int(sample["slide"]) == i

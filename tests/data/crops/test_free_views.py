@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 from memory_slide import label_slide, world_slide
 
 from muvit.data.crops.augment import Augmentation
-from muvit.data.crops.crops import CropConfig, GridCrops, NestedCrops
+from muvit.data.crops.config import CropConfig
+from muvit.data.crops.crops import GridCrops, NestedCrops
 from muvit.data.crops.normalize import Range
-from muvit.data.crops.placement import FreeViews, fixed_free, sample_free
+from muvit.data.crops.placement import FreeViews, place_views
 from muvit.data.crops.preprocessing import Preprocessing
 from muvit.errors import InputError
 from muvit.geometry import box_center, box_size, is_inside, patch_centers
@@ -20,7 +21,9 @@ from muvit.levels import level_factors
 
 LEVELS = (1, 4)
 NEAR = FreeViews(offset_px=((-150, -90), (20, 60)))
-CONFIG = CropConfig(levels=LEVELS, size=(16, 24), normalization=Range(0, 1), num_classes=251, free_views=NEAR)
+CONFIG = CropConfig(
+    levels=LEVELS, size=(16, 24), normalization=Range(0, 1), num_classes=251, placement="free", free_views=NEAR
+)
 
 
 def slides(shape=(300, 400)):
@@ -53,7 +56,9 @@ def test_free_views_lie_in_the_image_as_far_away_as_was_asked_for(seed, level, s
     shapes = [[-(-n // int(f)) for n, f in zip(shape, level_factors(lv, 3), strict=True)] for lv in levels]
     free = FreeViews(offset_px=tuple((a, a + width) for a in low))
     start = [n // 2 for n in shape]
-    windows = sample_free(np.random.default_rng(seed), start, shapes, levels, size, free)
+    windows = place_views(
+        "free", shapes, levels, size, start=start, rng=np.random.default_rng(seed), free_views=free
+    ).windows
     assert windows[0].start == tuple(start)
     for window, extents, away in zip(windows[1:], shapes[1:], offset(windows), strict=True):
         for axis, (extent, n, factor) in enumerate(zip(extents, size, level_factors(window.level, 3), strict=True)):
@@ -65,7 +70,15 @@ def test_free_views_lie_in_the_image_as_far_away_as_was_asked_for(seed, level, s
 
 def test_free_views_without_a_rule_lie_anywhere():
     windows = [
-        sample_free(np.random.default_rng(seed), (0, 0), [(100, 200), (25, 50)], LEVELS, (16, 16), FreeViews())
+        place_views(
+            "free",
+            [(100, 200), (25, 50)],
+            LEVELS,
+            (16, 16),
+            start=(0, 0),
+            rng=np.random.default_rng(seed),
+            free_views=FreeViews(),
+        ).windows
         for seed in range(400)
     ]
     starts = np.array([second.start for _, second in windows])
@@ -139,16 +152,26 @@ def test_flips_mirror_free_views_too():
 def test_whole_slides_have_the_free_views_of_the_grid():
     grid = GridCrops(slides((64, 96)), CONFIG)
     shapes = tuple(tuple(shape) for shape in grid.shapes[0])
-    plan = TilePlan(shapes=shapes, levels=LEVELS, crop_size=(16, 24), block_size=(64, 96), free_views=NEAR)
+    plan = TilePlan(
+        shapes=shapes, levels=LEVELS, crop_size=(16, 24), block_size=(64, 96), placement="free", free_views=NEAR
+    )
     assert len(plan) == len(grid)
     for number, tile in enumerate(plan):
         assert torch.equal(torch.stack([window.box for window in tile.windows]).float(), grid[number]["bbox"])
-        assert tile.windows == fixed_free(tile.windows[0].start, shapes, LEVELS, (16, 24), NEAR)
+        assert (
+            tile.windows
+            == place_views("free", shapes, LEVELS, (16, 24), start=tile.windows[0].start, free_views=NEAR).windows
+        )
 
 
 def test_preprocessing_keeps_the_rule(tmp_path):
     kept = Preprocessing(
-        crop_size=(16, 24), normalization=Range(0, 1), class_names=("a",), class_colors=((0, 0, 0),), free_views=NEAR
+        crop_size=(16, 24),
+        normalization=Range(0, 1),
+        class_names=("a",),
+        class_colors=((0, 0, 0),),
+        placement="free",
+        free_views=NEAR,
     )
     (tmp_path / "preprocessing.yaml").write_text(kept.to_yaml())
     assert Preprocessing.load(tmp_path) == kept
@@ -172,11 +195,12 @@ def test_a_rule_for_other_axes_is_refused():
     with pytest.raises(InputError, match="offset_px: expected a range for each of 2 axes"):
         replace(CONFIG, free_views=FreeViews(offset_px=((0, 0),) * 3))
     shapes = ((64, 96), (16, 24))
-    with pytest.raises(InputError, match="free views: expected centered, and true boxes"):
+    with pytest.raises(InputError, match="boxes of free views: expected true, as tiles are read, got shuffled"):
         TilePlan(
             shapes=shapes,
             levels=LEVELS,
             crop_size=(16, 24),
             block_size=(64, 96),
+            placement="free",
             free_views=replace(NEAR, boxes="shuffled"),
         )

@@ -1,12 +1,14 @@
 import math
 from fractions import Fraction
+from typing import get_args
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from muvit.data.crops.placement import EpochSampler, Window, centered_nested, sample_nested, start_range
+from muvit.data.crops.placement import Placement, Window, place_views, start_range, tile_placements
 from muvit.errors import InputError
 from muvit.geometry import box_center, is_inside
 from muvit.levels import level_factors
@@ -48,7 +50,7 @@ def assert_nested_and_inside(windows, shapes, size):
 @given(scenes(), st.integers(0, 2**32))
 def test_sampled_crops_are_nested_inside_and_on_whole_pixels(scene, seed):
     shapes, levels, size = scene
-    windows = sample_nested(np.random.default_rng(seed), shapes, levels, size)
+    windows = place_views("nested", shapes, levels, size, rng=np.random.default_rng(seed)).windows
     assert [w.level for w in windows] == list(levels)
     assert_nested_and_inside(windows, shapes, size)
     for window in windows:
@@ -64,7 +66,7 @@ def test_sampled_crops_are_nested_inside_and_on_whole_pixels(scene, seed):
 def test_finest_crop_holds_the_pixel_asked_for(scene, seed, data):
     shapes, levels, size = scene
     pixel = [data.draw(st.integers(0, n - 1)) for n in shapes[0]]
-    windows = sample_nested(np.random.default_rng(seed), shapes, levels, size, contains=pixel)
+    windows = place_views("nested", shapes, levels, size, rng=np.random.default_rng(seed), contains=pixel).windows
     assert all(a <= p < a + n for a, p, n in zip(windows[0].start, pixel, size, strict=True))
     assert_nested_and_inside(windows, shapes, size)
 
@@ -74,7 +76,7 @@ def test_finest_crop_holds_the_pixel_asked_for(scene, seed, data):
 def test_centered_context_holds_the_tile_and_stays_in_the_image(scene, data):
     shapes, levels, size = scene
     tile = [data.draw(st.integers(*start_range(n, extent))) for n, extent in zip(size, shapes[0], strict=True)]
-    windows = centered_nested(tile, shapes, levels, size)
+    windows = place_views("nested", shapes, levels, size, start=tile).windows
     assert windows[0].start == tuple(tile)
     assert_nested_and_inside(windows, shapes, size)
 
@@ -82,19 +84,19 @@ def test_centered_context_holds_the_tile_and_stays_in_the_image(scene, data):
 @given(st.integers(0, 10_000), st.sampled_from([(1, 4), (1, 8, 32), (2, 6)]))
 def test_context_far_from_the_border_is_centred_to_half_a_pixel(offset, levels):
     shapes = [[10**6 // level] for level in levels]
-    windows = centered_nested([10**5 + offset], shapes, levels, [64])
+    windows = place_views("nested", shapes, levels, [64], start=[10**5 + offset]).windows
     center = box_center(windows[0].box)
     for window in windows:
         assert (box_center(window.box) - center).abs() <= window.level / 2
 
 
 def test_context_at_the_corner_is_clamped_into_the_image():
-    windows = centered_nested([0, 936], [[1000, 1000], [250, 250]], (1, 4), (64, 64))
+    windows = place_views("nested", [[1000, 1000], [250, 250]], (1, 4), (64, 64), start=[0, 936]).windows
     assert windows[1] == Window(4, (0, 186), (64, 64))
 
 
 def test_context_larger_than_the_image_holds_all_of_it():
-    windows = centered_nested([0, 50], [[100, 150], [4, 5]], (1, 32), (64, 64))
+    windows = place_views("nested", [[100, 150], [4, 5]], (1, 32), (64, 64), start=[0, 50]).windows
     assert all(a <= 0 and a + 64 >= extent for a, extent in zip(windows[1].start, (4, 5), strict=True))
     assert windows[1].slices_inside((4, 5)) == tuple(
         slice(-a, n - a) for a, n in zip(windows[1].start, (4, 5), strict=True)
@@ -103,7 +105,7 @@ def test_context_larger_than_the_image_holds_all_of_it():
 
 def test_positions_are_uniform_and_coarse_crops_are_not_centred():
     rng = np.random.default_rng(0)
-    draws = [sample_nested(rng, [[40], [10]], (1, 4), [8]) for _ in range(6000)]
+    draws = [place_views("nested", [[40], [10]], (1, 4), [8], rng=rng).windows for _ in range(6000)]
     fine = np.bincount([w[0].start[0] for w in draws], minlength=33)
     assert len(fine) == 33
     assert fine.min() > 6000 / 33 * 0.7
@@ -117,7 +119,7 @@ def test_positions_are_uniform_and_coarse_crops_are_not_centred():
 @given(st.integers(0, 2**32))
 def test_same_generator_same_crops(seed):
     scene = ([[500, 700], [125, 175]], (1, 4), (32, 32))
-    first, second = (sample_nested(np.random.default_rng(seed), *scene) for _ in range(2))
+    first, second = (place_views("nested", *scene, rng=np.random.default_rng(seed)).windows for _ in range(2))
     assert first == second
 
 
@@ -128,36 +130,43 @@ def test_slices_inside_select_the_pixels_of_the_image(start, size, extent):
     np.testing.assert_array_equal(positions[inside], positions[(positions >= 0) & (positions < extent)])
 
 
-@given(st.integers(1, 200), st.integers(1, 5), st.integers(0, 10), st.data())
-def test_processes_share_an_epoch_without_overlap(num_samples, num_replicas, epoch, data):
-    start = data.draw(st.integers(0, num_samples))
-    samplers = [
-        EpochSampler(num_samples, epoch=epoch, start=start, rank=rank, num_replicas=num_replicas)
-        for rank in range(num_replicas)
-    ]
-    seen = [list(sampler) for sampler in samplers]
-    assert {len(numbers) for numbers in seen} == {len(samplers[0])}
-    together = [number for turn in zip(*seen, strict=True) for number in turn]
-    first = epoch * num_samples + start
-    assert together == list(range(first, first + len(together)))
-    assert num_samples - start - len(together) < num_replicas
+def test_every_placement_keeps_the_tile_and_follows_from_it_alone():
+    shapes, levels, size = [(300, 400), (75, 100), (19, 25)], (1, 4, 16), (16, 24)
+    for placement in get_args(Placement):
+        first, second = (place_views(placement, shapes, levels, size, start=(40, 60)) for _ in range(2))
+        assert first == second
+        assert first.windows[0] == Window(1, (40, 60), size)
+        assert [(w.level, w.size) for w in first.windows] == [(level, size) for level in levels]
+        assert torch.equal(first.boxes, torch.stack([w.box for w in first.windows]))
+        assert place_views(placement, shapes, levels, size, start=(44, 60)) != first
 
 
-def test_epochs_do_not_repeat_and_resuming_goes_on():
-    sampler = EpochSampler(10)
-    first = list(sampler)
-    sampler.set_epoch(1)
-    assert first + list(sampler) == list(range(20))
-    resumed = EpochSampler(10, epoch=1, start=7)
-    resumed.set_epoch(1)  # a trainer says so at the start of every epoch
-    assert list(resumed) == [17, 18, 19]
-    resumed.set_epoch(2)
-    assert list(resumed) == list(range(20, 30))
+def test_concentric_views_may_leave_the_image_and_nested_ones_stay():
+    shapes = [(100, 100), (25, 25)]
+    assert place_views("concentric", shapes, (1, 4), (16, 16), start=(0, 84)).windows[1].start == (-6, 15)
+    assert place_views("nested", shapes, (1, 4), (16, 16), start=(0, 84)).windows[1].start == (0, 9)
+
+
+def test_coarse_views_are_drawn_around_a_given_start():
+    shapes, rng = [(400,), (100,)], np.random.default_rng(0)
+    starts = {place_views("nested", shapes, (1, 4), (16,), start=(200,), rng=rng).windows[1].start for _ in range(200)}
+    assert starts == {(a,) for a in range(38, 51)}  # all that hold pixels 50 to 53 of the coarse level
 
 
 @pytest.mark.parametrize(
-    "arguments", [{"rank": 2, "num_replicas": 2}, {"rank": -1}, {"start": 11}, {"start": -1}, {"epoch": -1}]
+    ("arguments", "message"),
+    [
+        ({}, "start: expected a first pixel, or a generator to draw it"),
+        ({"placement": "centered", "start": (0,)}, "placement: expected one of nested, concentric, grid, free"),
+    ],
 )
-def test_sampler_out_of_range_is_refused(arguments):
-    with pytest.raises(InputError, match="expected"):
-        EpochSampler(10, **arguments)
+def test_views_that_cannot_be_placed_are_refused(arguments, message):
+    with pytest.raises(InputError, match=message):
+        place_views(**{"placement": "nested", "shapes": [(8,)], "levels": (1,), "size": (4,)} | arguments)
+
+
+@pytest.mark.parametrize("trained", get_args(Placement))
+def test_tiles_are_placed_as_in_training_first(trained):
+    found = tile_placements(trained)
+    assert found[0] == trained
+    assert set(found) == ({"nested", "grid"} if trained in ("nested", "grid") else {trained})

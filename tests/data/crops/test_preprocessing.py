@@ -2,6 +2,7 @@ import pytest
 import yaml
 
 from muvit.data.crops.normalize import Percentile, Range, Standardize
+from muvit.data.crops.placement import FreeViews
 from muvit.data.crops.preprocessing import FILE, Preprocessing
 from muvit.errors import CheckpointError, InputError
 
@@ -25,12 +26,31 @@ def keep(folder, **changes):
         {},
         {"padding": "reflect", "pixel_size_um": (0.5, 0.25)},
         {"normalization": Percentile(2, 98, scope="sample")},
-        {"normalization": Standardize(mean=(1.0, 2.0), std=(0.5, 3.0), local_mean=(1,)), "context": "centered"},
+        {"normalization": Standardize(mean=(1.0, 2.0), std=(0.5, 3.0), local_mean=(1,)), "placement": "concentric"},
         {"class_names": ("Hintergrund", "Gefäß"), "crop_size": (8, 16, 16)},
     ],
 )
 def test_settings_come_back_as_they_were(tmp_path, changes):
     assert keep(tmp_path, **changes) == Preprocessing.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ({"context": "random", "free_views": None}, {"placement": "nested"}),
+        ({"context": "centered", "free_views": None}, {"placement": "concentric"}),
+        (
+            {"context": "random", "free_views": {"offset_px": None, "boxes": "true"}},
+            {"placement": "free", "free_views": FreeViews()},
+        ),
+        ({}, {}),
+    ],
+)
+def test_older_spellings_of_the_placement_are_read(tmp_path, old, new):
+    values = yaml.safe_load(Preprocessing(**SETTINGS).to_yaml())
+    del values["placement"], values["free_views"]
+    (tmp_path / FILE).write_text(yaml.safe_dump(values | old))
+    assert Preprocessing.load(tmp_path) == Preprocessing(**SETTINGS | new)
 
 
 def test_the_file_is_plain_yaml(tmp_path):
@@ -80,6 +100,8 @@ def spoiled(**changes):
         spoiled(class_colors=[[0, 0, 0]]),
         spoiled(class_names=None),
         spoiled(padding="mirror"),
+        spoiled(placement="anywhere"),
+        spoiled(context="centered"),
         spoiled(crop_size=[0, 64]),
         spoiled(crop_size="big"),
         spoiled(has_background="road"),

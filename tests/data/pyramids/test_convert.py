@@ -10,7 +10,7 @@ from PIL import Image
 from muvit.data.pyramids import convert
 from muvit.data.pyramids.convert import convert_image
 from muvit.data.pyramids.reduction import area_mean
-from muvit.data.slides.slide import open_slide
+from muvit.data.slides.open import open_slide
 from muvit.errors import ExistsError, InputError, ReadError
 
 RNG = np.random.default_rng(0)

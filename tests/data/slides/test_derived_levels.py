@@ -5,7 +5,7 @@ import pytest
 from memory_slide import MemorySlide
 
 from muvit.data.pyramids.reduction import area_mean, majority
-from muvit.data.slides.derived import DerivedLevels, with_levels
+from muvit.data.slides.derived import DerivedLevels, complete_slide, with_levels
 from muvit.data.slides.ome_zarr import OmeZarrSlide, PyramidWriter
 from muvit.errors import InputError
 
@@ -83,6 +83,16 @@ def test_a_slide_with_all_levels_stays_itself():
     slide = MemorySlide({1: noise((1, 8, 8)), 2: noise((1, 4, 4))})
     assert with_levels(slide, (1, 2)) is slide
     assert isinstance(with_levels(slide, (1, 4)), DerivedLevels)
+
+
+def test_levels_are_added_without_wrapping_twice_and_the_file_keeps_its_identity():
+    slide = MemorySlide({1: noise((1, 16, 16)), 2: noise((1, 8, 8))})
+    derived = with_levels(with_levels(slide, (4,)), (8,))
+    assert derived.slide is slide
+    assert derived.levels == (1, 2, 4, 8)
+    assert derived.stored_levels == slide.levels == (1, 2)
+    assert derived.identify() == slide.identify()
+    assert complete_slide(derived, (1, 8)) is derived
 
 
 def test_it_travels_to_other_processes():

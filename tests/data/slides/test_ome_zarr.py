@@ -16,7 +16,7 @@ from muvit.data.pyramids.arrays import ShardedArray, TensorStoreArray, crc32c, o
 from muvit.data.pyramids.convert import convert_image
 from muvit.data.pyramids.reduction import area_mean, majority
 from muvit.data.slides.ome_zarr import OmeZarrSlide, PyramidWriter
-from muvit.data.slides.slide import open_slide
+from muvit.data.slides.open import open_slide
 from muvit.errors import ExistsError, InputError, ReadError
 
 RNG = np.random.default_rng(0)

@@ -13,7 +13,8 @@ from memory_slide import MemorySlide
 from PIL import Image
 
 from muvit.data.slides import raster
-from muvit.data.slides.slide import open_slide, pyramid_factor, slide_name
+from muvit.data.slides.formats import pyramid_factor, slide_name
+from muvit.data.slides.open import open_slide
 from muvit.data.slides.tiff import TiffSlide
 from muvit.errors import InputError, ReadError
 
@@ -295,7 +296,7 @@ def test_slides_survive_pickling(tmp_path, aperio):
 FORKED = """
 import multiprocessing, sys
 import numpy as np
-from muvit.data.slides.slide import open_slide
+from muvit.data.slides.open import open_slide
 slides = [open_slide(file) for file in sys.argv[1:]]
 def windows(seed):
     rng = np.random.default_rng(seed)

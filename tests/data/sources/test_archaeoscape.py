@@ -9,7 +9,7 @@ import rasterio
 import shapely
 from rasterio.transform import Affine
 
-from muvit.data.slides.slide import open_slide
+from muvit.data.slides.open import open_slide
 from muvit.data.sources import derived
 from muvit.data.sources.archaeoscape import PARCELS, find_archaeoscape
 from muvit.data.sources.geopackage import read_geopackage

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from muvit.data.slides.slide import open_slide
+from muvit.data.slides.open import open_slide
 from muvit.data.sources.cityscapes import LABEL_IDS, find_cityscapes
 from muvit.data.sources.label_map import IGNORED
 from muvit.data.sources.prepare import prepare

@@ -7,7 +7,7 @@ from PIL import Image
 
 from muvit.data.pyramids.convert import convert_image
 from muvit.data.pyramids.reduction import area_mean, majority
-from muvit.data.slides.slide import open_slide
+from muvit.data.slides.open import open_slide
 from muvit.data.sources import derived
 from muvit.data.sources.derived import classified, joined, reduced
 from muvit.data.sources.label_map import LabelMap

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from muvit.data.slides.slide import open_slide
+from muvit.data.slides.open import open_slide
 from muvit.data.sources.gleason import find_gleason, split_of
 from muvit.data.sources.label_map import IGNORED, LabelMap
 from muvit.data.sources.prepare import prepare

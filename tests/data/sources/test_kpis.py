@@ -5,7 +5,7 @@ import pytest
 import tifffile
 
 from muvit.data.pyramids.reduction import area_mean, majority
-from muvit.data.slides.slide import open_slide
+from muvit.data.slides.open import open_slide
 from muvit.data.sources.kpis import animal_of, find_kpis
 from muvit.data.sources.prepare import prepare
 from muvit.data.sources.source import check_source

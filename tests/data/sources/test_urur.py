@@ -3,7 +3,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from muvit.data.slides.slide import open_slide
+from muvit.data.slides.open import open_slide
 from muvit.data.sources.label_map import IGNORED, LabelMap
 from muvit.data.sources.prepare import prepare
 from muvit.data.sources.source import check_source

@@ -7,7 +7,7 @@ import pytest
 from scipy.ndimage import binary_dilation
 from scipy.spatial import KDTree
 
-from muvit.data.slides.slide import open_slide
+from muvit.data.slides.open import open_slide
 from muvit.data.synthetic.images import (
     GREY_LEVELS_PER_UNIT,
     LEVELS,

@@ -7,7 +7,7 @@ from muvit.data.crops.normalize import Range
 from muvit.data.crops.preprocessing import Preprocessing
 from muvit.data.folders import open_labelled_folder
 from muvit.data.slides.ome_zarr import PyramidWriter
-from muvit.data.slides.slide import open_slide
+from muvit.data.slides.open import open_slide
 from muvit.errors import InputError
 from muvit.evaluation.scores.segmentation import evaluate_slides
 from muvit.evaluation.studies.box_noise import draw_noise, study_noise

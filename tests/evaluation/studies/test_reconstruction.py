@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from muvit.data.crops.crops import CropConfig, NestedCrops
+from muvit.data.crops.config import CropConfig
+from muvit.data.crops.crops import NestedCrops
 from muvit.data.crops.normalize import Range
 from muvit.data.crops.preprocessing import Preprocessing
 from muvit.data.folders import open_folder

@@ -3,7 +3,7 @@ from itertools import product
 import pytest
 import torch
 
-from muvit.data.crops.placement import Window, grid_nested
+from muvit.data.crops.placement import Window, place_views
 from muvit.inference.run.context import ContextCaching, label_logits_together
 from muvit.models.encoder import EncoderConfig
 from muvit.models.segmenter import Segmenter
@@ -139,5 +139,5 @@ def test_tiles_of_a_block_share_few_coarse_crops():
     shapes = [(4096 // level,) * 2 for level in levels]
     for corner in ((1024, 1024), (512, 2048)):  # away from the border
         starts = product(*(range(a, a + block, 16) for a in corner))
-        windows = [grid_nested(start, shapes, levels, size) for start in starts]
+        windows = [place_views("grid", shapes, levels, size, start=start).windows for start in starts]
         assert [len({crops[level:] for crops in windows}) for level in range(3)] == [256, 16, 1]

@@ -9,7 +9,7 @@ from array_slide import ArraySlide
 
 from muvit.data.crops.normalize import Percentile, Range
 from muvit.data.crops.preprocessing import Preprocessing
-from muvit.data.slides.slide import open_slide
+from muvit.data.slides.open import open_slide
 from muvit.inference.predict import plan_prediction, predict_slide
 from muvit.inference.run.blocks import predict_blocks, ready
 from muvit.inference.run.canvas import BlockCanvas
@@ -107,13 +107,13 @@ def final_scores(model, slide, batch_size=8, **options):
         {"overlap": 0.25, "average": "logits"},
         {"overlap": 9, "blend": "cosine", "average": "logits"},
         {"overlap": 0.5, "flips": (-1,), "average": "probabilities"},
-        {"overlap": 0.25, "average": "logits", "context": "grid"},
-        {"overlap": 0.25, "average": "logits", "context": "grid", "flips": (-2, -1)},
+        {"overlap": 0.25, "average": "logits", "placement": "grid"},
+        {"overlap": 0.25, "average": "logits", "placement": "grid", "flips": (-2, -1)},
         {"overlap": 0.25, "average": "logits", "together": 2},
     ],
 )
 def test_scores_do_not_depend_on_blocks_or_batches(slide, options):
-    model = Net(attention_mode="coarse_to_fine" if options.get("context") == "grid" else "all")
+    model = Net(attention_mode="coarse_to_fine" if options.get("placement") == "grid" else "all")
     whole = final_scores(model, slide, block_px=80, **options)
     assert whole.std() > 0.1
     for block_px, batch_size in ((40, 3), (24, 64)):
@@ -126,7 +126,7 @@ def test_shared_coarse_crops_give_what_each_tile_gives_by_itself(slide, flips, m
     model = Net(attention_mode="coarse_to_fine")
     cached = final_scores(model, slide, overlap=0.25, average="logits", flips=flips, block_px=80)
     monkeypatch.setattr("muvit.inference.run.blocks.shares_contexts", lambda *_: False)
-    plain = final_scores(model, slide, overlap=0.25, average="logits", flips=flips, block_px=80, context="grid")
+    plain = final_scores(model, slide, overlap=0.25, average="logits", flips=flips, block_px=80, placement="grid")
     assert np.abs(cached - plain).max() < 1e-5 * np.abs(plain).max()
     assert plain.std() > 0.1
 

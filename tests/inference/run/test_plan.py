@@ -10,7 +10,7 @@ from muvit.data.crops.normalize import Percentile, Standardize
 from muvit.data.crops.placement import FreeViews
 from muvit.data.crops.preprocessing import Preprocessing
 from muvit.errors import InputError
-from muvit.inference.run.plan import Plan, PredictOptions, differences, hash_model, identify_slide
+from muvit.inference.run.plan import Plan, PredictOptions, differences, hash_model, upgrade_plan
 from muvit.inference.run.prepare import make_plan
 from muvit.inference.tiling.tiles import mask_runs
 from muvit.models.segmenter import Segmenter
@@ -84,10 +84,10 @@ def test_models_differ_by_weights_and_settings():
 
 
 def test_images_differ_by_pixels_and_sizes():
-    first = identify_slide(slide())
-    assert identify_slide(slide()) == first
-    assert identify_slide(slide(change=40))["sha256"] != first["sha256"]
-    assert identify_slide(slide(shape=(300, 501))) != first
+    first = slide().identify()
+    assert slide().identify() == first
+    assert slide(change=40).identify()["sha256"] != first["sha256"]
+    assert slide(shape=(300, 501)).identify() != first
 
 
 def test_tiles_without_tissue_or_outside_the_region_are_left_out():
@@ -129,7 +129,7 @@ def test_blocks_shrink_where_scores_of_many_classes_are_kept():
         ({"average": "labels"}, "average: expected"),
         ({"probabilities": "float64"}, "probabilities: expected uint8 or float16"),
         ({"tissue": "some"}, "tissue: expected"),
-        ({"context": "concentric"}, "context: expected"),
+        ({"placement": "anywhere"}, "placement: expected one of auto, nested, concentric, grid, free"),
         ({"together": 0}, "together: expected at least 1"),
         ({"precision": "float16"}, "precision: expected"),
         ({"block_px": 0}, "block_px: expected at least 1"),
@@ -146,9 +146,9 @@ def test_options_that_make_no_sense_are_refused(options, message):
     [
         ({"attention_mode": "coarse_to_fine"}, {}, {}),
         ({"levels": (1,)}, {}, {}),
-        ({}, {"context": "centered"}, {}),
+        ({}, {"placement": "concentric"}, {}),
         ({}, {"normalization": Percentile(scope="sample")}, {}),
-        ({}, {}, {"context": "centered"}),
+        ({}, {}, {"placement": "nested"}),
     ],
 )
 def test_tiles_that_cannot_share_a_pass_are_refused(encoder, settings, options):
@@ -160,33 +160,55 @@ def test_tiles_that_cannot_share_a_pass_are_refused(encoder, settings, options):
     assert made(1).tiling.together == 1
     with pytest.raises(InputError, match="together: expected a MuViT that attends to all"):
         made(2)
-    assert plan(PredictOptions(together=2)).tiling.context == "grid"
+    assert plan(PredictOptions(together=2)).tiling.placement == "grid"
 
 
 def test_options_are_all_recorded():
     assert set(plan().to_json()["options"]) == set(asdict(PredictOptions()))
 
 
-def test_a_grid_of_contexts_is_refused_for_models_that_saw_them_centred():
-    with pytest.raises(InputError, match="context: expected centered"):
-        plan(PredictOptions(context="grid"), context="centered")
-    assert plan(context="centered").tiling.context == "concentric"
+@pytest.mark.parametrize(
+    ("trained", "asked"),
+    [("nested", "concentric"), ("concentric", "nested"), ("concentric", "grid"), ("free", "nested"), ("grid", "free")],
+)
+def test_a_placement_that_the_model_does_not_know_is_refused(trained, asked):
+    with pytest.raises(InputError, match=rf"placement: expected auto or {trained}.*, as in training, got {asked}"):
+        plan(PredictOptions(placement=asked), placement=trained)
+
+
+@pytest.mark.parametrize("trained", ["nested", "concentric", "grid", "free"])
+def test_tiles_are_placed_as_in_training(trained):
+    made = plan(placement=trained)
+    assert made.tiling.placement == made.options.placement == trained
 
 
 @pytest.mark.parametrize(
     ("mode", "settings", "place"),
     [
         ("coarse_to_fine", {}, "grid"),
-        ("all", {}, "centered"),
+        ("all", {}, "nested"),
         ("coarse_to_fine", {"normalization": Percentile(scope="view")}, "grid"),
-        ("coarse_to_fine", {"normalization": Percentile(scope="sample")}, "centered"),
-        ("coarse_to_fine", {"free_views": FreeViews()}, "centered"),
-        ("coarse_to_fine", {"context": "centered"}, "concentric"),
+        ("coarse_to_fine", {"normalization": Percentile(scope="sample")}, "nested"),
+        ("coarse_to_fine", {"placement": "free"}, "free"),
+        ("coarse_to_fine", {"placement": "concentric"}, "concentric"),
     ],
 )
 def test_coarse_crops_are_shared_where_that_saves_work(mode, settings, place):
     made = make_plan(
         model(attention_mode=mode), slide(), replace(PREPROCESSING, **settings), PredictOptions(), torch.device("cpu")
     )
-    assert made.tiling.context == place
-    assert made.options.context == ("grid" if place == "grid" else "centered")
+    assert made.tiling.placement == made.options.placement == place
+
+
+@pytest.mark.parametrize(("trained", "context"), [("nested", "centered"), ("grid", "grid"), ("free", "centered")])
+def test_plans_in_an_older_spelling_are_read(trained, context):
+    now = plan(placement=trained, free_views=FreeViews() if trained == "free" else None)
+    older = now.to_json()
+    for part in ("tiling", "options"):
+        del older[part]["placement"]
+        older[part]["context"] = context
+    del older["preprocessing"]["placement"]
+    older["preprocessing"]["context"] = "random"
+    assert Plan.from_json(older).tiling == now.tiling
+    assert Plan.from_json(older).options == now.options
+    assert trained == "grid" or not differences(upgrade_plan(older), now.to_json())

@@ -3,9 +3,9 @@ import pytest
 import torch
 from array_slide import ArraySlide
 
-from muvit.data.crops.crops import read_views
 from muvit.data.crops.normalize import Percentile, Range, Standardize
 from muvit.data.crops.preprocessing import Preprocessing
+from muvit.data.crops.reading import read_views
 from muvit.errors import ReadError
 from muvit.inference.run.reading import SlideTiles, read_tiles
 from muvit.inference.tiling.tiles import TilePlan
@@ -31,9 +31,9 @@ def slide():
     return CountedSlide(np.random.default_rng(0).integers(0, 256, (2, 130, 170), dtype=np.uint8))
 
 
-def tiling(slide, context):
+def tiling(slide, placement):
     shapes = tuple(slide.level_shape(level) for level in LEVELS)
-    return TilePlan(shapes=shapes, levels=LEVELS, crop_size=CROP, block_size=(64, 96), context=context)
+    return TilePlan(shapes=shapes, levels=LEVELS, crop_size=CROP, block_size=(64, 96), placement=placement)
 
 
 def preprocessing(normalization):
@@ -42,14 +42,14 @@ def preprocessing(normalization):
     )
 
 
-@pytest.mark.parametrize("context", ["centered", "grid", "concentric"])
+@pytest.mark.parametrize("placement", ["nested", "grid", "concentric", "free"])
 @pytest.mark.parametrize(
     "normalization",
     [Percentile(), Percentile(scope="sample"), Range(high=255), Standardize((9.0, 99.0), (8.0, 70.0), local_mean=(1,))],
     ids=["view", "sample", "range", "standardize"],
 )
-def test_a_tile_is_what_its_windows_show(slide, context, normalization):
-    plan, settings = tiling(slide, context), preprocessing(normalization)
+def test_a_tile_is_what_its_windows_show(slide, placement, normalization):
+    plan, settings = tiling(slide, placement), preprocessing(normalization)
     tiles = SlideTiles(slide, plan, settings)
     assert len(tiles) == len(plan)
     for number in range(len(plan)):

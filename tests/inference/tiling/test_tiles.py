@@ -6,7 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from muvit.data.crops.crops import CropConfig, GridCrops
+from muvit.data.crops.config import CropConfig
+from muvit.data.crops.crops import GridCrops
 from muvit.data.crops.normalize import Range
 from muvit.data.slides.ome_zarr import OmeZarrSlide, PyramidWriter
 from muvit.errors import InputError
@@ -60,14 +61,14 @@ def test_context_holds_the_tile_and_the_tile_stays_in_the_image(plan):
             assert start == 0 or start + size <= extent
 
 
-@pytest.mark.parametrize(("trained", "placed"), [("random", "centered"), ("centered", "concentric")])
-def test_tiles_are_the_crops_that_validation_sees(tmp_path, trained, placed):
-    config = CropConfig(levels=(1, 4), size=(16, 16), normalization=Range(high=255), context=trained)
+@pytest.mark.parametrize("placement", ["nested", "concentric", "grid", "free"])
+def test_tiles_are_the_crops_that_validation_sees(tmp_path, placement):
+    config = CropConfig(levels=(1, 4), size=(16, 16), normalization=Range(high=255), placement=placement)
     store = tmp_path / "image.ome.zarr"
     writer = PyramidWriter.create(store, shape=(50, 70), num_channels=1, dtype=np.uint8, levels=(1, 4))
     writer.finish()
     crops = GridCrops([(OmeZarrSlide(store), None)], config)
-    plan = replace(make_plan((50, 70), (16, 16), (64, 80)), context=placed)
+    plan = replace(make_plan((50, 70), (16, 16), (64, 80)), placement=placement)
     assert len(crops) == len(plan)
     for crop, tile in zip(map(crops.__getitem__, range(len(crops))), plan, strict=True):
         assert torch.equal(crop["bbox"], torch.stack([w.box for w in tile.windows]).float())
@@ -98,7 +99,7 @@ def test_who_is_computed_together_does_not_depend_on_the_blocks(plan, together, 
             assert found.setdefault(some.tile(number).place, places) == places
         return found
 
-    plan = replace(plan, context="grid", together=together)
+    plan = replace(plan, placement="grid", together=together)
     assert companies(plan) == companies(replace(plan, block_size=(side,) * len(plan.shape)))
 
 

@@ -44,14 +44,14 @@ class Augmentation:
     box_shift_px: float = 8.0
     """Standard deviation, in world pixels, of the shift of each box; per level, as a common one would be invisible."""
     scale: tuple[float, float] = (1, 1)
-    """Range of the factor on the side of what all views show, about their common centre (needs context centered): 2
+    """Range of the factor on the side of what all views show, about their common centre (needs placement concentric): 2
     shows twice as much at half the detail, and boxes grow with it (Relay Tokens: 0.5 to 2). Above 2, pixels are left
     out."""
     scale_probability: float = 0.5
     """Share of the samples that are scaled."""
     rotation_degrees: float = 0
-    """Largest turn of all views about their common centre, either way (needs context centered; Relay Tokens: 90). Boxes
-    stay: the frame that they are in is turned with the content."""
+    """Largest rotation of all views about their common centre, either way (needs placement concentric; Relay Tokens:
+    90). Boxes stay: the frame that they are in is rotated with the content."""
     rotation_probability: float = 0.5
     """Share of the samples that are turned."""
 

@@ -1,24 +1,28 @@
-"""Which crops to look at: nested windows of one scene as plain integers, and the order of samples. No pixels.
+"""Placement of the views of a sample: windows of several levels as plain integers, without pixels.
 
-A crop is a `Window`: whole pixels of one level, so that a pyramid can be read exactly there and its world box is true.
+A view is a `Window`: whole pixels of one level, so that a pyramid can be read exactly there and its world box is true.
+`place_views` is the only place that decides where coarse views lie; training, validation, prediction and classification
+all call it.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
+import torch
 from torch import Tensor
-from torch.utils.data import Sampler
 
 from muvit.errors import InputError
 from muvit.geometry import box_center, nested_start_range, window_to_box
 from muvit.levels import Level, level_factors
 
-ContextPlace = Literal["random", "centered"]
-"""Where coarse crops lie around the finest: somewhere around it, in the image, or centred on it, wherever that ends."""
+Placement = Literal["nested", "concentric", "grid", "free"]
+"""Where coarse views lie: around the next finer view and inside the image (nested); centred on the finest view, also
+beyond the image (concentric); around the next finer view, on a grid of half-crop steps that neighbouring tiles share
+(grid); or independently of the finest view (free)."""
 
 
 class Window(NamedTuple):
@@ -39,17 +43,26 @@ class Window(NamedTuple):
         return tuple(slice(min(max(0, -a), n), max(0, min(n, extent - a))) for a, n, extent in edges)
 
 
-def start_range(size: int, extent: int) -> tuple[int, int]:
-    """Lowest and highest start of a crop on one axis: inside the image, or, if larger, with the image inside it."""
-    return min(0, extent - size), max(0, extent - size)
+class PlacedViews(NamedTuple):
+    """The views of one sample, finest first."""
+
+    windows: tuple[Window, ...]
+    """The windows to read."""
+    claimed: tuple[Window, ...]
+    """The windows whose boxes the model is told: `windows` themselves, except for shuffled boxes of free views."""
+
+    @property
+    def boxes(self) -> Tensor:
+        """World boxes ``(L, 2, ndim)`` that the model is told, float64."""
+        return torch.stack([window.box for window in self.claimed])
 
 
 @dataclass(frozen=True, kw_only=True)
 class FreeViews:
-    """Where the coarser views of a sample lie if they need not hold the finest: at another place, in another slice."""
+    """Where the coarse views of placement `free` lie: at another place of the image, or in another slice."""
 
     offset_px: tuple[tuple[float, float], ...] | None = None
-    """For each axis, (t)(z)yx, lowest and highest way from the centre of the finest view to that of a free one, in
+    """For each axis, (t)(z)yx, lowest and highest offset from the centre of the finest view to that of a free one, in
     world pixels; unset, anywhere in the image. A view that would leave the image moves back to its border."""
     boxes: Literal["true", "shuffled"] = "true"
     """Boxes of the free views: their own, or those of other draws, which hide where they lie (a control)."""
@@ -64,19 +77,123 @@ class FreeViews:
             raise InputError("boxes of free views", expected="true or shuffled", got=repr(self.boxes))
 
 
-def sample_start(
+def check_placement(placement: Placement, free_views: FreeViews | None, ndim: int) -> None:
+    """Refuse a placement whose settings do not fit each other or the image.
+
+    Raises:
+        InputError: an unknown placement, free views with another placement than ``free``, or a number of offsets
+            other than ``ndim``.
+    """
+    if placement not in get_args(Placement):
+        raise InputError("placement", expected=f"one of {', '.join(get_args(Placement))}", got=repr(placement))
+    if free_views is not None and placement != "free":
+        raise InputError("placement", expected="free, since free_views are given", got=placement)
+    offsets = None if free_views is None else free_views.offset_px
+    if offsets is not None and len(offsets) != ndim:
+        raise InputError("offset_px", expected=f"a range for each of {ndim} axes", got=offsets)
+
+
+def upgrade_placement(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of crops in today's spelling.
+
+    Earlier files say ``context: random`` (nested) or ``context: centered`` (concentric), and free views follow from
+    ``free_views`` alone.
+    """
+    upgraded = dict(settings)
+    if "placement" not in upgraded:
+        context = upgraded.pop("context", None)
+        if upgraded.get("free_views") is not None:
+            upgraded["placement"] = "free"
+        elif context is not None:
+            upgraded["placement"] = {"random": "nested", "centered": "concentric"}.get(context, context)
+    return upgraded
+
+
+def tile_placements(trained: Placement) -> tuple[Placement, ...]:
+    """Placements that show a model of this training placement what it knows, its own first.
+
+    Coarse views of `grid` are a choice of those of `nested`, so either suits models of both.
+    """
+    nested: tuple[Placement, ...] = ("nested", "grid")
+    return nested[:: 1 if trained == "nested" else -1] if trained in nested else (trained,)
+
+
+def place_views(
+    placement: Placement,
+    shapes: Sequence[Sequence[int]],
+    levels: Sequence[Level],
+    size: Sequence[int],
+    *,
+    start: Sequence[int] | None = None,
+    rng: np.random.Generator | None = None,
+    contains: Sequence[int] | None = None,
+    free_views: FreeViews | None = None,
+) -> PlacedViews:
+    """Place the views of one sample.
+
+    The finest view lies at ``start``, or is drawn uniformly in the image. The coarser ones follow their placement:
+
+    * ``nested``: each holds the next finer view and stays in the image (or holds the whole image, if it is larger).
+      With ``rng`` it is drawn uniformly among these places (the paper's nested crops), without it is centred on the
+      finest view as well as they allow. At a border where a coarse level ends before the image does, because its last
+      pixels did not fill one of the level, a view leaves the image rather than cut the finer view.
+    * ``concentric``: centred on the finest view to half a pixel of its level, also beyond the image (Relay Tokens).
+    * ``grid``: of the views on a grid of half-crop steps (smaller steps where a level is less than twice as coarse as
+      the one before) that hold the next finer view, the one centred nearest to it. So equal views of one level lie in
+      equal views of all coarser levels. Where no view of the grid holds the finer one, it is placed as ``nested``.
+    * ``free``: drawn independently of each other, from ``rng``, or else from ``start`` alone.
+
+    Without ``rng`` the result depends on ``start`` alone, as tiles of validation and prediction need it.
+
+    Args:
+        placement: where the coarse views lie.
+        shapes: ``(L, ndim)``, pixels of the image at each level.
+        levels: ``L`` downsampling factors, finest first.
+        size: ``(ndim)``, pixels of every view.
+        start: ``(ndim)``, first pixel of the finest view, in pixels of its level; by default drawn from ``rng``.
+        rng: source of randomness.
+        contains: ``(ndim)``, a pixel of the finest level that a drawn finest view must hold.
+        free_views: offsets and boxes of placement ``free``; by default anywhere in the image, at true boxes.
+
+    Raises:
+        InputError: neither ``start`` nor ``rng`` is given, or the placement is unknown.
+    """
+    if start is None:
+        if rng is None:
+            raise InputError("start", expected="a first pixel, or a generator to draw it", got=None)
+        start = draw_start(rng, shapes[0], size, contains=contains)
+    first = Window(levels[0], tuple(int(a) for a in start), tuple(size))
+    if placement == "free":
+        free, rng = free_views or FreeViews(), rng or _tile_generator(start)
+        windows = (first, *_free_views(rng, first, shapes, levels, free))
+        shuffled = free.boxes == "shuffled"
+        return PlacedViews(windows, (first, *_free_views(rng, first, shapes, levels, free)) if shuffled else windows)
+    rules: dict[str, Callable[[_Axis], int]] = {
+        "nested": _centered if rng is None else lambda axis: int(rng.integers(axis.low, axis.high, endpoint=True)),
+        "concentric": lambda axis: _rounded(axis.on_finest),
+        "grid": _on_grid,
+    }
+    if placement not in rules:
+        raise InputError("placement", expected=f"one of {', '.join(get_args(Placement))}", got=repr(placement))
+    windows = _around(first, shapes, levels, rules[placement])
+    return PlacedViews(windows, windows)
+
+
+def start_range(size: int, extent: int) -> tuple[int, int]:
+    """Lowest and highest start of a crop on one axis: inside the image, or, if larger, with the image inside it."""
+    return min(0, extent - size), max(0, extent - size)
+
+
+def draw_start(
     rng: np.random.Generator, shape: Sequence[int], size: Sequence[int], *, contains: Sequence[int] | None = None
 ) -> tuple[int, ...]:
-    """Place the finest crop uniformly in the image.
+    """Draw the first pixel ``(ndim)`` of a crop uniformly in the image.
 
     Args:
         rng: source of randomness.
-        shape: ``(ndim)``, pixels of the image at the finest level.
+        shape: ``(ndim)``, pixels of the image at the crop's level.
         size: ``(ndim)``, pixels of the crop.
-        contains: a pixel that the crop must hold, ``(ndim)``.
-
-    Returns:
-        Its first pixel, ``(ndim)``.
+        contains: ``(ndim)``, a pixel that the crop must hold.
     """
     start = []
     for axis, n in enumerate(size):
@@ -87,227 +204,88 @@ def sample_start(
     return tuple(start)
 
 
-def sample_free(
+class _Axis(NamedTuple):
+    """One axis of a coarse view that is to be placed around finer ones; starts are pixels of the coarse level."""
+
+    low: int
+    """Lowest start at which the view holds the next finer one and stays in the image, as far as both can be had."""
+    high: int
+    """Highest such start."""
+    on_finest: Fraction
+    """Start at which it is centred on the finest view."""
+    on_finer: Fraction
+    """Start at which it is centred on the next finer view."""
+    size: int
+    """Pixels of the view."""
+    extent: int
+    """Pixels of the image."""
+    ratio: Fraction
+    """Factor of the next finer level over that of this one."""
+
+
+def _around(
+    first: Window, shapes: Sequence[Sequence[int]], levels: Sequence[Level], rule: Callable[[_Axis], int]
+) -> tuple[Window, ...]:
+    """Place the coarser views around the first, axis by axis, by a rule that picks a start."""
+    size = first.size
+    factors = [level_factors(level, len(size)) for level in levels]
+    starts = [first.start]
+    for k in range(1, len(levels)):
+        start = []
+        for axis, n in enumerate(size):
+            factor, outer = Fraction(factors[k - 1][axis]), Fraction(factors[k][axis])
+            low, high = nested_start_range(starts[-1][axis], factors[k - 1][axis], factors[k][axis], n, shapes[k][axis])
+            half = Fraction(n, 2)
+            on_finest = (first.start[axis] + half) * Fraction(factors[0][axis]) / outer - half
+            on_finer = (starts[-1][axis] + half) * factor / outer - half
+            start.append(rule(_Axis(low, high, on_finest, on_finer, n, shapes[k][axis], factor / outer)))
+        starts.append(tuple(start))
+    return tuple(Window(level, start, size) for level, start in zip(levels, starts, strict=True))
+
+
+def _rounded(start: Fraction) -> int:
+    return math.floor(start + Fraction(1, 2))
+
+
+def _centered(axis: _Axis) -> int:
+    return min(max(_rounded(axis.on_finest), axis.low), axis.high)
+
+
+def _on_grid(axis: _Axis) -> int:
+    step = max(min(axis.size // 2, math.floor(axis.size * (1 - axis.ratio))), 1)
+    # half a step beside the origin, so that tiles whose crop is the same fill a square that blocks of the output share
+    shift = step // 2
+    # a crop held by one crop of the grid may also be held by its neighbours
+    indices = [math.floor((axis.on_finer + shift) / step), math.ceil((axis.on_finer + shift) / step)]
+    indices += [math.ceil(Fraction(axis.low + shift, step)), (axis.high + shift) // step]
+    multiples = [i * step - shift for i in indices]
+    candidates = [a for a in (*multiples, *start_range(axis.size, axis.extent)) if axis.low <= a <= axis.high]
+    if not candidates:
+        return min(max(_rounded(axis.on_finer), axis.low), axis.high)
+    return min(candidates, key=lambda a: (abs(a - axis.on_finer), a))
+
+
+def _free_views(
     rng: np.random.Generator,
-    start: Sequence[int],
+    first: Window,
     shapes: Sequence[Sequence[int]],
     levels: Sequence[Level],
-    size: Sequence[int],
     free: FreeViews,
-) -> tuple[Window, ...]:
-    """Draw views that need not hold the finest one, each by itself.
-
-    Args:
-        rng: source of randomness.
-        start: ``(ndim)``, first pixel of the finest crop.
-        shapes: ``(L, ndim)``, pixels of the image at each level.
-        levels: ``L`` downsampling factors, finest first.
-        size: ``(ndim)``, pixels of every crop.
-        free: where they may lie.
-
-    Returns:
-        One window per level, finest first; those of the coarser levels lie in the image, or hold it if it is smaller.
-    """
-    windows = [Window(levels[0], tuple(map(int, start)), tuple(size))]
-    center = box_center(windows[0].box).tolist()
+) -> list[Window]:
+    """Draw one window for each level but the finest; it lies in the image, or holds it if the image is smaller."""
+    size, center, windows = first.size, box_center(first.box).tolist(), []
     for level, shape in zip(levels[1:], shapes[1:], strict=True):
-        place = []
+        start = []
         for axis, factor in enumerate(level_factors(level, len(size))):
             low, high = start_range(size[axis], shape[axis])
             if free.offset_px is not None:
                 middle = (center[axis] + rng.uniform(*free.offset_px[axis])) / factor
                 low = high = min(max(math.floor(middle - size[axis] / 2 + 0.5), low), high)
-            place.append(int(rng.integers(low, high, endpoint=True)))
-        windows.append(Window(level, tuple(place), tuple(size)))
-    return tuple(windows)
+            start.append(int(rng.integers(low, high, endpoint=True)))
+        windows.append(Window(level, tuple(start), size))
+    return windows
 
 
-def fixed_free(
-    start: Sequence[int],
-    shapes: Sequence[Sequence[int]],
-    levels: Sequence[Level],
-    size: Sequence[int],
-    free: FreeViews,
-) -> tuple[Window, ...]:
-    """The free views of one tile for inference: `sample_free` with a draw that depends on ``start`` alone."""
-    return sample_free(tile_generator(start), start, shapes, levels, size, free)
-
-
-def tile_generator(start: Sequence[int]) -> np.random.Generator:
-    """Source of what is random about a tile: of its first pixel ``(ndim)`` alone, so that tiles come in any order."""
+def _tile_generator(start: Sequence[int]) -> np.random.Generator:
+    """Generator seeded by a tile's first pixel, so that tiles can be placed in any order."""
     return np.random.default_rng([abs(int(a)) for a in start])
-
-
-def sample_nested(
-    rng: np.random.Generator,
-    shapes: Sequence[Sequence[int]],
-    levels: Sequence[Level],
-    size: Sequence[int],
-    *,
-    contains: Sequence[int] | None = None,
-) -> tuple[Window, ...]:
-    """Draw one crop per level, each inside the next coarser one (the paper's nested crops).
-
-    The finest crop is placed uniformly in the image, then each coarser one uniformly among the places where it holds
-    the finer crop and stays in the image (or holds the whole image, if it is larger); coarse crops are not centred.
-    Crops lie on whole pixels of their level. At a border where a coarse level ends before the image does, because the
-    last pixels did not fill one of its own, a coarse crop leaves the image rather than cutting the finer crop.
-
-    Args:
-        rng: source of randomness.
-        shapes: ``(L, ndim)``, pixels of the image at each level.
-        levels: ``L`` downsampling factors, finest first.
-        size: ``(ndim)``, pixels of every crop.
-        contains: a pixel of the finest level that its crop must hold, ``(ndim)``.
-
-    Returns:
-        One window per level, finest first.
-    """
-    first = sample_start(rng, shapes[0], size, contains=contains)
-    return _nest(first, shapes, levels, size, lambda low, high, _: int(rng.integers(low, high, endpoint=True)))
-
-
-def centered_nested(
-    start: Sequence[int], shapes: Sequence[Sequence[int]], levels: Sequence[Level], size: Sequence[int]
-) -> tuple[Window, ...]:
-    """The context of one tile for inference: coarse crops centred on it as well as nesting and the image allow.
-
-    Args:
-        start: ``(ndim)``, first pixel of the tile, in pixels of the finest level.
-        shapes: ``(L, ndim)``, pixels of the image at each level.
-        levels: ``L`` downsampling factors, finest first.
-        size: ``(ndim)``, pixels of every crop.
-
-    Returns:
-        One window per level, finest first; the first is the tile itself, and each lies inside the next.
-    """
-    return _nest(start, shapes, levels, size, lambda low, high, ideal: min(max(math.floor(ideal + 0.5), low), high))
-
-
-def concentric(start: Sequence[int], levels: Sequence[Level], size: Sequence[int]) -> tuple[Window, ...]:
-    """Crops of one centre (Relay Tokens): coarse crops centred on the finest, wherever the image ends.
-
-    Args:
-        start: ``(ndim)``, first pixel of the finest crop.
-        levels: ``L`` downsampling factors, finest first.
-        size: ``(ndim)``, pixels of every crop.
-
-    Returns:
-        One window per level, finest first; centres agree as exactly as whole pixels of the level allow.
-    """
-    return _nest(start, [tuple(size)] * len(levels), levels, size, lambda low, high, ideal: math.floor(ideal + 0.5))
-
-
-def grid_nested(
-    start: Sequence[int], shapes: Sequence[Sequence[int]], levels: Sequence[Level], size: Sequence[int]
-) -> tuple[Window, ...]:
-    """The context of one tile for inference, from coarse crops that many tiles share.
-
-    The crops of every coarse level lie on a grid of half-crop steps (smaller ones where a level is less than twice as
-    coarse as the one before), which begins and ends with the image. Of those that hold the crop of the finer level, the
-    one whose centre is nearest to its centre is taken; so equal crops of one level lie in equal crops of all coarser
-    ones. Where no crop of the grid holds the finer one (levels nearly alike, or a coarse level that ends before the
-    image does), it is placed as by `centered_nested`.
-
-    Args:
-        start: ``(ndim)``, first pixel of the tile, in pixels of the finest level.
-        shapes: ``(L, ndim)``, pixels of the image at each level.
-        levels: ``L`` downsampling factors, finest first.
-        size: ``(ndim)``, pixels of every crop.
-
-    Returns:
-        One window per level, finest first; the first is the tile itself, and each lies inside the next.
-    """
-    factors = [level_factors(level, len(size)) for level in levels]
-    starts = [tuple(int(a) for a in start)]
-    for k in range(1, len(levels)):
-        starts.append(
-            tuple(
-                _on_grid(starts[-1][axis], factors[k - 1][axis], factors[k][axis], n, shapes[k][axis])
-                for axis, n in enumerate(size)
-            )
-        )
-    return tuple(Window(level, begin, tuple(size)) for level, begin in zip(levels, starts, strict=True))
-
-
-def _on_grid(start: int, factor: float, outer_factor: float, size: int, outer_extent: int) -> int:
-    """Start of the crop of the grid on one axis; arguments as of `nested_start_range`."""
-    low, high = nested_start_range(start, factor, outer_factor, size, outer_extent)
-    ratio = Fraction(factor) / Fraction(outer_factor)
-    ideal = (start + Fraction(size, 2)) * ratio - Fraction(size, 2)
-    step = max(min(size // 2, math.floor(size * (1 - ratio))), 1)
-    # half a step beside the origin, so that tiles whose crop is the same fill a square that blocks of the output share
-    shift = step // 2
-    # a crop held by grid crop i may also be held by its neighbours
-    indices = [math.floor((ideal + shift) / step), math.ceil((ideal + shift) / step)]
-    indices += [math.ceil(Fraction(low + shift, step)), (high + shift) // step]
-    multiples = [i * step - shift for i in indices]
-    candidates = [a for a in (*multiples, *start_range(size, outer_extent)) if low <= a <= high]
-    if not candidates:
-        return min(max(math.floor(ideal + Fraction(1, 2)), low), high)
-    return min(candidates, key=lambda a: (abs(a - ideal), a))
-
-
-def _nest(
-    first: Sequence[int],
-    shapes: Sequence[Sequence[int]],
-    levels: Sequence[Level],
-    size: Sequence[int],
-    place: Callable[[int, int, float], int],
-) -> tuple[Window, ...]:
-    """Place the coarser crops around the first; ``place`` gets the allowed starts and the one centred on the tile."""
-    factors = [level_factors(level, len(size)) for level in levels]
-    starts = [tuple(int(a) for a in first)]
-    for k in range(1, len(levels)):
-        start = []
-        for axis, n in enumerate(size):
-            factor, outer = factors[k - 1][axis], factors[k][axis]
-            low, high = nested_start_range(starts[-1][axis], factor, outer, n, shapes[k][axis])
-            tile_center = (starts[0][axis] + Fraction(n, 2)) * Fraction(factors[0][axis]) / Fraction(outer)
-            start.append(place(low, high, float(tile_center - Fraction(n, 2))))
-        starts.append(tuple(start))
-    return tuple(Window(level, start, tuple(size)) for level, start in zip(levels, starts, strict=True))
-
-
-class EpochSampler(Sampler[int]):
-    """Sample numbers that never repeat: epoch ``e`` of a data set of ``n`` samples is ``e * n ... (e + 1) * n - 1``.
-
-    A data set that derives each sample from its number alone (`NestedCrops`) thus shows new crops in every epoch, the
-    same ones whatever the number of workers or processes, and a run resumed in mid-epoch goes on where it stopped.
-
-    Args:
-        num_samples: samples per epoch, over all processes.
-        epoch: epoch to begin with.
-        start: samples of that epoch, over all processes, that have been seen already.
-        rank: number of this process.
-        num_replicas: number of processes; they take turns, and what does not divide evenly is left out.
-
-    Raises:
-        InputError: a number is out of range.
-    """
-
-    def __init__(
-        self, num_samples: int, *, epoch: int = 0, start: int = 0, rank: int = 0, num_replicas: int = 1
-    ) -> None:
-        if not 0 <= rank < num_replicas:
-            raise InputError("rank", expected=f"0 <= rank < {num_replicas} replicas", got=rank)
-        if not 0 <= start <= num_samples or epoch < 0:
-            got = f"start {start} of {num_samples} samples in epoch {epoch}"
-            raise InputError("start", expected="0 <= start <= samples per epoch, epoch >= 0", got=got)
-        self.num_samples = num_samples
-        self.epoch = epoch
-        self.start = start
-        self.rank = rank
-        self.num_replicas = num_replicas
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch to go through next; a new epoch begins at its first sample (Lightning calls this itself)."""
-        if epoch != self.epoch:
-            self.epoch, self.start = epoch, 0
-
-    def __len__(self) -> int:
-        return (self.num_samples - self.start) // self.num_replicas
-
-    def __iter__(self) -> Iterator[int]:
-        first = self.epoch * self.num_samples + self.start + self.rank
-        return iter(range(first, first + len(self) * self.num_replicas, self.num_replicas))

@@ -1,15 +1,15 @@
-"""What a trained model needs to know about its pixels and classes, kept beside its weights."""
+"""Preprocessing and classes of a trained model, stored beside its weights."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_args
 
 import yaml
 
-from muvit.data.crops.crops import CropConfig
+from muvit.data.crops.config import CropConfig
 from muvit.data.crops.normalize import Normalization, Percentile, normalization_from_dict, normalization_to_dict
-from muvit.data.crops.placement import ContextPlace, FreeViews
+from muvit.data.crops.placement import FreeViews, Placement, check_placement, upgrade_placement
 from muvit.data.slides.slide import Padding
 from muvit.errors import CheckpointError, InputError
 from muvit.levels import Level
@@ -19,18 +19,18 @@ FILE = "preprocessing.yaml"
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """How crops were cut, brought to numbers and labelled when a model was trained; prediction repeats it."""
+    """Cutting, normalisation and classes of the crops that a model was trained on; prediction repeats them."""
 
     crop_size: tuple[int, ...]
     """Side of every view in pixels of its level, (z)yx."""
     normalization: Normalization
     """From native pixel values to the model's input."""
     padding: Padding = "zero"
-    """Policy beyond the border of the image: zero, edge or reflect."""
-    context: ContextPlace = "random"
-    """Where coarse views lay around the finest: random, inside the image, or centered, also beyond it."""
+    """Pixels of a view outside the image: zero, edge or reflect."""
+    placement: Placement = "nested"
+    """Where coarse views lay in training, see `muvit.data.crops.placement.place_views`."""
     free_views: FreeViews | None = None
-    """Where coarse views lay, if they did not hold the finest."""
+    """Offsets and boxes of placement free; None: anywhere in the image."""
     class_names: tuple[str, ...]
     """Name of each class."""
     class_colors: tuple[tuple[int, int, int], ...]
@@ -49,8 +49,7 @@ class Preprocessing:
             raise InputError("has_background", expected="true or false", got=repr(self.has_background))
         if self.padding not in get_args(Padding):
             raise InputError("padding", expected=f"one of {', '.join(get_args(Padding))}", got=repr(self.padding))
-        if self.context not in get_args(ContextPlace):
-            raise InputError("context", expected="random or centered", got=repr(self.context))
+        check_placement(self.placement, self.free_views, len(self.crop_size))
         if len(self.class_names) != len(self.class_colors):
             raise InputError(
                 "class_colors",
@@ -75,7 +74,7 @@ class Preprocessing:
             size=self.crop_size,
             normalization=self.normalization,
             padding=self.padding,
-            context=self.context,
+            placement=self.placement,
             free_views=self.free_views,
             **labels,
         )
@@ -84,6 +83,18 @@ class Preprocessing:
         """Text of ``preprocessing.yaml``, which `load` reads."""
         values = asdict(self) | {"normalization": normalization_to_dict(self.normalization)}
         return yaml.safe_dump({k: _lists(v) for k, v in values.items()}, sort_keys=False)
+
+    @classmethod
+    def from_plain(cls, values: Mapping[str, Any]) -> "Preprocessing":
+        """The inverse of `to_yaml`, from the values of its YAML; older spellings are read.
+
+        Raises:
+            InputError: a value does not fit.
+            KeyError: the normalisation is missing.
+            TypeError: another setting is missing, or unknown.
+        """
+        settings: dict[str, Any] = {name: _tuples(value) for name, value in upgrade_placement(values).items()}
+        return cls(**settings | {"normalization": normalization_from_dict(values["normalization"])})
 
     @classmethod
     def load(cls, folder: Path) -> "Preprocessing":
@@ -95,9 +106,7 @@ class Preprocessing:
         file = Path(folder) / FILE
         try:
             values = yaml.safe_load(file.read_text())
-            values["normalization"] = normalization_from_dict(values["normalization"])
-            fields: dict[str, Any] = {k: _tuples(v) for k, v in values.items()}
-            return cls(**fields)
+            return cls.from_plain(values)
         except FileNotFoundError:
             raise CheckpointError(folder, expected=f"a trained model, with {FILE}", got="none") from None
         except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:

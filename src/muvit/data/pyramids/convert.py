@@ -9,7 +9,8 @@ from muvit.data.pyramids.ngff import Color, Kind
 from muvit.data.pyramids.spec import WholeLevel, check_spec
 from muvit.data.pyramids.writer import Progress, PyramidWriter, check_replaceable, register_label
 from muvit.data.slides.ome_zarr import OmeZarrSlide
-from muvit.data.slides.slide import Palette, Slide, open_slide
+from muvit.data.slides.open import open_slide
+from muvit.data.slides.slide import Palette, Slide
 from muvit.errors import ExistsError, InputError
 
 _BAND_BYTES = 256 << 20

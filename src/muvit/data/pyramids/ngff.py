@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from muvit.data.slides.slide import MICROMETERS_PER_UNIT
+from muvit.data.slides.formats import MICROMETERS_PER_UNIT
 from muvit.durable import write_whole
 from muvit.errors import ReadError
 from muvit.labels import BACKGROUND

@@ -31,9 +31,9 @@ from muvit.data.pyramids.ngff import (
 )
 from muvit.data.pyramids.reduction import reduce_blocks
 from muvit.data.pyramids.spec import PyramidSpec, WholeLevel, check_spec
-from muvit.data.slides.slide import first_line, slide_name
+from muvit.data.slides.formats import slide_name
 from muvit.durable import make_folder, partial_files, sync_folder, write_whole
-from muvit.errors import ExistsError, InputError, ReadError
+from muvit.errors import ExistsError, InputError, ReadError, first_line
 from muvit.levels import level_name
 
 UNFINISHED = "unfinished.json"

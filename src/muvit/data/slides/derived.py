@@ -1,6 +1,7 @@
 """Levels that an image does not store, computed as they are read."""
 
 import itertools
+import logging
 import math
 from collections.abc import Sequence
 from functools import lru_cache
@@ -13,13 +14,48 @@ from muvit.data.pyramids.reduction import reduce_blocks
 from muvit.data.slides.slide import Padding, Slide
 from muvit.levels import Level, level_factors, plain_level
 
+_LOG = logging.getLogger(__name__)
+
 _CACHED_BYTES = 64 << 20
 _REDUCED_PIXELS = 1 << 22
 _BLOCK = {1: 1 << 16, 2: 256, 3: 64, 4: 16}
 
 
+def complete_slides(slides: Sequence[Slide], levels: Sequence[Level], kind: Kind = "image") -> list[Slide]:
+    """Slides with all of these levels, computed as they are read where they are not stored; a warning says so once.
+
+    Training, prediction, features and classification call this when they receive slides, so that all code behind them
+    finds every level that it needs.
+
+    Args:
+        slides: images, or labels.
+        levels: the levels that are wanted.
+        kind: which of the two they are.
+
+    Raises:
+        InputError: a level is neither stored nor a whole multiple of one that is.
+    """
+    completed = [with_levels(slide, levels, kind) for slide in slides]
+    lacking = [old.path for old, new in zip(slides, completed, strict=True) if old is not new]
+    if lacking:
+        more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
+        hint = "levels that are not stored are computed as they are read; `muvit convert --levels` would store them"
+        _LOG.warning("%s%s: %s", lacking[0], more, hint)
+    return completed
+
+
+def complete_slide(slide: Slide, levels: Sequence[Level]) -> Slide:
+    """One image with all of these levels, as `complete_slides` gives it."""
+    return complete_slides([slide], levels)[0]
+
+
 def with_levels(slide: Slide, levels: Sequence[Level], kind: Kind = "image") -> Slide:
-    """The slide, if it stores all of these levels; else one that computes those that are missing.
+    """The slide itself if it has all of these levels, else one that computes those that are missing.
+
+    Args:
+        slide: an image, or labels.
+        levels: the levels that are wanted.
+        kind: which of the two it is.
 
     Args:
         slide: an image, or labels.
@@ -27,9 +63,13 @@ def with_levels(slide: Slide, levels: Sequence[Level], kind: Kind = "image") -> 
         kind: which of the two it is.
 
     Raises:
-        InputError: a level is not stored, and is no whole multiple of one that is.
+        InputError: a level is neither stored nor a whole multiple of one that is.
     """
-    return slide if set(map(plain_level, levels)) <= set(slide.levels) else DerivedLevels(slide, levels, kind)
+    if set(map(plain_level, levels)) <= set(slide.levels):
+        return slide
+    if isinstance(slide, DerivedLevels):
+        return DerivedLevels(slide.slide, (*slide.levels, *levels), kind)
+    return DerivedLevels(slide, levels, kind)
 
 
 class DerivedLevels(Slide):
@@ -48,7 +88,7 @@ class DerivedLevels(Slide):
         slide: the image as it is stored.
 
     Raises:
-        InputError: a level is not stored, and is no whole multiple of one that is.
+        InputError: a level is neither stored nor a whole multiple of one that is.
     """
 
     def __init__(self, slide: Slide, levels: Sequence[Level], kind: Kind = "image") -> None:
@@ -88,6 +128,15 @@ class DerivedLevels(Slide):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._remember()
+
+    @property
+    def stored_levels(self) -> tuple[Level, ...]:
+        """As `Slide.stored_levels`."""
+        return self.slide.stored_levels
+
+    def identify(self) -> dict[str, Any]:
+        """As `Slide.identify`, of the file alone: the levels that are computed do not count."""
+        return self.slide.identify()
 
     def read(
         self, level: Level, start: Sequence[int], size: Sequence[int], *, padding: Padding = "zero"

@@ -11,7 +11,8 @@ from muvit.data.pyramids.arrays import ZarrArray, open_array
 from muvit.data.pyramids.ngff import Color, Multiscale, parse_multiscale, pixel_size_um, read_attributes
 from muvit.data.pyramids.spec import PyramidSpec
 from muvit.data.pyramids.writer import UNFINISHED, PyramidWriter
-from muvit.data.slides.slide import Padding, Slide, default_channel_names, whole_if_near
+from muvit.data.slides.formats import whole_if_near
+from muvit.data.slides.slide import Padding, Slide, default_channel_names
 from muvit.errors import InputError, ReadError
 from muvit.levels import Level, level_factors, level_name, plain_level
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from muvit.data.slides.slide import Palette, Slide, default_channel_names, first_line
-from muvit.errors import ReadError
+from muvit.data.slides.slide import Palette, Slide, default_channel_names
+from muvit.errors import ReadError, first_line
 from muvit.levels import Level
 
 _DECODED_BYTES = 1 << 30

@@ -1,10 +1,11 @@
-"""One opened image with its pyramid, whatever the file format: `open_slide` and the `Slide` that it returns.
+"""One opened image with its pyramid, whatever its file format.
 
 A slide is read window by window and never loaded whole (PNG and JPEG excepted, which cannot be decoded in part). Pixel
 *i* of level *l* covers world pixels ``[i * l, (i + 1) * l)`` on every axis; coordinates have axis order (t)(z)yx. A
 level that scales its axes differently, as of a stack coarsened in its planes only, is a tuple: ``(1, 4, 4)``.
 """
 
+import hashlib
 import math
 import zlib
 from abc import ABC, abstractmethod
@@ -14,28 +15,16 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from muvit.errors import InputError, ReadError
+from muvit.data.slides.formats import slide_name
+from muvit.errors import InputError, ReadError, first_line
 from muvit.levels import Level, level_factors, level_name, plain_level
 
 Padding = Literal["zero", "edge", "reflect"]
 Palette = Literal["rgb", "index"]
 
-OME_ZARR_SUFFIXES = (".ome.zarr", ".zarr")
-TIFF_SUFFIXES = (".tif", ".tiff", ".btf", ".tf8")
-RASTER_SUFFIXES = (".png", ".jpg", ".jpeg")
-WHOLE_SLIDE_SUFFIXES = (".svs", ".ndpi", ".mrxs", ".scn")
-SLIDE_SUFFIXES = (*OME_ZARR_SUFFIXES, *TIFF_SUFFIXES, *RASTER_SUFFIXES, *WHOLE_SLIDE_SUFFIXES)
-
-MICROMETERS_PER_UNIT = {
-    "angstrom": 1e-4, "Å": 1e-4,
-    "nanometer": 1e-3, "nm": 1e-3,
-    "micrometer": 1.0, "micron": 1.0, "µm": 1.0, "μm": 1.0, "um": 1.0,
-    "millimeter": 1e3, "mm": 1e3,
-    "centimeter": 1e4, "cm": 1e4,
-    "meter": 1e6, "m": 1e6,
-    "inch": 25400.0, "in": 25400.0,
-}  # fmt: skip
-"""Length units as OME-Zarr, OME-XML and ImageJ spell them."""
+_FINGERPRINT_PX = 1 << 20
+_WINDOWS = 4
+_WINDOW_PX = 64
 
 _DECODING_ERRORS = (OSError, EOFError, ValueError, TypeError, LookupError, RuntimeError, zlib.error)
 
@@ -50,7 +39,7 @@ class Slide(ABC):
         shape: pixels of the finest level, axis order (t)(z)yx.
         num_channels: length of the channel axis of `read`.
         dtype: dtype of `read`, in native byte order (bilevel images are uint8 0 and 1).
-        levels: stored downsampling factors relative to the finest level, the level of most pixels first;
+        levels: downsampling factors relative to the finest level, the level of most pixels first;
             ``levels[0] == 1``.
         pixel_size_um: micrometers per pixel of the finest level along each spatial axis (a t axis: seconds per frame),
             or None where unknown.
@@ -85,8 +74,37 @@ class Slide(ABC):
         """Number of spatial axes (a time axis counts as one)."""
         return len(self.shape)
 
+    @property
+    def stored_levels(self) -> tuple[Level, ...]:
+        """Those of `levels` that the file holds; others are computed as they are read."""
+        return self.levels
+
+    def identify(self) -> dict[str, Any]:
+        """Path, shape, channels, type, levels, pixel size and fingerprint of the file, as a JSON object.
+
+        The fingerprint is a SHA-256 of the whole coarsest stored level, to which every pixel of a pyramid contributes
+        (if it has at most a million pixels), and of windows spread over the finest level.
+        """
+        digest = hashlib.sha256()
+        coarsest = self.stored_levels[-1]
+        if math.prod(self.level_shape(coarsest)) <= _FINGERPRINT_PX:
+            digest.update(self.read(coarsest, (0,) * self.ndim, self.level_shape(coarsest)).tobytes())
+        size = tuple(min(_WINDOW_PX, n) for n in self.shape)
+        for index in np.ndindex(*(_WINDOWS,) * self.ndim):
+            axes = zip(index, self.shape, size, strict=True)
+            digest.update(self.read(1, tuple(i * (n - m) // (_WINDOWS - 1) for i, n, m in axes), size).tobytes())
+        return {
+            "path": str(self.path.resolve()),
+            "shape": list(self.shape),
+            "channels": list(self.channel_names),
+            "dtype": str(self.dtype),
+            "levels": [level_name(level) for level in self.stored_levels],
+            "pixel_size_um": None if self.pixel_size_um is None else list(self.pixel_size_um),
+            "sha256": digest.hexdigest(),
+        }
+
     def level_shape(self, level: Level) -> tuple[int, ...]:
-        """Stored pixels of one level, axis order (t)(z)yx.
+        """Pixels of one level, axis order (t)(z)yx.
 
         Raises:
             InputError: the level is not stored.
@@ -185,88 +203,11 @@ class Slide(ABC):
         )
 
 
-def open_slide(path: str | Path, *, palette: Palette = "rgb") -> Slide:
-    """Open an image for windowed reading.
-
-    Formats: OME-Zarr folders (NGFF 0.5 and 0.4), TIFF and its pyramids (OME-TIFF, SubIFDs, ImageJ), PNG, JPEG, and
-    SVS, NDPI, MRXS and SCN through OpenSlide.
-
-    Args:
-        path: file, or folder of an OME-Zarr image.
-        palette: what a PNG or TIFF with a colour table gives: its ``rgb`` colours, or the ``index`` of each pixel, as
-            label images need.
-
-    Raises:
-        ReadError: nothing is there, or it cannot be read; names the file.
-    """
-    path = Path(path)
-    if not path.exists():
-        raise ReadError(path, expected="an image file or an OME-Zarr folder", got="nothing there")
-    # each reader brings its own decoder packages: import only the one that is needed
-    suffix = path.suffix.lower()
-    if path.is_dir():
-        from muvit.data.slides.ome_zarr import OmeZarrSlide
-
-        return OmeZarrSlide(path)
-    if suffix in TIFF_SUFFIXES:
-        from muvit.data.slides.tiff import TiffSlide
-
-        return TiffSlide(path, palette=palette)
-    if suffix in RASTER_SUFFIXES:
-        from muvit.data.slides.raster import RasterSlide
-
-        return RasterSlide(path, palette=palette)
-    if suffix in WHOLE_SLIDE_SUFFIXES:
-        from muvit.data.slides.whole_slide import WholeSlide
-
-        return WholeSlide(path)
-    raise ReadError(
-        path,
-        expected=f"a folder of OME-Zarr or a file ending in {', '.join(SLIDE_SUFFIXES[2:])}",
-        got=f"a file ending in {suffix or 'nothing'}",
-    )
-
-
-def slide_name(path: Path) -> str:
-    """File name without its image suffixes: ``a.ome.zarr``, ``a.ome.tif`` and ``a.png`` are all ``a``."""
-    stem = path.stem if path.suffix.lower() in SLIDE_SUFFIXES else path.name
-    return stem[:-4] if stem.lower().endswith(".ome") else stem
-
-
-def pyramid_factor(finest: Sequence[int], coarse: Sequence[int]) -> float | None:
-    """Downsampling factor between two level shapes, or None if they do not scale alike on every axis.
-
-    A factor is taken as the whole number next to it if every axis has that many pixels, rounded down or up, or if it is
-    within 1 %.
-    """
-    ratios = [n / max(m, 1) for n, m in zip(finest, coarse, strict=True)]
-    # the longest axis tells the factor best: its rounding matters least
-    factor = ratios[int(np.argmax(finest))]
-    whole = max(round(factor), 1)
-    if all(n // whole <= m <= -(-n // whole) for n, m in zip(finest, coarse, strict=True)):
-        return float(whole)
-    if any(abs(m - n / factor) > max(1.0, 0.01 * m) for n, m in zip(finest, coarse, strict=True)):
-        return None
-    return whole_if_near(factor)
-
-
-def whole_if_near(factor: float) -> float:
-    """The factor as a whole number if it is one within 1 %."""
-    whole = round(factor)
-    return float(whole) if whole >= 1 and abs(factor - whole) <= 0.01 * factor else factor
-
-
 def default_channel_names(num_channels: int, dtype: np.dtype[Any]) -> tuple[str, ...]:
     """Names for channels that have none: three of uint8 are taken for colours."""
     if num_channels == 3 and dtype == np.uint8:
         return ("red", "green", "blue")
     return tuple(f"channel {i}" for i in range(num_channels)) if num_channels > 1 else ("intensity",)
-
-
-def first_line(error: BaseException) -> str:
-    """What an error of another library says, in one line."""
-    text = str(error).strip()
-    return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__
 
 
 def _source_index(start: int, size: int, extent: int, padding: Padding) -> np.ndarray[Any, Any]:

@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 import tifffile
 
-from muvit.data.slides.slide import Palette, Slide, default_channel_names, first_line, pyramid_factor
+from muvit.data.slides.formats import pyramid_factor
+from muvit.data.slides.slide import Palette, Slide, default_channel_names
 from muvit.data.slides.tiff_metadata import ome_channel_names, tiff_pixel_size_um
-from muvit.errors import ReadError
+from muvit.errors import ReadError, first_line
 from muvit.levels import Level
 
 _LOG = logging.getLogger(__name__)

@@ -3,7 +3,7 @@
 import xml.etree.ElementTree as ET
 from typing import Any
 
-from muvit.data.slides.slide import MICROMETERS_PER_UNIT
+from muvit.data.slides.formats import MICROMETERS_PER_UNIT
 
 _PRINTER_UM = 25.0
 _RESOLUTION_UNITS = {2: 25400.0, 3: 1e4}

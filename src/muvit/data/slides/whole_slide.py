@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import openslide
 
-from muvit.data.slides.slide import Slide, first_line, whole_if_near
-from muvit.errors import ReadError
+from muvit.data.slides.formats import whole_if_near
+from muvit.data.slides.slide import Slide
+from muvit.errors import ReadError, first_line
 from muvit.levels import Level, level_factors
 
 

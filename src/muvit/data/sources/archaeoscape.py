@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from muvit.data.slides.slide import Slide, open_slide
+from muvit.data.slides.open import open_slide
+from muvit.data.slides.slide import Slide
 from muvit.data.sources.derived import DerivedSlide, joined
 from muvit.data.sources.geopackage import Feature, read_geopackage
 from muvit.data.sources.label_map import IGNORED

@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from muvit.data.slides.slide import slide_name
+from muvit.data.slides.formats import slide_name
 from muvit.data.sources.label_map import LabelMap
 from muvit.data.sources.source import Item, Source, mapped
 from muvit.errors import InputError

@@ -7,7 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from muvit.data.slides.slide import Palette, Slide, open_slide
+from muvit.data.slides.open import open_slide
+from muvit.data.slides.slide import Palette, Slide
 from muvit.data.sources.derived import Decode, classified, reduced
 from muvit.data.sources.label_map import LabelMap
 from muvit.errors import InputError, ReadError

@@ -6,7 +6,7 @@ colours are the classes.
 
 from pathlib import Path
 
-from muvit.data.slides.slide import RASTER_SUFFIXES, TIFF_SUFFIXES, slide_name
+from muvit.data.slides.formats import RASTER_SUFFIXES, TIFF_SUFFIXES, slide_name
 from muvit.data.sources.label_map import LabelMap
 from muvit.data.sources.source import SPLITS, Item, Source, compare_counts, mapped
 

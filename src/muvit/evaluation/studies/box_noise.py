@@ -100,7 +100,8 @@ def study_noise(
         raise InputError("sigmas", expected="standard deviations >= 0", got=list(sigmas))
     views = model.views
     config = preprocessing.crops(views.levels, num_classes=model.num_classes, ignore_labels=tuple(ignore))
-    grids = [(truth.name, GridCrops([(image, truth)], config)) for image, truth in open_labelled_folder(folder)]
+    pairs = open_labelled_folder(folder, views.levels)
+    grids = [(truth.name, GridCrops([(image, truth)], config)) for image, truth in pairs]
     model.to(resolve_device(device)).eval()
     total, done = sum(len(grid) for _, grid in grids), 0
     counted: list[list[SlideCounts]] = [[] for _ in range(len(sigmas) + 1)]

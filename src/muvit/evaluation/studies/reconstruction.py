@@ -157,7 +157,7 @@ def _crops(
         ):
             if own != others:
                 raise InputError(name, expected=f"{what} {others}, as {first_name} has", got=own)
-    slides = [(slide, None) for slide in open_folder(Path(images) / "images").values()]
+    slides = [(slide, None) for slide in open_folder(Path(images) / "images", levels).values()]
     return NestedCrops(slides, first.preprocessing.crops(levels), samples_per_epoch=num_crops, seed=seed)
 
 

@@ -6,7 +6,8 @@ from functools import cached_property
 import numpy as np
 
 from muvit.data.folders import class_legend
-from muvit.data.slides.slide import Slide, pyramid_factor
+from muvit.data.slides.formats import pyramid_factor
+from muvit.data.slides.slide import Slide
 from muvit.data.slides.whole_slide import WholeSlide
 from muvit.errors import InputError
 from muvit.pictures import MAX_COLORS, Color, class_colors

@@ -113,7 +113,7 @@ def _forward(model: SegmentationModel, plan: Plan) -> Forward:
     if plan.tiling.together > 1:
         assert isinstance(model, Segmenter)  # as the plan says
         return partial(_together, model, plan)
-    if plan.tiling.context != "grid" or not shares_contexts(model, plan.preprocessing):
+    if plan.tiling.placement != "grid" or not shares_contexts(model, plan.preprocessing):
         return lambda img, bbox, *_: model.label_logits(img, bbox)
     capacity = max(_REMEMBERED_VIEWS >> len(plan.options.flips), 2 * len(plan.tiling.levels))
     caching = {axes: ContextCaching(model, capacity) for axes in _looks(plan)}

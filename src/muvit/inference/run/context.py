@@ -7,7 +7,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from muvit.data.crops.placement import Window
+from muvit.data.crops.placement import Window, tile_placements
 from muvit.data.crops.preprocessing import Preprocessing
 from muvit.geometry import naive_boxes
 from muvit.models.encoder import EncodedContext, MuViTEncoder
@@ -162,8 +162,7 @@ def shares_contexts(model: nn.Module, preprocessing: Preprocessing) -> bool:
 
 def _is_alike_for_tiles(preprocessing: Preprocessing) -> bool:
     """Whether tiles may share a coarse view: neither its place nor its pixels depend on the tile."""
-    is_anywhere = preprocessing.context == "random" and preprocessing.free_views is None
-    return preprocessing.normalizes_by_view and is_anywhere
+    return preprocessing.normalizes_by_view and "grid" in tile_placements(preprocessing.placement)
 
 
 def grouped(keys: Iterable[Key]) -> dict[Key, list[int]]:

@@ -11,19 +11,19 @@ import torch
 import yaml
 
 from muvit import __version__
+from muvit.data.crops.placement import Placement, tile_placements
 from muvit.data.crops.preprocessing import Preprocessing
 from muvit.data.pyramids.spec import PyramidSpec, check_spec
 from muvit.data.pyramids.writer import Shard
-from muvit.data.slides.derived import DerivedLevels
 from muvit.data.slides.slide import Slide
 from muvit.errors import InputError
+from muvit.inference.inputs import check_weights
 from muvit.inference.run.context import shares_contexts
-from muvit.inference.run.plan import hash_model, identify_slide
-from muvit.inference.run.prepare import check_slide, check_weights
-from muvit.inference.tiling.tiles import Context, TilePlan
+from muvit.inference.run.plan import hash_model
+from muvit.inference.tiling.tiles import TilePlan
 from muvit.levels import Level, level_factors, level_name
 from muvit.models.encoder import MuViTEncoder
-from muvit.models.segmentation_model import Views
+from muvit.models.segmentation_model import encoder_views
 
 FeatureType = Literal["float16", "float32"]
 
@@ -79,7 +79,7 @@ class FeaturePlan:
     @property
     def shares_contexts(self) -> bool:
         """Whether coarse crops lie on a grid where many tiles share them."""
-        return self.levels[0].tiling.context == "grid"
+        return self.levels[0].tiling.placement == "grid"
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object."""
@@ -110,30 +110,27 @@ def plan_features(
 ) -> FeaturePlan:
     """The plan of `extract_features`, whose arguments and errors it shares."""
     config = encoder.config
-    views = Views(levels=config.levels, in_channels=config.in_channels, ndim=config.ndim, multiple=config.patch)
-    views.check_size(preprocessing.crop_size)
+    encoder_views(config).check_size(preprocessing.crop_size)
     check_weights(encoder)
-    check_slide(views, slide, preprocessing)
     wanted = config.levels if levels is None else tuple(levels)
     if not wanted or any(level not in config.levels for level in wanted):
         raise InputError("levels", expected=f"levels out of {config.levels}", got=wanted)
     if dtype not in get_args(FeatureType):
         raise InputError("dtype", expected="float16 or float32", got=repr(dtype))
-    context: Context = "grid" if shares_contexts(encoder, preprocessing) else "centered"
-    if preprocessing.context == "centered":
-        context = "concentric"
+    suitable = tile_placements(preprocessing.placement)
+    placement: Placement = "grid" if shares_contexts(encoder, preprocessing) else suitable[0]
     indices = [index for index, level in enumerate(config.levels) if level in wanted]
     return FeaturePlan(
-        levels=tuple(_plan_level(encoder, slide, preprocessing, index, dtype, context) for index in indices),
+        levels=tuple(_plan_level(encoder, slide, preprocessing, index, dtype, placement) for index in indices),
         preprocessing=preprocessing,
         precision="bfloat16" if device.type == "cuda" else "float32",
         model=hash_model(encoder),
-        image=identify_slide(slide.slide if isinstance(slide, DerivedLevels) else slide),
+        image=slide.identify(),
     )
 
 
 def _plan_level(
-    encoder: MuViTEncoder, slide: Slide, preprocessing: Preprocessing, index: int, dtype: str, context: Context
+    encoder: MuViTEncoder, slide: Slide, preprocessing: Preprocessing, index: int, dtype: str, placement: Placement
 ) -> LevelFeatures:
     patch, levels, crop = encoder.config.patch, encoder.config.levels[index:], preprocessing.crop_size
     shapes = [slide.level_shape(level) for level in levels]
@@ -160,7 +157,8 @@ def _plan_level(
         levels=levels,
         crop_size=crop,
         block_size=tuple(n * p for n, p in zip(store.shard_shape(0), patch, strict=True)),
-        context=context,
+        placement=placement,
+        free_views=preprocessing.free_views,
     )
     return LevelFeatures(index=index, tiling=tiling, store=store)
 

@@ -10,29 +10,22 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, is_dataclass
 from typing import Any, Literal, get_args
 
-import numpy as np
 import torch
 import yaml
 
 from muvit import __version__
-from muvit.data.crops.normalize import normalization_from_dict
+from muvit.data.crops.placement import Placement, upgrade_placement
 from muvit.data.crops.preprocessing import Preprocessing
 from muvit.data.pyramids.spec import PyramidSpec
-from muvit.data.slides.slide import Slide
 from muvit.errors import InputError
 from muvit.inference.tiling.tiles import Blend, TilePlan
-from muvit.levels import Level, level_name
 from muvit.models.folder import plain
 
 Precision = Literal["auto", "float32", "bfloat16"]
 Average = Literal["probabilities", "logits"]
-ContextGrid = Literal["auto", "centered", "grid"]
+TilePlacement = Literal["auto", Placement]
 Tissue = Literal["all", "auto", "dark", "bright"]
 ProbabilityType = Literal["uint8", "float16"]
-
-_FINGERPRINT_PX = 1 << 20
-_WINDOWS = 4
-_WINDOW_PX = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,9 +51,10 @@ class PredictOptions:
     region: str | None = None
     """Region of interest as well-known text, in world pixels, x before y; see
     `muvit.inference.tiling.region.read_region`."""
-    context: ContextGrid = "auto"
-    """Where coarse crops lie: centred on each tile, or on a grid where many tiles share them; auto takes the latter for
-    models that then encode each coarse crop once (``attention_mode: coarse_to_fine``)."""
+    placement: TilePlacement = "auto"
+    """Where coarse crops lie; auto takes the placement of training. After training with nested crops there is a choice:
+    nested centres them on each tile, grid lets neighbouring tiles share them, which auto prefers for models that then
+    encode each coarse crop once (``attention_mode: coarse_to_fine``)."""
     together: int = 1
     """Neighbouring tiles along each axis that share one forward pass with their coarse crops, for less work: 2 takes 2
     x 2. The coarse crops then see all of them, so scores differ a little from those of single tiles."""
@@ -72,7 +66,13 @@ class PredictOptions:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "flips", tuple(sorted(set(self.flips))))
-        choices = {"blend": Blend, "average": Average, "tissue": Tissue, "context": ContextGrid, "precision": Precision}
+        choices = {
+            "blend": Blend,
+            "average": Average,
+            "tissue": Tissue,
+            "placement": TilePlacement,
+            "precision": Precision,
+        }
         for name, kind in choices.items():
             if getattr(self, name) not in get_args(kind):
                 raise InputError(name, expected=f"one of {', '.join(get_args(kind))}", got=repr(getattr(self, name)))
@@ -146,21 +146,49 @@ class Plan:
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "Plan":
         """The inverse of `to_json`."""
+        content = upgrade_plan(content)
         tiling = {name: _tuples(value) for name, value in content["tiling"].items()}
         tiling["runs"] = tuple(map(int, content["tiling"]["runs"].split()))
         options = {name: _tuples(value) for name, value in content["options"].items()}
-        preprocessing = {name: _tuples(value) for name, value in content["preprocessing"].items()}
-        preprocessing["normalization"] = normalization_from_dict(content["preprocessing"]["normalization"])
         return cls(
             version=content["version"],
             model=dict(content["model"]),
             image=dict(content["image"]),
             tissue=content["tissue"],
             options=PredictOptions(**options),
-            preprocessing=Preprocessing(**preprocessing),
+            preprocessing=Preprocessing.from_plain(content["preprocessing"]),
             tiling=TilePlan(**tiling),
             stores={name: PyramidSpec.from_json(spec) for name, spec in content["stores"].items()},
         )
+
+
+def upgrade_plan(content: Mapping[str, Any]) -> dict[str, Any]:
+    """A plan as a JSON object, of a prediction or of features, in today's spelling.
+
+    Earlier plans say ``context`` (centered, concentric or grid) for ``placement``.
+    """
+    upgraded = dict(content)
+    if "tiling" in upgraded:
+        upgraded["tiling"] = _upgrade_tiling(upgraded["tiling"])
+    if "options" in upgraded and "context" in upgraded["options"]:
+        options = {name: value for name, value in upgraded["options"].items() if name != "context"}
+        upgraded["options"] = options | {"placement": upgraded["tiling"]["placement"]}
+    if "features" in upgraded:
+        upgraded["features"] = {
+            name: {**level, "tiling": _upgrade_tiling(level["tiling"])} for name, level in upgraded["features"].items()
+        }
+    if "preprocessing" in upgraded:
+        upgraded["preprocessing"] = upgrade_placement(upgraded["preprocessing"])
+    return upgraded
+
+
+def _upgrade_tiling(tiling: Mapping[str, Any]) -> dict[str, Any]:
+    upgraded = dict(tiling)
+    if "context" in upgraded:
+        placement = {"centered": "nested"}.get(upgraded["context"], upgraded["context"])
+        upgraded["placement"] = "free" if upgraded.get("free_views") is not None else placement
+        del upgraded["context"]
+    return upgraded
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
@@ -183,35 +211,6 @@ def hash_model(model: torch.nn.Module) -> dict[str, str]:
         digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
         digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return {"class": type(model).__name__, "sha256": digest.hexdigest()}
-
-
-def identify_slide(slide: Slide) -> dict[str, Any]:
-    """What tells one image from another: its size, type and levels, and a fingerprint of its pixels.
-
-    The fingerprint takes in the whole of the coarsest stored level, to which every pixel of a pyramid contributes (if
-    it has at most a million pixels), and some windows that are spread over the finest level.
-    """
-    digest = hashlib.sha256()
-    coarsest = slide.levels[-1]
-    if math.prod(slide.level_shape(coarsest)) <= _FINGERPRINT_PX:
-        digest.update(_bytes(slide, coarsest, (0,) * slide.ndim, slide.level_shape(coarsest)))
-    size = tuple(min(_WINDOW_PX, n) for n in slide.shape)
-    for index in np.ndindex(*(_WINDOWS,) * slide.ndim):
-        places = zip(index, slide.shape, size, strict=True)
-        digest.update(_bytes(slide, 1, tuple(i * (n - m) // (_WINDOWS - 1) for i, n, m in places), size))
-    return {
-        "path": str(slide.path.resolve()),
-        "shape": list(slide.shape),
-        "channels": list(slide.channel_names),
-        "dtype": str(slide.dtype),
-        "levels": [level_name(level) for level in slide.levels],
-        "pixel_size_um": None if slide.pixel_size_um is None else list(slide.pixel_size_um),
-        "sha256": digest.hexdigest(),
-    }
-
-
-def _bytes(slide: Slide, level: Level, start: tuple[int, ...], size: tuple[int, ...]) -> bytes:
-    return np.ascontiguousarray(slide.read(level, start, size)).tobytes()
 
 
 def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -7,24 +7,22 @@ from typing import Any
 import numpy as np
 import torch
 
+from muvit.data.crops.placement import Placement, tile_placements
 from muvit.data.crops.preprocessing import Preprocessing
 from muvit.data.pyramids.spec import PyramidSpec, check_spec
-from muvit.data.slides.derived import DerivedLevels
 from muvit.data.slides.slide import Slide
 from muvit.errors import InputError
+from muvit.inference.inputs import check_weights
 from muvit.inference.run.context import can_go_together, shares_contexts
-from muvit.inference.run.plan import Plan, PredictOptions, hash_model, identify_slide
+from muvit.inference.run.plan import Plan, PredictOptions, hash_model
 from muvit.inference.tiling.region import tiles_in_region
-from muvit.inference.tiling.tiles import Context, TilePlan, mask_runs
+from muvit.inference.tiling.tiles import TilePlan, mask_runs
 from muvit.inference.tiling.tissue import find_tissue, tiles_with_tissue
 from muvit.labels import BACKGROUND
 from muvit.levels import level_factors
-from muvit.models.segmentation_model import SegmentationModel, Views
+from muvit.models.segmentation_model import SegmentationModel
 
 _LOG = logging.getLogger(__name__)
-
-PIXEL_SIZE_TOLERANCE = 0.1
-"""Largest relative difference of pixel size between training and slide that is taken for the same."""
 
 _BLOCK_BYTES = 256 << 20
 
@@ -40,7 +38,7 @@ def make_plan(
 
     Args:
         model: takes the slide's channels and levels.
-        slide: the image, with all levels of the model.
+        slide: the image, as `muvit.inference.inputs.prepare_slide` gives it.
         preprocessing: how the model saw crops in training, and what its classes are.
         options: what is predicted.
         device: where it is going to run, which decides its precision.
@@ -49,28 +47,28 @@ def make_plan(
         InputError: model, slide, preprocessing and options do not fit each other, or a weight is NaN or infinite.
     """
     _check_model(model, preprocessing)
-    check_slide(model.views, slide, preprocessing)
     if any(-axis > slide.ndim for axis in options.flips):
         raise InputError("flips", expected=f"axes from -{slide.ndim} to -1", got=options.flips)
-    if options.context == "grid" and preprocessing.context == "centered":
-        raise InputError("context", expected="centered, as the model saw its crops in training", got="grid")
+    suitable = tile_placements(preprocessing.placement)
+    if options.placement not in ("auto", *suitable):
+        raise InputError(
+            "placement", expected=f"auto or {' or '.join(suitable)}, as in training", got=options.placement
+        )
     if options.precision == "auto":
         options = replace(options, precision="bfloat16" if device.type == "cuda" else "float32")
-    if options.together > 1 and not (options.context != "centered" and can_go_together(model, preprocessing)):
+    if options.together > 1 and not (options.placement in ("auto", "grid") and can_go_together(model, preprocessing)):
         raise InputError(
             "together",
             expected="a MuViT that attends to all of several levels at true boxes, and coarse crops that tiles share",
-            got=f"{options.together} with context {options.context} and {type(model).__name__}",
+            got=f"{options.together} with placement {options.placement} and {type(model).__name__}",
             hint="Leave it at 1; models with attention_mode coarse_to_fine share coarse crops without it.",
         )
-    if options.context == "auto":
-        is_shared = options.together > 1 or shares_contexts(model, preprocessing)
-        options = replace(options, context="grid" if is_shared else "centered")
+    placement: Placement = suitable[0] if options.placement == "auto" else options.placement
+    if options.placement == "auto" and (options.together > 1 or shares_contexts(model, preprocessing)):
+        placement = "grid"
+    options = replace(options, placement=placement)
     levels = model.views.levels
     shapes = tuple(slide.level_shape(level) for level in levels)
-    place: Context = "grid" if options.context == "grid" else "centered"
-    if preprocessing.context == "centered":  # on the tile, wherever the image ends
-        place = "concentric"
     stores = _stores(slide, shapes[0], preprocessing, options, level_factors(levels[0], slide.ndim))
     tiling = TilePlan(
         shapes=shapes,
@@ -79,7 +77,7 @@ def make_plan(
         block_size=stores["labels"].shard_shape(0),
         overlap=options.overlap_px(preprocessing.crop_size),
         blend=options.blend,
-        context=place,
+        placement=placement,
         free_views=preprocessing.free_views,
         together=options.together,
     )
@@ -91,7 +89,7 @@ def make_plan(
         preprocessing=preprocessing,
         options=options,
         model=hash_model(model),
-        image=identify_slide(slide.slide if isinstance(slide, DerivedLevels) else slide),
+        image=slide.identify(),
     )
 
 
@@ -173,39 +171,3 @@ def _check_model(model: SegmentationModel, preprocessing: Preprocessing) -> None
             got=preprocessing.class_names,
         )
     check_weights(model)
-
-
-def check_weights(model: torch.nn.Module) -> None:
-    """Refuse a model with a weight that is no number.
-
-    Raises:
-        InputError: a weight is NaN or infinite; names it.
-    """
-    for name, weight in model.state_dict().items():
-        if not torch.isfinite(weight).all():
-            raise InputError(f"weights of the model, {name}", expected="finite numbers", got="NaN or infinity")
-
-
-def check_slide(views: Views, slide: Slide, preprocessing: Preprocessing) -> None:
-    """Refuse a slide that is not as those that a model was trained on.
-
-    Raises:
-        InputError: axes, channels or pixel size differ.
-    """
-    if slide.ndim != views.ndim:
-        raise InputError(
-            slide.path, expected=f"{views.ndim} spatial axes, as the model has", got=f"shape {slide.shape}"
-        )
-    if slide.num_channels != views.in_channels:
-        got = f"{slide.num_channels}: {', '.join(slide.channel_names)}"
-        raise InputError(f"channels of {slide.path}", expected=f"{views.in_channels}, as the model has", got=got)
-    trained, own = preprocessing.pixel_size_um, slide.pixel_size_um
-    if trained is None or own is None:
-        return
-    if len(trained) != len(own) or not np.allclose(own, trained, rtol=PIXEL_SIZE_TOLERANCE, atol=0):
-        raise InputError(
-            f"pixel size of {slide.path}",
-            expected=f"{trained} um, as in training (within {PIXEL_SIZE_TOLERANCE:.0%})",
-            got=f"{own} um",
-            hint="Resample the image, or remove pixel_size_um from preprocessing.yaml to go without this check.",
-        )

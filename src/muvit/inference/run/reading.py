@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from muvit.data.crops.crops import read_views
 from muvit.data.crops.placement import Window, start_range
 from muvit.data.crops.preprocessing import Preprocessing
+from muvit.data.crops.reading import read_views
 from muvit.data.slides.slide import Slide
 from muvit.errors import MuViTError
 from muvit.inference.tiling.tiles import TilePlan
@@ -40,7 +40,7 @@ class SlideTiles(Dataset[TileViews]):
         self.slide, self.tiling, self.finer = slide, tiling, tuple(finer)
         levels = (*self.finer, *tiling.levels)
         self._finest = [preprocessing.crops(levels[:count]) for count in range(1, 1 + len(levels))]
-        self._remembers = tiling.context == "grid" and preprocessing.normalizes_by_view
+        self._remembers = tiling.placement == "grid" and preprocessing.normalizes_by_view
         self._last: tuple[tuple[Window, ...], dict[str, Tensor]] | None = None
 
     def __len__(self) -> int:

@@ -13,7 +13,7 @@ from muvit.data.pyramids.ngff import read_json, write_json
 from muvit.data.pyramids.writer import PyramidWriter
 from muvit.durable import make_folder, sync_folder
 from muvit.errors import InputError, ReadError
-from muvit.inference.run.plan import differences
+from muvit.inference.run.plan import differences, upgrade_plan
 
 WORK = ".muvit"
 PLAN = "plan.json"
@@ -23,7 +23,7 @@ def read_plan(path: Path) -> dict[str, Any] | None:
     """The plan, as a JSON object, of an unfinished output; None where none is."""
     file = path / WORK / PLAN
     try:
-        return read_json(file) if file.is_file() else None
+        return upgrade_plan(read_json(file)) if file.is_file() else None
     except ReadError:
         if file.exists():  # else it was completed this very moment
             raise
@@ -76,7 +76,7 @@ def is_made_by(path: Path, plan: Mapping[str, Any]) -> bool:
 def is_published(path: Path, plan: Mapping[str, Any]) -> bool:
     """Whether the complete output of just this plan is there; its run may have been killed before `clear_work`."""
     made = read_summary(path).get("plan")
-    return made is not None and not differences(made, plan)
+    return made is not None and not differences(upgrade_plan(made), plan)
 
 
 def create(path: Path, plan: Mapping[str, Any], writers: Sequence[PyramidWriter]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from muvit.data.pyramids.writer import Progress, PyramidWriter, Shard, ShardDigest, check_replaceable
-from muvit.data.slides.slide import slide_name
+from muvit.data.slides.formats import slide_name
 from muvit.inference.run.canvas import BlockPixels
 from muvit.inference.run.ledger import Ledger, read_ledgers
 from muvit.inference.run.plan import Plan

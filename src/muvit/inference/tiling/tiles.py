@@ -18,17 +18,13 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from muvit.data.crops.placement import FreeViews, Window, centered_nested, concentric, fixed_free, grid_nested
+from muvit.data.crops.placement import FreeViews, Placement, Window, check_placement, place_views
 from muvit.errors import InputError
 from muvit.inference.tiling.blend import axis_weights
 from muvit.levels import Level, check_levels
 
 Blend = Literal["linear", "cosine", "center"]
 """How overlapping tiles are joined: by a linear or cosine ramp, or each writes its central part only."""
-
-Context = Literal["centered", "concentric", "grid"]
-"""Where coarse crops lie: centred on each tile as well as the image allows; centred, wherever the image ends; or on a
-grid of half-crop steps, shared by many tiles."""
 
 
 class Block(NamedTuple):
@@ -86,10 +82,10 @@ class TilePlan:
     """Pixels that neighbouring tiles share along each axis; none by default."""
     blend: Blend = "linear"
     """How the overlap is joined."""
-    context: Context = "centered"
-    """Where the coarse crops lie."""
+    placement: Placement = "nested"
+    """Where the coarse crops lie, see `muvit.data.crops.placement.place_views`."""
     free_views: FreeViews | None = None
-    """Where they lie if they need not hold the tile; then drawn by the tile's place alone."""
+    """Offsets of placement free."""
     together: int = 1
     """Neighbouring tiles along each axis that are computed together with the coarse crops that they share."""
     runs: tuple[int, ...] = ()
@@ -101,9 +97,9 @@ class TilePlan:
         check_levels(self.levels, ndim)
         if isinstance(self.free_views, dict):  # as it comes from JSON
             object.__setattr__(self, "free_views", FreeViews(**self.free_views))
-        if self.free_views is not None and (self.context != "centered" or self.free_views.boxes != "true"):
-            got = f"context {self.context}, {self.free_views.boxes} boxes"
-            raise InputError("context of free views", expected="centered, and true boxes", got=got)
+        check_placement(self.placement, self.free_views, ndim)
+        if self.free_views is not None and self.free_views.boxes != "true":
+            raise InputError("boxes of free views", expected="true, as tiles are read", got=self.free_views.boxes)
         object.__setattr__(self, "overlap", self.overlap or (0,) * ndim)
         for name, size in (("crop_size", self.crop_size), ("block_size", self.block_size)):
             if len(size) != ndim or min(size) < 1:
@@ -113,12 +109,11 @@ class TilePlan:
         fits = len(self.overlap) == ndim and all(0 <= o < n for o, n in zip(self.overlap, self.crop_size, strict=True))
         if not fits:
             raise InputError("overlap", expected=f"from 0 px to less than the crop {self.crop_size}", got=self.overlap)
-        for name, kind in (("blend", Blend), ("context", Context)):
-            if getattr(self, name) not in get_args(kind):
-                raise InputError(name, expected=f"one of {', '.join(get_args(kind))}", got=repr(getattr(self, name)))
-        if self.together < 1 or (self.together > 1 and self.context != "grid"):
+        if self.blend not in get_args(Blend):
+            raise InputError("blend", expected=f"one of {', '.join(get_args(Blend))}", got=repr(self.blend))
+        if self.together < 1 or (self.together > 1 and self.placement != "grid"):
             expected = "1, or more where coarse crops lie on a grid, so that tiles share them"
-            raise InputError("together", expected=expected, got=f"{self.together}, context {self.context}")
+            raise InputError("together", expected=expected, got=f"{self.together}, placement {self.placement}")
         if self.runs and (sum(self.runs) != prod(self.grid) or min(self.runs) < 0):
             raise InputError("runs", expected=f"numbers of sum {prod(self.grid)}", got=sum(self.runs))
 
@@ -153,7 +148,7 @@ class TilePlan:
         first, counts = self._tile_grid(self.block(block))
         inside = self.computed[tuple(slice(f, f + n) for f, n in zip(first, counts, strict=True))]
         numbers = (np.flatnonzero(inside) + self._tile_offsets[block]).tolist()
-        if self.context == "grid":
+        if self.placement == "grid":
             numbers.sort(key=lambda number: [w.start for w in self.tile(number).windows[:0:-1]])
         return numbers
 
@@ -221,12 +216,10 @@ class TilePlan:
         return self._number(place, int(np.ravel_multi_index(begins, self._block_grid)))
 
     def _windows(self, corner: list[int]) -> tuple[Window, ...]:
-        if self.free_views is not None:
-            return fixed_free(corner, self.shapes, self.levels, self.crop_size, self.free_views)
-        if self.context == "concentric":
-            return concentric(corner, self.levels, self.crop_size)
-        place = grid_nested if self.context == "grid" else centered_nested
-        return place(corner, self.shapes, self.levels, self.crop_size)
+        placed = place_views(
+            self.placement, self.shapes, self.levels, self.crop_size, start=corner, free_views=self.free_views
+        )
+        return placed.windows
 
     # -- the grid of tiles along one axis ------------------------------------------------------------------------------
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from muvit.data.crops.placement import grid_nested
+from muvit.data.crops.placement import place_views
 from muvit.geometry import is_inside
 
 
@@ -21,7 +21,7 @@ def shapes_of(shape, levels):
 def test_each_crop_lies_in_the_next_and_in_the_image_if_it_can(shape, size, levels, place):
     shapes = [tuple(map(int, extent)) for extent in shapes_of(shape, levels)]
     start = [round(p * max(0, n - m)) for p, n, m in zip(place, shapes[0], size, strict=True)]
-    windows = grid_nested(start, shapes, levels, size)
+    windows = place_views("grid", shapes, levels, size, start=start).windows
     assert windows[0].start == tuple(start)
     for fine, coarse in pairwise(windows):
         assert is_inside(fine.box, coarse.box)
@@ -36,7 +36,7 @@ def test_many_tiles_share_few_coarse_crops_near_whose_centres_they_lie(levels):
     shape, size = (4096, 4096), (64, 64)
     shapes = shapes_of(shape, levels)
     tiles = [(y, x) for y in range(0, 4096, 64) for x in range(0, 4096, 64)]
-    windows = {tile: grid_nested(tile, shapes, levels, size) for tile in tiles}
+    windows = {tile: place_views("grid", shapes, levels, size, start=tile).windows for tile in tiles}
     for k, level in enumerate(levels[1:], start=1):
         steps = 4096 // (level * 32)  # half-crop steps along an axis
         assert len({w[k].start for w in windows.values()}) <= steps**2
@@ -50,5 +50,9 @@ def test_many_tiles_share_few_coarse_crops_near_whose_centres_they_lie(levels):
 
 
 def test_a_coarse_level_as_large_as_its_crop_has_one():
-    windows = {grid_nested((y, x), [(512, 512), (64, 64)], (1, 8), (64, 64))[1] for y in (0, 300) for x in (0, 448)}
+    windows = {
+        place_views("grid", [(512, 512), (64, 64)], (1, 8), (64, 64), start=(y, x)).windows[1]
+        for y in (0, 300)
+        for x in (0, 448)
+    }
     assert [window.start for window in windows] == [(0, 0)]

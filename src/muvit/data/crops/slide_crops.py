@@ -1,0 +1,156 @@
+"""Base of the data sets that cut crops out of slides, reading only the windows they need."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from muvit.data.crops.affine import SimilarView, read_similar
+from muvit.data.crops.balance import ClassPixels, locate_classes
+from muvit.data.crops.config import CropConfig
+from muvit.data.crops.dataset import MuViTDataset
+from muvit.data.crops.placement import PlacedViews, Window, place_views
+from muvit.data.crops.reading import check_label_values, read_label, read_views, to_sample
+from muvit.data.slides.slide import Slide
+from muvit.errors import InputError
+from muvit.levels import Level
+
+LabelledSlide = tuple[Slide, Slide | None]
+"""An image and its label image (None: no labels)."""
+
+
+class SlideCrops(MuViTDataset):
+    """Base of data sets of crops: checked slides, and samples placed and read from one of them.
+
+    Args:
+        slides: images, with all levels of the config, and their label images; either all have labels or none has.
+        config: contents of a sample.
+
+    Raises:
+        InputError: the slides do not fit each other or the config.
+    """
+
+    def __init__(self, slides: Sequence[LabelledSlide], config: CropConfig) -> None:
+        _check_slides(slides, config)
+        self.config = config
+        self.images = tuple(image for image, _ in slides)
+        self.labels = tuple(label for _, label in slides if label is not None)
+        self.shapes = [[image.level_shape(level) for level in config.levels] for image in self.images]
+
+    @property
+    def levels(self) -> tuple[Level, ...]:
+        """Downsampling factors of the views, finest first."""
+        return tuple(self.config.levels)
+
+    @property
+    def n_channels(self) -> int:
+        """Number of channels of every view."""
+        return self.images[0].num_channels
+
+    @property
+    def ndim(self) -> int:
+        """Number of spatial axes."""
+        return len(self.config.size)
+
+    def locate_classes(self) -> list[ClassPixels]:
+        """Find the classes in a coarse scan of all labels, before any work starts; crops are checked again when read.
+
+        Raises:
+            InputError: a label value is neither a class nor ignored.
+        """
+        located = []
+        for i, label in enumerate(self.labels):
+            found = locate_classes(i, label, self.config.levels[0])
+            values = np.array([entry.value for entry in found])
+            check_label_values(label, values[~np.isin(values, self.config.ignore_labels)], self.config)
+            located += found
+        return located
+
+    def place(
+        self,
+        slide: int,
+        *,
+        start: Sequence[int] | None = None,
+        rng: np.random.Generator | None = None,
+        contains: Sequence[int] | None = None,
+    ) -> PlacedViews:
+        """Place the views of a sample of one slide; arguments as of `muvit.data.crops.placement.place_views`."""
+        config = self.config
+        return place_views(
+            config.placement,
+            self.shapes[slide],
+            config.levels,
+            config.size,
+            start=start,
+            rng=rng,
+            contains=contains,
+            free_views=config.free_views,
+        )
+
+    def read_placed(self, slide: int, placed: PlacedViews) -> dict[str, Tensor]:
+        """The sample of placed views of one slide, as `read` gives that of windows, at the boxes that they claim."""
+        return self.read(slide, placed.windows) | {"bbox": placed.boxes.float()}
+
+    def read(self, slide: int, windows: Sequence[Window]) -> dict[str, Tensor]:
+        """The sample at ``windows`` of one slide: ``img``, ``bbox`` and, if there are labels, ``label``.
+
+        With ``label_levels = "all"`` also ``labels``, int64 ``(L, *space)``: those of every view. Under zero padding
+        also ``inside``, bool ``(L, *space)``: whether pixels lie in the image.
+        """
+        config = self.config
+        sample = read_views(self.images[slide], windows, config)
+        if self.labels:
+            labels = [read_label(self.labels[slide], w, config) for w in windows[: len(config.labelled_levels)]]
+            self._put_labels(sample, labels)
+        return sample
+
+    def read_similar(self, slide: int, views: Sequence[SimilarView]) -> dict[str, Tensor]:
+        """The sample of scaled and turned views of one slide, as `read` gives that of windows."""
+        config = self.config
+        pixels, valid = read_similar(self.images[slide], views, config.padding)
+        sample = to_sample(pixels, valid, [view.box for view in views], config)
+        if self.labels:
+            labels = []
+            for view in views[: len(config.labelled_levels)]:
+                stored = read_label(self.labels[slide], view.window, config).numpy()
+                labels.append(torch.from_numpy(view.sample(stored, linear=False)))
+            self._put_labels(sample, labels)
+        return sample
+
+    def _put_labels(self, sample: dict[str, Tensor], labels: list[Tensor]) -> None:
+        sample["label"] = labels[0]
+        if self.config.label_levels == "all":
+            sample["labels"] = torch.stack(labels)
+
+
+def _check_slides(slides: Sequence[LabelledSlide], config: CropConfig) -> None:
+    if not slides:
+        raise InputError("slides", expected="at least one", got="none")
+    first, labelled = slides[0][0], slides[0][1] is not None
+    if labelled and config.num_classes is None:
+        raise InputError("num_classes", expected="the number of classes, since the slides have labels", got=None)
+    for image, label in slides:
+        if image.ndim != len(config.size):
+            expected = f"{len(config.size)} spatial axes, as size {tuple(config.size)} has"
+            raise InputError(image.path, expected=expected, got=f"shape {image.shape}")
+        for level in config.levels:
+            image.level_shape(level)  # refuses a level that is not stored, and says which are
+        if image.num_channels != first.num_channels or image.dtype.kind != first.dtype.kind:
+            expected = f"{first.num_channels} channels of a type like {first.dtype}, as in {first.path}"
+            raise InputError(image.path, expected=expected, got=f"{image.num_channels} channels of {image.dtype}")
+        if (label is not None) != labelled:
+            raise InputError(image.path, expected="labels for all slides or for none", got="labels for some only")
+        if label is not None:
+            _check_label(image, label, config)
+
+
+def _check_label(image: Slide, label: Slide, config: CropConfig) -> None:
+    if label.shape != image.shape:
+        expected = f"shape {image.shape}, as its image {image.path} has"
+        raise InputError(label.path, expected=expected, got=f"shape {label.shape}")
+    if label.num_channels != 1 or label.dtype.kind not in "uib":
+        got = f"{label.num_channels} channels of {label.dtype}"
+        raise InputError(label.path, expected="labels: one channel of an integer type", got=got)
+    for level in config.labelled_levels:
+        label.level_shape(level)

@@ -1,0 +1,52 @@
+"""Conventions of image formats: suffixes of file names, length units, and the downsampling factors of pyramids."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+OME_ZARR_SUFFIXES = (".ome.zarr", ".zarr")
+TIFF_SUFFIXES = (".tif", ".tiff", ".btf", ".tf8")
+RASTER_SUFFIXES = (".png", ".jpg", ".jpeg")
+WHOLE_SLIDE_SUFFIXES = (".svs", ".ndpi", ".mrxs", ".scn")
+SLIDE_SUFFIXES = (*OME_ZARR_SUFFIXES, *TIFF_SUFFIXES, *RASTER_SUFFIXES, *WHOLE_SLIDE_SUFFIXES)
+
+MICROMETERS_PER_UNIT = {
+    "angstrom": 1e-4, "Å": 1e-4,
+    "nanometer": 1e-3, "nm": 1e-3,
+    "micrometer": 1.0, "micron": 1.0, "µm": 1.0, "μm": 1.0, "um": 1.0,
+    "millimeter": 1e3, "mm": 1e3,
+    "centimeter": 1e4, "cm": 1e4,
+    "meter": 1e6, "m": 1e6,
+    "inch": 25400.0, "in": 25400.0,
+}  # fmt: skip
+"""Length units as OME-Zarr, OME-XML and ImageJ spell them."""
+
+
+def slide_name(path: Path) -> str:
+    """File name without its image suffixes: ``a.ome.zarr``, ``a.ome.tif`` and ``a.png`` are all ``a``."""
+    stem = path.stem if path.suffix.lower() in SLIDE_SUFFIXES else path.name
+    return stem[:-4] if stem.lower().endswith(".ome") else stem
+
+
+def pyramid_factor(finest: Sequence[int], coarse: Sequence[int]) -> float | None:
+    """Downsampling factor between two level shapes, or None if they do not scale alike on every axis.
+
+    A factor is taken as the whole number next to it if every axis has that many pixels, rounded down or up, or if it is
+    within 1 %.
+    """
+    ratios = [n / max(m, 1) for n, m in zip(finest, coarse, strict=True)]
+    # the longest axis tells the factor best: its rounding matters least
+    factor = ratios[int(np.argmax(finest))]
+    whole = max(round(factor), 1)
+    if all(n // whole <= m <= -(-n // whole) for n, m in zip(finest, coarse, strict=True)):
+        return float(whole)
+    if any(abs(m - n / factor) > max(1.0, 0.01 * m) for n, m in zip(finest, coarse, strict=True)):
+        return None
+    return whole_if_near(factor)
+
+
+def whole_if_near(factor: float) -> float:
+    """The factor as a whole number if it is one within 1 %."""
+    whole = round(factor)
+    return float(whole) if whole >= 1 and abs(factor - whole) <= 0.01 * factor else factor

@@ -1,0 +1,49 @@
+"""Opening an image of any supported format as a `Slide`."""
+
+from pathlib import Path
+
+from muvit.data.slides.formats import RASTER_SUFFIXES, SLIDE_SUFFIXES, TIFF_SUFFIXES, WHOLE_SLIDE_SUFFIXES
+from muvit.data.slides.slide import Palette, Slide
+from muvit.errors import ReadError
+
+
+def open_slide(path: str | Path, *, palette: Palette = "rgb") -> Slide:
+    """Open an image for windowed reading.
+
+    Formats: OME-Zarr folders (NGFF 0.5 and 0.4), TIFF and its pyramids (OME-TIFF, SubIFDs, ImageJ), PNG, JPEG, and
+    SVS, NDPI, MRXS and SCN through OpenSlide.
+
+    Args:
+        path: file, or folder of an OME-Zarr image.
+        palette: what a PNG or TIFF with a colour table gives: its ``rgb`` colours, or the ``index`` of each pixel, as
+            label images need.
+
+    Raises:
+        ReadError: nothing is there, or it cannot be read; names the file.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise ReadError(path, expected="an image file or an OME-Zarr folder", got="nothing there")
+    # each reader brings its own decoder packages: import only the one that is needed
+    suffix = path.suffix.lower()
+    if path.is_dir():
+        from muvit.data.slides.ome_zarr import OmeZarrSlide
+
+        return OmeZarrSlide(path)
+    if suffix in TIFF_SUFFIXES:
+        from muvit.data.slides.tiff import TiffSlide
+
+        return TiffSlide(path, palette=palette)
+    if suffix in RASTER_SUFFIXES:
+        from muvit.data.slides.raster import RasterSlide
+
+        return RasterSlide(path, palette=palette)
+    if suffix in WHOLE_SLIDE_SUFFIXES:
+        from muvit.data.slides.whole_slide import WholeSlide
+
+        return WholeSlide(path)
+    raise ReadError(
+        path,
+        expected=f"a folder of OME-Zarr or a file ending in {', '.join(SLIDE_SUFFIXES[2:])}",
+        got=f"a file ending in {suffix or 'nothing'}",
+    )
