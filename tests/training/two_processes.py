@@ -47,7 +47,7 @@ def recipes(slides, num_processes):
         "train",
         train_segmenter,
         Recipe(
-            data=DataConfig(**folders, **sizes, context="centered"),
+            data=DataConfig(**folders, **sizes, placement="concentric"),
             model=SegmenterConfig(encoder=EncoderConfig(in_channels=1, levels=(1, 4)), num_classes=2),
             relay=RelayConfig(backbone="vit_tiny_patch16_224", timm_options=timm_options),
             loss=LossConfig(dice_weight=0),

@@ -349,12 +349,13 @@ def test_wrong_options_are_refused(options, message):
 
 @pytest.mark.parametrize("padding, beyond", [("zero", {0.0}), ("edge", set()), ("reflect", set())])
 @pytest.mark.parametrize(
-    "context, turns", [("random", {}), ("centered", {}), ("centered", {"scale": (0.5, 2), "rotation_degrees": 90})]
+    "placement, turns",
+    [("nested", {}), ("concentric", {}), ("concentric", {"scale": (0.5, 2), "rotation_degrees": 90})],
 )
-def test_augmentation_leaves_zero_padding_as_prediction_has_it(padding, beyond, context, turns):
+def test_augmentation_leaves_zero_padding_as_prediction_has_it(padding, beyond, placement, turns):
     """A bright image of 40 pixels in views of up to 128: what is not the image is 0, in training too."""
     slide = MemorySlide({level: np.full((1, 40 // level, 40 // level), 5, np.float32) for level in (1, 8)})
-    config = CropConfig(levels=(1, 8), size=(16, 16), normalization=Range(0, 1), padding=padding, context=context)
+    config = CropConfig(levels=(1, 8), size=(16, 16), normalization=Range(0, 1), padding=padding, placement=placement)
     jitter = Augmentation(gain=(2, 2), offset=(7, 7), quarter_turns=True, **turns)
     plain, dataset = (NestedCrops([(slide, None)], config, augmentation=aug) for aug in (None, jitter))
     for index in range(8):
