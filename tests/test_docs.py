@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from test_legacy import old_mae
 
 import muvit
 from muvit.cli import main
-from test_legacy import old_mae
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"

@@ -1,13 +1,13 @@
 """Settings of a YAML file or a command line, made into the dataclasses that hold them; errors in one sentence."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from jsonargparse import ArgumentError, ArgumentParser, Namespace, get_loader, set_loader
 
 from muvit.errors import InputError, MuViTError, ReadError
 
@@ -54,12 +54,35 @@ def make_settings(values: Mapping[str, Any], kind: type[Settings], *, subject: P
     expected = f"settings of a {kind.__name__}"
     if not isinstance(values, Mapping):
         raise InputError(subject, expected=expected, got=repr(values))
+    values = _upgraded(values, kind)
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(kind, as_group=False)
     try:
         return settings_from(parser.parse_object(values), kind)
     except ArgumentError as error:
         raise InputError(subject, expected=expected, got=sentence(str(error))) from error
+
+
+def read_old_files(parser: ArgumentParser, kind: type) -> None:
+    """Let a parser take files with settings of ``kind`` in the spelling of earlier versions, if it has an ``upgrade``.
+
+    Args:
+        parser: the parser.
+        kind: a dataclass; its ``upgrade`` takes and returns a mapping of settings.
+    """
+    load = get_loader("yaml")
+
+    def load_upgraded(text: str) -> Any:
+        values = load(text)
+        return _upgraded(values, kind) if isinstance(values, Mapping) else values
+
+    set_loader(kind.__name__, load_upgraded, exceptions=(yaml.YAMLError,))
+    parser.parser_mode = kind.__name__
+
+
+def _upgraded(values: Mapping[str, Any], kind: type) -> Mapping[str, Any]:
+    upgrade: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = getattr(kind, "upgrade", None)
+    return values if upgrade is None else upgrade(values)
 
 
 def settings_from(arguments: Namespace, kind: type[Settings]) -> Settings:

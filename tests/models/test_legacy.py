@@ -5,12 +5,12 @@ import re
 import pytest
 import torch
 import yaml
+from muvit.models.legacy import convert_weights, is_legacy
 
 from muvit.cli import main
 from muvit.errors import CheckpointError
 from muvit.models.encoder import MuViTEncoder2d, MuViTEncoder3d, MuViTEncoder4d
 from muvit.models.folder import load_config
-from muvit.models.legacy import convert_weights, is_legacy
 from muvit.models.mae import MuViTMAE2d, MuViTMAE3d, MuViTMAE4d
 from muvit.models.mae_decoder import MuViTDecoder2d
 from muvit.models.masking import draw_mask

@@ -44,16 +44,15 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(arguments: Namespace) -> None:
     """Classify each slide."""
-    from muvit.data.crops.preprocessing import Preprocessing
     from muvit.data.slides.slide import open_slide
     from muvit.data.tables import read_column, values_of
     from muvit.inference.classify import check_slide, classify_slide
     from muvit.models.classifier import Classifier
-    from muvit.models.folder import model_folder
+    from muvit.models.trained import load_model
 
     files = result_files(arguments.output, "classes", overwrite=arguments.overwrite)
-    folder = model_folder(arguments.model)
-    model, preprocessing = Classifier.from_folder(folder), Preprocessing.load(folder)
+    trained = load_model(arguments.model, kind=Classifier)
+    model, preprocessing = trained.model, trained.preprocessing
     slides = [open_slide(path) for path in arguments.slide]
     for slide in slides:  # all before any work starts
         check_slide(model, slide, preprocessing)

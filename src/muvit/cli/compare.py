@@ -20,6 +20,7 @@ INTRO = "Models trained alike on the same slides, and scored on slides that none
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Arguments of the verb."""
+    read_old_files(parser, Recipe)
     parser.add_argument("--config", action="config", help="recipe in YAML; later arguments override it")
     parser.add_argument("--test", type=Path, required=True, help="folder with images and labels to score the models on")
     parser.add_argument("--output", type=Path, required=True, help="folder of the comparison")

@@ -4,12 +4,13 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
-from muvit.settings import settings_from
+from muvit.settings import read_old_files, settings_from
 from muvit.training.classify_recipe import ClassifyRecipe
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Arguments of the verb."""
+    read_old_files(parser, ClassifyRecipe)
     parser.add_argument("--config", action="config", help="recipe in YAML; later arguments override it")
     parser.add_argument("--output", type=Path, required=True, help="folder of the run")
     parser.add_argument("--resume", action="store_true", help="go on with the run in the output folder")

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from muvit.data.crops.classified import SlideChoice
 from muvit.errors import InputError
 from muvit.models.classifier import ClassifierConfig
+from muvit.training.old_recipes import upgrade_recipe
 from muvit.training.optim import OptimConfig
 from muvit.training.recipes import CropsConfig, InitConfig, RunConfig
 
@@ -38,6 +39,8 @@ class ClassifyRecipe:
     ``val_accuracy``, of the highest accuracy on slides."""
     init: InitConfig | None = None
     """A pre-trained encoder to start from; unset, training starts from scratch."""
+
+    upgrade = staticmethod(upgrade_recipe)
 
     def __post_init__(self) -> None:
         steps = self.run.devices * self.run.num_nodes * self.data.batch_size

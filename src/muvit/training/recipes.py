@@ -13,6 +13,7 @@ from muvit.models.mae import MAEConfig
 from muvit.models.relay import RelayConfig
 from muvit.models.segmenter import SegmenterConfig
 from muvit.models.trained import NetworkConfig
+from muvit.training.old_recipes import upgrade_recipe
 from muvit.training.optim import OptimConfig, PretrainOptimConfig
 
 
@@ -205,6 +206,8 @@ class Recipe:
     relay: RelayConfig | None = None
     """Train this timm backbone with relay tokens in the place of `model`, on the same samples with the same budget."""
 
+    upgrade = staticmethod(upgrade_recipe)
+
     def __post_init__(self) -> None:
         _check_steps(self.data, self.run)
         if self.baseline is not None and self.relay is not None:
@@ -253,6 +256,8 @@ class PretrainRecipe:
     """Optimiser and schedule."""
     run: RunConfig = field(default_factory=RunConfig)
     """Duration, seed and devices."""
+
+    upgrade = staticmethod(upgrade_recipe)
 
     def __post_init__(self) -> None:
         _check_steps(self.data, self.run)

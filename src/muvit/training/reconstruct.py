@@ -105,7 +105,7 @@ class PretrainTask(LightningModule):
             self._masks = torch.Generator(self.device)
         self._masks.manual_seed(self._number(purpose, step))
         bbox = batch["bbox"] if self.use_boxes else None
-        result = model(batch["img"], bbox, rng_generator=self._masks)
+        result = model(batch["img"], bbox, mask=model.draw_mask(len(batch["img"]), batch["img"].shape[3:], self._masks))
         on_train, size = stage == "train", len(batch["img"])
         self.log(
             f"{stage}_loss",

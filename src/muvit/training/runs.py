@@ -53,7 +53,7 @@ def prepare_folder(recipe: AnyRecipe, output: Path, resume: bool, overwrite: boo
         for file in (checkpoint, output / RECIPE):
             if not file.is_file():
                 raise InputError(output, expected="a run that was stopped, to resume it", got=f"no {file}")
-        changed = _changed_settings(yaml.safe_load((output / RECIPE).read_text()), settings)
+        changed = _changed_settings(recipe.upgrade(yaml.safe_load((output / RECIPE).read_text())), settings)
         if changed:
             raise InputError(
                 output / RECIPE,

@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -22,7 +22,7 @@ from muvit.data.slides.slide import Slide
 from muvit.errors import InputError
 from muvit.geometry import Level, level_name
 from muvit.inference.tiling.tiles import Blend, TilePlan
-from muvit.models.folder import plain
+from muvit.models.folder import fingerprint
 
 Precision = Literal["auto", "float32", "bfloat16"]
 Average = Literal["probabilities", "logits"]
@@ -61,9 +61,6 @@ class PredictOptions:
     context: ContextGrid = "auto"
     """Where coarse crops lie: centred on each tile, or on a grid where many tiles share them; auto takes the latter for
     models that then encode each coarse crop once (``attention_mode: coarse_to_fine``)."""
-    together: int = 1
-    """Neighbouring tiles along each axis that share one forward pass with their coarse crops, for less work: 2 takes 2
-    x 2. The coarse crops then see all of them, so scores differ a little from those of single tiles."""
     precision: Precision = "auto"
     """Numbers of the model: float32, or bfloat16 autocast; auto takes the latter on CUDA."""
     block_px: int | None = None
@@ -82,8 +79,6 @@ class PredictOptions:
             raise InputError("overlap", expected="a fraction below 1 or whole pixels", got=self.overlap)
         if not all(isinstance(axis, int) and axis < 0 for axis in self.flips):
             raise InputError("flips", expected="negative numbers, counted from the last axis", got=self.flips)
-        if self.together < 1:
-            raise InputError("together", expected="at least 1", got=self.together)
         if self.block_px is not None and self.block_px < 1:
             raise InputError("block_px", expected="at least 1", got=self.block_px)
 
@@ -175,14 +170,8 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 
 def hash_model(model: torch.nn.Module) -> dict[str, str]:
-    """Class of a model, and SHA-256 of its class, configuration and weights."""
-    config = getattr(model, "config", None)
-    settings = plain(asdict(config)) if is_dataclass(config) and not isinstance(config, type) else {}
-    digest = hashlib.sha256(json.dumps([type(model).__name__, settings], sort_keys=True, default=str).encode())
-    for name, weight in sorted(model.state_dict().items()):
-        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
-        digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return {"class": type(model).__name__, "sha256": digest.hexdigest()}
+    """Class and `fingerprint` of a model."""
+    return {"class": type(model).__name__, "sha256": fingerprint(model)}
 
 
 def identify_slide(slide: Slide) -> dict[str, Any]:

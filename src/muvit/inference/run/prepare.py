@@ -13,7 +13,7 @@ from muvit.data.slides.derived import DerivedLevels
 from muvit.data.slides.slide import Slide
 from muvit.errors import InputError
 from muvit.geometry import level_factors
-from muvit.inference.run.context import can_go_together, shares_contexts
+from muvit.inference.run.context import shares_contexts
 from muvit.inference.run.plan import Plan, PredictOptions, hash_model, identify_slide
 from muvit.inference.tiling.region import tiles_in_region
 from muvit.inference.tiling.tiles import Context, TilePlan, mask_runs
@@ -55,16 +55,8 @@ def make_plan(
         raise InputError("context", expected="centered, as the model saw its crops in training", got="grid")
     if options.precision == "auto":
         options = replace(options, precision="bfloat16" if device.type == "cuda" else "float32")
-    if options.together > 1 and not (options.context != "centered" and can_go_together(model, preprocessing)):
-        raise InputError(
-            "together",
-            expected="a MuViT that attends to all of several levels at true boxes, and coarse crops that tiles share",
-            got=f"{options.together} with context {options.context} and {type(model).__name__}",
-            hint="Leave it at 1; models with attention_mode coarse_to_fine share coarse crops without it.",
-        )
     if options.context == "auto":
-        is_shared = options.together > 1 or shares_contexts(model, preprocessing)
-        options = replace(options, context="grid" if is_shared else "centered")
+        options = replace(options, context="grid" if shares_contexts(model, preprocessing) else "centered")
     levels = model.views.levels
     shapes = tuple(slide.level_shape(level) for level in levels)
     place: Context = "grid" if options.context == "grid" else "centered"
@@ -80,7 +72,6 @@ def make_plan(
         blend=options.blend,
         context=place,
         free_views=preprocessing.free_views,
-        together=options.together,
     )
     tiling, tissue = _choose_tiles(tiling, slide, options)
     return Plan(
