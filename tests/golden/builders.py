@@ -14,29 +14,32 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from muvit.baselines import Baseline
-from muvit.checkpoints import model_folder
-from muvit.data.augment import Augmentation
-from muvit.data.classified import ClassifiedCrops, ClassifiedTiles
-from muvit.data.crops import CropConfig, GridCrops, NestedCrops
-from muvit.data.normalize import normalization_from_dict
-from muvit.data.preprocessing import Preprocessing
-from muvit.data.pyramid_writer import PyramidWriter
-from muvit.data.sampling import FreeViews, Window
-from muvit.data.slides import Slide, open_slide
+from muvit.data.crops.augment import Augmentation
+from muvit.data.crops.classified import ClassifiedCrops, ClassifiedTiles
+from muvit.data.crops.crops import CropConfig, GridCrops, NestedCrops
+from muvit.data.crops.normalize import normalization_from_dict
+from muvit.data.crops.placement import FreeViews, Window
+from muvit.data.crops.preprocessing import Preprocessing
+from muvit.data.pyramids.writer import PyramidWriter
+from muvit.data.slides.slide import Slide, open_slide
 from muvit.encoders import MuViTEncoder2d, MuViTEncoder3d, MuViTEncoder4d
-from muvit.heads import Classifier
-from muvit.inference.context import ContextCaching
-from muvit.inference.plan import PredictOptions
 from muvit.inference.predict import predict_slide
+from muvit.inference.run.context import ContextCaching
+from muvit.inference.run.plan import PredictOptions
 from muvit.losses import SegmentationLoss
 from muvit.mae import MuViTMAE2d, MuViTMAE3d, MuViTMAE4d
-from muvit.masking import TokenMask
-from muvit.models import load_model
-from muvit.relay import RelaySegmenter
-from muvit.segmentation import Segmenter
+from muvit.models.baselines import Baseline, BaselineConfig
+from muvit.models.classifier import Classifier, ClassifierConfig
+from muvit.models.encoder import EncoderConfig
+from muvit.models.folder import FolderModel
+from muvit.models.mae import MuViTMAE
+from muvit.models.masking import TokenMask
+from muvit.models.relay import RelayConfig, RelaySegmenter
+from muvit.models.segmentation_model import SegmentationModel
+from muvit.models.segmenter import Segmenter, SegmenterConfig
+from muvit.models.trained import load_model, load_network
 from muvit.settings import read_settings
-from muvit.training.recipe import Recipe
+from muvit.training.recipes import Recipe
 from muvit.training.train import train_segmenter
 
 RENAMED: dict[str, str] = {}
@@ -84,19 +87,19 @@ def mae(ndim: int, **settings: object) -> nn.Module:
 
 
 def segmenter(encoder: Mapping[str, object], **settings: object) -> nn.Module:
-    return filled(Segmenter(encoder=dict(encoder), **settings))
+    return filled(Segmenter(SegmenterConfig(encoder=EncoderConfig(**encoder), **settings)))
 
 
 def classifier(encoder: Mapping[str, object], **settings: object) -> nn.Module:
-    return filled(Classifier(encoder=dict(encoder), **settings))
+    return filled(Classifier(ClassifierConfig(encoder=EncoderConfig(**encoder), **settings)))
 
 
 def relay(**settings: object) -> nn.Module:
-    return filled(RelaySegmenter(**settings))
+    return filled(RelaySegmenter(RelayConfig(**settings)))
 
 
 def baseline(**settings: object) -> nn.Module:
-    return filled(Baseline(**settings))
+    return filled(Baseline(BaselineConfig(**settings)))
 
 
 def mask(order: Tensor, num_visible: int) -> TokenMask:
@@ -114,7 +117,7 @@ def cached_logits(model: nn.Module, img: Tensor, bbox: Tensor, windows: Sequence
 
 def load(kind: str, folder: Path) -> nn.Module:
     """The model of a folder; kind is segmenter, mae, classifier, relay or baseline."""
-    return {"mae": MuViTMAE2d.from_folder, "classifier": Classifier.from_folder}.get(kind, load_model)(folder).eval()
+    return load_network(folder, kind=MuViTMAE if kind == "mae" else FolderModel).eval()
 
 
 def save(model: nn.Module, folder: Path, *, crop_size: Sequence[int]) -> None:
@@ -193,11 +196,12 @@ def crops(
 def predict(folder: Path, image: Path, output: Path) -> Slide:
     """The labels of a slide by the model of a folder or run."""
     options = PredictOptions(overlap=0.25, blend="linear", block_px=40)
+    trained = load_model(folder, kind=SegmentationModel)
     predict_slide(
-        load_model(folder),
+        trained.model,
         open_slide(image),
         output,
-        Preprocessing.load(model_folder(folder)),
+        trained.preprocessing,
         options=options,
         device="cpu",
     )

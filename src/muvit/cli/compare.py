@@ -12,7 +12,7 @@ from muvit.errors import InputError, ReadError
 from muvit.evaluation.comparison import compare
 from muvit.evaluation.variants import CONTROLS, PRESETS, Variant, preset
 from muvit.models.folder import plain
-from muvit.settings import make_settings, settings_from
+from muvit.settings import make_settings, read_old_files, settings_from
 from muvit.training.recipes import Recipe
 
 INTRO = "Models trained alike on the same slides, and scored on slides that none of them has seen."

@@ -1,6 +1,6 @@
 """Model folders of earlier formats, read as if they were of today's.
 
-- Format 2, the current one: ``model.safetensors``; ``config.yaml`` states the ``format``, the ``kind`` of model, and its
+- Format 2, the current one: ``model.safetensors``; ``config.yaml`` states ``format``, the ``kind`` of model, and its
   settings.
 - Format 1: without format and kind; the settings of a masked autoencoder repeat those of its encoder.
 - Format 0, that of release 0.1.0: ``model.pth``, tensors of other names, and Python tuples in the YAML. Its models
