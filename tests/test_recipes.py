@@ -18,10 +18,11 @@ from muvit.cli import _parser, main
 from muvit.data.crops.normalize import Range
 from muvit.data.crops.preprocessing import FILE, Preprocessing
 from muvit.data.slides.ome_zarr import PyramidWriter
-from muvit.models.classifier import Classifier
+from muvit.mae import MuViTMAE2d
+from muvit.models.classifier import Classifier, ClassifierConfig
 from muvit.models.layers.patch import patch_grid
-from muvit.models.mae import MuViTMAE2d, build_mae
-from muvit.models.trained import build_model, load_model
+from muvit.models.mae import build_mae
+from muvit.models.trained import build_model, load_network
 from muvit.settings import settings_from
 from muvit.training.classify import train_classifier
 from muvit.training.classify_recipe import ClassifyRecipe
@@ -100,7 +101,11 @@ def network(recipe):
     """The network of a recipe for a GPU, without weights that would be fetched."""
     if isinstance(recipe, Recipe):
         return build_model(replace(recipe.network, pretrained=False) if recipe.relay else recipe.network)
-    return build_mae(recipe.model) if isinstance(recipe, PretrainRecipe) else Classifier(**vars(recipe.model))
+    return (
+        build_mae(recipe.model)
+        if isinstance(recipe, PretrainRecipe)
+        else Classifier(ClassifierConfig(**vars(recipe.model)))
+    )
 
 
 def encoder_of(recipe):
@@ -165,7 +170,7 @@ def test_the_recipe_trains(file, monkeypatch, tmp_path):
         assert Preprocessing.load(folder).class_names == GROUPS
         model = Classifier.from_folder(folder)
     else:
-        model = load_model(train_segmenter(recipe, tmp_path / "run"))
+        model = load_network(train_segmenter(recipe, tmp_path / "run"))
         assert type(model) is type(build_model(recipe.network))
     assert all(torch.isfinite(p).all() for p in model.parameters())
 

@@ -1,6 +1,7 @@
 """Checks of settings: a frozen dataclass declares in its types what its fields allow, and the rest is refused.
 
-A field whose type holds a ``Literal`` or a number with `Bounds` is checked, also inside unions and tuples:
+A field whose type is a ``Literal``, a number with `Bounds` or another dataclass is checked, also inside unions and
+tuples:
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
@@ -12,7 +13,7 @@ A field whose type holds a ``Literal`` or a number with `Bounds` is checked, als
 """
 
 from collections.abc import Hashable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from math import inf
 from numbers import Integral, Real
@@ -41,7 +42,7 @@ class Bounds:
 
     def __str__(self) -> str:
         parts = (f"{sign} {edge:g}" for edge, sign in self._edges())
-        return " and ".join(parts) or "finite"
+        return " and ".join(parts) or "that is finite"
 
     def _edges(self) -> Iterator[tuple[float, str]]:
         for edge, sign in ((self.min, ">="), (self.above, ">"), (self.max, "<="), (self.below, "<")):
@@ -91,7 +92,7 @@ def _checked_fields(kind: Hashable) -> tuple[tuple[str, Any], ...]:
 
 
 def _is_limited(kind: Any) -> bool:
-    if get_origin(kind) is Literal or _bounds(kind) is not None:
+    if get_origin(kind) is Literal or _bounds(kind) is not None or is_dataclass(kind):
         return True
     return get_origin(kind) in (Union, UnionType, tuple) and any(map(_is_limited, get_args(kind)))
 

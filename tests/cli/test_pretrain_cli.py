@@ -4,7 +4,7 @@ import yaml
 
 from muvit.cli import main
 from muvit.data.synthetic.images import SyntheticConfig, write_synthetic
-from muvit.models.mae import MuViTMAE2d
+from muvit.mae import MuViTMAE2d
 from muvit.models.segmenter import Segmenter
 
 SIZES = ["patch_size=4", "dim=16", "num_layers=2", "heads=2"]

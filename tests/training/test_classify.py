@@ -13,11 +13,12 @@ from muvit.data.crops.placement import FreeViews
 from muvit.data.crops.preprocessing import Preprocessing
 from muvit.data.slides.ome_zarr import PyramidWriter
 from muvit.data.slides.slide import open_slide
+from muvit.encoders import MuViTEncoder2d
 from muvit.errors import ExistsError, InputError
 from muvit.inference.classify import classify_slide
 from muvit.metrics import class_scores
 from muvit.models.classifier import Classifier, ClassifierConfig
-from muvit.models.encoder import EncoderConfig, MuViTEncoder2d
+from muvit.models.encoder import EncoderConfig
 from muvit.models.folder import model_folder
 from muvit.training.classify import train_classifier
 from muvit.training.classify_data import ClassificationData
@@ -130,7 +131,7 @@ def test_a_run_leaves_its_models_settings_and_pictures(finished, recipe):
 
 def test_validation_scores_slides_by_the_mean_of_their_crops(recipe):
     crops = ClassificationData(recipe).val_crops
-    model = Classifier(encoder=recipe.model.encoder, num_classes=3).eval()
+    model = Classifier(ClassifierConfig(encoder=recipe.model.encoder, num_classes=3)).eval()
     task, logged = ClassificationTask(model, recipe.optim), {}
     task.log = lambda name, value, **_: logged.update({name: float(value)})
     samples = [crops[i] for i in range(len(crops))]
@@ -199,7 +200,7 @@ def test_coarse_views_lie_in_prediction_where_they_lay_in_training(
     geometric = Augmentation(flip_axes=(), box_scale=(1, 1), box_shift_px=0)
     recipe = change(recipe, "data", crop_size=8, val_samples=val_samples, augmentation=geometric, **settings)
     trained = ClassificationData(recipe)
-    model = Classifier(encoder=recipe.model.encoder, num_classes=3)
+    model = Classifier(ClassifierConfig(encoder=recipe.model.encoder, num_classes=3))
     boxes = [torch.stack([crops[i]["bbox"] for i in range(8)]) for crops in (trained.train_crops, trained.val_crops)]
     monkeypatch.setattr(model, "forward", lambda img, bbox: boxes.append(bbox) or torch.zeros(len(img), 3))
     slide = open_slide(data / "val" / "images" / "val0.ome.zarr")

@@ -5,11 +5,12 @@ import torch
 from torch import nn
 
 from muvit.data.synthetic.images import SyntheticConfig, write_synthetic
+from muvit.encoders import MuViTEncoder2d
 from muvit.errors import CheckpointError, InputError
 from muvit.geometry import naive_boxes
-from muvit.models.encoder import EncoderConfig, MuViTEncoder2d
+from muvit.mae import MuViTMAE2d, MuViTMAE3d
+from muvit.models.encoder import EncoderConfig
 from muvit.models.folder import load_weights
-from muvit.models.mae import MuViTMAE2d, MuViTMAE3d
 from muvit.models.segmenter import Segmenter, SegmenterConfig
 from muvit.training.pretrained import add_lora, load_encoder, merged, start_from
 from muvit.training.recipes import DataConfig, InitConfig, Recipe, RunConfig
@@ -48,7 +49,9 @@ def config(levels=(1, 4), **changes):
 def segmenter(levels=(1, 4), **changes):
     torch.manual_seed(1)
     model_config = config(levels, **changes)
-    return Segmenter(**{name: getattr(model_config, name) for name in model_config.__dataclass_fields__}).eval()
+    return Segmenter(
+        SegmenterConfig(**{name: getattr(model_config, name) for name in model_config.__dataclass_fields__})
+    ).eval()
 
 
 def inputs(side=32, levels=(1, 4)):
@@ -162,7 +165,7 @@ def test_a_resumed_run_with_additions_ends_in_the_same_bits(recipe, tmp_path):
 def test_sizes_that_do_not_fit_are_refused_in_one_sentence(pretrained, changes, message):
     encoder = EncoderConfig(**SIZES | {"levels": (1, 4)} | changes)
     widths = (8,) * (2 if "patch_size" in changes else 3)
-    model = Segmenter(encoder=encoder, num_classes=3, decoder_widths=widths, stem_width=4)
+    model = Segmenter(SegmenterConfig(encoder=encoder, num_classes=3, decoder_widths=widths, stem_width=4))
     with pytest.raises(InputError, match=message):
         start_from(model, InitConfig(encoder=str(pretrained[1])))
 

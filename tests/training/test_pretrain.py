@@ -17,8 +17,9 @@ from muvit.data.crops.preprocessing import Preprocessing
 from muvit.data.synthetic.images import SyntheticConfig, write_synthetic
 from muvit.errors import ExistsError, InputError, ReadError
 from muvit.geometry import naive_boxes
+from muvit.mae import MuViTMAE2d
 from muvit.models.folder import model_folder
-from muvit.models.mae import MAEConfig, MuViTMAE2d
+from muvit.models.mae import MAEConfig
 from muvit.training.datamodules import PretrainData
 from muvit.training.optim import PretrainOptimConfig, build_pretrain_optimizer, build_schedule
 from muvit.training.pretrain import fit_mae, pretrain_mae

@@ -101,10 +101,10 @@ def build_config(kind: type[Config], settings: Mapping[str, Any], source: object
     hints = get_type_hints(kind)
     known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
     expected = f"settings of {kind.__name__}"
-    if foreign := sorted(set(settings) - known):
+    if foreign := sorted(map(str, set(settings) - known)):
         raise CheckpointError(source, expected=expected, got=f"those of another model, with {', '.join(foreign[:3])}")
     values = {
-        name: build_config(hints[name], value, source) if is_dataclass(hints[name]) else value
+        name: build_config(hints[name], value, source) if _holds_config(hints[name], value) else value
         for name, value in settings.items()
     }
     try:
@@ -146,6 +146,10 @@ def load_into(model: nn.Module, state: Mapping[str, Tensor], source: object) -> 
             source, expected=f"weights of {type(model).__name__}", got="; ".join(differing[:3]) + more
         )
     model.load_state_dict(state)
+
+
+def _holds_config(kind: Any, value: Any) -> bool:
+    return is_dataclass(kind) and isinstance(value, Mapping)
 
 
 class FolderModel(nn.Module):
@@ -204,8 +208,9 @@ class FolderModel(nn.Module):
         """
         try:
             return cls(config)
-        except InputError as error:
-            raise CheckpointError(source, expected=f"settings of {cls.__name__}", got=str(error).rstrip(".")) from error
+        except (TypeError, InputError) as error:
+            expected = f"settings of {type(config).__name__}"
+            raise CheckpointError(source, expected=expected, got=str(error).rstrip(".")) from error
 
 
 def fingerprint(model: nn.Module) -> str:

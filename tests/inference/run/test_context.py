@@ -6,7 +6,7 @@ import torch
 from muvit.data.crops.placement import Window, grid_nested
 from muvit.inference.run.context import ContextCaching, label_logits_together
 from muvit.models.encoder import EncoderConfig
-from muvit.models.segmenter import Segmenter
+from muvit.models.segmenter import Segmenter, SegmenterConfig
 
 LEVELS, SIDE = (1, 2, 8), 8
 QUERIES = {"decoder": "mask2former", "num_queries": 4, "query_heads": 2}
@@ -17,7 +17,9 @@ def model(encoder=(), **changes):
     fields = {"in_channels": 1, "levels": LEVELS, "patch_size": 4, "dim": 16, "num_layers": 3, "heads": 2}
     fields |= {"attention_mode": "coarse_to_fine", "rotary_base": 100} | dict(encoder)
     config = EncoderConfig(**fields)
-    segmenter = Segmenter(encoder=config, num_classes=3, decoder_widths=(8, 8, 4), stem_width=4, **changes).eval()
+    segmenter = Segmenter(
+        SegmenterConfig(encoder=config, num_classes=3, decoder_widths=(8, 8, 4), stem_width=4, **changes)
+    ).eval()
     with torch.no_grad():  # scores far from zero, so that it matters who attends to whom
         for block in segmenter.encoder.layers:
             block.attn.qkv.weight[:32] *= 3

@@ -13,7 +13,7 @@ from muvit.errors import InputError
 from muvit.inference.run.plan import Plan, PredictOptions, differences, hash_model, identify_slide
 from muvit.inference.run.prepare import make_plan
 from muvit.inference.tiling.tiles import mask_runs
-from muvit.models.segmenter import Segmenter
+from muvit.models.segmenter import Segmenter, SegmenterConfig
 
 PREPROCESSING = Preprocessing(
     crop_size=(16, 16),
@@ -26,7 +26,7 @@ PREPROCESSING = Preprocessing(
 def model(seed=0, **changes):
     torch.manual_seed(seed)
     encoder = {"in_channels": 1, "levels": (1, 4), "num_layers": 4, "dim": 16, "heads": 1} | changes
-    return Segmenter(encoder=encoder, num_classes=2, decoder_widths=(4, 4, 4, 4), stem_width=4)
+    return Segmenter(SegmenterConfig(encoder=encoder, num_classes=2, decoder_widths=(4, 4, 4, 4), stem_width=4))
 
 
 def slide(change=0, shape=(300, 500)):

@@ -11,7 +11,7 @@ from timm.layers import resample_abs_pos_embed
 
 from muvit.errors import CheckpointError, InputError
 from muvit.models.folder import load_config
-from muvit.models.relay import RelaySegmenter, weights
+from muvit.models.relay import RelayConfig, RelaySegmenter, weights
 
 
 def published(name, seed=5, **changes):
@@ -128,7 +128,12 @@ def test_timm_loads_what_it_publishes_with_its_own_classifier(monkeypatch):
 
 def named(backbone, **changes):
     return RelaySegmenter(
-        **{"backbone": backbone, "in_channels": 3, "num_classes": 2, "levels": (1, 4), "size": (64, 64)} | changes
+        RelayConfig(
+            RelayConfig(
+                **{"backbone": backbone, "in_channels": 3, "num_classes": 2, "levels": (1, 4), "size": (64, 64)}
+                | changes
+            )
+        )
     )
 
 
