@@ -19,9 +19,9 @@ from muvit.data.crops.normalize import Range
 from muvit.data.crops.preprocessing import FILE, Preprocessing
 from muvit.data.slides.ome_zarr import PyramidWriter
 from muvit.mae import MuViTMAE2d
-from muvit.models.classifier import Classifier, ClassifierConfig
+from muvit.models.classifier import Classifier
 from muvit.models.layers.patch import patch_grid
-from muvit.models.mae import build_mae
+from muvit.models.mae import MuViTMAE
 from muvit.models.trained import build_model, load_network
 from muvit.settings import settings_from
 from muvit.training.classify import train_classifier
@@ -101,11 +101,7 @@ def network(recipe):
     """The network of a recipe for a GPU, without weights that would be fetched."""
     if isinstance(recipe, Recipe):
         return build_model(replace(recipe.network, pretrained=False) if recipe.relay else recipe.network)
-    return (
-        build_mae(recipe.model)
-        if isinstance(recipe, PretrainRecipe)
-        else Classifier(ClassifierConfig(**vars(recipe.model)))
-    )
+    return MuViTMAE(recipe.model) if isinstance(recipe, PretrainRecipe) else Classifier(recipe.model)
 
 
 def encoder_of(recipe):

@@ -20,12 +20,12 @@ from muvit.metrics import class_scores
 from muvit.models.classifier import Classifier, ClassifierConfig
 from muvit.models.encoder import EncoderConfig
 from muvit.models.folder import model_folder
+from muvit.models.trained import load_encoder
 from muvit.training.classify import train_classifier
 from muvit.training.classify_data import ClassificationData
 from muvit.training.classify_recipe import ClassifyDataConfig, ClassifyRecipe
 from muvit.training.classify_task import ClassificationTask
 from muvit.training.optim import OptimConfig
-from muvit.training.pretrained import load_encoder
 from muvit.training.recipes import InitConfig, RunConfig
 
 KINDS = ("along", "across", "plain")
@@ -126,7 +126,7 @@ def test_a_run_leaves_its_models_settings_and_pictures(finished, recipe):
     with Image.open(output / "pictures" / "epoch_0009.png") as picture:
         assert np.asarray(picture).std() > 0
     assert yaml.safe_load((output / "recipe.yaml").read_text())["data"]["column"] == "group"
-    assert load_encoder(output, 2).config == recipe.model.encoder
+    assert load_encoder(output).config == recipe.model.encoder
 
 
 def test_validation_scores_slides_by_the_mean_of_their_crops(recipe):

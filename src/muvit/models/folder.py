@@ -159,12 +159,12 @@ class FolderModel(nn.Module):
     ``kind`` names the model in folders and recipes.
 
     Args:
-        config: sizes and choices.
+        config: sizes and choices; None for a model that is not to be saved.
     """
 
     config: Any
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: Any = None) -> None:
         super().__init__()
         self.config = config
 

@@ -52,6 +52,7 @@ _ENCODER_OF_MAE = (
     "dropout",
     "ndim",
 )
+_DEFAULTS_OF_MAE: dict[str, Any] = {"in_channels": 1, "levels": (1, 4)}
 _BEHAVIOUR_OF_0: dict[str, dict[str, Any]] = {
     "encoder": {"patch_spacing": "corner"},
     "mae": {
@@ -111,9 +112,12 @@ def upgrade_settings(values: Mapping[str, Any], folder: Path) -> tuple[str, dict
 
 
 def nest_encoder(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of a masked autoencoder whose encoder's settings stood among its own."""
-    encoder = {name: settings[name] for name in _ENCODER_OF_MAE if name in settings}
-    others = {name: value for name, value in settings.items() if name not in (*_ENCODER_OF_MAE, "input_space")}
+    """Settings of a masked autoencoder, of which those of its encoder may stand among its own, as in format 1."""
+    if not any(name in settings for name in _ENCODER_OF_MAE):
+        return dict(settings)
+    given = _DEFAULTS_OF_MAE | settings
+    encoder = {name: given[name] for name in _ENCODER_OF_MAE if name in given}
+    others = {name: value for name, value in settings.items() if name not in _ENCODER_OF_MAE}
     return {"encoder": encoder, **others}
 
 
@@ -139,11 +143,11 @@ def _guess_kind(settings: Mapping[str, Any]) -> str:
 
 def _settings_of_1(kind: str, settings: dict[str, Any]) -> dict[str, Any]:
     """Settings without those that changed nothing, and in today's places."""
+    settings = drop_input_space(settings)
     if kind == "mae":
         return nest_encoder(settings)
     if kind == "decoder":
         settings.pop("attention_mode", None)
-    settings = drop_input_space(settings)
     if "decoder_widths" in settings and settings["decoder_widths"] is None:
         settings["decoder_widths"] = "paper"
     return settings

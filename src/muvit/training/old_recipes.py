@@ -14,5 +14,4 @@ def upgrade_recipe(values: Mapping[str, Any]) -> dict[str, Any]:
     model = values.get("model")
     if not isinstance(model, Mapping):
         return dict(values)
-    is_flat = "in_channels" in model or "levels" in model
-    return dict(values) | {"model": nest_encoder(model) if is_flat else drop_input_space(model)}
+    return dict(values) | {"model": nest_encoder(drop_input_space(model))}

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from timm.layers import resample_abs_pos_embed
 
 from muvit.errors import CheckpointError, InputError
-from muvit.models.folder import load_config
+from muvit.models.folder import load_settings
 from muvit.models.relay import RelayConfig, RelaySegmenter, weights
 
 
@@ -107,7 +107,7 @@ def test_the_folder_of_a_model_needs_no_weights_from_elsewhere(tmp_path):
     model = build(in_channels=3, pretrained=str(file))
     model.save(tmp_path / "model")
     file.unlink()
-    assert load_config(tmp_path / "model")["pretrained"] is False
+    assert load_settings(tmp_path / "model")[1]["pretrained"] is False
     back = RelaySegmenter.from_folder(tmp_path / "model")
     assert all(torch.equal(a, b) for a, b in zip(back.parameters(), model.parameters(), strict=True))
 

@@ -141,9 +141,10 @@ class Plan:
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "Plan":
         """The inverse of `to_json`."""
-        tiling = {name: _tuples(value) for name, value in content["tiling"].items()}
+        # plans of earlier versions also say how many tiles went through the model together
+        tiling = {name: _tuples(value) for name, value in content["tiling"].items() if name != "together"}
         tiling["runs"] = tuple(map(int, content["tiling"]["runs"].split()))
-        options = {name: _tuples(value) for name, value in content["options"].items()}
+        options = {name: _tuples(value) for name, value in content["options"].items() if name != "together"}
         preprocessing = {name: _tuples(value) for name, value in content["preprocessing"].items()}
         preprocessing["normalization"] = normalization_from_dict(content["preprocessing"]["normalization"])
         return cls(
