@@ -30,8 +30,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from muvit.encoders import MuViTEncoder2d
 from muvit.inference.tiling.tiles import TilePlan
-from muvit.models.encoder import MuViTEncoder2d
 
 LEVELS, CROP, SIDE, BLOCK = (1, 8, 32), 256, 32768, 4096
 TILES_PER_GIGAPIXEL = 1e9 / CROP**2

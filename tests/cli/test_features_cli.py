@@ -7,9 +7,10 @@ from muvit.cli import main
 from muvit.data.crops.normalize import Range
 from muvit.data.crops.preprocessing import FILE, Preprocessing
 from muvit.data.slides.ome_zarr import OmeZarrSlide, PyramidWriter
-from muvit.models.encoder import EncoderConfig, MuViTEncoder2d
-from muvit.models.mae import MuViTMAE2d
-from muvit.models.segmenter import Segmenter
+from muvit.encoders import MuViTEncoder2d
+from muvit.mae import MuViTMAE2d
+from muvit.models.encoder import EncoderConfig
+from muvit.models.segmenter import Segmenter, SegmenterConfig
 
 SIZES = {"in_channels": 1, "levels": (1, 4), "patch_size": 4, "dim": 16, "num_layers": 2, "heads": 2}
 SETTINGS = Preprocessing(crop_size=(16, 16), normalization=Range(high=255), class_names=(), class_colors=())
@@ -27,7 +28,11 @@ def image(tmp_path):
 
 
 def segmenter(**changes):
-    return Segmenter(encoder=EncoderConfig(**SIZES), num_classes=3, decoder_widths=(8, 8, 4), stem_width=4, **changes)
+    return Segmenter(
+        SegmenterConfig(
+            encoder=EncoderConfig(**SIZES), num_classes=3, decoder_widths=(8, 8, 4), stem_width=4, **changes
+        )
+    )
 
 
 MODELS = {

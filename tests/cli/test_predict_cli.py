@@ -10,15 +10,16 @@ from muvit.data.slides.open import open_slide
 from muvit.data.slides.slide import Slide
 from muvit.inference.run.resume import read_plan
 from muvit.inference.run.store import prediction_status
-from muvit.models.segmenter import Segmenter
+from muvit.models.encoder import EncoderConfig
+from muvit.models.segmenter import Segmenter, SegmenterConfig
 
 
 @pytest.fixture
 def work(tmp_path):
     """A tiny model and two images."""
     torch.manual_seed(0)
-    encoder = {"in_channels": 1, "levels": (1, 4), "num_layers": 4, "dim": 16, "heads": 1}
-    model = Segmenter(encoder=encoder, num_classes=3, decoder_widths=(4, 4, 4, 4), stem_width=4)
+    encoder = EncoderConfig(**{"in_channels": 1, "levels": (1, 4), "num_layers": 4, "dim": 16, "heads": 1})
+    model = Segmenter(SegmenterConfig(encoder=encoder, num_classes=3, decoder_widths=(4, 4, 4, 4), stem_width=4))
     settings = Preprocessing(
         crop_size=(16, 16),
         normalization=Range(high=255),

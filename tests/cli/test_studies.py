@@ -21,8 +21,9 @@ from muvit.data.crops.preprocessing import FILE, Preprocessing
 from muvit.data.slides.ome_zarr import OmeZarrSlide, PyramidWriter
 from muvit.errors import InputError
 from muvit.evaluation.studies import probe
-from muvit.models.mae import MuViTMAE2d
-from muvit.models.segmenter import Segmenter
+from muvit.mae import MuViTMAE2d
+from muvit.models.encoder import EncoderConfig
+from muvit.models.segmenter import Segmenter, SegmenterConfig
 
 ENCODER = {"in_channels": 1, "levels": (1, 4), "patch_size": 4, "dim": 16, "num_layers": 2, "heads": 2}
 SEGMENTER = {"num_classes": 2, "decoder_widths": (4, 4, 4), "stem_width": 2}
@@ -71,7 +72,9 @@ def work(tmp_path_factory):
         class_names=("background", "bright"),
         class_colors=((0, 0, 0), (255, 0, 0)),
     )
-    Segmenter(encoder=ENCODER, **SEGMENTER).save(folder / "run" / "best", extra_files={FILE: labelled.to_yaml()})
+    Segmenter(SegmenterConfig(encoder=EncoderConfig(**ENCODER), **SEGMENTER)).save(
+        folder / "run" / "best", extra_files={FILE: labelled.to_yaml()}
+    )
     bare = Preprocessing(crop_size=(16, 16), normalization=Range(high=255), class_names=(), class_colors=())
     for name in ("true", "naive"):
         MuViTMAE2d(**ENCODER, dim_decoder=16).save(folder / name / "last", extra_files={FILE: bare.to_yaml()})

@@ -10,8 +10,10 @@ from muvit.data.crops.preprocessing import Preprocessing
 from muvit.data.slides.open import open_slide
 from muvit.errors import InputError
 from muvit.inference.features import extract_features
-from muvit.models.folder import load_config, model_folder
-from muvit.training.pretrained import load_encoder
+from muvit.models.classifier import Classifier
+from muvit.models.folder import model_folder
+from muvit.models.segmenter import Segmenter
+from muvit.models.trained import encoder_of, load_network
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -40,11 +42,12 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(arguments: Namespace) -> None:
     """Encode a slide, going on where an earlier call stopped."""
     folder = model_folder(arguments.model)
-    if load_config(folder).get("boxes") == "naive":
+    model = load_network(folder)
+    if isinstance(model, Segmenter | Classifier) and model.config.boxes == "naive":
         raise InputError(arguments.model, expected="a model that knows where its views lie", got="one with naive boxes")
     preprocessing = Preprocessing.load(arguments.preprocessing or folder)
     slide = open_slide(arguments.slide)
-    encoder = load_encoder(folder, slide.ndim)
+    encoder = encoder_of(model, folder)
     with Progress(slide.name, "tile") as progress:
         written = extract_features(
             encoder,

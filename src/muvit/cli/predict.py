@@ -20,7 +20,7 @@ from muvit.inference.run.resume import is_made_by, is_published
 from muvit.inference.run.store import Output, prediction_status
 from muvit.inference.tiling.region import read_region
 from muvit.inference.tiling.seams import Seams
-from muvit.models.folder import model_folder
+from muvit.models.segmentation_model import SegmentationModel
 from muvit.models.trained import load_model
 
 _TTA_FLIPS = (-2, -1)
@@ -56,8 +56,8 @@ def run(arguments: Namespace) -> None:
         for target in targets:
             print(_status(target))
         return
-    folder = model_folder(arguments.model)
-    model, preprocessing = load_model(folder), Preprocessing.load(folder)
+    trained = load_model(arguments.model, kind=SegmentationModel)
+    model, preprocessing = trained.model, trained.preprocessing
     engine = Engine(**{field.name: arguments[field.name] for field in fields(Engine)})
     planned: dict[Path, tuple[Slide, Plan]] = {}
     for target, path in targets.items():  # all before any work starts

@@ -26,6 +26,7 @@ from muvit.inference.run.lock import OutputLock
 from muvit.inference.run.reading import SlideTiles, read_tiles
 from muvit.inference.run.resume import clear_work, is_made_by, is_published
 from muvit.levels import Level
+from muvit.models.context import encode_context
 from muvit.models.encoder import MuViTEncoder
 from muvit.models.segmentation_model import encoder_views
 
@@ -177,10 +178,10 @@ def _encode(
             groups, parts = grouped(windows[1:] for windows in tiles), []
             for coarse, of in groups.items():
                 context = memory.context(img[of[:1], 1:], bbox[of[:1], 1:], coarse)
-                parts.append(encoder.encode_context(img[of, :1], bbox[of, :1], context).tokens)
+                parts.append(encode_context(encoder, img[of, :1], bbox[of, :1], context).tokens)
             tokens = ungrouped(parts, groups.values())
         elif features.index == 0:
-            (tokens,) = encoder.encode_finest(img, bbox, (encoder.config.num_layers - 1,))
+            tokens = encoder.encode(img, bbox, only_finest=True).tokens
         else:
             tokens = encoder(img, bbox)[0].unflatten(1, (len(encoder.levels), -1))[:, features.index]
     maps: np.ndarray[Any, Any] = encoder.to_maps(tokens, img.shape[3:])[:, 0].float().cpu().numpy()

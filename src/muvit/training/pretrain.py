@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from muvit.data.crops.dataset import MuViTDataset
 from muvit.errors import ExistsError, InputError
-from muvit.models.mae import MuViTMAE, build_mae
+from muvit.models.mae import MuViTMAE
 from muvit.training.callbacks import KeepModels
 from muvit.training.datamodules import PretrainData
 from muvit.training.optim import PretrainOptimConfig
@@ -62,7 +62,7 @@ def pretrain_mae(
     lightning.seed_everything(run.seed, verbose=False)
     data = PretrainData(recipe)
     val_crops = data.val_crops
-    model = build_mae(recipe.model)
+    model = MuViTMAE(recipe.model)
     task = PretrainTask(
         model, recipe.optim, batch_size=recipe.data.batch_size, seed=run.seed, use_boxes=recipe.boxes == "true"
     )
@@ -174,7 +174,7 @@ def _output(output: Path | str | None, ckpt_path: Path | str | None) -> Path:
 
 
 def _check_dataset(model: MuViTMAE, loader: DataLoader) -> None:
-    dataset, config = loader.dataset, model.config
+    dataset, config = loader.dataset, model.config.encoder
     if not isinstance(dataset, MuViTDataset):
         return
     for name, has, wants in (

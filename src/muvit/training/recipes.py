@@ -197,7 +197,7 @@ def check_sizes(data: CropsConfig, model: SegmenterConfig | MAEConfig | Classifi
         InputError: the model has too many parameters, or a batch too many pixels.
     """
     check_size(model)
-    encoder, size = (model if isinstance(model, MAEConfig) else model.encoder), data.crop_size
+    encoder, size = model.encoder, data.crop_size
     pixels = size**encoder.ndim if isinstance(size, int) else prod(size)
     values = data.batch_size * len(encoder.levels) * encoder.in_channels * pixels
     if values > _MAX_BATCH:

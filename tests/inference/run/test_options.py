@@ -15,7 +15,8 @@ from muvit.inference.run.blocks import predict_blocks, ready
 from muvit.inference.run.canvas import BlockCanvas
 from muvit.inference.run.plan import PredictOptions
 from muvit.inference.run.store import prediction_status
-from muvit.models.segmenter import Segmenter
+from muvit.models.encoder import EncoderConfig
+from muvit.models.segmenter import Segmenter, SegmenterConfig
 
 NUM_CLASSES = 3
 PREPROCESSING = Preprocessing(
@@ -31,7 +32,10 @@ class Net(Segmenter):
     def __init__(self, channels=1, **changes):
         torch.manual_seed(0)
         encoder = {"in_channels": channels, "levels": (1, 4), "num_layers": 4, "dim": 16, "heads": 1} | changes
-        super().__init__(encoder=encoder, num_classes=NUM_CLASSES, decoder_widths=(4, 4, 4, 4), stem_width=4)
+        encoder = EncoderConfig(**encoder)
+        super().__init__(
+            SegmenterConfig(encoder=encoder, num_classes=NUM_CLASSES, decoder_widths=(4, 4, 4, 4), stem_width=4)
+        )
         with torch.no_grad():
             self.head.weight.mul_(20)  # classes shall differ from pixel to pixel
 
@@ -109,7 +113,6 @@ def final_scores(model, slide, batch_size=8, **options):
         {"overlap": 0.5, "flips": (-1,), "average": "probabilities"},
         {"overlap": 0.25, "average": "logits", "placement": "grid"},
         {"overlap": 0.25, "average": "logits", "placement": "grid", "flips": (-2, -1)},
-        {"overlap": 0.25, "average": "logits", "together": 2},
     ],
 )
 def test_scores_do_not_depend_on_blocks_or_batches(slide, options):
@@ -226,9 +229,8 @@ def test_flipped_views_show_the_mirrored_scene_at_true_places(tmp_path):
     assert len(model.seen) == 4 * 36
 
 
-@pytest.mark.parametrize("together", [1, 2])
-def test_inside_a_region_all_is_as_in_a_whole_run_and_outside_nothing_is_computed(tmp_path, slide, together):
-    options = {"overlap": 0.25, "probabilities": "uint8", "together": together}
+def test_inside_a_region_all_is_as_in_a_whole_run_and_outside_nothing_is_computed(tmp_path, slide):
+    options = {"overlap": 0.25, "probabilities": "uint8"}
     whole = predict(Net(), slide, tmp_path / "whole.ome.zarr", **options)
     region = "POLYGON ((8 20, 30 20, 30 44, 8 44, 8 20))"
     model = Net()
