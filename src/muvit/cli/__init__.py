@@ -10,7 +10,7 @@ from types import ModuleType
 from jsonargparse import Namespace, set_parsing_settings
 
 from muvit import __version__
-from muvit.cli.parser import Parser
+from muvit.cli.parser import Parser, recipe_files
 from muvit.cli.signals import sigterm_as_interrupt
 from muvit.errors import MuViTError, ReadError
 from muvit.plain_yaml import read_text
@@ -96,13 +96,11 @@ def _parse(chosen: str, arguments: list[str]) -> Namespace:
 
 def _check_recipe(arguments: list[str]) -> None:
     """Refuse a recipe that is no YAML before the verb's packages are imported, which takes seconds."""
-    for option, value in zip(arguments, [*arguments[1:], ""], strict=True):
-        name, is_joined, joined = option.partition("=")
-        if name == "--config" and (is_joined or value):
-            try:
-                read_text(joined if is_joined else value)
-            except ReadError as error:
-                raise ArgumentError(None, str(error).rstrip(".")) from error
+    for file in recipe_files(arguments):
+        try:
+            read_text(file)
+        except ReadError as error:
+            raise ArgumentError(None, str(error).rstrip(".")) from error
 
 
 def _module(verb: str) -> ModuleType:
