@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def add_arguments(parser: ArgumentParser) -> None:
     """Arguments of the verb."""
     parser.add_argument("model", type=Path, help="folder of a trained classifier, or of the run that made it")
-    parser.add_argument("slide", nargs="+", type=Path, help="images to classify")
+    parser.add_argument("slide", nargs="+", type=Path, help="images to classify, or folders of them")
     parser.add_argument(
         "--output",
         type=Path,
@@ -45,6 +45,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(arguments: Namespace) -> None:
     """Classify each slide."""
     from muvit.checkpoints import model_folder
+    from muvit.data.folders import image_files
     from muvit.data.preprocessing import Preprocessing
     from muvit.data.slides import open_slide
     from muvit.data.tables import read_column, values_of
@@ -54,7 +55,7 @@ def run(arguments: Namespace) -> None:
     files = result_files(arguments.output, "classes", overwrite=arguments.overwrite)
     folder = model_folder(arguments.model)
     model, preprocessing = Classifier.from_folder(folder), Preprocessing.load(folder)
-    slides = [open_slide(path) for path in arguments.slide]
+    slides = [open_slide(path) for path in image_files(arguments.slide)]
     for slide in slides:  # all before any work starts
         check_slide(model, slide, preprocessing)
     names = [slide.name for slide in slides]

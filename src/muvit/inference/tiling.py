@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from muvit.data.sampling import FreeViews, Window, centered_nested, concentric, fixed_free, grid_nested
 from muvit.errors import InputError
 from muvit.geometry import Level, check_levels
-from muvit.inference.blend import axis_weights
+from muvit.inference.blend import Neighbor, axis_weights
 
 Blend = Literal["linear", "cosine", "center"]
 """How overlapping tiles are joined: by a linear or cosine ramp, or each writes its central part only."""
@@ -84,7 +84,7 @@ class TilePlan:
     """Pixels of a block of the output; the last ones end with the image."""
     overlap: tuple[int, ...] = ()
     """Pixels that neighbouring tiles share along each axis; none by default."""
-    blend: Blend = "linear"
+    blend: Blend = "cosine"
     """How the overlap is joined."""
     context: Context = "centered"
     """Where the coarse crops lie."""
@@ -273,8 +273,9 @@ class TilePlan:
             return ((pixel >= low) & (pixel < high)).astype(np.float64)
         reach = n // (n - o) + 2
         others = range(max(0, index - reach), min(self.grid[axis], index + reach + 1))
-        offsets = tuple(self.corner(axis, i) - corner for i in others)
-        return axis_weights(n, o, tuple(a for a in offsets if abs(a) < n), self.blend)
+        last = self.grid[axis] - 1
+        tiles = (Neighbor(self.corner(axis, i) - corner, is_first=i == 0, is_last=i == last) for i in others)
+        return axis_weights(n, o, tuple(tile for tile in tiles if abs(tile.offset) < n), self.blend)
 
     @property
     def _block_grid(self) -> tuple[int, ...]:
