@@ -44,7 +44,7 @@ def work(tmp_path):
 
 def predict(work, *arguments, slides="a"):
     images = [f"{work}/{name}.ome.zarr" for name in slides]
-    fixed = ["--output", f"{work}/out", "--device", "cpu", "--block_px", "32"]
+    fixed = ["--output", f"{work}/out", "--device", "cpu", "--block_px", "32", "--overlap", "0"]
     return main(["predict", f"{work}/model", *images, *fixed, *map(str, arguments)])
 
 

@@ -17,6 +17,7 @@ from muvit.data.preprocessing import Preprocessing
 from muvit.data.slides import open_slide
 from muvit.evaluation.epochs import read_curves
 from muvit.evaluation.variants import Variant
+from muvit.inference.plan import AS_PUBLISHED
 from muvit.inference.predict import predict_slide
 from muvit.models import load_model
 from muvit.training.recipe import Recipe
@@ -144,7 +145,7 @@ def _work(variant: Variant, job: _Job, index: int) -> Trained:
         target = job.output / "predictions" / variant.slug / f"{slide.name}.ome.zarr"
         target.parent.mkdir(parents=True, exist_ok=True)
         # predicting is short, so a resumed comparison does it anew
-        predict_slide(model, slide, target, preprocessing, batch_size=16, overwrite=again)
+        predict_slide(model, slide, target, preprocessing, options=AS_PUBLISHED, batch_size=16, overwrite=again)
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return Trained(folder, seconds, read_curves(run, ("train_loss", "val_mdsc")), parameters)
 
