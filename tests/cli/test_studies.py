@@ -283,7 +283,7 @@ def test_a_classifier_is_trained_and_tells_classes(work, tmp_path, capfd):
     assert (out.split(), complaints) == ([str(tmp_path / "run" / "best")], [])
     slides = sorted((work / "test" / "images").iterdir())
     truth = ["--classes", work / "slides.csv", "--num_crops", "4"]
-    assert run("classify", tmp_path / "run", *slides, *truth, "--output", tmp_path / "out") == 0
+    assert run("classify", tmp_path / "run", work / "test", *truth, "--output", tmp_path / "out") == 0
     out, complaints = said(capfd)
     assert complaints == []
     assert out.splitlines()[-1] == "accuracy 1.000  AUC 1.000"

@@ -84,7 +84,7 @@ def slide(tmp_path, pixels):
     return write_image(tmp_path / "image.ome.zarr", pixels, pixel_size_um=(0.5, 0.25))
 
 
-SMALL = PredictOptions(block_px=40)
+SMALL = PredictOptions(block_px=40, overlap=0.0)
 """Outputs of several shards, whose edges the tiles do not divide."""
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def add_arguments(parser: ArgumentParser) -> None:
     """Arguments of the verb."""
     parser.add_argument("model", type=Path, help="folder of a trained classifier, or of the run that made it")
-    parser.add_argument("slide", nargs="+", type=Path, help="images to classify")
+    parser.add_argument("slide", nargs="+", type=Path, help="images to classify, or folders of them")
     parser.add_argument(
         "--output",
         type=Path,
@@ -44,6 +44,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(arguments: Namespace) -> None:
     """Classify each slide."""
+    from muvit.data.folders import image_files
     from muvit.data.slides.open import open_slide
     from muvit.data.tables import read_column, values_of
     from muvit.inference.classify import classify_slide
@@ -57,7 +58,7 @@ def run(arguments: Namespace) -> None:
     model, preprocessing = trained.model, trained.preprocessing
     views = encoder_views(model.config.encoder)
     # all before any work starts
-    slides = [prepare_slide(views, open_slide(path), preprocessing) for path in arguments.slide]
+    slides = [prepare_slide(views, open_slide(path), preprocessing) for path in image_files(arguments.slide)]
     names = [slide.name for slide in slides]
     if len(set(names)) < len(names):
         raise InputError("slide", expected="images of different names", got=", ".join(names))

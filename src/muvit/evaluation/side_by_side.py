@@ -17,6 +17,7 @@ from muvit.errors import InputError, MuViTError
 from muvit.evaluation.studies.epochs import read_curves
 from muvit.evaluation.variants import Variant
 from muvit.inference.predict import predict_slide, resolve_devices
+from muvit.inference.run.plan import AS_PUBLISHED
 from muvit.inference.workers import without_interrupts, worker_pool
 from muvit.models.segmentation_model import SegmentationModel
 from muvit.models.trained import load_model
@@ -199,7 +200,14 @@ def _work(variant: Variant, job: _Job, index: int) -> Trained:
         target.parent.mkdir(parents=True, exist_ok=True)
         # predicting is short, so a resumed comparison does it anew
         predict_slide(
-            trained.model, slide, target, trained.preprocessing, batch_size=16, device=_device, overwrite=again
+            trained.model,
+            slide,
+            target,
+            trained.preprocessing,
+            options=AS_PUBLISHED,
+            batch_size=16,
+            device=_device,
+            overwrite=again,
         )
     parameters = sum(p.numel() for p in trained.model.parameters() if p.requires_grad)
     return Trained(folder, seconds, read_curves(run, ("train_loss", "val_mdsc")), parameters)

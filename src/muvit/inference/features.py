@@ -16,7 +16,6 @@ from torch import Tensor
 from muvit.data.crops.preprocessing import Preprocessing
 from muvit.data.slides.slide import Slide
 from muvit.errors import InputError
-from muvit.inference.inputs import prepare_slide
 from muvit.inference.predict import resolve_device
 from muvit.inference.run.blocks import ready
 from muvit.inference.run.context import ContextMemory, grouped, ungrouped
@@ -28,7 +27,6 @@ from muvit.inference.run.resume import clear_work, is_made_by, is_published
 from muvit.levels import Level
 from muvit.models.context import encode_context
 from muvit.models.encoder import MuViTEncoder
-from muvit.models.segmentation_model import encoder_views
 
 _LOG = logging.getLogger(__name__)
 
@@ -82,22 +80,69 @@ def extract_features(
         ExistsError: something else is at ``output``, and ``overwrite`` is false.
         ReadError: pixels of the slide are corrupt; names file, level and window.
     """
+    plan = plan_extraction(
+        encoder, slide, output, preprocessing, levels=levels, dtype=dtype, device=device, overwrite=overwrite
+    )
+    run_extraction(
+        plan,
+        encoder,
+        slide,
+        output,
+        batch_size=batch_size,
+        device=device,
+        num_workers=num_workers,
+        overwrite=overwrite,
+        progress=progress,
+    )
+    return Path(output)
+
+
+def plan_extraction(
+    encoder: MuViTEncoder,
+    slide: Slide,
+    output: Path | str,
+    preprocessing: Preprocessing,
+    *,
+    levels: Sequence[Level] | None = None,
+    dtype: FeatureType = "float16",
+    device: str | torch.device | None = None,
+    overwrite: bool = False,
+) -> FeaturePlan:
+    """The first half of `extract_features`: everything is checked, and nothing is written."""
+    target = resolve_device(device)
+    slide = prepare_slide(encoder_views(encoder.config), slide, preprocessing)
+    plan = plan_features(encoder, slide, preprocessing, levels=levels, dtype=dtype, device=target)
+    if overwrite or not is_published(Path(output), plan.to_json()):
+        FeatureOutput(Path(output), plan).check(overwrite=overwrite)
+    return plan
+
+
+def run_extraction(
+    plan: FeaturePlan,
+    encoder: MuViTEncoder,
+    slide: Slide,
+    output: Path | str,
+    *,
+    batch_size: int = 8,
+    device: str | torch.device | None = None,
+    num_workers: int = 0,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> None:
+    """The second half of `extract_features`: does what `plan_extraction` has planned, or what is left of it."""
     output, target = Path(output), resolve_device(device)
     for name, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
         if value < least:
             raise InputError(name, expected=f"at least {least}", got=value)
-    slide = prepare_slide(encoder_views(encoder.config), slide, preprocessing)
-    plan = plan_features(encoder, slide, preprocessing, levels=levels, dtype=dtype, device=target)
+    slide = prepare_slide(encoder_views(encoder.config), slide, plan.preprocessing)
     made = FeatureOutput(output, plan)
     if is_made_by(output, plan.to_json()) and not overwrite:
-        return output
+        return
     is_complete = is_published(output, plan.to_json()) and not overwrite
-    if not is_complete:
-        made.check(overwrite=overwrite)
     with OutputLock(output).require():
         if is_complete:  # but its run was killed just before its end
             clear_work(output)
-            return output
+            return
         made.begin(overwrite=overwrite)
         missing = [(features, made.missing_blocks(features)) for features in plan.levels]
         total = sum(f.tiling.num_computed(block) for f in plan.levels for block in range(f.tiling.num_blocks))
@@ -113,7 +158,6 @@ def extract_features(
                         progress(done, total)
         made.finish()
     _LOG.info("features of %s on %s, written to %s", slide.path, target, output)
-    return output
 
 
 def _make_blocks(

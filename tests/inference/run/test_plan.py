@@ -63,7 +63,7 @@ def test_a_plan_is_plain_data_and_comes_back():
 
 
 def test_differences_are_named():
-    one, two = plan(), plan(PredictOptions(overlap=4), padding="edge")
+    one, two = plan(PredictOptions(overlap=0.0)), plan(PredictOptions(overlap=4), padding="edge")
     lines = differences(one.to_json(), two.to_json())
     assert "options.overlap 0.0 then, 4 now" in lines
     assert "preprocessing.padding zero then, edge now" in lines
@@ -92,7 +92,7 @@ def test_images_differ_by_pixels_and_sizes():
 
 
 def test_tiles_without_tissue_or_outside_the_region_are_left_out():
-    made = plan(PredictOptions(region="POLYGON ((0 0, 40 0, 40 20, 0 20, 0 0))"))
+    made = plan(PredictOptions(region="POLYGON ((0 0, 40 0, 40 20, 0 20, 0 0))", overlap=0.0))
     assert np.argwhere(made.tiling.computed).tolist() == [[y, x] for y in (0, 1) for x in (0, 1, 2)]
     assert made.tiling.runs == mask_runs(made.tiling.computed)
     assert sum(made.tiling.num_computed(i) for i in range(made.tiling.num_blocks)) == 6

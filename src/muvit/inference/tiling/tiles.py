@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from muvit.data.crops.placement import FreeViews, Placement, Window, check_placement, place_views
 from muvit.errors import InputError
-from muvit.inference.tiling.blend import axis_weights
+from muvit.inference.tiling.blend import Neighbor, axis_weights
 from muvit.levels import Level, check_levels
 
 Blend = Literal["linear", "cosine", "center"]
@@ -80,7 +80,7 @@ class TilePlan:
     """Pixels of a block of the output; the last ones end with the image."""
     overlap: tuple[int, ...] = ()
     """Pixels that neighbouring tiles share along each axis; none by default."""
-    blend: Blend = "linear"
+    blend: Blend = "cosine"
     """How the overlap is joined."""
     placement: Placement = "nested"
     """Where the coarse crops lie, see `muvit.data.crops.placement.place_views`."""
@@ -233,8 +233,9 @@ class TilePlan:
             return ((pixel >= low) & (pixel < high)).astype(np.float64)
         reach = n // (n - o) + 2
         others = range(max(0, index - reach), min(self.grid[axis], index + reach + 1))
-        offsets = tuple(self.corner(axis, i) - corner for i in others)
-        return axis_weights(n, o, tuple(a for a in offsets if abs(a) < n), self.blend)
+        last = self.grid[axis] - 1
+        tiles = (Neighbor(self.corner(axis, i) - corner, is_first=i == 0, is_last=i == last) for i in others)
+        return axis_weights(n, o, tuple(tile for tile in tiles if abs(tile.offset) < n), self.blend)
 
     @property
     def _block_grid(self) -> tuple[int, ...]:
