@@ -16,6 +16,7 @@ from torch import Tensor
 from muvit.data.crops.preprocessing import Preprocessing
 from muvit.data.slides.slide import Slide
 from muvit.errors import InputError
+from muvit.inference.inputs import prepare_slide
 from muvit.inference.predict import resolve_device
 from muvit.inference.run.blocks import ready
 from muvit.inference.run.context import ContextMemory, grouped, ungrouped
@@ -27,6 +28,7 @@ from muvit.inference.run.resume import clear_work, is_made_by, is_published
 from muvit.levels import Level
 from muvit.models.context import encode_context
 from muvit.models.encoder import MuViTEncoder
+from muvit.models.segmentation_model import encoder_views
 
 _LOG = logging.getLogger(__name__)
 
