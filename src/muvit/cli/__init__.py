@@ -28,7 +28,7 @@ VERBS = {
     "features": "write the features of every patch of a slide, for other tools to learn from",
     "evaluate": "score predicted labels against true ones",
     "study": "find out what trained models rely on, what they cost and what their features tell",
-    "convert-checkpoint": "turn a model folder of release 0.1.0 into ours",
+    "convert-checkpoint": "turn a model folder of an earlier version into the present format",
     "compare": "train a recipe's model and its controls, and report how they differ",
 }
 """Verbs and what they do; ``muvit.cli.<verb>`` (with _ for -) has the ``add_arguments`` and ``run`` of each."""
