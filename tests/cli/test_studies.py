@@ -318,8 +318,11 @@ def test_every_option_of_a_study_is_explained(name, capfd):
         (["study", "scaling", "--sizes", "[30]"], "sizes: expected multiples of the patch (8, 8), got 30"),
         (["study", "epochs", "{work}/true"], "true: expected a run that logged 'val_mdsc'"),
         (["study", "epochs", "{work}/run", "{work}/run"], "run: expected different names, got 'run' twice"),
-        (["study", "reconstruction", "{work}/run", "--data", "{work}/test"], "expected settings of MuViTMAE2d"),
-        (["classify", "{work}/run", "{work}/slides.csv"], "expected settings of Classifier"),
+        (
+            ["study", "reconstruction", "{work}/run", "--data", "{work}/test"],
+            "expected a model of kind mae, got one of kind muvit",
+        ),
+        (["classify", "{work}/run", "{work}/slides.csv"], "expected a model of kind classifier, got one of kind muvit"),
         (
             ["study", "groups", "{work}/good", "--truth", "{work}/test/labels", "--groups", "{work}/none.csv"],
             "none.csv: expected a CSV file",

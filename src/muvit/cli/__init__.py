@@ -31,7 +31,7 @@ VERBS = {
     "features": "write the features of every patch of a slide to a Zarr store",
     "evaluate": "score predicted labels against true ones",
     "study": "experiments on trained models: box noise, cost, features, reconstruction",
-    "convert-checkpoint": "convert a model folder of release 0.1.0 to the current format",
+    "convert-checkpoint": "convert a model folder of an earlier version to the present format",
     "compare": "train a recipe's model and its controls, and report how they differ",
 }
 """Verbs and their summaries; ``muvit.cli.<verb>`` (with _ for -) has the ``add_arguments`` and ``run`` of each."""

@@ -7,7 +7,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Arguments of the verb."""
-    parser.add_argument("source", type=Path, help="model folder of an earlier format, such as of muvit 0.1.0")
+    parser.add_argument("source", type=Path, help="model folder of an earlier version, such as 0.1.0")
     parser.add_argument("target", type=Path, help="folder to write")
     parser.add_argument("--overwrite", action="store_true", help="replace a folder that is there already")
 

@@ -1,4 +1,4 @@
-"""One pre-training run: from a recipe, or from a user's own data loaders with the signature of release 0.1.0."""
+"""One pre-training run: from a recipe, or from a user's own data loaders."""
 
 import logging
 from argparse import Namespace
@@ -96,7 +96,7 @@ def fit_mae(
     fast_dev_run: bool = False,
     args_namespace: Namespace | None = None,
 ) -> None:
-    """Pre-train a model on a user's own batches of ``img`` and ``bbox``; arguments as in release 0.1.0.
+    """Pre-train a model on a user's own batches of ``img`` and ``bbox``.
 
     Args:
         model: the model; it is trained in place.
@@ -108,7 +108,7 @@ def fit_mae(
         lr: peak learning rate; None: ``1e-4 * sqrt(samples per step over all devices / 128)``.
         nobox: hide the boxes from the model.
         warmup_epochs: epochs over which the learning rate rises from 1 % to its peak.
-        logger: what to log to beside CSV files. Release 0.1.0 takes W&B unless told otherwise; we do not.
+        logger: what to log to beside CSV files.
         run_name: name of the run on W&B.
         wandb_project: project on W&B.
         ckpt_path: ``resume/last.ckpt`` of a run to go on with.

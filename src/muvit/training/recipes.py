@@ -102,7 +102,7 @@ class InitConfig:
     """The pre-trained encoder that a segmenter starts from, and what training may change of it."""
 
     encoder: str
-    """Folder of a pre-trained model or of its run, ours or of release 0.1.0; other levels than the recipe's are left
+    """Folder of a pre-trained model or of its run, of any version; other levels than the recipe's are left
     out."""
     mode: Literal["full", "frozen", "lora"] = "full"
     """Train all of the encoder (at optim.encoder_lr_factor), nothing, or low-rank additions to its matrices (needs the

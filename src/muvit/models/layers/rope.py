@@ -36,7 +36,7 @@ class AxialRope(nn.Module):
         head_dim: features of one attention head.
         ndim: number of coordinate axes.
         base: initial base; 10000 suits worlds of 1e5 px, small worlds want a smaller one.
-        learn: what the optimiser may change: each frequency (``freq``, the released model), one base per axis
+        learn: what the optimiser may change: each frequency (``freq``), one base per axis
             (``base``), or nothing (``none``).
     """
 
