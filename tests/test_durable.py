@@ -100,6 +100,23 @@ def test_a_folder_is_whole_or_as_it_was(tmp_path):
     assert list(target.parent.iterdir()) == []
 
 
+def test_a_failed_swap_puts_the_old_folder_back(tmp_path, monkeypatch):
+    rename, target = Path.rename, tmp_path / "model"
+    target.mkdir()
+    (target / "old").touch()
+
+    def fail_for_the_new_one(path, to):
+        if to == target and path.name == target.name:
+            raise OSError("no such luck")
+        return rename(path, to)
+
+    monkeypatch.setattr(durable, "_exchange", lambda one, other: False)
+    monkeypatch.setattr(Path, "rename", fail_for_the_new_one)
+    with pytest.raises(OSError, match="no such luck"), whole_folder(target, overwrite=True) as fresh:
+        (fresh / "new").touch()
+    assert files(tmp_path) == {"model/old": b""}
+
+
 def test_a_folder_that_appears_meanwhile_is_kept(tmp_path):
     target = tmp_path / "model"
     with pytest.raises(ExistsError), whole_folder(target) as fresh:

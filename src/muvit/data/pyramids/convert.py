@@ -9,7 +9,7 @@ from muvit.data.pyramids.writer import Progress, PyramidWriter, check_replaceabl
 from muvit.data.slides.ome_zarr import OmeZarrSlide
 from muvit.data.slides.open import open_slide
 from muvit.data.slides.slide import Palette, Slide
-from muvit.durable import whole_folder
+from muvit.durable import scratch_folder, swap_in
 from muvit.errors import InputError
 
 _BAND_BYTES = 256 << 20
@@ -78,8 +78,10 @@ def convert_image(
     check_replaceable(target, overwrite)
     # pixels that cannot be read at all are found before anything is written
     slide.read(1, (0,) * slide.ndim, tuple(min(n, 16) for n in slide.shape))
-    with whole_folder(target, overwrite=overwrite) as fresh:
+    with scratch_folder(target) as scratch:
+        fresh = scratch / target.name  # the store is named as its target, which its metadata mention
         _copy(slide, PyramidWriter.create_from(fresh, spec), progress)
+        swap_in(fresh, target, overwrite=overwrite)
     register_label(target)
     return target
 
