@@ -23,8 +23,8 @@ from muvit.data.folders import open_labelled_folder
 from muvit.data.slides.open import open_slide
 from muvit.data.synthetic.volumes import write_volumes
 from muvit.evaluation.scores.segmentation import evaluate_slides
-from muvit.geometry import level_name
 from muvit.inference.predict import predict_slide
+from muvit.levels import level_name
 from muvit.metrics import Scores
 from muvit.models.trained import build_model, load_model
 from muvit.settings import read_settings

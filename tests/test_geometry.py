@@ -10,11 +10,9 @@ from muvit.geometry import (
     box_center,
     box_size,
     check_boxes,
-    check_levels,
     clip_boxes,
     flip_boxes,
     is_inside,
-    level_factors,
     naive_boxes,
     nested_start_range,
     patch_centers,
@@ -24,6 +22,7 @@ from muvit.geometry import (
     transpose_boxes,
     window_to_box,
 )
+from muvit.levels import check_levels, level_factors
 
 OFFSETS = st.integers(-(10**7), 10**7)
 

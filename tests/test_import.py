@@ -6,12 +6,27 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import tifffile
 
 import muvit
 
 ROOT = Path(muvit.__file__).parent
-HEAVY = ["torch", "lightning", "matplotlib", "tensorstore", "zarr", "jsonargparse", "numpy", "scipy", "wandb", "napari"]
+HEAVY = [
+    "torch",
+    "lightning",
+    "torchmetrics",
+    "torchvision",
+    "matplotlib",
+    "tensorstore",
+    "zarr",
+    "jsonargparse",
+    "numpy",
+    "scipy",
+    "wandb",
+    "napari",
+]
 
 
 def loaded_by(statement):
@@ -32,12 +47,55 @@ def test_importing_the_package_loads_nothing_heavy():
     [
         ("muvit.errors", set(HEAVY)),
         ("muvit.cli", {"torch", "lightning", "matplotlib", "tensorstore"}),
+        ("muvit.data.slides.slide", set(HEAVY) - {"numpy"}),
+        ("muvit.data.pyramids.convert", {"torch", "lightning", "matplotlib", "jsonargparse"}),
+        ("muvit.training.recipes", {"lightning", "torchmetrics", "torchvision", "matplotlib", "jsonargparse"}),
         ("muvit.models.segmenter", {"lightning", "matplotlib", "tensorstore", "jsonargparse"}),
         ("muvit.inference.predict", {"lightning", "matplotlib", "jsonargparse"}),
     ],
 )
 def test_modules_load_only_what_they_need(module, absent):
     assert not loaded_by(f"import {module}") & absent
+
+
+RECIPE = "data: {train: x}\nmodel: {num_classes: 3, encoder: {in_channels: 1, levels: [1, 4]}}\n"
+TRAINS = {"torch", "lightning", "torchmetrics", "torchvision"}
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "absent"),
+    [
+        ("--version", 0, TRAINS | {"numpy"}),
+        ("--help", 0, TRAINS | {"numpy"}),
+        ("trian", 2, TRAINS | {"numpy"}),
+        ("info image.tif", 0, TRAINS | {"matplotlib", "scipy", "tensorstore"}),
+        ("convert image.tif --output out", 0, TRAINS | {"matplotlib", "scipy"}),
+        ("export labels.tif --geojson --output out", 0, TRAINS),
+        ("evaluate labels.tif labels.tif --num_classes 2", 0, TRAINS | {"matplotlib"}),
+        *((f"{verb} --help", 0, TRAINS) for verb in ("info", "convert", "export", "evaluate", "prepare", "synthetic")),
+        *((f"{verb} --help", 0, TRAINS) for verb in ("classify", "study", "convert-checkpoint")),
+        ("train --help", 0, TRAINS - {"torch"}),
+        ("train --config broken.yaml --output out", 2, TRAINS),
+        ("train --config typo.yaml --output out", 2, TRAINS - {"torch"}),
+        ("train --config huge.yaml --output out", 1, TRAINS - {"torch"}),
+    ],
+)
+def test_a_command_loads_only_what_it_needs(tmp_path, monkeypatch, argv, code, absent):
+    monkeypatch.chdir(tmp_path)
+    for name in ("image", "labels"):
+        tifffile.imwrite(f"{name}.tif", np.ones((64, 64), np.uint8))
+    Path("broken.yaml").write_text("data: [")
+    Path("typo.yaml").write_text(RECIPE.replace("levels", "level"))
+    Path("huge.yaml").write_text(RECIPE + "model.encoder.dim: 10000000\n")
+    silent = "with open(os.devnull, 'w') as none, redirect_stdout(none), redirect_stderr(none):"
+    lines = ["import os", "from contextlib import redirect_stderr, redirect_stdout", "from muvit.cli import main"]
+    lines += [silent, f"    code = main({argv.split()!r})", f"assert code == {code}, code"]
+    assert not loaded_by("\n".join(lines)) & absent
+
+
+def test_the_package_runs_as_a_module():
+    done = subprocess.run([sys.executable, "-m", "muvit", "--version"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, f"muvit {muvit.__version__}\n")
 
 
 def test_public_names_are_found_at_their_homes():

@@ -23,6 +23,14 @@ def test_dice_is_one_minus_the_mean_overlap_of_the_foreground_classes():
     assert dice_loss(THREE, TRUTH).item() == pytest.approx(expected, abs=1e-5)
 
 
+def test_without_a_background_the_dice_loss_counts_every_class():
+    # class 0: q = (.7, .1, .25), one pixel true
+    others = (2 * 0.6) / (1.05 + 1) + (2 * 0.5) / (0.9 + 1)
+    expected = 1 - ((2 * 0.7) / (1.05 + 1) + others) / 3
+    assert dice_loss(THREE, TRUTH, has_background=False).item() == pytest.approx(expected, abs=1e-5)
+    assert SegmentationLoss(0, 1, has_background=False)(THREE, TRUTH).item() == pytest.approx(expected, abs=1e-5)
+
+
 def test_dice_sums_over_batch_and_pixels_before_it_divides():
     logits = torch.cat([logits_of([[0.9, 0.1], [0.4, 0.6]]), logits_of([[0.2, 0.8], [0.3, 0.7]])])
     truth = torch.tensor([[0, 1], [1, 1]])

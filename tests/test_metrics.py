@@ -71,7 +71,11 @@ def test_scores_equal_those_of_torchmetrics():
     assert (counted == multiclass_confusion_matrix(*tensors, NUM_CLASSES, ignore_index=14).numpy()).all()
     assert np.allclose(result.dice, multiclass_f1_score(*tensors, **per_class))
     assert np.allclose(result.iou, multiclass_jaccard_index(*tensors, **per_class))
-    assert result.mean_iou == pytest.approx(float(multiclass_jaccard_index(*tensors, **per_class)[1:].mean()))
+    iou = multiclass_jaccard_index(*tensors, **per_class)
+    assert result.mean_iou == pytest.approx(
+        float(multiclass_jaccard_index(*tensors, **per_class | {"average": "macro"}))
+    )
+    assert result.mean_foreground_iou == pytest.approx(float(iou[1:].mean()))
     micro = multiclass_accuracy(*tensors, **per_class | {"average": "micro"})
     assert result.accuracy == pytest.approx(float(micro))
 
@@ -89,6 +93,17 @@ def test_means_leave_out_background_and_absent_classes():
     assert result.dice[:3] == pytest.approx([4 / 6, 4 / 5, 0])
     assert isnan(result.dice[3])
     assert result.mean_dice == pytest.approx((4 / 5 + 0) / 2)
+
+
+def test_class_0_counts_in_the_mean_iou_and_is_foreground_where_there_is_no_background():
+    confusion = np.array([[60, 1, 0], [0, 4, 4], [1, 0, 4]])
+    result = scores(confusion)
+    assert result.mean_foreground_iou == pytest.approx(4 / 9)  # .444
+    assert result.mean_iou == pytest.approx((60 / 62 + 8 / 9) / 3)  # .619
+    assert result.mean_dice == pytest.approx(result.dice[1:].mean())
+    every = scores(confusion, has_background=False)
+    assert every.mean_iou == every.mean_foreground_iou == result.mean_iou
+    assert every.mean_dice == pytest.approx(result.dice.mean())
 
 
 def test_nothing_counted_gives_no_scores_and_no_warning():

@@ -21,11 +21,13 @@ from muvit.data.slides.ome_zarr import PyramidWriter
 from muvit.models.classifier import Classifier
 from muvit.models.layers.patch import patch_grid
 from muvit.models.mae import MuViTMAE2d, build_mae
+from muvit.models.segmenter import Segmenter
 from muvit.models.trained import build_model, load_model
 from muvit.settings import settings_from
 from muvit.training.classify import train_classifier
 from muvit.training.classify_recipe import ClassifyRecipe
 from muvit.training.pretrain import pretrain_mae
+from muvit.training.pretrained import start_from
 from muvit.training.recipes import PretrainRecipe, Recipe
 from muvit.training.train import train_segmenter
 
@@ -134,6 +136,42 @@ def test_crops_fit_the_encoder(file, monkeypatch):
         recipe = read(words, monkeypatch)
         patch, size = encoder_of(recipe).patch, recipe.data.crop_size
         assert patch_grid((size,) * len(patch) if isinstance(size, int) else size, patch)
+
+
+def starts_pretrained(recipe):
+    """Whether part of the network comes with weights that were trained before."""
+    if recipe.init is not None:
+        return True
+    relay, baseline = getattr(recipe, "relay", None), getattr(recipe, "baseline", None)
+    return bool((relay and relay.pretrained) or (baseline and baseline.encoder_weights))
+
+
+def shrunk(encoder):
+    return replace(encoder, num_layers=3, dim=64)
+
+
+@pytest.mark.parametrize("file", [f for f in FOR_GPU + FOR_CPU if "pretrain" not in f.stem], ids=lambda file: file.stem)
+def test_a_recipe_says_what_it_starts_from_and_random_weights_learn_at_the_full_rate(file, monkeypatch, tmp_path):
+    recipe = read(uses(file)[0], monkeypatch)
+    header = " ".join(re.match(r"(#.*\n)+", file.read_text()).group().replace("#", " ").split())
+    if not starts_pretrained(recipe):
+        assert "from random weights" in header.lower()
+        assert recipe.optim.encoder_lr_factor == 1
+    elif recipe.init is None:
+        assert "from its released weights" in header
+    else:
+        source = Path(recipe.init.encoder).name
+        assert f"fine-tuned from {source}.yaml" in header
+        earlier = read(uses(ROOT / "recipes" / f"{source}.yaml")[0], monkeypatch)
+        assert parsed(uses(ROOT / "recipes" / f"{source}.yaml")[0]).output == Path(recipe.init.encoder)
+        mae = build_mae(shrunk(earlier.model))
+        mae.save(tmp_path / source)
+        encoder = shrunk(recipe.model.encoder)
+        fields = vars(recipe.model) | {"encoder": encoder}
+        model = Classifier(**fields) if isinstance(recipe, ClassifyRecipe) else Segmenter(**fields)
+        start_from(model, replace(recipe.init, encoder=str(tmp_path / source)))  # refuses what does not fit
+        kept = mae.encoder.extract_levels(encoder.levels)
+        torch.testing.assert_close(model.encoder.state_dict(), kept.state_dict())
 
 
 @pytest.mark.parametrize("file", FOR_CPU, ids=lambda file: file.stem)

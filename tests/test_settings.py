@@ -1,4 +1,5 @@
 from dataclasses import replace
+from resource import RUSAGE_SELF, getrusage
 
 import pytest
 import yaml
@@ -6,7 +7,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from muvit.cli import main
 from muvit.errors import InputError, ReadError
-from muvit.settings import read_old_files, read_settings, sentence, settings_from
+from muvit.settings import read_settings, sentence, settings_from, yaml_mode
 from muvit.training.recipes import Recipe
 
 GIVEN = [
@@ -75,7 +76,19 @@ def test_a_file_gives_the_same_settings_as_the_command_line(tmp_path):
         ("a: [", ReadError, "expected settings in YAML, got"),
         ("[1, 8]", InputError, r"expected settings of a Recipe, got \[1, 8\]"),
         ("data: {train: t}", InputError, "required: model.encoder.in_channels, model.encoder.levels"),
-        (WHOLE + "run: {epoch: 3}", InputError, "Group 'run' does not accept option 'epoch'"),
+        (WHOLE + "run: {epoch: 3}", InputError, r"run: there is no setting 'epoch'; did you mean epochs\?"),
+        (WHOLE + "init: {encodr: e}", InputError, r"init: there is no setting 'encodr'; did you mean encoder\?"),
+        (
+            WHOLE + "optim: {nonsense: 1}",
+            InputError,
+            "optim: expected one of lr, encoder_lr_factor, .*, got 'nonsense'",
+        ),
+        (WHOLE + "optm.lr: 1", InputError, r"there is no setting 'optm'; did you mean optim\?"),
+        (WHOLE + "loss: null", InputError, "loss: expected settings as name: value, got null"),
+        (WHOLE.replace("{in_channels: 1, levels: [1, 8]}", "null"), InputError, "model.encoder: expected settings"),
+        (WHOLE + "run: {epochs: 3, epochs: 4}", ReadError, "the key 'epochs' twice, at lines 3 and 3"),
+        (WHOLE + "data: {train: u}", ReadError, "the key 'data' twice, at lines 1 and 3"),
+        (WHOLE + "run: {epochs: " + "9" * 5000 + "}", ReadError, "expected settings in YAML, got Exceeds the limit"),
         (WHOLE + "baseline: {network: unet, levels: [1, 4]}", InputError, "levels: expected one level, as unet sees"),
     ],
 )
@@ -85,6 +98,33 @@ def test_settings_of_a_file_that_do_not_fit_are_told(tmp_path, text, error, said
         file.write_text(text)
     with pytest.raises(error, match=said):
         read_settings(file, Recipe)
+
+
+def test_aliases_and_paths_of_settings_are_read(tmp_path):
+    (tmp_path / "recipe.yaml").write_text(
+        WHOLE + "loss: &loss {ce_weight: 2}\noptim.lr: 3.0e-4\nrun: {<<: {epochs: 7}}\n"
+    )
+    recipe = read_settings(tmp_path / "recipe.yaml", Recipe)
+    assert (recipe.loss.ce_weight, recipe.optim.lr, recipe.run.epochs) == (2, 3e-4, 7)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("model.encoder.dim: 10000000", "model: expected a model of at most 50 billion parameters"),
+        ("model.encoder.num_layers: 1000000000", "model: expected a model of at most 50 billion parameters"),
+        ("model.num_classes: 1000000000", "model: expected a model of at most 50 billion parameters"),
+        ("data.crop_size: 1099511627776", "data.crop_size and data.batch_size: expected batches of at most"),
+        ("run.seed: 1180591620717411303424", r"run.seed: expected a number below 2\^32"),
+    ],
+)
+def test_sizes_that_no_machine_holds_are_refused_without_touching_memory(tmp_path, change, said):
+    file = tmp_path / "recipe.yaml"
+    file.write_text(WHOLE + change)
+    before = getrusage(RUSAGE_SELF).ru_maxrss
+    with pytest.raises(InputError, match=said):
+        read_settings(file, Recipe)
+    assert getrusage(RUSAGE_SELF).ru_maxrss - before < 100_000  # kB
 
 
 def test_other_messages_are_only_brought_into_one_line():
@@ -105,8 +145,7 @@ def test_older_spellings_of_a_recipe_are_read(tmp_path, older, expected):
     file.write_text(yaml.safe_dump(yaml.safe_load(WHOLE) | {"data": {"train": "t"} | yaml.safe_load(older)}))
     data = read_settings(file, Recipe).data
     assert {name: getattr(data, name) for name in expected} == expected
-    parser = ArgumentParser(exit_on_error=False)
-    read_old_files(parser, Recipe)
+    parser = ArgumentParser(exit_on_error=False, parser_mode=yaml_mode(Recipe))
     parser.add_argument("--config", action="config")
     parser.add_class_arguments(Recipe, as_group=False)
     arguments = parser.parse_args(["--config", str(file), "--data.batch_size", "2"])

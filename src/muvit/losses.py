@@ -7,17 +7,19 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot
 
 from muvit.errors import InputError
-from muvit.labels import IGNORE
+from muvit.labels import IGNORE, foreground
 
 
-def dice_loss(logits: Tensor, target: Tensor, *, eps: float = 1e-6) -> Tensor:
+def dice_loss(logits: Tensor, target: Tensor, *, has_background: bool = True, eps: float = 1e-6) -> Tensor:
     """Soft Dice loss over the foreground classes, sums over batch and pixels.
 
-    ``1 - mean_c (2 sum q_c y_c + eps) / (sum q_c + sum y_c + eps)``, q the softmax, y one-hot, c = 1 .. K-1.
+    ``1 - mean_c (2 sum q_c y_c + eps) / (sum q_c + sum y_c + eps)``, q the softmax, y one-hot, c = 1 .. K-1, or
+    0 .. K-1 where no class is background.
 
     Args:
         logits: ``(B, K, *space)``.
         target: ``(B, *space)`` int64, `IGNORE` where unlabelled.
+        has_background: whether class 0 is background.
         eps: keeps classes without a pixel finite; such a class scores 1 when nothing is predicted.
     """
     valid = target != IGNORE
@@ -26,7 +28,7 @@ def dice_loss(logits: Tensor, target: Tensor, *, eps: float = 1e-6) -> Tensor:
     guess = logits.float().softmax(dim=1) * valid[:, None]
     axes = (0, *range(2, logits.ndim))
     overlap, total = (guess * truth).sum(axes), guess.sum(axes) + truth.sum(axes)
-    return 1 - ((2 * overlap + eps) / (total + eps))[1:].mean()
+    return 1 - ((2 * overlap + eps) / (total + eps))[foreground(has_background)].mean()
 
 
 class SegmentationLoss(nn.Module):
@@ -36,19 +38,25 @@ class SegmentationLoss(nn.Module):
         ce_weight: weight of the cross entropy.
         dice_weight: weight of the Dice loss (0.1 in the paper's supplement).
         class_weights: weight of each class in the cross entropy; KPIS takes (1, 2).
+        has_background: whether class 0 is background, which the Dice loss leaves out.
     """
 
     class_weights: Tensor | None
 
     def __init__(
-        self, ce_weight: float = 1.0, dice_weight: float = 0.1, class_weights: Sequence[float] | None = None
+        self,
+        ce_weight: float = 1.0,
+        dice_weight: float = 0.1,
+        class_weights: Sequence[float] | None = None,
+        *,
+        has_background: bool = True,
     ) -> None:
         super().__init__()
         if min(ce_weight, dice_weight) < 0 or ce_weight + dice_weight == 0:
             raise InputError(
                 "ce_weight, dice_weight", expected="weights >= 0, not both 0", got=f"{ce_weight}, {dice_weight}"
             )
-        self.ce_weight, self.dice_weight = ce_weight, dice_weight
+        self.ce_weight, self.dice_weight, self.has_background = ce_weight, dice_weight, has_background
         weights = None if class_weights is None else torch.tensor(tuple(class_weights), dtype=torch.float32)
         if weights is not None and not (weights.isfinite().all() and (weights >= 0).all() and weights.sum() > 0):
             raise InputError("class_weights", expected="weights >= 0, not all 0", got=class_weights)
@@ -61,4 +69,5 @@ class SegmentationLoss(nn.Module):
         weight = valid if self.class_weights is None else self.class_weights[target.where(valid, 0)] * valid
         # mean over the labelled pixels; a batch without any costs nothing instead of NaN
         entropy = entropy / weight.sum().clamp(min=torch.finfo(torch.float32).tiny)
-        return self.ce_weight * entropy + self.dice_weight * dice_loss(logits, target)
+        dice = dice_loss(logits, target, has_background=self.has_background)
+        return self.ce_weight * entropy + self.dice_weight * dice

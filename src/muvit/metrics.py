@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 
 from muvit.errors import InputError
+from muvit.labels import foreground
 
 
 def confusion_matrix(
@@ -39,7 +40,7 @@ def confusion_matrix(
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores of each class and their means over the foreground classes (background, class 0, left out).
+    """Scores of each class, and their means over the foreground or over all classes.
 
     A class that neither occurs nor is predicted has no score: NaN, and left out of the means.
     """
@@ -50,20 +51,32 @@ class Scores:
     """``|P & G| / |P | G|`` of each class."""
     accuracy: float
     """Share of the counted pixels that are right, background included."""
+    has_background: bool = True
+    """Whether class 0 is background; else all classes are foreground."""
 
     @property
     def mean_dice(self) -> float:
         """mDSC: plain mean over the foreground classes."""
-        return mean_known(self.dice[1:])
+        return mean_known(self.dice[foreground(self.has_background)])
 
     @property
     def mean_iou(self) -> float:
+        """mIoU: mean intersection over union over all classes, background included."""
+        return mean_known(self.iou)
+
+    @property
+    def mean_foreground_iou(self) -> float:
         """Mean intersection over union over the foreground classes."""
-        return mean_known(self.iou[1:])
+        return mean_known(self.iou[foreground(self.has_background)])
 
 
-def scores(confusion: NDArray[np.int64]) -> Scores:
-    """Scores of a confusion matrix ``(K, K)``, rows the truth."""
+def scores(confusion: NDArray[np.int64], *, has_background: bool = True) -> Scores:
+    """Scores of a confusion matrix ``(K, K)``, rows the truth.
+
+    Args:
+        confusion: pixels, from `confusion_matrix`.
+        has_background: whether class 0 is background.
+    """
     hits = np.diag(confusion).astype(np.float64)
     total = confusion.sum(0) + confusion.sum(1)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -71,6 +84,7 @@ def scores(confusion: NDArray[np.int64]) -> Scores:
             dice=2 * hits / total,
             iou=hits / (total - hits),
             accuracy=float(hits.sum() / confusion.sum()),
+            has_background=has_background,
         )
 
 

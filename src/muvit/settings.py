@@ -1,17 +1,22 @@
 """Settings of a YAML file or a command line, made into the dataclasses that hold them; errors in one sentence."""
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import fields
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, get_loader, set_loader
 
 from muvit.errors import InputError, MuViTError, ReadError
+from muvit.plain_yaml import BoundsError, check_yaml, read_text, yaml_problem
 
 Settings = TypeVar("Settings")
+
+YAML_MODE = "muvit"
+"""Parser mode of jsonargparse under which all YAML is read within bounds."""
 
 _UNION = re.compile(
     r"Parser key \"(?P<key>[\w.]+)\": Does not validate against any of the Union subtypes.*?"
@@ -20,6 +25,28 @@ _UNION = re.compile(
 _LITERAL = re.compile(
     r"Parser key \"(?P<key>[\w.]+)\": Expected a typing\.Literal\[(?P<allowed>.*?)\]\. Got value: (?P<got>.*)"
 )
+_TYPE = re.compile(r"(?P<key>[\w.]+): Expected a <class '(?P<kind>\w+)'>\. Got value: (?P<got>.*)")
+_GROUP = re.compile(r"(?P<key>[\w.]+): Unable to load config ['\"](?P<got>.*?)['\"].*")
+_UNKNOWN = re.compile(
+    r"(?:(?:Subcommand|Group) '[^']*' does not accept option|(?P<group>[\w.]+\.)?Option) '(?P<key>[^']*)'"
+    r"(?: is not accepted)?"
+)
+_LONGEST = 400
+_WORDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text"}
+_CHOICE = re.compile(
+    r"(?:argument )?(?P<what>[\w.-]+): invalid choice: '?(?P<got>[^']*?)'? \(choose from (?P<allowed>.*)\)"
+)
+
+
+def _load(text: str) -> Any:
+    check_yaml(text)
+    try:
+        return get_loader("yaml")(text)
+    except ValueError as error:  # a number of thousands of digits
+        raise BoundsError(yaml_problem(error).partition(";")[0]) from error
+
+
+set_loader(YAML_MODE, _load, (yaml.YAMLError,))
 
 
 def read_settings(file: Path | str, kind: type[Settings]) -> Settings:
@@ -27,16 +54,17 @@ def read_settings(file: Path | str, kind: type[Settings]) -> Settings:
 
     Args:
         file: YAML.
-        kind: the dataclass, such as `muvit.training.Recipe`.
+        kind: the dataclass, such as `muvit.training.recipes.Recipe`.
 
     Raises:
-        ReadError: the file cannot be read, or is not YAML.
+        ReadError: the file cannot be read, is not YAML, or is too large or deep.
         InputError: its settings do not fit ``kind``; names the setting.
     """
+    text = read_text(file)
     try:
-        values = yaml.safe_load(Path(file).read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ReadError(Path(file), expected="settings in YAML", got=str(error).splitlines()[0]) from error
+        values = _load(text)
+    except yaml.YAMLError as error:
+        raise ReadError(file, expected="settings in YAML", got=yaml_problem(error)) from error
     return make_settings(values, kind, subject=file)
 
 
@@ -55,7 +83,10 @@ def make_settings(values: Mapping[str, Any], kind: type[Settings], *, subject: P
     if not isinstance(values, Mapping):
         raise InputError(subject, expected=expected, got=repr(values))
     values = _upgraded(values, kind)
-    parser = ArgumentParser(exit_on_error=False)
+    misfit = find_misfit(values, kind)
+    if misfit is not None:
+        raise InputError(subject, expected=expected, got=misfit)
+    parser = ArgumentParser(exit_on_error=False, parser_mode=YAML_MODE)
     parser.add_class_arguments(kind, as_group=False)
     try:
         return settings_from(parser.parse_object(values), kind)
@@ -63,21 +94,20 @@ def make_settings(values: Mapping[str, Any], kind: type[Settings], *, subject: P
         raise InputError(subject, expected=expected, got=sentence(str(error))) from error
 
 
-def read_old_files(parser: ArgumentParser, kind: type) -> None:
-    """Let a parser take files with settings of ``kind`` in the spelling of earlier versions, if it has an ``upgrade``.
+def yaml_mode(kind: type) -> str:
+    """Parser mode that reads bounded YAML with settings of ``kind``, also in the spelling of earlier versions.
 
     Args:
-        parser: the parser.
-        kind: a dataclass; its ``upgrade`` takes and returns a mapping of settings.
+        kind: a dataclass; its ``upgrade``, if it has one, takes and returns a mapping of settings.
     """
-    load = get_loader("yaml")
 
-    def load_upgraded(text: str) -> Any:
-        values = load(text)
+    def load(text: str) -> Any:
+        values = _load(text)
         return _upgraded(values, kind) if isinstance(values, Mapping) else values
 
-    set_loader(kind.__name__, load_upgraded, exceptions=(yaml.YAMLError,))
-    parser.parser_mode = kind.__name__
+    mode = f"{YAML_MODE} {kind.__name__}"
+    set_loader(mode, load, (yaml.YAMLError,))
+    return mode
 
 
 def _upgraded(values: Mapping[str, Any], kind: type) -> Mapping[str, Any]:
@@ -91,7 +121,7 @@ def settings_from(arguments: Namespace, kind: type[Settings]) -> Settings:
     Raises:
         MuViTError: what the dataclass itself refuses.
     """
-    parser = ArgumentParser()
+    parser = ArgumentParser(parser_mode=YAML_MODE)
     parser.add_class_arguments(kind, "settings")
     values = {field.name: arguments[field.name] for field in fields(kind)}  # type: ignore[arg-type]
     try:
@@ -103,13 +133,45 @@ def settings_from(arguments: Namespace, kind: type[Settings]) -> Settings:
     return made
 
 
-def sentence(message: str) -> str:
-    """The message of a parser, shortened where it speaks of types that no user has heard of.
+def find_misfit(values: Mapping[Any, Any], kind: type, beside: Collection[str] = ()) -> str | None:
+    """One sentence on the first key that is no setting, or group of settings that is no mapping; None if all fit.
 
-    An optional group of settings is a union of types to the parser, which reports why each of them does not fit; what
-    the user got wrong stands in the first report.
+    Args:
+        values: as YAML gives them, mappings in mappings; a key may be a path such as ``optim.lr``.
+        kind: the dataclass that they are for.
+        beside: further keys that may stand at the top.
+    """
+    return _find_misfit(values, [kind], beside, "")
+
+
+def setting_types(kind: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Path and type of each setting of a dataclass, those of nested (also optional) dataclasses included."""
+    for name, hint in _hints([kind]).items():
+        nested = _groups(hint)
+        if not nested:
+            yield prefix + name, hint
+        for group in nested:
+            yield from setting_types(group, f"{prefix}{name}.")
+
+
+def suggestion(word: str, known: Collection[str]) -> str:
+    """``did you mean x?`` for the known word that is most like ``word``; empty if none is."""
+    close = get_close_matches(word, known, n=1, cutoff=0.6)
+    return f"did you mean {close[0]}?" if close else ""
+
+
+def sentence(message: str) -> str:
+    """The message of a parser in one line, without the names of internal types.
+
+    An optional group of settings is a union of types to the parser, which reports why each of them does not fit; the
+    user's mistake stands in the first report.
     """
     text = " ".join(message.split())
+    told = _sentence(text)
+    return told if len(told) <= _LONGEST else f"{told[:_LONGEST]}..."
+
+
+def _sentence(text: str) -> str:
     union = _UNION.fullmatch(text)
     if union:
         inner = union["inner"].replace('Parser key "', f'Parser key "{union["key"]}.')
@@ -118,4 +180,55 @@ def sentence(message: str) -> str:
     if literal:
         allowed = literal["allowed"].replace("'", "")
         return f"{literal['key']}: expected one of {allowed}, got {literal['got']}"
+    text = re.sub(r'Parser key "([\w.]+)":', r"\1:", text)
+    kind = _TYPE.fullmatch(text)
+    if kind:
+        return f"{kind['key']}: expected {_WORDS.get(kind['kind'], kind['kind'])}, got {kind['got']}"
+    group = _GROUP.fullmatch(text)
+    if group:
+        return f"{group['key']}: expected settings as name: value, got {group['got']}"
+    unknown = _UNKNOWN.fullmatch(text)
+    if unknown:
+        return f"there is no setting {unknown['group'] or ''}{unknown['key']}"
+    choice = _CHOICE.fullmatch(text)
+    if choice:
+        allowed = choice["allowed"].replace("'", "")
+        meant = suggestion(choice["got"], allowed.split(", "))
+        return f"{choice['what']}: expected one of {allowed}, got {choice['got']}{f'; {meant}' if meant else ''}"
     return text
+
+
+def _find_misfit(values: Mapping[Any, Any], kinds: list[type], beside: Collection[str], path: str) -> str | None:
+    hints = _hints(kinds)
+    known = [*hints, *beside]
+    for key, value in values.items():
+        name, _, rest = str(key).partition(".")
+        if name not in known:
+            where, meant = f"{path}: " if path else "", suggestion(name, known)
+            if meant:
+                return f"{where}there is no setting {name!r}; {meant}"
+            return f"{where}expected one of {', '.join(known)}, got {name!r}"
+        nested, inner = _groups(hints.get(name)), {rest: value} if rest else value
+        if not nested:
+            continue
+        place = f"{path}.{name}".lstrip(".")
+        if isinstance(inner, Mapping):
+            misfit = _find_misfit(inner, nested, (), place)
+            if misfit is not None:
+                return misfit
+        elif not isinstance(inner, str) and not (inner is None and _is_optional(hints[name])):
+            return f"{place}: expected settings as name: value, got {'null' if inner is None else repr(inner)}"
+    return None
+
+
+def _hints(kinds: list[type]) -> dict[str, Any]:
+    return {field.name: get_type_hints(kind)[field.name] for kind in kinds for field in fields(kind)}
+
+
+def _groups(hint: Any) -> list[type]:
+    """The dataclasses that a type allows."""
+    return [kind for kind in (hint, *get_args(hint)) if isinstance(kind, type) and is_dataclass(kind)]
+
+
+def _is_optional(hint: Any) -> bool:
+    return type(None) in get_args(hint)

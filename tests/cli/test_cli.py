@@ -1,5 +1,6 @@
 import json
 import re
+from dataclasses import fields
 from importlib import import_module
 
 import numpy as np
@@ -10,7 +11,9 @@ from PIL import Image
 
 from muvit import __version__
 from muvit.cli import VERBS, main
+from muvit.cli.parser import Parser
 from muvit.data.slides.open import open_slide
+from muvit.settings import setting_types
 
 RECIPE = """
 data:
@@ -77,7 +80,7 @@ def test_help_lists_every_verb(capfd):
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_option_of_a_verb_is_explained(capfd, verb):
-    parser = ArgumentParser(exit_on_error=False)
+    parser = Parser()
     import_module(f"muvit.cli.{verb.replace('-', '_')}").add_arguments(parser)
     actions = [action for action in parser._actions if "--help" not in action.option_strings]
     assert actions
@@ -87,8 +90,66 @@ def test_every_option_of_a_verb_is_explained(capfd, verb):
         assert len(action.help.split()) >= 2, action.option_strings or action.dest
     assert run(verb, "--help") == 0
     text = capfd.readouterr().out
-    for action in actions:
-        assert (action.option_strings or [action.dest])[-1] in text
+    sections = [] if parser.recipe is None else [f"--{field.name}" for field in fields(parser.recipe)]
+    for name in ((action.option_strings or [action.dest])[-1] for action in actions):
+        assert name in text or name in sections
+    assert not re.search(r"<class|Optional\[|Union\[|Literal\[|Config\b", text)
+    assert text.startswith(f"usage: muvit {verb}")
+
+
+@pytest.mark.parametrize("verb", ["train", "pretrain", "train-classifier"])
+def test_help_of_a_recipe_is_grouped_by_its_sections(capfd, verb):
+    assert run(verb, "--help") == 0
+    usage, sentence, *_ = text = capfd.readouterr().out.split("\n\n")
+    assert usage == f"usage: muvit {verb} --config RECIPE --output FOLDER [--section.key VALUE ...]"
+    assert " ".join(sentence.split()).startswith(
+        f"{VERBS[verb][0].upper()}{VERBS[verb][1:]}. The recipe is a YAML file."
+    )
+    parser = Parser()
+    import_module(f"muvit.cli.{verb.replace('-', '_')}").add_arguments(parser)
+    titles = [line for part in text for line in part.splitlines() if re.fullmatch(r"[\w.]+:", line)]
+    names = dict(setting_types(parser.recipe))
+    assert set(titles) - {"recipe:"} == {"options:", *(f"{name.rpartition('.')[0]}:" for name in names if "." in name)}
+    assert titles.index("model:") < titles.index("model.encoder:") if verb != "pretrain" else True
+    for name in names:  # of optional sections too
+        assert re.search(rf"^  --{re.escape(name)} \S", "\n\n".join(text), re.M), name
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["trian"], "; did you mean train?"),
+        (["prepare", "kpi"], "; did you mean kpis?"),
+        (["study", "nois"], "; did you mean noise?"),
+        (["info", "--jso", "x"], "there is no option --jso; did you mean --json?"),
+        (
+            ["train", "--config", "{whole}", "--run.epoch", "3"],
+            "there is no option --run.epoch; did you mean --run.epochs?",
+        ),
+        (["train", "--config", "{whole}", "--init.encodr", "e"], "no setting init.encodr; did you mean init.encoder?"),
+        (
+            ["train", "--config", "{typo}"],
+            "typo.yaml: model: there is no setting 'num_clases'; did you mean num_classes?",
+        ),
+        (["train", "--config", "{twice}"], "twice.yaml: expected settings in YAML, got the key 'run' twice, at lines"),
+        (
+            ["train", "--config", "{whole}", "--model.encoder", "null"],
+            "model.encoder: expected settings as name: value",
+        ),
+        (["train", "--config", "{whole}", "--optim.lr", "fast"], "optim.lr: expected a number, got fast"),
+        (["train"], "required: data.train, model.encoder.in_channels"),
+    ],
+)
+def test_misspelt_words_are_named_with_the_nearest_right_one(tmp_path, capfd, argv, said):
+    whole = RECIPE.replace("data:", "data:\n  train: x")
+    files = {"whole": whole, "typo": whole.replace("num_classes", "num_clases"), "twice": whole + "run: {epochs: 1}\n"}
+    for name, text in files.items():
+        (tmp_path / f"{name}.yaml").write_text(text)
+    more = ["--output", tmp_path / "new"] if argv[0] == "train" else []
+    assert run(*(a.format(**{name: tmp_path / f"{name}.yaml" for name in files}) for a in argv), *more) == 2
+    told = capfd.readouterr().err
+    assert said in told
+    assert told.count("\n") == 1
 
 
 @pytest.mark.parametrize("nested", ["InitConfig", "MAEConfig", "EncoderConfig", "SegmenterConfig", "Augmentation"])
@@ -163,10 +224,19 @@ def test_a_slide_is_labelled_and_scored(work, capfd):
 
     scores = work / "scores" / "run.json"
     assert run("evaluate", work / "labels", test / "labels", "--output", scores) == 0
-    header, *_, last = capfd.readouterr().out.splitlines()
-    assert header.split() == ["slide", "outer", "cell", "inner", "cell", "mDSC"]
+    slides, classes, totals = (block.splitlines() for block in capfd.readouterr().out.split("\n\n"))
+    assert slides[0].split() == ["slide", "outer", "cell", "inner", "cell", "mDSC"]
     result = json.loads(scores.read_text())
-    assert float(last.split()[-1]) == pytest.approx(result["pooled"]["mean_dice"], abs=1e-4)
+    assert float(slides[-1].split()[-1]) == pytest.approx(result["pooled"]["mean_dice"], abs=1e-4)
+    assert classes[0].split() == ["class", "Dice", "IoU", "boundary", "F1", "HD95"]
+    for line, name in zip(classes[1:4], result["class_names"], strict=True):
+        assert line.startswith(name)
+        shown = [float(number) for number in line.removeprefix(name).split()]
+        stored = [result["pooled"][score][name] for score in ("dice", "iou", "boundary_f1", "hd95")]
+        assert shown == pytest.approx([float("nan") if v is None else v for v in stored], abs=1e-4, nan_ok=True)
+    expected = [result["pooled"][name] for name in ("mean_dice", "mean_iou", "mean_foreground_iou", "accuracy")]
+    expected.append(result["mean_slide_dice"])
+    assert [float(line.split()[-1]) for line in totals] == pytest.approx(expected, abs=1e-4)
     assert sum(map(sum, result["confusion"])) == 512 * 512
     guess, truth = (
         s.read(1, (0, 0), s.shape)[0]
@@ -243,6 +313,9 @@ def bad(work, tmp_path):
     (folder / "cut.png").write_bytes((folder / "rgb.png").read_bytes()[:50])
     (folder / "text.png").write_text("hello")
     (folder / "broken.json").write_text("{")
+    (folder / "none.json").write_text("{}")
+    (folder / "huge.json").write_text('{"1": "a", "1000000000": "b"}')
+    (folder / "deep.json").write_text("[" * 100_000)
     (folder / "taken").mkdir()
     (folder / "taken" / "grey.ome.zarr").mkdir()
     (folder / "taken" / "scores.json").write_text("dear")
@@ -320,6 +393,28 @@ FAILURES = {
         "expected labels 0 to 1, got 9",
     ),
     "classes unknown": (["evaluate", "{bad}/grey.png", "{bad}/grey.png"], "--num_classes: expected a number"),
+    "classes beyond reason": (
+        ["evaluate", "{bad}/grey.png", "{bad}/grey.png", "--num_classes", "1000000000"],
+        "--num_classes: expected 1 to 4096",
+    ),
+    "scores of another format": (
+        ["evaluate", "{bad}/grey.png", "{bad}/grey.png", "--num_classes", "2", "--output", "{new}.txt"],
+        "new.txt: expected a folder, or a file ending in",
+    ),
+    "names of no class": (
+        ["convert", "{bad}/grey.png", "--output", "{new}", "--kind", "label", "--classes", "{bad}/none.json"],
+        "none.json: expected names of label values from 0 to 65535, got no names",
+    ),
+    "names of huge values": (
+        ["convert", "{bad}/grey.png", "--output", "{new}", "--kind", "label", "--classes", "{bad}/huge.json"],
+        "huge.json: expected names of label values from 0 to 65535, got values 1 to 1000000000",
+    ),
+    "names in endless lists": (
+        ["convert", "{bad}/grey.png", "--output", "{new}", "--kind", "label", "--classes", "{bad}/deep.json"],
+        "deep.json: expected JSON that names label values, got lists nested too deeply",
+    ),
+    "inverted region": ([*PREDICT, "--region", "100,100,10,10"], "y0 < y1 and x0 < x1"),
+    "scheduler without dask": ([*PREDICT, "--scheduler", "tcp://x:1"], "scheduler: expected engine dask"),
     "scores exist": (
         ["evaluate", "{bad}/grey.png", "{bad}/grey.png", "--num_classes", "2", "--output", "{bad}/taken/scores.json"],
         "scores.json: exists already",

@@ -30,6 +30,24 @@ def recipe(tmp_path_factory):
     return folder / "recipe.yaml"
 
 
+def test_precision_is_a_setting(recipe, tmp_path):
+    """As on a GPU, on a machine without one."""
+    half = ["--run.precision", "bf16-mixed", "--run.accelerator", "cpu"]
+    pretrain, train = (
+        [verb, "--config", str(recipe), "--output", str(tmp_path / verb)] for verb in ("pretrain", "train")
+    )
+    assert main([*pretrain, *half]) == 0
+    settings = yaml.safe_load(recipe.read_text()) | {"model": {"num_classes": 3, "decoder_widths": [8, 8, 4]}}
+    for name in ("in_channels=1", "levels=[1,4]", *SIZES):
+        key, value = name.split("=")
+        settings["model"].setdefault("encoder", {})[key] = yaml.safe_load(value)
+    (tmp_path / "train.yaml").write_text(yaml.safe_dump(settings))
+    assert main([*train[:2], str(tmp_path / "train.yaml"), *train[3:], *half]) == 0
+    for run in ("pretrain", "train"):
+        assert yaml.safe_load((tmp_path / run / "recipe.yaml").read_text())["run"]["precision"] == "bf16-mixed"
+    assert main([*pretrain, "--overwrite", "--run.precision", "8-mixed"]) in (1, 2)
+
+
 def test_pretraining_then_fine_tuning(recipe, tmp_path, capsys):
     run = ["pretrain", "--config", str(recipe), "--output", str(tmp_path / "pretrained")]
     assert main([*run, "--model.masking_ratio", "0.5", "--optim.ema_decay", "0.9"]) == 0

@@ -18,7 +18,7 @@ from muvit.cli.study import STUDIES
 from muvit.cli.study.output import named_paths
 from muvit.data.crops.normalize import Range
 from muvit.data.crops.preprocessing import FILE, Preprocessing
-from muvit.data.slides.ome_zarr import PyramidWriter
+from muvit.data.slides.ome_zarr import OmeZarrSlide, PyramidWriter
 from muvit.errors import InputError
 from muvit.evaluation.studies import probe
 from muvit.models.mae import MuViTMAE2d
@@ -39,10 +39,10 @@ def said(capfd):
     return out, [line for line in lines if line.strip() and not re.search(r"\[\d\d:\d\d", line)]
 
 
-def write(path, pixels, kind):
+def write(path, pixels, kind, **options):
     names = {"label_names": {0: "background", 1: "bright"}} if kind == "label" else {}
     writer = PyramidWriter.create(
-        path, shape=pixels.shape, num_channels=1, dtype=np.uint8, levels=(1, 4), kind=kind, **names
+        path, shape=pixels.shape, num_channels=1, dtype=np.uint8, levels=(1, 4), kind=kind, **names, **options
     )
     writer.write((0, 0), pixels[None])
     writer.finish()
@@ -100,7 +100,7 @@ def test_evaluation_writes_numbers_table_and_picture(work, tmp_path, capfd):
     out, complaints = said(capfd)
     assert complaints == []
     data, rows = results(tmp_path / "out", "scores")
-    assert float(out.splitlines()[-1].split()[-1]) == pytest.approx(data["pooled"]["mean_dice"], abs=1e-4)
+    assert float(out.splitlines()[-1].split()[-1]) == pytest.approx(data["mean_slide_dice"], abs=1e-4)
     low, high = data["intervals"]["mean_dice"]
     assert low < data["pooled"]["mean_dice"] < high
     (row,) = (r for r in rows if r["slide"] == "all" and r["score"] == "mean_dice")
@@ -112,6 +112,49 @@ def test_evaluation_writes_numbers_table_and_picture(work, tmp_path, capfd):
     said(capfd)
     assert run(*arguments) == 1
     assert "out.csv: exists already" in said(capfd)[1][0]
+
+
+def test_a_slide_without_a_prediction_is_refused_or_named(work, tmp_path, capfd):
+    truth, some = work / "test" / "labels", tmp_path / "some"
+    some.mkdir()
+    for i in (0, 2):
+        (some / f"test{i}.ome.zarr").symlink_to(work / "good" / f"test{i}.ome.zarr")
+    arguments = ("evaluate", some, truth, "--boundary_tolerance", "null", "--num_resamples", "9")
+    assert run(*arguments) == 1
+    assert re.search(r"some: expected a prediction of every slide in .*got none of 'test1', 'test3'", said(capfd)[1][0])
+    for number, option in enumerate(("--allow_missing", "--allow-missing")):
+        output = tmp_path / f"out{number}"
+        assert run(*arguments, option, "--output", output) == 0
+        out, complaints = said(capfd)
+        assert complaints == []
+        assert out.splitlines()[-1] == "Not scored, as there is no prediction: test1, test3"
+        data, rows = results(output, "scores")
+        assert data["missing"] == ["test1", "test3"]
+        assert list(data["slides"]) == ["test0", "test2"]
+        assert [row["slide"] for row in rows if row["score"] == "missing"] == ["test1", "test3"]
+    # one file is what it is asked for
+    assert run("evaluate", some / "test0.ome.zarr", truth) == 0
+    groups = ("--truth", truth, "--groups", work / "slides.csv", "--output", tmp_path / "groups")
+    assert run("study", "groups", some, *groups) == 1
+    assert run("study", "groups", some, *groups, "--allow_missing") == 0
+
+
+def test_whether_class_0_is_background_comes_from_the_predictions_or_an_option(work, tmp_path, capfd):
+    folder = tmp_path / "labels"
+    for file in (work / "test" / "labels").iterdir():
+        pixels = OmeZarrSlide(work / "good" / file.name).read(1, (0, 0), (32, 48))[0]
+        write(folder / file.name, pixels, "label", has_background=False)
+    found = {}
+    for name, options in (("stated", ()), ("told", ("--has_background", "true"))):
+        output = tmp_path / f"{name}.json"
+        assert run("evaluate", folder, work / "test" / "labels", "--output", output, *options) == 0
+        found[name] = json.loads(output.read_text())
+        dice, iou = found[name]["pooled"]["dice"], found[name]["pooled"]["iou"]
+        assert found[name]["pooled"]["mean_iou"] == pytest.approx(np.mean(list(iou.values())))
+    assert (found["stated"]["has_background"], found["told"]["has_background"]) == (False, True)
+    assert found["stated"]["pooled"]["mean_dice"] == pytest.approx(np.mean(list(dice.values())))
+    assert found["told"]["pooled"]["mean_dice"] == dice["bright"]
+    said(capfd)
 
 
 def test_noise(work, tmp_path, capfd):

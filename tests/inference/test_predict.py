@@ -187,7 +187,14 @@ def test_the_output_says_what_it_shows(tmp_path, slide):
     assert (labels.shape, labels.dtype, labels.num_channels) == (slide.shape, np.uint8, 1)
     assert labels.label_names == dict(enumerate(PREPROCESSING.class_names))
     assert labels.label_colors[2] == (0, 255, 0, 255)
+    assert (labels.has_background, labels.label_colors[0][3]) == (True, 0)
     assert steps == [(10, 25), (20, 25), (25, 25)]
+
+
+def test_labels_without_a_background_say_so(tmp_path, slide):
+    settings = replace(PREPROCESSING, has_background=False)
+    labels = open_slide(predict_slide(Quantizer(), slide, tmp_path / "labels.ome.zarr", settings))
+    assert (labels.has_background, labels.label_colors[0][3]) == (False, 255)
 
 
 def test_many_classes_take_two_bytes_and_a_coarse_model_gives_coarse_labels(tmp_path, slide):

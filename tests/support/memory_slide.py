@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from muvit.data.slides.slide import Slide
-from muvit.geometry import Level, level_factors, plain_level
+from muvit.levels import Level, level_factors, plain_level
 
 
 class MemorySlide(Slide):

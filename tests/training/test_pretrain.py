@@ -2,14 +2,15 @@ import csv
 import logging
 from argparse import Namespace
 from dataclasses import replace
+from itertools import combinations
 
 import numpy as np
 import pytest
 import torch
 import yaml
-from lightning import Callback
+from lightning import Callback, Trainer
 from PIL import Image
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 
 from muvit.data.crops.augment import Augmentation
 from muvit.data.crops.dataset import MuViTDataset
@@ -19,6 +20,7 @@ from muvit.errors import ExistsError, InputError, ReadError
 from muvit.geometry import naive_boxes
 from muvit.models.folder import model_folder
 from muvit.models.mae import MAEConfig, MuViTMAE2d
+from muvit.models.masking import TokenMask
 from muvit.training.datamodules import PretrainData
 from muvit.training.optim import PretrainOptimConfig, build_pretrain_optimizer, build_schedule
 from muvit.training.pretrain import fit_mae, pretrain_mae
@@ -405,10 +407,42 @@ def test_averaged_weights_are_kept_and_validated(recipe, tmp_path):
 
 
 def test_steps_of_training_differ_in_their_masks_and_validations_do_not():
-    task = PretrainTask(tiny(), PretrainOptimConfig(), batch_size=1, seed=1)
-    numbers = {task._number(purpose, step) for purpose in range(3) for step in range(100)}
-    assert len(numbers) == 300
-    assert task._number(0, 7) == PretrainTask(tiny(), PretrainOptimConfig(), batch_size=8, seed=1)._number(0, 7)
+    task = PretrainTask(tiny(), PretrainOptimConfig(), batch_size=4, seed=1)
+    img = torch.zeros(3, 2, 1, 16, 16)
+    train, val = ([task._mask(img, purpose, step).order for step in range(3)] for purpose in range(2))
+    for a, b in combinations([*train, *val], 2):
+        assert not torch.equal(a, b)
+    assert torch.equal(task._mask(img, 0, 2).order, train[2])
+
+
+def test_masks_are_the_same_whatever_the_number_of_processes(monkeypatch):
+    """Sample ``i`` of process ``r`` of two is sample ``2i + r`` of one."""
+    one, two = (PretrainTask(tiny(), PretrainOptimConfig(), batch_size=size, seed=1) for size in (6, 3))
+    whole = one._mask(torch.zeros(6, 2, 1, 16, 16), 0, 5)
+    monkeypatch.setattr(PretrainTask, "num_processes", 2)
+    for rank, count in ((0, 3), (1, 2)):  # a last batch may be smaller
+        monkeypatch.setattr(PretrainTask, "global_rank", rank)
+        mask = two._mask(torch.zeros(count, 2, 1, 16, 16), 0, 5)
+        assert torch.equal(mask.order, whole.order[rank::2][:count])
+        assert mask.num_visible == whole.num_visible
+
+
+@pytest.mark.parametrize("average", ["level", "token"])
+def test_the_validation_loss_is_that_of_all_samples_at_once(average):
+    """Whatever the batches: a level's error is the mean over its masked tokens."""
+    task = PretrainTask(tiny(loss_average=average), PretrainOptimConfig(), batch_size=3)
+    data, orders = Scenes(8), []
+    trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
+    logged = trainer.validate(task, loader(data, 3), verbose=False)[0]
+    for index, batch in enumerate(loader(data, 3)):
+        orders.append(task._mask(batch["img"], 1, index))
+    mask = TokenMask(torch.cat([m.order for m in orders]), orders[0].num_visible)
+    whole = default_collate([data[i] for i in range(8)])
+    with torch.inference_mode():
+        result = task.model.eval()(whole["img"], whole["bbox"], mask=mask)
+    assert logged["val_loss"] == pytest.approx(result["loss"].item(), rel=1e-5)
+    for name, loss in zip(("1", "4"), result["loss_per_level"], strict=True):
+        assert logged[f"val_loss/level_{name}"] == pytest.approx(loss.item(), rel=1e-5)
 
 
 def test_without_validation_the_last_model_is_the_result(recipe, tmp_path):
@@ -461,7 +495,7 @@ def test_a_training_step_never_waits_for_the_device(use_boxes, changes):
     for mode in ("default", "error"):  # the first step may build what is kept
         torch.cuda.set_sync_debug_mode(mode)
         try:
-            loss = task._step(task.model, task.on_after_batch_transfer(batch, 0), "train", 0, 1)["loss"]
+            loss = task._step(task.model, task.on_after_batch_transfer(batch, 0), 0, 1)[0]["loss"]
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

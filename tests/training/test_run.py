@@ -8,11 +8,11 @@ from muvit.training.runs import check_devices, precision_for
 
 
 def test_a_gpu_computes_in_bfloat16_and_a_cpu_in_full_precision(monkeypatch):
-    assert precision_for("cpu") == "32-true"
-    assert precision_for("gpu") == precision_for("cuda") == "bf16-mixed"
-    for has_gpu, expected in ((True, "bf16-mixed"), (False, "32-true")):
-        monkeypatch.setattr(torch.cuda, "is_available", lambda answer=has_gpu: answer)
-        assert precision_for("auto") == expected
+    for has_gpu, can, expected in ((1, 1, "bf16-mixed"), (1, 0, "32-true"), (0, 0, "32-true")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda answer=has_gpu: bool(answer))
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, answer=can: bool(answer))
+        assert precision_for("auto") == precision_for("gpu") == precision_for("cuda") == expected
+        assert precision_for("cpu") == precision_for("mps") == "32-true"
 
 
 @pytest.mark.parametrize("accelerator", ["gpu", "cuda", "auto"])

@@ -23,7 +23,7 @@ from muvit.models.encoder import EncoderConfig
 from muvit.models.relay import RelayConfig
 from muvit.models.segmenter import Segmenter, SegmenterConfig
 from muvit.models.trained import build_model
-from muvit.training.callbacks import KeepModels
+from muvit.training.callbacks import KeepModels, frame
 from muvit.training.datamodules import SegmentationData
 from muvit.training.optim import OptimConfig
 from muvit.training.recipes import DataConfig, InitConfig, LossConfig, Recipe, RunConfig
@@ -112,6 +112,13 @@ def test_a_run_leaves_its_models_settings_logs_and_pictures(finished, recipe):
     assert settings["model"]["encoder"]["levels"] == [1, 4]
 
 
+def test_coarse_views_are_drawn_with_the_place_of_the_finest():
+    coarse, fine = torch.tensor([[100.0, 200.0], [356.0, 456.0]]), torch.tensor([[164.0, 200.0], [228.0, 264.0]])
+    assert frame(fine, coarse, (64, 64)).tolist() == [[[16, 0], [32, 16]]]
+    volume = [torch.cat([torch.tensor([[3.0], [9.0]]), box], dim=1) for box in (fine, coarse)]
+    assert frame(*volume, (32, 64)).tolist() == [[[8, 0], [16, 16]]]
+
+
 def test_the_log_holds_losses_scores_and_rates(finished):
     rows = list(log_rows(finished[1]))
     logged = {name for row in rows for name, value in row.items() if value}
@@ -120,6 +127,23 @@ def test_the_log_holds_losses_scores_and_rates(finished):
     validated = [row for row in rows if row["val_loss"]]
     assert [(int(row["epoch"]), int(row["step"])) for row in validated] == [(0, 2), (1, 5)]
     assert all(float(row["val_loss"]) > 0 for row in validated)
+
+
+def test_without_a_background_every_class_enters_the_means_and_the_dice_loss(recipe, tmp_path):
+    recipe = change(change(recipe, "data", has_background=False), "run", epochs=1, pictures=0)
+    losses = []
+
+    class Watch(Callback):
+        def on_train_end(self, trainer, task):
+            losses.append(task.loss.has_background)
+
+    model = train_segmenter(recipe, tmp_path / "run", callbacks=[Watch()])
+    assert losses == [False]
+    assert not Preprocessing.load(model).has_background
+    (row,) = (row for row in log_rows(tmp_path / "run") if row["val_mdsc"])
+    dice = [float(value) for name, value in row.items() if name.startswith("val_dice/") and value]
+    assert float(row["val_mdsc"]) == pytest.approx(np.mean(dice))
+    assert row["val_mean_iou"] == row["val_mean_foreground_iou"]
 
 
 def test_the_last_model_is_the_one_in_the_checkpoint(finished):

@@ -10,9 +10,10 @@ from jsonargparse import ArgumentParser, Namespace
 from muvit.cli.progress import Progress
 from muvit.errors import InputError, ReadError
 from muvit.evaluation.comparison import compare
+from muvit.evaluation.report import conclusion
 from muvit.evaluation.variants import CONTROLS, PRESETS, Variant, preset
 from muvit.models.folder import plain
-from muvit.settings import make_settings, read_old_files, settings_from
+from muvit.settings import make_settings, settings_from, yaml_mode
 from muvit.training.recipes import Recipe
 
 INTRO = "Models trained alike on the same slides, and scored on slides that none of them has seen."
@@ -20,7 +21,7 @@ INTRO = "Models trained alike on the same slides, and scored on slides that none
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Arguments of the verb."""
-    read_old_files(parser, Recipe)
+    parser.parser_mode = yaml_mode(Recipe)
     parser.add_argument("--config", action="config", help="recipe in YAML; later arguments override it")
     parser.add_argument("--test", type=Path, required=True, help="folder with images and labels to score the models on")
     parser.add_argument("--output", type=Path, required=True, help="folder of the comparison")
@@ -36,6 +37,13 @@ def add_arguments(parser: ArgumentParser) -> None:
         type=Path | None,
         default=None,
         help="YAML file with models to train as well: settings of the recipe to change, by name of the model",
+    )
+    parser.add_argument(
+        "--devices",
+        type=str | None,
+        default=None,
+        help="where to train, one model at a time on each: such as cuda:0,cuda:1, or cpu, whose cores as many models "
+        "share; unset, every GPU if there is one",
     )
     parser.add_argument("--title", default="A model and its controls", help="headline of the report")
     parser.add_argument("--resume", action="store_true", help="go on with a comparison that was stopped")
@@ -56,12 +64,14 @@ def run(arguments: Namespace) -> None:
             arguments.output,
             title=arguments.title,
             intro=INTRO,
+            devices=arguments.devices,
             resume=arguments.resume,
             overwrite=arguments.overwrite,
             progress=progress,
         )
     for result in results:
         print(f"{result.name:<32} mDSC {result.mean_dice:.3f}")
+    print(*conclusion(results))
     print(arguments.output / "index.html")
 
 

@@ -14,6 +14,8 @@ from muvit.data.slides.open import open_slide
 from muvit.errors import ExistsError, InputError, ReadError
 from muvit.pictures import class_colors
 
+_MAX_LABEL = 2**16 - 1
+
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Arguments of the verb."""
@@ -27,7 +29,10 @@ def add_arguments(parser: ArgumentParser) -> None:
         help="folder that receives <name>.ome.zarr of each image; for one image also a path that ends in .zarr",
     )
     parser.add_argument(
-        "--kind", type=Literal["image", "label"], default="image", help="labels are coarsened without mixing values"
+        "--kind",
+        type=Literal["image", "label"],
+        default="image",
+        help="label: coarser levels repeat stored values and never average them",
     )
     parser.add_argument(
         "--levels",
@@ -37,7 +42,10 @@ def add_arguments(parser: ArgumentParser) -> None:
         "(default: powers of two down to 256 pixels)",
     )
     parser.add_argument(
-        "--pixel_size_um", type=float | None, default=None, help="micrometers per pixel (default: what the source says)"
+        "--pixel_size_um",
+        type=float | None,
+        default=None,
+        help="micrometers per pixel (default: as stored in the source)",
     )
     parser.add_argument(
         "--channel_names", type=list[str] | None, default=None, help="names of the channels, such as [DAPI,GFP]"
@@ -48,7 +56,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         default=None,
         help='names of the label values: a JSON file such as {"0": "background", "1": "tumour"}',
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace pyramids that are there already")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing pyramids")
 
 
 def run(arguments: Namespace) -> None:
@@ -93,6 +101,12 @@ def _target(source: Path, arguments: Namespace) -> Path:
 
 def _class_names(file: Path) -> dict[int, str]:
     try:
-        return {int(value): str(name) for value, name in json.loads(file.read_text()).items()}
+        names = {int(value): str(name) for value, name in json.loads(file.read_text()).items()}
+    except RecursionError as error:
+        raise ReadError(file, expected="JSON that names label values", got="lists nested too deeply") from error
     except (OSError, ValueError, AttributeError) as error:
         raise ReadError(file, expected="JSON that names label values", got=error) from error
+    if not names or not 0 <= min(names) <= max(names) <= _MAX_LABEL:
+        got = f"values {min(names)} to {max(names)}" if names else "no names"
+        raise ReadError(file, expected=f"names of label values from 0 to {_MAX_LABEL}", got=got)
+    return names

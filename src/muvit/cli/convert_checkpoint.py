@@ -1,15 +1,14 @@
 """``muvit convert-checkpoint``."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
 
 from muvit.errors import CheckpointError
-from muvit.models.encoder import MuViTEncoder2d, MuViTEncoder3d, MuViTEncoder4d
-from muvit.models.folder import FolderModel, load_config
-from muvit.models.legacy import is_legacy
-from muvit.models.mae import MuViTMAE2d, MuViTMAE3d, MuViTMAE4d
-from muvit.models.mae_decoder import MuViTDecoder2d, MuViTDecoder3d, MuViTDecoder4d
+
+if TYPE_CHECKING:
+    from muvit.models.folder import FolderModel
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -20,19 +19,26 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(arguments: Namespace) -> None:
-    """Read the old folder, write a new one; its config records what makes the model behave as it did."""
+    """Read the old folder and write a new one, whose config keeps the options of release 0.1.0."""
+    from muvit.models.legacy import is_legacy
+
     if not is_legacy(arguments.source):
         raise CheckpointError(arguments.source, expected="a folder of muvit 0.1.0, with model.pth", got="none")
     model_class(arguments.source).from_folder(arguments.source).save(arguments.target, overwrite=arguments.overwrite)
     print(arguments.target)
 
 
-def model_class(folder: Path) -> type[FolderModel]:
-    """What kind of model release 0.1.0 saved in a folder: an autoencoder, an encoder or a decoder.
+def model_class(folder: Path) -> "type[FolderModel]":
+    """Class of the model that release 0.1.0 saved in a folder: an autoencoder, an encoder or a decoder.
 
     Raises:
         CheckpointError: the configuration is that of none of them.
     """
+    from muvit.models.encoder import MuViTEncoder2d, MuViTEncoder3d, MuViTEncoder4d
+    from muvit.models.folder import load_config
+    from muvit.models.mae import MuViTMAE2d, MuViTMAE3d, MuViTMAE4d
+    from muvit.models.mae_decoder import MuViTDecoder2d, MuViTDecoder3d, MuViTDecoder4d
+
     config = load_config(folder)
     if "decoder_mode" in config:
         kinds: tuple[type[FolderModel], ...] = (MuViTMAE2d, MuViTMAE3d, MuViTMAE4d)

@@ -7,10 +7,11 @@ from jsonargparse import ArgumentParser, Namespace
 
 from muvit.cli.progress import Progress
 from muvit.data.crops.augment import Augmentation
-from muvit.data.synthetic.folders import GREY_LEVELS_PER_UNIT
+from muvit.data.synthetic.folders import GREY_LEVELS_PER_UNIT, RECORD_NAME
 from muvit.data.synthetic.images import SyntheticConfig, write_synthetic
 from muvit.errors import ExistsError
 from muvit.evaluation.comparison import compare
+from muvit.evaluation.report import conclusion
 from muvit.evaluation.variants import with_controls
 from muvit.models.encoder import EncoderConfig
 from muvit.models.segmenter import SegmenterConfig
@@ -30,27 +31,41 @@ INTRO = (
 def add_arguments(parser: ArgumentParser) -> None:
     """Arguments of the verb."""
     parser.add_argument("--output", type=Path, default=Path("demo"), help="folder to write everything into")
-    parser.add_argument("--quick", action="store_true", help="a minute to see that all works, too short to learn")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="a minute to see that all works: long enough to find cells, not their class",
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of the images and of the training")
+    parser.add_argument(
+        "--devices",
+        type=str | None,
+        default=None,
+        help="where to train, as of muvit compare; unset, every GPU, else the CPU",
+    )
+    parser.add_argument("--resume", action="store_true", help="go on with a demo that was stopped")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier demo")
 
 
 def run(arguments: Namespace) -> None:
     """Make images, train three models, label and score the test images, write the report."""
     began, output = time.perf_counter(), arguments.output
-    if output.exists() and any(output.iterdir()) and not arguments.overwrite:
-        raise ExistsError(output)
+    again = arguments.overwrite or arguments.resume
+    if output.exists() and any(output.iterdir()) and not again:
+        raise ExistsError(output, hint="Choose another output, or pass --resume or --overwrite.")
     train, val, test = (12, 2, 2) if arguments.quick else (240, 12, 16)
-    with Progress("Synthetic images", "image") as progress:
-        data = write_synthetic(
-            output / "data",
-            num_train=train,
-            num_val=val,
-            num_test=test,
-            config=SyntheticConfig.small(),
-            overwrite=arguments.overwrite,
-            progress=progress,
-        )
+    data = output / "data"
+    if not (arguments.resume and (data / RECORD_NAME).exists()):
+        with Progress("Synthetic images", "image") as progress:
+            write_synthetic(
+                data,
+                num_train=train,
+                num_val=val,
+                num_test=test,
+                config=SyntheticConfig.small(),
+                overwrite=again,
+                progress=progress,
+            )
     with Progress("Training three models", "step") as progress:
         results = compare(
             with_controls(recipe(data, arguments.seed, quick=arguments.quick)),
@@ -59,11 +74,14 @@ def run(arguments: Namespace) -> None:
             title=TITLE,
             intro=INTRO,
             settings={"images": f"{train} for training, {val} for validation, {test} for testing"},
+            devices=arguments.devices,
+            resume=arguments.resume,
             overwrite=arguments.overwrite,
             progress=progress,
         )
     for result in results:
         print(f"{result.name:<24} mDSC {result.mean_dice:.3f}")
+    print(*conclusion(results))
     print(f"{(time.perf_counter() - began) / 60:.1f} minutes; see {output / 'index.html'}")
 
 
@@ -76,9 +94,12 @@ def recipe(data: Path, seed: int = 0, *, quick: bool = False) -> Recipe:
             crop_size=64,
             normalization={"kind": "range", "low": 0, "high": GREY_LEVELS_PER_UNIT},
             augmentation=Augmentation.geometric(quarter_turns=True),
-            samples_per_epoch=96 if quick else 1600,
+            samples_per_epoch=128 if quick else 1600,
             val_samples=16 if quick else 256,
-            batch_size=16,
+            batch_size=4 if quick else 16,
+            # so that few steps show enough cells to find them
+            balance="foreground" if quick else "none",
+            foreground_fraction=1.0 if quick else 0.5,
         ),
         model=SegmenterConfig(
             encoder=EncoderConfig(

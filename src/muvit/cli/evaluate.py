@@ -1,6 +1,7 @@
 """``muvit evaluate``."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -9,6 +10,7 @@ from jsonargparse import ArgumentParser, Namespace
 from muvit.cli.progress import Progress
 from muvit.data.folders import class_legend, open_folder
 from muvit.data.slides.formats import SLIDE_SUFFIXES
+from muvit.data.slides.ome_zarr import OmeZarrSlide
 from muvit.data.slides.open import open_slide
 from muvit.data.slides.slide import Slide
 from muvit.errors import InputError
@@ -18,12 +20,15 @@ from muvit.evaluation.scores.bootstrap import BootstrapConfig
 from muvit.evaluation.scores.boundaries import BoundaryConfig
 from muvit.evaluation.scores.segmentation import Evaluation, evaluate_slides
 
+MAX_CLASSES = 4096
+"""Most classes to score: their confusion matrix is counted per slide."""
+
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Arguments of the verb."""
     parser.add_argument("prediction", type=Path, help="predicted labels: an image, or a folder of them")
     parser.add_argument("truth", type=Path, help="true labels: an image, or a folder with those of the same names")
-    add_class_arguments(parser)
+    add_pair_arguments(parser)
     parser.add_argument(
         "--boundary_tolerance",
         type=float | None,
@@ -46,8 +51,8 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace those files")
 
 
-def add_class_arguments(parser: ArgumentParser) -> None:
-    """Which labels are classes."""
+def add_pair_arguments(parser: ArgumentParser) -> None:
+    """Which labels are classes, and whether a true slide may lack a prediction."""
     parser.add_argument(
         "--num_classes",
         type=int | None,
@@ -55,7 +60,20 @@ def add_class_arguments(parser: ArgumentParser) -> None:
         help="classes, background included (default: as named in the labels)",
     )
     parser.add_argument(
-        "--ignore_labels", type=list[int], default=[], help="true values that count nowhere, such as [14]"
+        "--ignore_labels", type=list[int], default=[], help="true label values ignored in the scores, such as [14]"
+    )
+    parser.add_argument(
+        "--has_background",
+        type=bool | None,
+        default=None,
+        help="whether class 0 is background, which mDSC and the mean foreground IoU leave out (default: as the "
+        "predictions say, which take it from the recipe; true if they do not)",
+    )
+    parser.add_argument(
+        "--allow_missing",
+        "--allow-missing",
+        action="store_true",
+        help="score the slides that have a prediction, and name the others, instead of refusing",
     )
 
 
@@ -69,52 +87,77 @@ def run(arguments: Namespace) -> None:
         boundary = BoundaryConfig(
             tolerance=arguments.boundary_tolerance, unit=arguments.boundary_unit, level=arguments.boundary_level
         )
-    result = evaluate_paths(
-        arguments.prediction, arguments.truth, arguments.num_classes, arguments.ignore_labels, boundary
-    )
+    result = evaluate_paths(arguments.prediction, arguments, boundary)
     write_results(
         files,
         lambda: result.to_dict(bootstrap),
         lambda: result.rows(bootstrap),
         lambda: draw_scores(result, bootstrap),
     )
-    print("\n".join(_lines(result.table())))
+    print("\n".join(_report(result)))
 
 
-def evaluate_paths(
-    prediction: Path,
-    truth: Path,
-    num_classes: int | None,
-    ignore: Sequence[int],
-    boundary: BoundaryConfig | None = None,
-) -> Evaluation:
-    """Score predicted labels, or a folder of them; classes that are not counted are those that the labels name."""
-    pairs = _pairs(prediction, truth)
-    num_classes = num_classes or _count_classes(pairs[0])
+def evaluate_paths(prediction: Path, arguments: Namespace, boundary: BoundaryConfig | None = None) -> Evaluation:
+    """Score predicted labels, or a folder of them; classes that are not counted are those that the labels name.
+
+    Args:
+        prediction: labels, or a folder of them.
+        arguments: ``truth`` and what `add_pair_arguments` adds.
+        boundary: how to compare outlines.
+    """
+    pairs, missing = _pairs(prediction, arguments.truth, arguments.allow_missing)
+    num_classes = arguments.num_classes or _count_classes(pairs[0])
+    if not 1 <= num_classes <= MAX_CLASSES:
+        raise InputError("--num_classes", expected=f"1 to {MAX_CLASSES}", got=num_classes)
     names = class_legend(pairs[0][0], num_classes)[0] | class_legend(pairs[0][1], num_classes)[0]
+    has_background = arguments.has_background
+    if has_background is None:
+        has_background = all(guess.has_background for guess, _ in pairs if isinstance(guess, OmeZarrSlide))
     with Progress("Scoring", "block") as progress:
-        return evaluate_slides(
+        result = evaluate_slides(
             pairs,
             num_classes,
-            ignore=ignore,
+            ignore=arguments.ignore_labels,
             class_names=[names.get(value, f"class {value}") for value in range(num_classes)],
+            has_background=has_background,
             boundary=boundary,
             progress=progress,
         )
+    return replace(result, missing=tuple(missing))
 
 
-def _pairs(prediction: Path, truth: Path) -> list[tuple[Slide, Slide]]:
+def _pairs(prediction: Path, truth: Path, allow_missing: bool) -> tuple[list[tuple[Slide, Slide]], list[str]]:
+    """Predictions with their truth, and the names of true slides without a prediction.
+
+    A prediction that is no folder is the one that shall be scored: then no other is missing.
+    """
     predictions, truths = _slides(prediction), _slides(truth)
     if len(predictions) == len(truths) == 1:
-        return [(next(iter(predictions.values())), next(iter(truths.values())))]
-    missing = sorted(set(predictions) - set(truths))
-    if missing:
-        raise InputError(truth, expected="true labels of every predicted slide", got=f"none of {missing[0]!r}")
-    return [(slide, truths[name]) for name, slide in predictions.items()]
+        return [(next(iter(predictions.values())), next(iter(truths.values())))], []
+    unknown = sorted(set(predictions) - set(truths))
+    if unknown:
+        raise InputError(truth, expected="true labels of every predicted slide", got=f"none of {_quoted(unknown)}")
+    missing = sorted(set(truths) - set(predictions)) if _is_folder(prediction) else []
+    if missing and not allow_missing:
+        raise InputError(
+            prediction,
+            expected=f"a prediction of every slide in {truth}",
+            got=f"none of {_quoted(missing)}",
+            hint="Predict them, or score the others alone (--allow_missing).",
+        )
+    return [(slide, truths[name]) for name, slide in predictions.items()], missing
+
+
+def _quoted(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names))
+
+
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not path.name.endswith(SLIDE_SUFFIXES)
 
 
 def _slides(path: Path) -> dict[str, Slide]:
-    if path.is_dir() and not path.name.endswith(SLIDE_SUFFIXES):
+    if _is_folder(path):
         return open_folder(path)
     slide = open_slide(path)
     return {slide.name: slide}
@@ -125,6 +168,18 @@ def _count_classes(pair: tuple[Slide, Slide]) -> int:
     if not named:
         raise InputError("--num_classes", expected="a number, since the labels name no classes", got="none")
     return max(named) + 1
+
+
+def _report(result: Evaluation) -> list[str]:
+    """Dice of each slide, the scores of each class, and what no table holds."""
+    values = result.summary()
+    totals = {"mDSC": "mean_dice", "mIoU": "mean_iou", "mean foreground IoU": "mean_foreground_iou"}
+    totals |= {"accuracy": "accuracy", "mean slide Dice": "mean_slide_dice"}
+    lines = [*_lines(result.table()), "", *_lines(result.class_table()), ""]
+    lines += [f"{title:<19}  {values[name]:.4f}" for title, name in totals.items()]
+    if result.missing:
+        lines += ["", f"Not scored, as there is no prediction: {', '.join(result.missing)}"]
+    return lines
 
 
 def _lines(rows: list[dict[str, str | float]]) -> list[str]:

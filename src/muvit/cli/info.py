@@ -9,7 +9,7 @@ from jsonargparse import ArgumentParser, Namespace
 from muvit.data.slides.ome_zarr import OmeZarrSlide
 from muvit.data.slides.open import open_slide
 from muvit.data.slides.slide import Slide
-from muvit.geometry import level_name
+from muvit.levels import level_name
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -19,7 +19,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(arguments: Namespace) -> None:
-    """Print what is in each image."""
+    """Print the properties of each image."""
     for path in arguments.image:
         facts = describe(open_slide(path))
         if arguments.json:
@@ -31,7 +31,7 @@ def run(arguments: Namespace) -> None:
 
 
 def describe(slide: Slide) -> dict[str, Any]:
-    """Facts about a slide as plain data; sizes in pixels, axis order (t)(z)yx."""
+    """Properties of a slide as plain data; sizes in pixels, axis order (t)(z)yx."""
     facts: dict[str, Any] = {
         "path": str(slide.path),
         "shape": list(slide.shape),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
+from muvit.cli.parser import Parser
 from muvit.cli.progress import Progress
 from muvit.data.sources.label_map import LabelMap
 from muvit.data.sources.prepare import prepare
@@ -21,7 +22,7 @@ DATASETS = {
     "cityscapes": "street scenes (Cityscapes)",
     "archaeoscape": "traces of old settlements in laser scans (Archaeoscape)",
 }
-"""Data sets and what they show."""
+"""Data sets and their content."""
 
 _MAPPED = ("mouse", "gleason", "urur")
 
@@ -32,13 +33,16 @@ def add_arguments(parser: ArgumentParser) -> None:
         required=True, dest="dataset", metavar="dataset", help="the data set, with its own options"
     )
     for name, summary in DATASETS.items():
-        one = ArgumentParser(description=f"{summary[0].upper()}{summary[1:]}.", exit_on_error=False)
+        one = Parser(description=f"{summary[0].upper()}{summary[1:]}.")
         if name == "synthetic":
             _add_synthetic(one)
         else:
             _add_common(one, name)
-        one.add_argument("--overwrite", action="store_true", help="begin anew what other options were used for before")
+        one.add_argument(
+            "--overwrite", action="store_true", help="start again if the output was prepared with other options"
+        )
         chosen.add_subcommand(name, one, help=summary)
+        one.prog = f"muvit prepare {name}"
 
 
 def _add_synthetic(parser: ArgumentParser) -> None:
@@ -47,14 +51,14 @@ def _add_synthetic(parser: ArgumentParser) -> None:
     parser.add_argument("--val", type=int, default=220, help="images to validate on")
     parser.add_argument("--test", type=int, default=190, help="images to test on")
     parser.add_argument("--small", action="store_true", help="all lengths divided by 4: images of 512 pixels")
-    parser.add_argument("--seed", type=int, default=0, help="another seed makes another data set")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the generated data set")
     parser.add_argument("--workers", type=int | None, default=None, help="processes (default: one per core)")
 
 
 def _add_common(parser: ArgumentParser, name: str) -> None:
-    parser.add_argument("source", type=Path, help="folder of the data set as it was downloaded and unpacked")
+    parser.add_argument("source", type=Path, help="folder of the downloaded and unpacked data set")
     parser.add_argument("output", type=Path, help="folder to write train, val and test into")
-    parser.add_argument("--check", action="store_true", help="say what is there and what is missing, and stop")
+    parser.add_argument("--check", action="store_true", help="list the files found and missing, and stop")
     parser.add_argument(
         "--levels", type=list[int] | None, default=None, help="downsampling factors to store, such as [1,8,32]"
     )
@@ -62,14 +66,14 @@ def _add_common(parser: ArgumentParser, name: str) -> None:
         "--pixel_size_um",
         type=float | None,
         default=None,
-        help="micrometers per stored pixel (default: what the files say)",
+        help="micrometers per stored pixel (default: as stored in the files)",
     )
     if name in _MAPPED:
         parser.add_argument(
             "--label_map",
             type=Path | None,
             default=None,
-            help="YAML file that lists the values of each class, in order; those under ignore count nowhere",
+            help="YAML file that lists the label values of each class, in order; those under ignore are of no class",
         )
     if name == "mouse":
         parser.add_argument("--images", type=str, default="images/*", help="pattern of the images' paths")

@@ -1,29 +1,24 @@
 """``muvit pretrain``."""
 
-from pathlib import Path
+from jsonargparse import Namespace
 
-from jsonargparse import ArgumentParser, Namespace
-
-from muvit.settings import read_old_files, settings_from
+from muvit.cli.parser import Parser
+from muvit.settings import settings_from
 from muvit.training.recipes import PretrainRecipe
 
 
-def add_arguments(parser: ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
     """Arguments of the verb."""
-    read_old_files(parser, PretrainRecipe)
-    parser.add_argument("--config", action="config", help="recipe in YAML; later arguments override it")
-    parser.add_argument("--output", type=Path, required=True, help="folder of the run")
-    parser.add_argument("--resume", action="store_true", help="go on with the run in the output folder")
-    parser.add_argument("--overwrite", action="store_true", help="delete a run that is there already")
-    parser.add_class_arguments(PretrainRecipe, as_group=False)
+    parser.add_recipe(PretrainRecipe)
 
 
 def run(arguments: Namespace) -> None:
-    """Pre-train, and say where the model is."""
+    """Pre-train, and print the folder of the model."""
+    recipe = settings_from(arguments, PretrainRecipe)  # before Lightning is imported, which takes long
+
     from muvit.training.pretrain import pretrain_mae
     from muvit.training.runs import is_first_process
 
-    recipe = settings_from(arguments, PretrainRecipe)
     model = pretrain_mae(recipe, arguments.output, resume=arguments.resume, overwrite=arguments.overwrite)
     if is_first_process():
         print(model)

@@ -7,11 +7,11 @@ from tqdm import tqdm
 
 
 class Progress:
-    """Shows how far a task is; called with (done, total).
+    """Progress of a task; called with (done, total).
 
     Args:
-        title: what is being done.
-        unit: what is counted.
+        title: name of the task.
+        unit: name of one step.
     """
 
     def __init__(self, title: str, unit: str) -> None:
@@ -20,7 +20,7 @@ class Progress:
 
     def __call__(self, done: int, total: int) -> None:
         """Show ``done`` of ``total``."""
-        if self._bar is None:  # not before there is progress, so that an error stands alone
+        if self._bar is None:  # not before the first step, so that an early error stands alone
             self._bar = tqdm(desc=self._title, unit=self._unit, total=total, file=sys.stderr, mininterval=0.5)
         self._bar.update(done - self._bar.n)
 

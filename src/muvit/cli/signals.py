@@ -1,4 +1,4 @@
-"""Being told from outside to stop."""
+"""Treat SIGTERM like Ctrl-C."""
 
 import signal
 import threading
@@ -7,15 +7,15 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def stopped_as_by_ctrl_c() -> Iterator[None]:
-    """Let SIGTERM, by which the queue of a cluster ends a job, do what Ctrl-C does.
+def sigterm_as_interrupt() -> Iterator[None]:
+    """Turn SIGTERM, with which the queue of a cluster ends a job, into KeyboardInterrupt.
 
-    The processes of the run are then ended too, and the user is told how to go on.
+    The run then ends its processes, and prints how to resume.
 
     Raises:
-        KeyboardInterrupt: it was sent.
+        KeyboardInterrupt: SIGTERM was received.
     """
-    if threading.current_thread() is not threading.main_thread():  # which alone hears signals
+    if threading.current_thread() is not threading.main_thread():  # signals reach the main thread only
         yield
         return
 

@@ -22,8 +22,8 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--kind",
         type=Literal["rings", "volumes", "free"],
         default="rings",
-        help="cells in rings, whose class shows at a coarse scale; volumes, where it shows in another slice; or images "
-        "with a legend elsewhere, for free views",
+        help="rings: cells whose class differs only at a coarse scale; volumes: the class shows in another slice; "
+        "free: images with a legend elsewhere, for free views",
     )
     for number, (split, purpose) in enumerate((("train", "train on"), ("val", "validate on"), ("test", "test on"))):
         defaults = ", ".join(f"{counts[number]} {kind}" for kind, counts in _COUNTS.items())
@@ -31,9 +31,9 @@ def add_arguments(parser: ArgumentParser) -> None:
             f"--{split}", type=int | None, default=None, help=f"images to {purpose} (default: {defaults})"
         )
     parser.add_argument("--small", action="store_true", help="rings: all lengths divided by 4, images of 512 pixels")
-    parser.add_argument("--seed", type=int, default=0, help="another seed makes another data set")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the generated data set")
     parser.add_argument("--workers", type=int | None, default=None, help="rings: processes (default: one per core)")
-    parser.add_argument("--overwrite", action="store_true", help="replace a data set that is there already")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing data set")
 
 
 def run(arguments: Namespace) -> None:

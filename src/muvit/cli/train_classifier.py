@@ -1,33 +1,24 @@
 """``muvit train-classifier``."""
 
-from pathlib import Path
+from jsonargparse import Namespace
 
-from jsonargparse import ArgumentParser, Namespace
-
-from muvit.settings import read_old_files, settings_from
+from muvit.cli.parser import Parser
+from muvit.settings import settings_from
 from muvit.training.classify_recipe import ClassifyRecipe
 
 
-def add_arguments(parser: ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
     """Arguments of the verb."""
-    read_old_files(parser, ClassifyRecipe)
-    parser.add_argument("--config", action="config", help="recipe in YAML; later arguments override it")
-    parser.add_argument("--output", type=Path, required=True, help="folder of the run")
-    parser.add_argument("--resume", action="store_true", help="go on with the run in the output folder")
-    parser.add_argument("--overwrite", action="store_true", help="delete a run that is there already")
-    parser.add_class_arguments(ClassifyRecipe, as_group=False)
+    parser.add_recipe(ClassifyRecipe)
 
 
 def run(arguments: Namespace) -> None:
-    """Train, and say where the model is."""
+    """Train, and print the folder of the model."""
+    recipe = settings_from(arguments, ClassifyRecipe)  # before Lightning is imported, which takes long
+
     from muvit.training.classify import train_classifier
     from muvit.training.runs import is_first_process
 
-    model = train_classifier(
-        settings_from(arguments, ClassifyRecipe),
-        arguments.output,
-        resume=arguments.resume,
-        overwrite=arguments.overwrite,
-    )
+    model = train_classifier(recipe, arguments.output, resume=arguments.resume, overwrite=arguments.overwrite)
     if is_first_process():
         print(model)

@@ -8,7 +8,7 @@ from muvit.data.slides.ome_zarr import OmeZarrSlide
 from muvit.data.slides.open import open_slide
 from muvit.data.slides.slide import Slide
 from muvit.errors import InputError, ReadError
-from muvit.geometry import Level
+from muvit.levels import Level
 
 
 def open_folder(folder: Path, levels: Sequence[Level] = ()) -> dict[str, Slide]:

@@ -1,27 +1,36 @@
 """A model and its controls under one budget: train each, label the test slides, score them, write a report."""
 
-import csv
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from muvit.data.crops.preprocessing import Preprocessing
 from muvit.data.folders import open_folder, open_labelled_folder
+from muvit.data.slides.derived import with_levels
 from muvit.data.slides.slide import Slide
 from muvit.errors import ExistsError, InputError
-from muvit.evaluation.report import Example, ModelResult, write_report
+from muvit.evaluation.report import Example, ModelResult, warn_if_it_fails, write_report
+from muvit.evaluation.results import Row, write_rows
+from muvit.evaluation.scores.bootstrap import Interval, bootstrap_intervals
 from muvit.evaluation.scores.segmentation import Evaluation, evaluate_slides
-from muvit.evaluation.side_by_side import Progress, Trained, train_and_label
+from muvit.evaluation.side_by_side import Progress, Trained, choose_devices, train_and_label
 from muvit.evaluation.variants import Variant
-from muvit.geometry import level_name
+from muvit.levels import level_name
 from muvit.pictures import to_rgb
 from muvit.training.recipes import Recipe
 
 PICTURE_PX = 1024
 """Longest side of a slide as shown in the report."""
+
+FEWEST_SLIDES = 5
+"""Test slides below which intervals are not drawn: resampling so few understates how much others differ."""
+
+Pair = tuple[Slide, Slide]
+"""An image and its true labels."""
 
 
 def compare(
@@ -33,11 +42,12 @@ def compare(
     intro: str,
     settings: dict[str, object] | None = None,
     num_examples: int = 3,
+    devices: str | None = None,
     resume: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> list[ModelResult]:
-    """Train and score models side by side, as many at a time as there are CPU cores.
+    """Train and score models side by side, one at a time on each device.
 
     Args:
         variants: the models, the one in question first.
@@ -48,104 +58,186 @@ def compare(
         intro: its first paragraph.
         settings: facts for the report, added to those that the recipe tells.
         num_examples: test slides to show.
-        resume: go on with a comparison that was stopped: what is trained is not trained again.
+        devices: where to train, such as cuda:0,cuda:1, or cpu; by default every GPU, else the CPU, which is shared by
+            as many models as it has cores.
+        resume: go on with a comparison that was stopped: what is trained is not trained again, the results are
+            written anew.
         overwrite: replace an earlier comparison.
         progress: called while the models train.
 
     Returns:
         What each model reached, in the order of ``variants``.
+
+    Raises:
+        ExistsError: there are results, and neither ``resume`` nor ``overwrite`` is set.
+        InputError: variants, test slides and devices do not fit each other; found before any training.
     """
     output = Path(output)
-    if (output / "metrics.json").exists() and not overwrite:
-        raise ExistsError(output / "metrics.json")
+    _check_output(output, resume=resume, overwrite=overwrite)
     slugs = [variant.slug for variant in variants]
     if len(set(slugs)) != len(slugs):
         raise InputError("variants", expected="different names", got=[variant.name for variant in variants])
+    places = [choose_devices(variant.recipe.run, devices) for variant in variants]
     pairs = open_labelled_folder(test)
+    for variant in variants:
+        _check_slides(variant.recipe, pairs)
     slides = [image.path for image, _ in pairs]
-    trained = train_and_label(variants, slides, output, resume=resume, overwrite=overwrite, progress=progress)
-    num_classes = variants[0].recipe.model.num_classes
-    ignore = variants[0].recipe.data.ignore_labels
+    trained = train_and_label(
+        variants, slides, output, devices=places[0], resume=resume, overwrite=overwrite, progress=progress
+    )
     legend = Preprocessing.load(trained[0].folder)
-    results, labels = [], {}
-    for variant, run in zip(variants, trained, strict=True):
-        labels[variant.name] = open_folder(output / "predictions" / variant.slug)
-        scored = evaluate_slides(
-            [(labels[variant.name][truth.name], truth) for _, truth in pairs],
-            num_classes,
+    labels = {variant.name: open_folder(output / "predictions" / variant.slug) for variant in variants}
+    ignore = variants[0].recipe.data.ignore_labels
+    scored = [
+        evaluate_slides(
+            [(found[truth.name], truth) for _, truth in pairs],
+            variants[0].recipe.model.num_classes,
             ignore=ignore,
             class_names=legend.class_names,
+            has_background=legend.has_background,
         )
-        results.append((_result(variant, run, scored, legend), scored))
-    _write_metrics(output / "metrics.json", results)
-    _write_table(output / "metrics.csv", results)
-    examples = [
-        _example(image, truth, {name: slides[truth.name] for name, slides in labels.items()})
-        for image, truth in _spread(pairs, num_examples)
+        for found in labels.values()
     ]
-    recipe, first = variants[0].recipe, pairs[0][0].name
+    results = [
+        _result(variant, run, own, scored[0]) for variant, run, own in zip(variants, trained, scored, strict=True)
+    ]
+    _write_metrics(output / "metrics.json", results, scored)
+    _write_table(output / "metrics.csv", results, scored)
     write_report(
         output,
         title=title,
         intro=intro,
-        models=[result for result, _ in results],
+        models=results,
         class_names=legend.class_names,
         class_colors=legend.class_colors,
-        examples=examples,
-        settings=_settings(recipe) | (settings or {}),
+        examples=_examples(_spread(pairs, num_examples), labels),
+        settings=_settings(variants[0].recipe) | (settings or {}),
         outputs={"image": os.path.relpath(pairs[0][0].path, output)}
-        | {f"labels by {v.name}": f"predictions/{v.slug}/{first}.ome.zarr" for v in variants},
+        | {f"labels by {v.name}": f"predictions/{v.slug}/{pairs[0][0].name}.ome.zarr" for v in variants},
         ignore=ignore,
-        overwrite=overwrite,
+        overwrite=resume or overwrite,
     )
-    return [result for result, _ in results]
+    return results
 
 
-def _result(variant: Variant, run: Trained, scored: Evaluation, legend: Preprocessing) -> ModelResult:
+def _check_output(output: Path, *, resume: bool, overwrite: bool) -> None:
+    is_own = resume and (output / "runs").is_dir()
+    for file in (output / "metrics.json", output / "index.html"):
+        if file.exists() and not (is_own or overwrite):
+            raise ExistsError(
+                file, hint="Choose another output, or pass --resume to go on with it, or --overwrite to replace it."
+            )
+
+
+def _check_slides(recipe: Recipe, pairs: Sequence[Pair]) -> None:
+    """Refuse test slides that a model of this recipe cannot label, or whose labels cannot be scored."""
+    encoder = recipe.model.encoder
+    for image, truth in pairs:
+        if (image.ndim, image.num_channels) != (encoder.ndim, encoder.in_channels):
+            raise InputError(
+                image.path,
+                expected=f"{encoder.in_channels} channels and {encoder.ndim} axes, as the model takes",
+                got=f"{image.num_channels} channels and {image.ndim} axes",
+            )
+        finest = with_levels(image, encoder.levels).level_shape(encoder.levels[0])
+        if truth.shape != finest:
+            raise InputError(truth.path, expected=f"shape {finest}, as {image.path} has", got=f"shape {truth.shape}")
+    # the truth scored against itself: one channel of known classes
+    evaluate_slides([(truth, truth) for _, truth in pairs], recipe.model.num_classes, ignore=recipe.data.ignore_labels)
+
+
+def _result(variant: Variant, run: Trained, scored: Evaluation, first: Evaluation) -> ModelResult:
+    shown = scored.foreground
     return ModelResult(
         name=variant.name,
         description=variant.description,
-        dice={name: float(d) for name, d in zip(legend.class_names[1:], scored.pooled.dice[1:], strict=True)},
+        dice=dict(zip(scored.class_names[shown], scored.pooled.dice[shown].tolist(), strict=True)),
         mean_dice=scored.pooled.mean_dice,
+        behind=None if scored is first else paired_difference(first, scored),
         curves=run.curves,
         seconds=run.seconds,
         parameters=run.parameters,
     )
 
 
-def _write_table(path: Path, results: Sequence[tuple[ModelResult, Evaluation]]) -> None:
-    classes = list(results[0][0].dice)
-    with path.open("w", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(["model", "mDSC", *classes, "mean slide mDSC", "parameters", "training minutes"])
-        for result, scored in results:
-            numbers = [result.mean_dice, *result.dice.values(), scored.mean_slide_dice]
-            row = [result.name, *(f"{x:.4f}" for x in numbers), result.parameters, f"{result.seconds / 60:.1f}"]
-            table.writerow(row)
+def paired_difference(first: Evaluation, other: Evaluation) -> Interval | None:
+    """Bootstrap interval of the mDSC of one model minus that of another, both on the same draws of slides.
+
+    None if there are fewer than `FEWEST_SLIDES`, or no score.
+    """
+    if len(first.slides) < FEWEST_SLIDES:
+        return None
+
+    def difference(times: NDArray[np.int64]) -> Mapping[str, float]:
+        one, two = (scored.summary(times)["mean_dice"] for scored in (first, other))
+        return {"mean_dice": one - two}
+
+    interval = bootstrap_intervals(difference, len(first.slides))["mean_dice"]
+    return None if np.isnan(interval).any() else interval
 
 
-def _write_metrics(path: Path, results: Sequence[tuple[ModelResult, Evaluation]]) -> None:
+def _write_table(path: Path, results: Sequence[ModelResult], scored: Sequence[Evaluation]) -> None:
+    """One line for each model; a score that does not exist is empty."""
+    rows: list[Row] = []
+    for result, own in zip(results, scored, strict=True):
+        dice = {"mDSC": result.mean_dice} | dict(result.dice) | {"mean slide mDSC": own.mean_slide_dice}
+        rows.append(
+            {"model": result.name}
+            | {name: round(score, 4) for name, score in dice.items()}
+            | {"parameters": result.parameters, "training minutes": round(result.seconds / 60, 1)}
+        )
+    write_rows(path, rows)
+
+
+def _write_metrics(path: Path, results: Sequence[ModelResult], scored: Sequence[Evaluation]) -> None:
     metrics = {
-        result.name: {"parameters": result.parameters, "training_seconds": round(result.seconds, 1)} | scored.to_dict()
-        for result, scored in results
+        result.name: {
+            "parameters": result.parameters,
+            "training_seconds": round(result.seconds, 1),
+            "behind_first": result.behind,
+        }
+        | own.to_dict()
+        for result, own in zip(results, scored, strict=True)
     }
     path.write_text(json.dumps(metrics, indent=2) + "\n")
 
 
-def _example(image: Slide, truth: Slide, predictions: dict[str, Slide]) -> Example:
-    def whole(slide: Slide) -> np.ndarray:
-        """All of a slide, or the middle slice of a volume, ``(C, H, W)``."""
-        level = next((lv for lv in slide.levels if max(slide.level_shape(lv)) <= PICTURE_PX), slide.levels[-1])
-        *slices, height, width = slide.level_shape(level)
-        pixels = slide.read(level, (*(n // 2 for n in slices), 0, 0), (*(1 for _ in slices), height, width))
-        return pixels.reshape(-1, height, width)
+def _examples(pairs: Sequence[Pair], labels: Mapping[str, Mapping[str, Slide]]) -> list[Example]:
+    examples = []
+    for image, truth in pairs:
+        with warn_if_it_fails(f"{image.name} in the report"):
+            predictions = {name: found[truth.name] for name, found in labels.items()}
+            shown, true, *predicted = _in_step([image, truth, *predictions.values()])
+            examples.append(
+                Example(
+                    title=image.name,
+                    image=to_rgb(shown),
+                    truth=true[0],
+                    predictions={name: own[0] for name, own in zip(predictions, predicted, strict=True)},
+                )
+            )
+    return examples
 
-    return Example(
-        title=image.name,
-        image=to_rgb(whole(image)),
-        truth=whole(truth)[0],
-        predictions={name: whole(slide)[0] for name, slide in predictions.items()},
-    )
+
+def _in_step(slides: Sequence[Slide]) -> list[NDArray[np.generic]]:
+    """The same pixels of slides of one shape, each ``(C, H, W)``; of volumes the middle slice.
+
+    They are those of a level that all store, every n-th along each axis if even the coarsest is larger than
+    `PICTURE_PX`; nothing larger than a row is read then.
+    """
+    common = [level for level in slides[0].levels if all(level in slide.levels for slide in slides)]
+    fitting = [level for level in common if max(slides[0].level_shape(level)) <= PICTURE_PX]
+    level = fitting[0] if fitting else common[-1]
+    # pyramids of other make may round the extent of a level up or down
+    *slices, height, width = np.min([slide.level_shape(level) for slide in slides], axis=0).tolist()
+    step = -(-max(height, width) // PICTURE_PX)
+    rows = [(0, height)] if step == 1 else [(row, 1) for row in range(step // 2, height, step)]
+
+    def read(slide: Slide, row: int, count: int) -> NDArray[np.generic]:
+        pixels = slide.read(level, (*(n // 2 for n in slices), row, 0), (*(1 for _ in slices), count, width))
+        return pixels.reshape(-1, count, width)[..., step // 2 :: step]
+
+    return [np.concatenate([read(slide, *band) for band in rows], axis=1) for slide in slides]
 
 
 def _spread(pairs: list[tuple[Slide, Slide]], count: int) -> list[tuple[Slide, Slide]]:

@@ -1,8 +1,10 @@
 """The report of an experiment: one HTML page with pictures that tells what was compared and what came out."""
 
+import logging
 import math
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
@@ -13,10 +15,16 @@ from PIL import Image
 
 from muvit.durable import write_whole
 from muvit.errors import ExistsError, InputError, ShapeError
+from muvit.evaluation.scores.bootstrap import Interval
 from muvit.pictures import IGNORED_COLOR, MANY_POINTS, RGB, Color, colorize, fit, outline_boxes, plot_curves
+
+_LOG = logging.getLogger(__name__)
 
 SMALL_DIFFERENCE = 0.02
 """Differences of mDSC below this are called equal in the text: another seed can make as much."""
+
+FOUND_DICE = 0.05
+"""Dice from which a class counts as found by a model."""
 
 _PICTURE_PX = 640  # longer side of a whole picture, enough for the widest column at double density
 _INSET_PX = 480
@@ -34,9 +42,11 @@ class ModelResult:
     description: str
     """What sets it apart, one sentence."""
     dice: Mapping[str, float]
-    """Dice of each foreground class by name, 0 to 1; NaN where a class neither occurs nor is predicted."""
+    """Dice of each scored foreground class by name, 0 to 1; NaN where a class neither occurs nor is predicted."""
     mean_dice: float
     """mDSC: mean over the foreground classes."""
+    behind: Interval | None = None
+    """Interval, over the test slides, of the mDSC of the model in question minus this one's; None if there is none."""
     curves: Mapping[str, tuple[Sequence[float], Sequence[float]]] = field(default_factory=dict)
     """Training steps and values of each curve by name, as ``train_loss``; models share names to be drawn together."""
     seconds: float
@@ -74,7 +84,8 @@ def write_report(
 ) -> Path:
     """Write ``index.html`` and ``pictures/`` into a folder; the page needs no network, no server and no JavaScript.
 
-    The page appears as a whole or not at all: it is moved into place when all its pictures are there.
+    The page appears as a whole or not at all: it is moved into place when all its pictures are there. A picture that
+    cannot be drawn is left out, with a warning in the log.
 
     Args:
         folder: where to write; made if it is missing, other files in it are left alone.
@@ -94,10 +105,10 @@ def write_report(
 
     Raises:
         ExistsError: there is a report and ``overwrite`` was not asked for.
-        InputError: there are no models, two of one name, or names, classes, labels and curves do not fit together;
-            found before anything is written.
+        InputError: there are no models, two of one name, or names, classes and curves do not fit together; found before
+            anything is written.
     """
-    _check(models, examples, class_names, class_colors, ignore)
+    _check(models, class_names, class_colors)
     folder = Path(folder)
     page = folder / "index.html"
     if page.exists() and not overwrite:
@@ -127,35 +138,48 @@ def conclusion(models: Sequence[ModelResult]) -> list[str]:
     best = max(controls, key=lambda model: model.mean_dice)
     gain = first.mean_dice - best.mean_dice
     rival = f"{'the control' if len(models) == 2 else 'the best control'}, {best.name} ({_score(best.mean_dice)})"
-    if gain >= SMALL_DIFFERENCE:
-        sentences = [
-            f"{score}, {_score(gain)} above {rival}.",
-            "What sets the two apart is worth that much in this run: the task needs what the control lacks.",
-        ]
-    elif gain <= -SMALL_DIFFERENCE:
-        sentences = [
-            f"{score}, {_score(-gain)} below {rival}.",
-            f"This run gives no reason to prefer {first.name}: the control is better.",
-        ]
+    if abs(gain) < SMALL_DIFFERENCE:
+        sentences = [f"{score}, and {rival} is as good within {SMALL_DIFFERENCE:.2f}."]
     else:
-        sentences = [
-            f"{score}, and {rival} is as good within {SMALL_DIFFERENCE:.2f}.",
-            "This run shows no difference between them.",
-        ]
+        sentences = [f"{score}, {_score(abs(gain))} {'above' if gain > 0 else 'below'} {rival}."]
+    sentences += _verdict(first, best, gain)
     lost = [name for name, dice in first.dice.items() if any(m.dice[name] > dice for m in controls)]
     if lost and gain > -SMALL_DIFFERENCE:
-        sentences.append(f"A control is better on {_listed(lost)}.")
+        sentences.append(f"A control has the higher Dice on {_listed(lost)}.")
     sentences.append("Each model was trained once; another seed would move these figures a little.")
     return sentences
 
 
-def _check(
-    models: Sequence[ModelResult],
-    examples: Sequence[Example],
-    class_names: Sequence[str],
-    class_colors: Sequence[Color],
-    ignore: Sequence[int],
-) -> None:
+def _verdict(first: ModelResult, best: ModelResult, gain: float) -> list[str]:
+    """What the difference to the best control means, if it can be told."""
+    known = [name for name, dice in first.dice.items() if not math.isnan(dice)]
+    missed = [name for name in known if not max(first.dice[name], best.dice[name]) >= FOUND_DICE]
+    if 2 * len(missed) > len(known):
+        return [
+            f"That is too little training to tell what sets them apart: neither finds {len(missed)} of the "
+            f"{len(known)} classes (Dice below {FOUND_DICE})."
+        ]
+    if best.behind is None:
+        return ["There are too few test slides to tell whether others would agree."]
+    low, high = best.behind
+    others = f"On other slides like these the difference would be {low:.3f} to {high:.3f}"
+    if low <= 0 <= high or abs(gain) < SMALL_DIFFERENCE:
+        return [f"{others}: this run does not tell which is better."]
+    if gain > 0:
+        return [f"{others}.", "In this run, the task needs what the control lacks."]
+    return [f"{others}.", f"This run gives no reason to prefer {first.name}: the control is better."]
+
+
+@contextmanager
+def warn_if_it_fails(what: str) -> Iterator[None]:
+    """Make an error one warning, where a page without this part is better than none."""
+    try:
+        yield
+    except Exception as error:
+        _LOG.warning("%s could not be drawn and is left out: %s", what, error)
+
+
+def _check(models: Sequence[ModelResult], class_names: Sequence[str], class_colors: Sequence[Color]) -> None:
     names = [model.name for model in models]
     if not models or len(set(names)) != len(names):
         raise InputError("models", expected="at least one, of different names", got=names)
@@ -168,27 +192,24 @@ def _check(
                 raise ShapeError(f"{curve} of {model.name!r}", expected=f"{len(steps)} values", got=len(values))
     if len(class_names) != len(class_colors):
         raise InputError("class_colors", expected=f"{len(class_names)} colours, one per class", got=len(class_colors))
-    for example in examples:
-        if set(example.predictions) != set(names):
-            raise InputError(
-                f"predictions of {example.title!r}", expected=f"one of each model, {names}", got=[*example.predictions]
-            )
-        for name, labels in {"truth": example.truth, **example.predictions}.items():
-            if labels.shape != example.image.shape[:2]:
-                shape = example.image.shape[:2]
-                raise ShapeError(f"{name} of {example.title!r}", expected=f"{shape}, as its image", got=labels.shape)
-            strange = set(np.unique(labels).tolist()) - set(ignore) - set(range(len(class_names)))
-            if strange:
-                raise InputError(
-                    f"{name} of {example.title!r}", expected=f"labels 0 to {len(class_names) - 1}", got=sorted(strange)
-                )
+
+
+def _check_example(example: Example, models: Sequence[ModelResult]) -> None:
+    names = [model.name for model in models]
+    if set(example.predictions) != set(names):
+        expected, got = f"one of each model, {names}", [*example.predictions]
+        raise InputError(f"predictions of {example.title!r}", expected=expected, got=got)
+    shape = example.image.shape[:2]
+    for name, labels in {"truth": example.truth, **example.predictions}.items():
+        if labels.shape != shape:
+            raise ShapeError(f"{name} of {example.title!r}", expected=f"{shape}, as its image", got=labels.shape)
 
 
 # -- sections ------------------------------------------------------------------------------------------------------
 
 
 def _results(models: Sequence[ModelResult]) -> str:
-    classes = list(models[0].dice)
+    classes = [name for name in models[0].dice if not all(math.isnan(model.dice[name]) for model in models)]
     is_wide = len(classes) > _MAX_CLASS_COLUMNS
     columns = ["mDSC", *([] if is_wide else classes)]
     table = [[model.mean_dice, *(model.dice[name] for name in columns[1:])] for model in models]
@@ -214,6 +235,9 @@ def _results(models: Sequence[ModelResult]) -> str:
         ]
         head = ["Class", *(model.name for model in models)]
         tables.append(_table("results", "Dice score of each foreground class.", head, rows, len(models)))
+    unscored = [name for name in models[0].dice if name not in classes]
+    if unscored:
+        tables.append(f'<p class="note">Neither in the test images nor predicted: {escape(_listed(unscored))}.</p>')
     return f"""<section aria-labelledby="results">
 <h2 id="results">Results</h2>
 {_lines(tables)}
@@ -265,17 +289,10 @@ def _examples(
     )
     articles = []
     for number, example in enumerate(examples):
-        window = inset_window(example.truth, ignore)
-        columns = [("Input", example.image, False), ("Truth", colorize(example.truth, colors, ignore=ignore), True)]
-        for model in models:
-            columns.append((model.name, colorize(example.predictions[model.name], colors, ignore=ignore), True))
-        figures = [
-            _figure(pictures, f"example-{number}-{column}", example.title, *picture, window=window)
-            for column, picture in enumerate(columns)
-        ]
-        articles.append(
-            f'<article><h3>{escape(example.title)}</h3>\n<div class="row">\n{_lines(figures)}\n</div></article>'
-        )
+        with warn_if_it_fails(example.title):
+            articles.append(_article(f"example-{number}", example, models, colors, ignore, pictures))
+    if not articles:
+        return ""
     return f"""<section aria-labelledby="examples">
 <h2 id="examples">What the models see and say</h2>
 <p>Each column shows the whole image above and the framed part of it, magnified, below. The part was chosen by the
@@ -283,6 +300,26 @@ truth alone, where most classes meet.</p>
 <ul class="legend" aria-label="Colours of the classes">{legend}</ul>
 {_lines(articles)}
 </section>"""
+
+
+def _article(
+    stem: str,
+    example: Example,
+    models: Sequence[ModelResult],
+    colors: Sequence[Color],
+    ignore: Sequence[int],
+    pictures: Path,
+) -> str:
+    _check_example(example, models)
+    window = inset_window(example.truth, ignore)
+    columns = [("Input", example.image, False), ("Truth", colorize(example.truth, colors, ignore=ignore), True)]
+    for model in models:
+        columns.append((model.name, colorize(example.predictions[model.name], colors, ignore=ignore), True))
+    figures = [
+        _figure(pictures, f"{stem}-{column}", example.title, *picture, window=window)
+        for column, picture in enumerate(columns)
+    ]
+    return f'<article><h3>{escape(example.title)}</h3>\n<div class="row">\n{_lines(figures)}\n</div></article>'
 
 
 def _figure(
@@ -337,16 +374,8 @@ def _curves(models: Sequence[ModelResult], pictures: Path) -> str:
     for number, name in enumerate(names):
         series = {model.name: model.curves[name] for model in models if name in model.curves}
         label = _CURVE_LABELS.get(name, name.replace("_", " "))
-        for is_dark, suffix in ((False, "light"), (True, "dark")):
-            plot = plot_curves(series, xlabel="training step", ylabel=label, is_dark=is_dark)
-            plot.save(pictures / f"curve-{number}-{suffix}.png", optimize=True)
-        last = "; ".join(f"{model} ends at {_score(y[-1])}" for model, (_, y) in series.items() if len(y))
-        figures.append(
-            f"<figure><figcaption>{escape(label[:1].upper() + label[1:])}</figcaption><picture>"
-            f'<source srcset="pictures/curve-{number}-dark.png" media="(prefers-color-scheme: dark)">'
-            f'<img src="pictures/curve-{number}-light.png" width="{plot.width}" height="{plot.height}" loading="lazy"'
-            f' alt="{escape(f"{label} over training steps: {last}.")}"></picture></figure>'
-        )
+        with warn_if_it_fails(f"the curve of the {label}"):
+            figures.append(_curve(f"curve-{number}", label, series, pictures))
     if not figures:
         return ""
     is_averaged = any(len(y) > MANY_POINTS for model in models for _, y in model.curves.values())
@@ -357,6 +386,19 @@ def _curves(models: Sequence[ModelResult], pictures: Path) -> str:
 {_lines(figures)}
 </div>
 </section>"""
+
+
+def _curve(stem: str, label: str, series: Mapping[str, tuple[Sequence[float], Sequence[float]]], pictures: Path) -> str:
+    for is_dark, suffix in ((False, "light"), (True, "dark")):
+        plot = plot_curves(series, xlabel="training step", ylabel=label, is_dark=is_dark)
+        plot.save(pictures / f"{stem}-{suffix}.png", optimize=True)
+    last = "; ".join(f"{model} ends at {_score(y[-1])}" for model, (_, y) in series.items() if len(y))
+    return (
+        f"<figure><figcaption>{escape(label[:1].upper() + label[1:])}</figcaption><picture>"
+        f'<source srcset="pictures/{stem}-dark.png" media="(prefers-color-scheme: dark)">'
+        f'<img src="pictures/{stem}-light.png" width="{plot.width}" height="{plot.height}" loading="lazy"'
+        f' alt="{escape(f"{label} over training steps: {last}.")}"></picture></figure>'
+    )
 
 
 _CURVE_LABELS = {

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from math import isnan
 from pathlib import Path
@@ -12,6 +13,9 @@ from PIL import Image
 from muvit.errors import ExistsError, InputError
 
 SUFFIXES = (".json", ".csv", ".png")
+
+_FORMAT = re.compile(r"\.[A-Za-z]{3,4}")
+"""Suffixes of files; the name of a folder may end in .v2 or so."""
 
 Row = Mapping[str, str | float | int | None]
 """A line of a CSV file by the names of its columns."""
@@ -27,16 +31,17 @@ def result_files(output: Path, name: str, *, overwrite: bool) -> list[Path]:
 
     Raises:
         ExistsError: one of them exists and ``overwrite`` is false.
-        InputError: ``output`` is a file that is no folder and has another suffix.
+        InputError: ``output`` is, or is named like, a file of another format.
     """
     output = Path(output)
+    expected = f"a folder, or a file ending in {', '.join(SUFFIXES)}"
     if output.suffix.lower() in SUFFIXES and not output.is_dir():
         files = [output]
     else:
         if output.exists() and not output.is_dir():
-            raise InputError(
-                output, expected=f"a folder, or a file ending in {', '.join(SUFFIXES)}", got="another file"
-            )
+            raise InputError(output, expected=expected, got="another file")
+        if not output.exists() and _FORMAT.fullmatch(output.suffix):
+            raise InputError(output, expected=expected, got=f"a name that ends in {output.suffix}")
         files = [output / f"{name}{suffix}" for suffix in SUFFIXES]
     for file in files:
         if file.exists() and not overwrite:

@@ -14,13 +14,14 @@ def draw_scores(evaluation: Evaluation, bootstrap: BootstrapConfig | None = None
     values, intervals = evaluation.summary(), evaluation.intervals(bootstrap)
     kinds = {"Dice": "dice"} if evaluation.boundary is None else {"Dice": "dice", "boundary F1": "boundary_f1"}
     classes = evaluation.class_names
-    keys = {title: [*(f"{kind}/{c}" for c in classes[1:]), f"mean_{kind}"] for title, kind in kinds.items()}
+    shown = classes[evaluation.foreground]
+    keys = {title: [*(f"{kind}/{c}" for c in shown), f"mean_{kind}"] for title, kind in kinds.items()}
     side = max(4.0, 0.34 * len(classes) + 2)
     figure, axes = new_figure(2 * side + 1, side, columns=2)
     covered = f", bars: {bootstrap.coverage:.0%} over {len(evaluation.slides)} slides"
     draw_bars(
         axes[0, 0],
-        [*classes[1:], "mean"],
+        [*shown, "mean"],
         {title: [values[key] for key in names] for title, names in keys.items()},
         intervals={title: [intervals[key] for key in names] for title, names in keys.items()},
         label="score, all pixels pooled" + (covered if len(evaluation.slides) > 1 else ""),

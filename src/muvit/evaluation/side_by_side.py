@@ -1,11 +1,10 @@
-"""Several models at once, each trained and used in a process of its own."""
+"""Several models at once, one on each device, each device with a process of its own."""
 
 import multiprocessing
 import os
-import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,12 +14,14 @@ from lightning import Callback, LightningModule, Trainer
 
 from muvit.data.crops.preprocessing import Preprocessing
 from muvit.data.slides.open import open_slide
+from muvit.errors import InputError, MuViTError
 from muvit.evaluation.studies.epochs import read_curves
 from muvit.evaluation.variants import Variant
-from muvit.inference.predict import predict_slide
+from muvit.inference.predict import predict_slide, resolve_devices
+from muvit.inference.workers import without_interrupts, worker_pool
 from muvit.models.trained import load_model
-from muvit.training.recipes import Recipe
-from muvit.training.runs import CHECKPOINT
+from muvit.training.recipes import Recipe, RunConfig
+from muvit.training.runs import CHECKPOINT, check_devices
 from muvit.training.train import train_segmenter
 
 Progress = Callable[[int, int], None]
@@ -59,40 +60,87 @@ class _CountSteps(Callback):
         _steps[self.index] = trainer.global_step  # also of earlier runs that this one goes on with
 
 
+def choose_devices(run: RunConfig, names: str | None = None) -> list[torch.device]:
+    """The devices to train on, one model at a time on each.
+
+    Args:
+        run: says where to compute, if no devices are named: on all GPUs, if it allows and there are any.
+        names: such as cuda:0,cuda:1, or cpu.
+
+    Raises:
+        InputError: this machine has no such device, or models are not trained on its kind, or ``run`` asks for several
+            devices for one model.
+    """
+    if run.devices * run.num_nodes > 1:
+        raise InputError(
+            "run.devices and run.num_nodes",
+            expected="1, as each model of a comparison is trained on one device",
+            got=f"{run.devices} and {run.num_nodes}",
+            hint="Name the devices that share the models out among them with devices (--devices).",
+        )
+    if names is None:
+        check_devices(run)
+        num_gpus = torch.cuda.device_count() if run.accelerator in ("auto", "gpu", "cuda") else 0
+        if num_gpus:
+            return [torch.device("cuda", index) for index in range(num_gpus)]
+        has_mps = run.accelerator != "cpu" and torch.backends.mps.is_available()
+        names = "mps" if has_mps else "cpu"
+    devices = resolve_devices(names)
+    for device in devices:
+        if device.type not in ("cpu", "cuda", "mps"):
+            raise InputError("devices", expected="devices of kind cpu, cuda or mps", got=str(device))
+    return devices
+
+
 def train_and_label(
     variants: Sequence[Variant],
     slides: Sequence[Path],
     output: Path,
     *,
+    devices: Sequence[torch.device],
     resume: bool,
     overwrite: bool,
     progress: Progress | None,
 ) -> list[Trained]:
     """Train each variant into ``runs/<slug>``, and label slides into ``predictions/<slug>/<slide>.ome.zarr``.
 
+    Each device has a process that takes the next variant when it has done one; a CPU alone has one for each core.
+
     Raises:
-        MuViTError: that of the first variant that fails; the others end with it.
+        MuViTError: that of the first variant that fails, or a process died; the others end with it.
     """
     job = _Job(output, tuple(slides), resume, overwrite)
-    cores = os.cpu_count() or 1
-    at_once = min(len(variants), cores)
+    places = _places(devices, len(variants))
     total = sum(_num_steps(variant.recipe) for variant in variants)
     context = multiprocessing.get_context("spawn")
-    steps = context.RawArray("Q", len(variants))  # without a lock, which a worker could take to its grave
-    with ProcessPoolExecutor(at_once, context, _start_worker, (cores // at_once, steps)) as pool:
-        others = set(multiprocessing.active_children())
-        jobs = [pool.submit(_work, variant, job, index) for index, variant in enumerate(variants)]
-        try:
+    free = context.SimpleQueue()
+    for place in places:
+        free.put(place)
+    steps = context.RawArray("Q", len(variants))  # without a lock, which a killed worker could hold for ever
+    try:
+        with worker_pool(len(places), _start_worker, (free, _num_cores() // len(places), steps)) as pool:
+            with without_interrupts():
+                jobs = [pool.submit(_work, variant, job, index) for index, variant in enumerate(variants)]
             _follow(jobs, steps, total, progress)
-        except BaseException as error:
-            if isinstance(error, KeyboardInterrupt):
-                error.add_note(f"The comparison in {output} goes on with --resume.")
-            pool.shutdown(cancel_futures=True, wait=False)
-            for worker in set(multiprocessing.active_children()) - others:
-                worker.terminate()
-                worker.join()
-            raise
-        return [future.result() for future in jobs]
+            return [future.result() for future in jobs]
+    except BaseException as error:
+        died = isinstance(error, BrokenExecutor)
+        told = MuViTError(f"{output}: a process that trained or used a model died.") if died else error
+        if not isinstance(told, InputError):
+            told.add_note(f"The comparison in {output} goes on with --resume.")
+        if died:
+            raise told from error
+        raise
+
+
+def _num_cores() -> int:
+    return os.cpu_count() or 1
+
+
+def _places(devices: Sequence[torch.device], num_variants: int) -> list[torch.device]:
+    """The device of each process: a CPU that is the only device is shared by as many as it has cores."""
+    alone = [device.type for device in devices] == ["cpu"]
+    return (list(devices) * _num_cores() if alone else list(devices))[:num_variants]
 
 
 def _follow(jobs: list[Future[Trained]], steps: Iterable[int], total: int, progress: Progress | None) -> None:
@@ -112,25 +160,31 @@ def _num_steps(recipe: Recipe) -> int:
 _steps: Any = []
 """Steps done by each variant, in memory that all workers share."""
 
+_device = torch.device("cpu")
+"""Device of this worker."""
 
-def _start_worker(threads: int, steps: Any) -> None:
-    global _steps
-    _steps = steps
+
+def _start_worker(free: Any, threads: int, steps: Any) -> None:
+    global _steps, _device
+    _steps, _device = steps, _claim(free.get())
     torch.set_num_threads(max(1, min(threads, torch.get_num_threads())))  # no more than the environment allows
-    threading.Thread(target=_die_with_parent, daemon=True).start()
 
 
-def _die_with_parent() -> None:
-    """Who is killed cannot end its processes, which would wait for work, with all their memory, for ever."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
+def _claim(device: torch.device) -> torch.device:
+    """Hide all GPUs but one from this process, before it uses any; the device as it is called from now on."""
+    if device.type != "cuda":
+        return device
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    number = device.index or 0
+    os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[number].strip() if visible else str(number)
+    return torch.device("cuda", 0)
 
 
 def _work(variant: Variant, job: _Job, index: int) -> Trained:
     run = job.output / "runs" / variant.slug
-    recipe = replace(variant.recipe, run=replace(variant.recipe.run, progress=False))  # the bar counts for all
+    # the bar counts for all variants
+    own = replace(variant.recipe.run, accelerator=_device.type, devices=1, progress=False)  # type: ignore[arg-type]
+    recipe = replace(variant.recipe, run=own)
     started = job.resume and (run / CHECKPOINT).exists()
     began, before = time.perf_counter(), _seconds_before(run) if started else 0.0
     again = job.overwrite or job.resume  # what has not finished an epoch is begun anew
@@ -144,7 +198,7 @@ def _work(variant: Variant, job: _Job, index: int) -> Trained:
         target = job.output / "predictions" / variant.slug / f"{slide.name}.ome.zarr"
         target.parent.mkdir(parents=True, exist_ok=True)
         # predicting is short, so a resumed comparison does it anew
-        predict_slide(model, slide, target, preprocessing, batch_size=16, overwrite=again)
+        predict_slide(model, slide, target, preprocessing, batch_size=16, device=_device, overwrite=again)
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return Trained(folder, seconds, read_curves(run, ("train_loss", "val_mdsc")), parameters)
 

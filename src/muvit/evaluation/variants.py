@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from muvit.errors import InputError
-from muvit.geometry import level_name
+from muvit.levels import level_name
 from muvit.models.baselines import BaselineConfig
 from muvit.models.relay import RelayConfig
 from muvit.training.recipes import Recipe

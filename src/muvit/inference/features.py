@@ -16,7 +16,6 @@ from torch import Tensor
 from muvit.data.crops.preprocessing import Preprocessing
 from muvit.data.slides.slide import Slide
 from muvit.errors import InputError
-from muvit.geometry import Level
 from muvit.inference.inputs import prepare_slide
 from muvit.inference.predict import resolve_device
 from muvit.inference.run.blocks import ready
@@ -26,6 +25,7 @@ from muvit.inference.run.feature_store import FeatureOutput
 from muvit.inference.run.lock import OutputLock
 from muvit.inference.run.reading import SlideTiles, read_tiles
 from muvit.inference.run.resume import clear_work, is_made_by, is_published
+from muvit.levels import Level
 from muvit.models.encoder import MuViTEncoder
 from muvit.models.segmentation_model import encoder_views
 

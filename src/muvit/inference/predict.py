@@ -58,6 +58,10 @@ class Engine:
     def __post_init__(self) -> None:
         if self.engine not in ("local", "dask"):
             raise InputError("engine", expected="local or dask", got=repr(self.engine))
+        if self.engine != "dask":
+            for name in ("scheduler", "dask_workers"):
+                if getattr(self, name) is not None:
+                    raise InputError(name, expected="engine dask, whose cluster it is for", got=f"engine {self.engine}")
         least = {"batch_size": 1, "num_workers": 0} | ({} if self.dask_workers is None else {"dask_workers": 1})
         for name, lowest in least.items():
             if getattr(self, name) < lowest:
@@ -80,7 +84,7 @@ class Engine:
         Raises:
             InputError: this machine has no such device.
         """
-        return [resolve_device(name.strip() or None) for name in (self.device or "").split(",")]
+        return resolve_devices(self.device)
 
 
 def predict_slide(
@@ -284,7 +288,19 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        return torch.empty(0, device=device).device
+        found = torch.device(device)
+        if found.type == "cuda" and (found.index or 0) < torch.cuda.device_count():
+            return torch.device("cuda", found.index or 0)  # not used yet: that would take memory of every GPU
+        return torch.empty(0, device=found).device
     except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
         reason = str(error).splitlines()[0]
         raise InputError("device", expected="a device of this machine", got=f"{device!r} ({reason})") from error
+
+
+def resolve_devices(names: str | None) -> list[torch.device]:
+    """The devices of these names, with commas between; by default the one of `resolve_device`.
+
+    Raises:
+        InputError: this machine has no such device, or torch knows none of this name.
+    """
+    return [resolve_device(name.strip() or None) for name in (names or "").split(",")]

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args, get_type_hints
 from torch import Tensor, nn
 
 from muvit.errors import InputError, ShapeError
-from muvit.geometry import Level, check_levels, plain_level
+from muvit.levels import Level, check_levels, plain_level
 from muvit.models.segmentation_model import SegmentationModel, Views
 
 NetworkName = Literal["unet", "deeplabv3", "segformer", "residual_unet", "swinunetr", "unetr"]

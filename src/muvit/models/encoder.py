@@ -10,15 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from muvit.errors import InputError, ShapeError
-from muvit.geometry import (
-    Level,
-    PatchSpacing,
-    level_factors,
-    naive_boxes,
-    patch_centers,
-    plain_level,
-    recenter,
-)
+from muvit.geometry import PatchSpacing, naive_boxes, patch_centers, recenter
+from muvit.levels import Level, level_factors, plain_level
 from muvit.models.folder import FolderModel
 from muvit.models.layers.attention import AttentionMode, KeysValues, Spans, level_spans, random_key_mask
 from muvit.models.layers.block import Block
@@ -127,8 +120,8 @@ class EncodedContext:
         Raises:
             ShapeError: it is one of several samples, and not of so many.
         """
-        if len(self.tokens) not in (1, batch):
-            raise ShapeError("context", expected=f"1 sample or {batch}", got=len(self.tokens))
+        if self.tokens.shape[0] not in (1, batch):
+            raise ShapeError("context", expected=f"1 sample or {batch}", got=self.tokens.shape[0])
         return EncodedContext(
             keys_values=tuple((k.expand(batch, -1, -1, -1), v.expand(batch, -1, -1, -1)) for k, v in self.keys_values),
             tokens=self.tokens.expand(batch, -1, -1),
@@ -204,7 +197,7 @@ class MuViTEncoder(FolderModel):
         level_idx = torch.arange(len(self.levels), device=x.device).repeat_interleave(
             tokens.shape[1] // len(self.levels)
         )
-        outputs = (tokens, coords, level_idx.expand(len(x), -1))
+        outputs = (tokens, coords, level_idx.expand(x.shape[0], -1))
         return outputs if return_intermediate_idxs is None else (*outputs, kept)
 
     def encode_finest(self, x: Tensor, bbox: Tensor | None, keep: Sequence[int]) -> tuple[Tensor, ...]:
@@ -265,13 +258,13 @@ class MuViTEncoder(FolderModel):
         rotations = zip(self._rotated_blocks(places), self._rotated_blocks(coarse_places), strict=True)
         for i, ((block, rotation), (_, coarse_rotation)) in enumerate(rotations):
             own, shared = block.keys_values(finest, rotation), block.keys_values(coarse, coarse_rotation)
-            seen = [torch.cat([a, b.expand(len(x), -1, -1, -1)], dim=2) for a, b in zip(own, shared, strict=True)]
+            seen = [torch.cat([a, b.expand(x.shape[0], -1, -1, -1)], dim=2) for a, b in zip(own, shared, strict=True)]
             if with_coarse or i < len(self.layers) - 1:
                 every = [torch.cat([*a.split(1), b], dim=2) for a, b in zip(own, shared, strict=True)]
                 coarse = block(coarse, coarse_rotation, context_kv=(every[0], every[1]))
             finest = block(finest, rotation, context_kv=(seen[0], seen[1]))
             if i in keep:
-                kept.append(torch.cat([finest, coarse.expand(len(x), -1, -1)], dim=1) if with_coarse else finest)
+                kept.append(torch.cat([finest, coarse.expand(x.shape[0], -1, -1)], dim=1) if with_coarse else finest)
         return tuple(kept)
 
     def encode_context(self, x: Tensor, bbox: Tensor, context: EncodedContext | None = None) -> EncodedContext:
@@ -304,7 +297,7 @@ class MuViTEncoder(FolderModel):
                 keys_values=own,
                 tokens=outputs[-1],
                 coords=self._centers(x[:, i], bbox[:, i]),
-                origin=bbox[:, i, 0] if context is None else context.origin.expand(len(x), -1),
+                origin=bbox[:, i, 0] if context is None else context.origin.expand(x.shape[0], -1),
                 outer=context,
             )
         assert context is not None
@@ -429,7 +422,7 @@ class MuViTEncoder(FolderModel):
         self, level: int, x: Tensor, bbox: Tensor, context: EncodedContext | None
     ) -> Iterator[tuple[Tensor, KeysValues]]:
         """Outputs of each block for views ``(B, C, *space)`` of one level, and the keys and values of their tokens."""
-        outer = () if context is None else context.expand(len(x)).levels
+        outer = () if context is None else context.expand(x.shape[0]).levels
         tokens = self._embed_level(level, patchify(x[:, None], self.config.patch)[:, 0])
         origin = bbox[:, 0] if context is None else context.origin
         positions = self._centers(x, bbox - origin[:, None]).float()
@@ -468,7 +461,7 @@ class MuViTEncoder(FolderModel):
 
     def _naive_boxes(self, x: Tensor) -> Tensor:
         boxes = naive_boxes(self.levels, x.shape[3:], self.config.patch_spacing)
-        return boxes.to(x.device, non_blocking=True).expand(len(x), *boxes.shape)
+        return boxes.to(x.device, non_blocking=True).expand(x.shape[0], *boxes.shape)
 
 
 class MuViTEncoder2d(MuViTEncoder):

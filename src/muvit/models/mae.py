@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from muvit.errors import InputError
-from muvit.geometry import Level, PatchSpacing, plain_level
+from muvit.geometry import PatchSpacing
+from muvit.levels import Level, plain_level
 from muvit.models.encoder import EncoderConfig, MuViTEncoder, MuViTEncoder2d, MuViTEncoder3d, MuViTEncoder4d, RotaryMode
 from muvit.models.folder import FolderModel
 from muvit.models.layers.attention import AttentionMode, level_mask
@@ -174,13 +175,20 @@ class MuViTMAE(FolderModel):
         tokens, patches = (t.flatten(1, 2) for t in self.encoder.embed(x))
         positions = self.encoder.token_positions(x, bbox)
         if mask is None:
-            mask = self._draw(x, tokens, consistent_levels, rng_generator, masking_mode_is_ratio)
+            mask = self._draw(
+                x.shape[0],
+                tokens.shape[1] // len(self.levels),
+                x.device,
+                rng_generator,
+                consistent_levels,
+                masking_mode_is_ratio,
+            )
         encoded = self.encode_visible(tokens, positions, mask)
         decoded = self.decode(encoded, positions, mask)
         output = self.final(decoded)
         target, mean, scale = self._target(patches, eps)
         error = (output.float() - target).square().mean(-1)
-        per_level, loss = self._average(error, mask.is_masked)
+        per_level, loss = self.average(*self._summed(error, mask.is_masked))
         result = {"input": patches, "output": output, "loss": loss, "loss_per_level": per_level}
         if not return_all:
             return result
@@ -190,6 +198,19 @@ class MuViTMAE(FolderModel):
         views = {"reco": restored, "input_masked": greyed, "mask": hidden.expand_as(patches)}
         images = {name: self.patch_token_to_image(value, *x.shape[2:]) for name, value in views.items()}
         return result | images | {"encoded": encoded, "decoded": decoded}
+
+    def draw_mask(self, batch: int, space: Sequence[int], generator: torch.Generator) -> TokenMask:
+        """Mask for ``batch`` samples of views of ``space`` pixels, as `forward` draws it, on the generator's device."""
+        per_level = prod(patch_grid(space, self.config.patch))
+        return self._draw(batch, per_level, generator.device, generator)
+
+    def average(self, total: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss of each level ``(L)`` and of all, from the summed errors and the number of its masked tokens ``(L)``."""
+        per_level = total / count
+        if self.config.loss_average == "token":
+            return per_level, total.sum() / count.sum()
+        has_any = count > 0
+        return per_level, torch.where(has_any, total / count.clamp(min=1), 0).sum() / has_any.sum()
 
     def encode_visible(self, tokens: Tensor, positions: Tensor, mask: TokenMask) -> Tensor:
         """Encode the visible ones of tokens ``(B, N, D)`` at ``positions`` ``(B, N, ndim)``: ``(B, N_vis, D)``."""
@@ -202,7 +223,7 @@ class MuViTMAE(FolderModel):
         """Decoded tokens ``(B, N, D_dec)`` of all levels from the encoded visible ones ``(B, N_vis, D)``."""
         per_level = positions.shape[1] // len(self.levels)
         repeats = positions.shape[1] // self.mask_token.shape[1]
-        blank = self.mask_token.to(encoded.dtype).repeat_interleave(repeats, dim=1).expand(len(encoded), -1, -1)
+        blank = self.mask_token.to(encoded.dtype).repeat_interleave(repeats, dim=1).expand(encoded.shape[0], -1, -1)
         tokens = blank.scatter(1, mask.visible[..., None].expand_as(encoded), encoded)
         if self.config.decoder_mode == "single":
             return self.decoder[0](tokens, positions)
@@ -253,24 +274,29 @@ class MuViTMAE(FolderModel):
         )
 
     def _draw(
-        self, x: Tensor, tokens: Tensor, consistent: bool, generator: torch.Generator | None, is_ratio: bool
+        self,
+        batch: int,
+        tokens_per_level: int,
+        device: torch.device,
+        generator: torch.Generator | None,
+        is_consistent: bool = False,
+        is_ratio: bool = False,
     ) -> TokenMask:
-        per_level = tokens.shape[1] // len(self.levels)
         ratio = self.config.masking_ratio
-        if consistent:
+        if is_consistent:
             return draw_consistent_mask(
-                len(x), self.levels, per_level, ratio=ratio, generator=generator, device=x.device
+                batch, self.levels, tokens_per_level, ratio=ratio, generator=generator, device=device
             )
         return draw_mask(
-            len(x),
+            batch,
             len(self.levels),
-            per_level,
+            tokens_per_level,
             ratio=ratio,
             mode=self.config.masking_mode,
             is_ratio=is_ratio,
             share_draw=self.config.share_masking_draw,
             generator=generator,
-            device=x.device,
+            device=device,
         )
 
     def _target(self, patches: Tensor, eps: float) -> tuple[Tensor, Tensor | float, Tensor | float]:
@@ -281,17 +307,11 @@ class MuViTMAE(FolderModel):
         mean, scale = patches.mean(-1, keepdim=True), patches.std(-1, keepdim=True) + eps
         return (patches - mean) / scale, mean, scale
 
-    def _average(self, error: Tensor, is_masked: Tensor) -> tuple[Tensor, Tensor]:
-        """Loss of each level ``(L)`` and of all, from the error of each token ``(B, N)``."""
-        shape = (len(error), len(self.levels), -1)
+    def _summed(self, error: Tensor, is_masked: Tensor) -> tuple[Tensor, Tensor]:
+        """Error of the masked tokens ``(B, N)`` and their number, summed over each level ``(L)``."""
+        shape = (error.shape[0], len(self.levels), -1)
         weight = is_masked.to(error.dtype)
-        total = (error * weight).reshape(shape).sum((0, 2))
-        count = weight.reshape(shape).sum((0, 2))
-        per_level = total / count
-        if self.config.loss_average == "token":
-            return per_level, total.sum() / count.sum()
-        has_any = count > 0
-        return per_level, torch.where(has_any, total / count.clamp(min=1), 0).sum() / has_any.sum()
+        return (error * weight).reshape(shape).sum((0, 2)), weight.reshape(shape).sum((0, 2))
 
 
 class MuViTMAE2d(MuViTMAE):

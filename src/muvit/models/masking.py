@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from muvit.errors import InputError
-from muvit.geometry import Level
+from muvit.levels import Level
 
 MaskingMode = Literal["dirichlet", "random"] | Sequence[float]
 """``dirichlet``: levels weighted by a draw from a Dirichlet distribution; ``random``: all tokens alike; numbers: the

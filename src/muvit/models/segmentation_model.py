@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from muvit.errors import InputError
-from muvit.geometry import Level
+from muvit.levels import Level
 from muvit.models.encoder import EncoderConfig
 from muvit.models.folder import FolderModel
 

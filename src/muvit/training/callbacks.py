@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from muvit.data.crops.preprocessing import FILE, Preprocessing
-from muvit.geometry import level_name
 from muvit.labels import IGNORE
-from muvit.pictures import Picture, colorize, panel, to_rgb
-from muvit.training.reconstruct import PretrainTask
+from muvit.levels import level_name
+from muvit.pictures import Picture, colorize, outline_boxes, panel, to_rgb
 from muvit.training.segment import SegmentationTask
+from muvit.training.task import BaseTask
 
 
 class KeepModels(Callback):
@@ -59,7 +59,7 @@ class KeepModels(Callback):
         self.best = state_dict["best"]
 
     def _save(self, task: LightningModule, name: str) -> None:
-        assert isinstance(task, SegmentationTask | PretrainTask)
+        assert isinstance(task, BaseTask)
         task.model_to_keep().save(self.folder / name, overwrite=True, extra_files=self.extra_files)
 
 
@@ -80,6 +80,8 @@ def publish(picture: Image, trainer: Trainer, folder: Path, title: str) -> None:
 
 class ExamplePictures(Callback):
     """Draws the same few validation crops after each validation: views, truth, prediction; as PNG and in TensorBoard.
+
+    Coarser views show the frame of the finest.
 
     Args:
         folder: receives ``epoch_<n>.png``.
@@ -108,13 +110,29 @@ class ExamplePictures(Callback):
 
     def _row(self, sample: dict, guess: np.ndarray, task: SegmentationTask) -> list:
         colors, shown = self.preprocessing.class_colors, task.model.views
-        views = [
-            (f"level {level_name(level)}", to_rgb(_middle(view.numpy(), shown.ndim)))
-            for level, view in zip(shown.levels, sample["img"], strict=True)
-        ]
+        pictures = [to_rgb(_middle(view.numpy(), shown.ndim)) for view in sample["img"]]
+        finest, *coarser = sample["bbox"]
+        framed = [outline_boxes(p, frame(finest, b, p.shape[:2])) for p, b in zip(pictures[1:], coarser, strict=True)]
+        titles = [f"level {level_name(level)}" for level in shown.levels]
+        views = list(zip(titles, [pictures[0], *framed], strict=True))
         truth, guess = (_middle(labels, shown.ndim) for labels in (sample["label"].numpy(), guess))
-        pictures = (colorize(truth, colors, ignore=(IGNORE,)), colorize(guess, colors))
-        return [*views, *(Picture(*named, True) for named in zip(("truth", "prediction"), pictures, strict=True))]
+        return [
+            *views,
+            Picture("truth", colorize(truth, colors, ignore=(IGNORE,)), True),
+            Picture("prediction", colorize(guess, colors), True),
+        ]
+
+
+def frame(inner: Tensor, outer: Tensor, shape: tuple[int, ...]) -> np.ndarray:
+    """Where a view lies in the picture of another, ``(1, 2, 2)`` in yx pixels of that picture.
+
+    Args:
+        inner: box ``(2, ndim)`` of the view, in world pixels.
+        outer: box ``(2, ndim)`` of the view that the picture shows.
+        shape: ``(H, W)`` of the picture.
+    """
+    lower, upper = outer[:, -2:]
+    return ((inner[:, -2:] - lower) / (upper - lower) * torch.tensor(shape))[None].numpy()
 
 
 def _middle(pixels: np.ndarray, ndim: int) -> np.ndarray:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 import lightning
-from lightning import Callback, LightningModule
+from lightning import Callback
 from lightning.pytorch.callbacks import EarlyStopping
 
 from muvit.models.classifier import Classifier
@@ -56,7 +56,7 @@ def train_classifier(
     checkpoint = prepare_folder(recipe, output, resume, overwrite)
     metric: Literal["val_loss", "val_accuracy"] = "val_accuracy" if run.monitor == "val_accuracy" else "val_loss"
     keep: list[Callback] = [
-        _KeepClassifiers(output, preprocessing, metric=metric, lower_is_better=metric == "val_loss"),
+        KeepModels(output, preprocessing, metric=metric, lower_is_better=metric == "val_loss"),
         *(callbacks or []),
     ]
     if run.early_stop is not None:
@@ -64,9 +64,3 @@ def train_classifier(
     if val_crops is not None and run.pictures:
         keep.append(ExampleClasses(output / "pictures", val_crops, run.pictures, data.class_names))
     return fit(task, data, recipe, output, callbacks=keep, checkpoint=checkpoint)
-
-
-class _KeepClassifiers(KeepModels):
-    def _save(self, task: LightningModule, name: str) -> None:
-        assert isinstance(task, ClassificationTask)
-        task.model_to_keep().save(self.folder / name, overwrite=True, extra_files=self.extra_files)

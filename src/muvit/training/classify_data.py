@@ -27,7 +27,7 @@ class ClassificationData(CropsData):
     train_crops: ClassifiedCrops
 
     def __init__(self, recipe: ClassifyRecipe) -> None:
-        super().__init__(recipe.data, recipe.run.seed)
+        super().__init__(recipe.data, recipe.run)
         self.recipe = recipe
         data, encoder = recipe.data, recipe.model.encoder
         self.crops = self._crop_config(encoder_views(encoder))
@@ -50,13 +50,10 @@ class ClassificationData(CropsData):
             augmentation=data.augmentation,
         )
 
-    @cached_property
-    def val_crops(self) -> ClassifiedTiles | ClassifiedCrops | None:
-        """Validation crops without augmentation: every tile once, or random ones of each slide in turn."""
+    def _open_val_crops(self, folder: Path) -> ClassifiedTiles | ClassifiedCrops:
+        """Every tile once, or random crops of each slide in turn."""
         data = self.recipe.data
-        if data.val is None:
-            return None
-        slides, names = self._open(Path(data.val))
+        slides, names = self._open(folder)
         if data.val_samples is None:
             return ClassifiedTiles(slides, self._numbers(names), self.crops)
         if data.val_samples < len(slides):

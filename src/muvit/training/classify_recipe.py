@@ -7,7 +7,7 @@ from muvit.errors import InputError
 from muvit.models.classifier import ClassifierConfig
 from muvit.training.old_recipes import upgrade_recipe
 from muvit.training.optim import OptimConfig
-from muvit.training.recipes import CropsConfig, InitConfig, RunConfig
+from muvit.training.recipes import CropsConfig, InitConfig, RunConfig, check_sizes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +43,7 @@ class ClassifyRecipe:
     upgrade = staticmethod(upgrade_recipe)
 
     def __post_init__(self) -> None:
+        check_sizes(self.data, self.model)
         steps = self.run.devices * self.run.num_nodes * self.data.batch_size
         if self.data.samples_per_epoch < steps:
             raise InputError(

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,16 +11,17 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, default_collate
 from torchmetrics import CatMetric
 
-from muvit.geometry import level_name
+from muvit.levels import level_name
 from muvit.metrics import class_scores, mean_of_slides
 from muvit.models.classifier import Classifier
 from muvit.pictures import panel, to_rgb
 from muvit.training.callbacks import publish, spread
 from muvit.training.optim import OptimConfig, build_optimizer, build_schedule
 from muvit.training.pretrained import merged
+from muvit.training.task import BaseTask
 
 
-class ClassificationTask(LightningModule):
+class ClassificationTask(BaseTask):
     """Trains a `Classifier` on samples with ``img``, ``bbox``, ``class`` and ``slide``.
 
     The loss is the cross entropy of crops. Logs ``train_loss`` at every step, and after each validation ``val_loss``,
@@ -34,26 +35,21 @@ class ClassificationTask(LightningModule):
         seed: of whatever is random in the model.
     """
 
+    model: Classifier
+    optim: OptimConfig
+
     def __init__(self, model: Classifier, optim: OptimConfig, *, freeze_encoder: bool = False, seed: int = 0) -> None:
-        super().__init__()
-        self.model, self.optim, self.freeze_encoder, self.seed = model, optim, freeze_encoder, seed
+        super().__init__(model, optim, seed=seed, freeze_encoder=freeze_encoder)
         self.guesses = CatMetric()  # (N, K + 2): probabilities, class and slide of each crop
 
-    def train(self, mode: bool = True) -> Self:
-        """Switch between training and evaluation; a frozen encoder stays in evaluation."""
-        super().train(mode)
-        if self.freeze_encoder:
-            self.model.encoder.eval()
-        return self
+    @property
+    def encoder(self) -> nn.Module:
+        """The encoder of the classifier."""
+        return self.model.encoder
 
     def model_to_keep(self) -> Classifier:
         """The model that is saved: plain weights, adapters merged into them."""
         return merged(self.model)
-
-    def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Tie dropout and random attention to the step, so that a resumed run repeats them."""
-        sequence = np.random.SeedSequence((self.seed, self.global_rank, self.global_step))
-        torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0]))
 
     def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
         """Loss of one batch."""
@@ -67,6 +63,7 @@ class ClassificationTask(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the scores of crops and of slides."""
+        super().on_validation_epoch_end()
         table = self.guesses.compute().double().cpu().numpy()
         self.guesses.reset()
         shares, classes, slides = table[:, :-2], table[:, -2].astype(np.int64), table[:, -1].astype(np.int64)
@@ -81,29 +78,14 @@ class ClassificationTask(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW with warm-up and cosine, stepped with every batch."""
-        optimizer = build_optimizer(self.model, self.model.encoder, self.optim)
+        optimizer = build_optimizer(self.model, self.encoder, self.optim)
         schedule = build_schedule(optimizer, int(self.trainer.estimated_stepping_batches), self.optim.warmup_fraction)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Clear what is not finite from the gradients, if asked for; runs before they are clipped."""
-        if self.optim.zero_nonfinite_gradients:
-            for parameter in self.parameters():
-                if parameter.grad is not None:
-                    parameter.grad.nan_to_num_(0.0, 0.0, 0.0)
 
     def _step(self, batch: Mapping[str, Tensor], stage: str) -> tuple[Tensor, Tensor]:
         logits = self.model(batch["img"], batch["bbox"])
         loss = nn.functional.cross_entropy(logits.float(), batch["class"])
-        on_train = stage == "train"
-        self.log(
-            f"{stage}_loss",
-            loss.detach(),
-            on_step=on_train,
-            on_epoch=not on_train,
-            sync_dist=not on_train,
-            batch_size=len(logits),
-        )
+        self.log_loss(stage, loss, len(logits))
         return loss, logits
 
 

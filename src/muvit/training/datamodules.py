@@ -22,10 +22,10 @@ from muvit.data.crops.statistics import measure_channels
 from muvit.data.folders import class_legend, open_folder, open_labelled_folder
 from muvit.data.slides.slide import Slide
 from muvit.errors import InputError
-from muvit.geometry import Level
+from muvit.levels import Level
 from muvit.models.segmentation_model import Views
 from muvit.pictures import class_colors
-from muvit.training.recipes import CropsConfig, PretrainRecipe, Recipe
+from muvit.training.recipes import CropsConfig, PretrainRecipe, Recipe, RunConfig
 
 _LOG = logging.getLogger(__name__)
 
@@ -35,19 +35,32 @@ class CropsData(LightningDataModule):
 
     Args:
         data: the slides and the crops.
-        seed: of everything random.
+        run: seed of everything random, and how many processes share the crops.
     """
 
     crops: CropConfig
     train_crops: NestedCrops
 
-    def __init__(self, data: CropsConfig, seed: int) -> None:
+    def __init__(self, data: CropsConfig, run: RunConfig) -> None:
         super().__init__()
-        self.data, self.seed = data, seed
+        self.data, self.seed, self.num_processes = data, run.seed, run.devices * run.num_nodes
 
-    @property
+    @cached_property
     def val_crops(self) -> SlideCrops | None:
-        """Validation crops without augmentation, if there are validation slides."""
+        """Validation crops without augmentation, every tile or a fixed random choice, if there are validation slides.
+
+        Raises:
+            InputError: a process would be without any, while the others wait for its scores.
+        """
+        if self.data.val is None:
+            return None
+        crops = self._open_val_crops(Path(self.data.val))
+        if len(crops) < self.num_processes:
+            expected = f"slides of at least {self.num_processes} crops, one for each device"
+            raise InputError("data.val", expected=expected, got=len(crops))
+        return crops
+
+    def _open_val_crops(self, folder: Path) -> SlideCrops:
         raise NotImplementedError
 
     def train_dataloader(self) -> DataLoader:
@@ -90,6 +103,7 @@ class CropsData(LightningDataModule):
             free_views=self.crops.free_views,
             class_names=tuple(names),
             class_colors=tuple(colors),
+            has_background=self.crops.has_background,
             pixel_size_um=image.pixel_size_um,
         )
 
@@ -148,13 +162,14 @@ class SegmentationData(CropsData):
     """
 
     def __init__(self, recipe: Recipe, views: Views) -> None:
-        super().__init__(recipe.data, recipe.run.seed)
+        super().__init__(recipe.data, recipe.run)
         self.recipe = recipe
         data = recipe.data
         self.crops = self._crop_config(
             views,
             num_classes=recipe.model.num_classes,
             ignore_labels=data.ignore_labels,
+            has_background=data.has_background,
             label_levels=data.label_levels,
         )
         relay = recipe.relay
@@ -172,14 +187,8 @@ class SegmentationData(CropsData):
             foreground_fraction=data.foreground_fraction,
         )
 
-    @cached_property
-    def val_crops(self) -> SlideCrops | None:
-        """Validation crops without augmentation: every tile once, or a fixed random choice."""
-        folder = self.recipe.data.val
-        if folder is None:
-            return None
-        slides = open_labelled_folder(Path(folder), self.crops.levels)
-        return self._fixed_crops(self._pairs(slides), self.crops)
+    def _open_val_crops(self, folder: Path) -> SlideCrops:
+        return self._fixed_crops(self._pairs(open_labelled_folder(folder, self.crops.levels)), self.crops)
 
     @cached_property
     def preprocessing(self) -> Preprocessing:
@@ -217,7 +226,7 @@ class PretrainData(CropsData):
     """
 
     def __init__(self, recipe: PretrainRecipe) -> None:
-        super().__init__(recipe.data, recipe.run.seed)
+        super().__init__(recipe.data, recipe.run)
         self.recipe = recipe
         model = recipe.model
         self.crops = self._crop_config(
@@ -226,11 +235,8 @@ class PretrainData(CropsData):
         self.train_slides = self._open(Path(recipe.data.train))
         self.train_crops = self._random_crops(self.train_slides, self.crops)
 
-    @cached_property
-    def val_crops(self) -> SlideCrops | None:
-        """Validation crops without augmentation: every tile once, or a fixed random choice."""
-        folder = self.recipe.data.val
-        return None if folder is None else self._fixed_crops(self._open(Path(folder)), self.crops)
+    def _open_val_crops(self, folder: Path) -> SlideCrops:
+        return self._fixed_crops(self._open(folder), self.crops)
 
     @cached_property
     def preprocessing(self) -> Preprocessing:

@@ -29,13 +29,13 @@ class OptimConfig:
     """After the warm-up: half a cosine down to 0; or constant, and multiplied by plateau_factor whenever run.monitor
     has not risen by a hundredth of itself for more than plateau_patience validations (Relay Tokens)."""
     plateau_factor: float = 0.2
-    """What the plateau schedule multiplies the learning rate by."""
+    """Factor of the learning rate at each decay of the plateau schedule."""
     plateau_patience: int = 4
-    """Validations without a rise that the plateau schedule bears."""
+    """Validations without improvement before the plateau schedule decays."""
     gradient_clip: float | None = 0.5
     """Largest norm of the gradient; null does not clip it."""
     zero_nonfinite_gradients: bool = False
-    """Take NaN and infinite entries of the gradient for 0, instead of failing later (Relay Tokens)."""
+    """Replace NaN and infinite entries of the gradient by 0 (Relay Tokens)."""
 
     def __post_init__(self) -> None:
         for name, fits, expected in (
@@ -67,8 +67,10 @@ class PretrainOptimConfig:
     """Epochs over which the learning rate rises linearly to its peak."""
     warmup_start: float = 0.01
     """Share of the peak that it rises from."""
-    gradient_clip: float = 0.5
-    """Largest norm of the gradient."""
+    gradient_clip: float | None = 0.5
+    """Largest norm of the gradient; null does not clip it."""
+    zero_nonfinite_gradients: bool = False
+    """Take NaN and infinite entries of the gradient for 0, instead of failing later."""
     ema_decay: float | None = None
     """Validate and keep an exponential moving average of the weights with this decay per step, 0.999 for example;
     unset, the weights themselves."""
@@ -80,7 +82,7 @@ class PretrainOptimConfig:
             ("weight_decay", self.weight_decay >= 0, "a number >= 0"),
             ("warmup_epochs", self.warmup_epochs >= 0, "a number >= 0"),
             ("warmup_start", 0 <= self.warmup_start < 1, "a share in [0, 1)"),
-            ("gradient_clip", self.gradient_clip > 0, "a positive number"),
+            ("gradient_clip", self.gradient_clip is None or self.gradient_clip > 0, "a positive number, or null"),
             ("ema_decay", self.ema_decay is None or 0 <= self.ema_decay < 1, "a number in [0, 1)"),
         ):
             if not fits:
@@ -161,5 +163,12 @@ def _is_matrix(name: str, parameter: nn.Parameter) -> bool:
     return parameter.ndim > 1 and name.rpartition(".")[2] not in _VECTORS
 
 
+_FUSED = ("cpu", "cuda")
+"""Kinds of device that AdamW is stepped on by one kernel; what stands on others is stepped operation by operation."""
+
+
 def _adamw(groups: list[dict[str, Any]], **options: Any) -> AdamW:
-    return AdamW([g for g in groups if g["params"]], fused=torch.cuda.is_available(), **options)
+    groups = [g for g in groups if g["params"]]
+    parameters = [p for g in groups for p in g["params"]]
+    is_fused = all(p.device.type in _FUSED and p.is_floating_point() for p in parameters)
+    return AdamW(groups, fused=is_fused, **options)

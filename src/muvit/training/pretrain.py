@@ -92,7 +92,7 @@ def fit_mae(
     strategy: Any = "auto",
     data_gen: torch.Generator | None = None,
     dry: bool = False,
-    gradient_clip_val: float = 0.5,
+    gradient_clip_val: float | None = 0.5,
     fast_dev_run: bool = False,
     args_namespace: Namespace | None = None,
 ) -> None:
@@ -118,7 +118,7 @@ def fit_mae(
         strategy: as Lightning calls it.
         data_gen: its seed is that of the masks.
         dry: write nothing.
-        gradient_clip_val: largest norm of the gradient.
+        gradient_clip_val: largest norm of the gradient; 0 or None does not clip it.
         fast_dev_run: try one batch of each kind, and write nothing.
         args_namespace: further settings to log.
 
@@ -142,7 +142,7 @@ def fit_mae(
         )
         for one in loggers if args_namespace is not None else ():
             one.log_hyperparams(vars(args_namespace))
-    optim = PretrainOptimConfig(lr=lr, warmup_epochs=warmup_epochs, gradient_clip=gradient_clip_val)
+    optim = PretrainOptimConfig(lr=lr, warmup_epochs=warmup_epochs, gradient_clip=gradient_clip_val or None)
     seed = 0 if data_gen is None else data_gen.initial_seed()
     batch_size = train_dataloader.batch_size or 1
     task = PretrainTask(model, optim, batch_size=batch_size, seed=seed, use_boxes=not nobox)
@@ -151,7 +151,6 @@ def fit_mae(
         trainer = build_trainer(
             RunConfig(epochs=num_epochs, num_nodes=num_nodes),
             folder,
-            gradient_clip_val,
             keep,
             accelerator=accelerator,
             devices="auto",

@@ -1,6 +1,7 @@
 """Settings of a training run, as a YAML recipe or the command line gives them."""
 
 from dataclasses import dataclass, field, replace
+from math import prod
 from typing import Any, Literal, get_args, get_type_hints
 
 from muvit.data.crops.augment import Augmentation
@@ -9,9 +10,11 @@ from muvit.data.crops.config import LabelLevels
 from muvit.data.crops.placement import FreeViews, Placement
 from muvit.errors import InputError
 from muvit.models.baselines import BaselineConfig
+from muvit.models.classifier import ClassifierConfig
 from muvit.models.mae import MAEConfig
 from muvit.models.relay import RelayConfig
 from muvit.models.segmenter import SegmenterConfig
+from muvit.models.size import check_size
 from muvit.models.trained import NetworkConfig
 from muvit.training.old_recipes import upgrade_recipe
 from muvit.training.optim import OptimConfig, PretrainOptimConfig
@@ -32,23 +35,23 @@ class CropsConfig:
     {kind: range, low: 0, high: 255} or {kind: standardize, mean: [...], std: [...]}; without mean and std, those of the
     training slides."""
     padding: Literal["zero", "edge", "reflect"] = "zero"
-    """What a view shows beyond the border of the image."""
+    """Values of a view beyond the border of the image."""
     placement: Placement = "nested"
-    """Where the coarse views lie: around the next finer one, inside the image (nested, MuViT); centred on the finest,
-    also beyond the image (concentric, Relay Tokens); on a grid, shared by neighbouring tiles (grid); or anywhere
-    (free)."""
+    """Placement of the coarse views: around the next finer one, inside the image (nested, MuViT); centred on the
+    finest, also beyond the image (concentric, Relay Tokens); on a grid, shared by neighbouring tiles (grid); or
+    anywhere (free)."""
     free_views: FreeViews | None = None
     """Offsets and boxes of placement free; unset, anywhere in the image."""
     augmentation: Augmentation = field(default_factory=Augmentation)
     """Flips, intensity jitter and box perturbation of the training samples."""
     samples_per_epoch: int = 4096
-    """Random crops that make an epoch."""
+    """Random crops per epoch."""
     val_samples: int | None = None
     """Random crops to validate on, the same each time; unset, every tile of every validation slide."""
     batch_size: int = 8
     """Samples per step and device."""
     num_workers: int | None = None
-    """Processes that read ahead; unset, up to 8 beside a GPU and none on a CPU, which has its cores full."""
+    """Worker processes of the data loader; unset, up to 8 with a GPU and none on a CPU, whose cores are busy."""
 
     def __post_init__(self) -> None:
         for name in ("samples_per_epoch", "val_samples", "batch_size"):
@@ -70,15 +73,18 @@ class DataConfig(CropsConfig):
     train: str
     """Folder with images/<name>.* and labels/<name>.* to train on."""
     ignore_labels: tuple[int, ...] = ()
-    """Label values that are ignored in loss and metrics."""
+    """Label values ignored in loss and metrics."""
+    has_background: bool = True
+    """Whether class 0 is background: left out of mDSC and the mean foreground IoU, of the Dice loss and of balance.
+    Set false where every class counts (Cityscapes, whose class 0 is road)."""
     label_levels: LabelLevels = "finest"
     """Views whose labels are read: the finest, or all, each at its own level (needs label pyramids)."""
     class_names: tuple[str, ...] | None = None
-    """Name of each class, background first; unset, the names stored with the labels."""
+    """Name of each class; unset, the names stored with the labels."""
     balance: Balance = "none"
     """Make a share of the samples hold a foreground pixel: of any class, or of a class drawn first (classes)."""
     foreground_fraction: float = 0.5
-    """That share."""
+    """Share of the samples that hold a foreground pixel, with balance foreground or classes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +92,7 @@ class PretrainDataConfig(CropsConfig):
     """Which slides to pre-train on, and how crops are cut from them; no labels. The defaults are the paper's."""
 
     samples_per_epoch: int = 10_000
-    """Random crops that make an epoch."""
+    """Random crops per epoch."""
     batch_size: int = 48
     """Samples per step and device."""
 
@@ -131,11 +137,14 @@ class RunConfig:
     """How long and where to train."""
 
     epochs: int = 100
-    """Passes of samples_per_epoch samples."""
+    """Number of epochs, of data.samples_per_epoch samples each."""
     seed: int = 0
-    """Seed of everything random."""
+    """Seed of all random numbers."""
     accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = "auto"
     """Where to compute; auto takes a GPU if there is one."""
+    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
+    """Floating-point numbers: float32 (32-true), or in matrix products bfloat16 (bf16-mixed) or float16 with scaled
+    gradients (16-mixed); auto takes bf16-mixed on a CUDA device that computes in it, else 32-true."""
     devices: int = 1
     """Number of devices of each machine."""
     num_nodes: int = 1
@@ -147,7 +156,7 @@ class RunConfig:
     early_stop: int | None = None
     """Stop after so many validations in a row without a better score; unset, train for all epochs."""
     min_epochs: int = 1
-    """Passes before which that does not happen."""
+    """Least number of epochs before early stopping."""
     pictures: int = 4
     """Validation crops to draw after each validation; 0 draws none."""
     progress: bool = True
@@ -169,11 +178,34 @@ class RunConfig:
         ):
             if getattr(self, name) is not None and getattr(self, name) < least:
                 raise InputError(f"run.{name}", expected=f"a number >= {least}", got=getattr(self, name))
-        if self.monitor not in ("val_mdsc", "val_accuracy"):
-            raise InputError("run.monitor", expected="val_mdsc or val_accuracy", got=repr(self.monitor))
-        accelerators = get_args(get_type_hints(RunConfig)["accelerator"])
-        if self.accelerator not in accelerators:
-            raise InputError("run.accelerator", expected=" or ".join(accelerators), got=repr(self.accelerator))
+        if self.seed >= 2**32:
+            raise InputError("run.seed", expected="a number below 2^32", got=self.seed)
+        for name in ("monitor", "accelerator", "precision"):
+            choices = get_args(get_type_hints(RunConfig)[name])
+            if getattr(self, name) not in choices:
+                raise InputError(f"run.{name}", expected=" or ".join(choices), got=repr(getattr(self, name)))
+
+
+_MAX_BATCH = 2**32
+"""Most pixel values of a batch, 16 GiB as float32."""
+
+
+def check_sizes(data: CropsConfig, model: SegmenterConfig | MAEConfig | ClassifierConfig) -> None:
+    """Refuse a model or batches that no machine can hold, before memory is touched.
+
+    Raises:
+        InputError: the model has too many parameters, or a batch too many pixels.
+    """
+    check_size(model)
+    encoder, size = (model if isinstance(model, MAEConfig) else model.encoder), data.crop_size
+    pixels = size**encoder.ndim if isinstance(size, int) else prod(size)
+    values = data.batch_size * len(encoder.levels) * encoder.in_channels * pixels
+    if values > _MAX_BATCH:
+        raise InputError(
+            "data.crop_size and data.batch_size",
+            expected=f"batches of at most {_MAX_BATCH:.1e} pixel values",
+            got=f"{values:.1e}",
+        )
 
 
 def _check_steps(data: CropsConfig, run: RunConfig) -> None:
@@ -210,7 +242,11 @@ class Recipe:
     upgrade = staticmethod(upgrade_recipe)
 
     def __post_init__(self) -> None:
+        check_sizes(self.data, self.model)
         _check_steps(self.data, self.run)
+        for name in ("baseline", "relay"):
+            if getattr(self, name) is not None:
+                check_size(getattr(self, name), name)
         if self.baseline is not None and self.relay is not None:
             raise InputError("baseline and relay", expected="at most one of them", got="both")
         if self.init is not None and (self.baseline or self.relay) is not None:
@@ -261,4 +297,5 @@ class PretrainRecipe:
     upgrade = staticmethod(upgrade_recipe)
 
     def __post_init__(self) -> None:
+        check_sizes(self.data, self.model)
         _check_steps(self.data, self.run)

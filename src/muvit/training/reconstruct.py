@@ -3,26 +3,26 @@
 import copy
 from typing import Any
 
-import numpy as np
 import torch
-from lightning import LightningModule
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
-from torchmetrics import MeanMetric
 
 from muvit.errors import InputError
-from muvit.geometry import level_name
+from muvit.levels import level_name
 from muvit.models.mae import MuViTMAE
+from muvit.models.masking import TokenMask
 from muvit.training.optim import PretrainOptimConfig, build_pretrain_optimizer, build_schedule
+from muvit.training.task import BaseTask, Sums
 
-_TRAIN, _VALIDATE, _MODEL = 0, 1, 2
+_TRAIN, _VALIDATE = 0, 1
 
 
-class PretrainTask(LightningModule):
+class PretrainTask(BaseTask):
     """Trains a `MuViTMAE` on samples with ``img`` and ``bbox``.
 
     Pixels that are NaN or infinite become 0 before the model sees them, so that none reaches a loss or a gradient.
-    Masks follow from the seed, the step and the process alone; those of the validation are the same in every epoch.
+    Masks follow from the seed, the step and the sample's place among those of all processes, whatever their number;
+    those of the validation are the same in every epoch.
     Logs ``train_loss`` at every step, and with each validation ``val_loss`` and ``val_loss/level_<level>``.
 
     Args:
@@ -33,6 +33,9 @@ class PretrainTask(LightningModule):
         use_boxes: false hides the boxes from the model, which then places all levels around one common centre.
     """
 
+    model: MuViTMAE
+    optim: PretrainOptimConfig
+
     def __init__(
         self,
         model: MuViTMAE,
@@ -42,10 +45,10 @@ class PretrainTask(LightningModule):
         seed: int = 0,
         use_boxes: bool = True,
     ) -> None:
-        super().__init__()
-        self.model, self.optim, self.batch_size, self.seed, self.use_boxes = model, optim, batch_size, seed, use_boxes
+        super().__init__(model, optim, seed=seed)
+        self.batch_size, self.use_boxes = batch_size, use_boxes
         self.average = None if optim.ema_decay is None else copy.deepcopy(model).requires_grad_(False)
-        self.level_losses = nn.ModuleList(MeanMetric(nan_strategy="ignore") for _ in model.levels)
+        self.val_losses = Sums(len(model.levels))
         self._masks: torch.Generator | None = None
 
     def model_to_keep(self) -> MuViTMAE:
@@ -68,13 +71,11 @@ class PretrainTask(LightningModule):
         """Replace pixels that are not finite by 0."""
         return batch | {"img": torch.nan_to_num(batch["img"], nan=0.0, posinf=0.0, neginf=0.0)}
 
-    def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Tie dropout and random attention to the step, so that a resumed run repeats them."""
-        torch.manual_seed(self._number(_MODEL, self.global_step))
-
     def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
         """Loss of one batch."""
-        return self._step(self.model, batch, "train", _TRAIN, self.global_step)["loss"]
+        result, _ = self._step(self.model, batch, _TRAIN, self.global_step)
+        self.log_loss("train", result["loss"], len(batch["img"]))
+        return result["loss"]
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Update the averaged weights."""
@@ -84,42 +85,38 @@ class PretrainTask(LightningModule):
             update(list(self.average.parameters()), list(self.model.parameters()), None)
 
     def validation_step(self, batch: dict[str, Tensor], index: int, dataloader_idx: int = 0) -> None:
-        """Loss of one batch, overall and of each level."""
-        result = self._step(self.model_to_keep(), batch, "val", _VALIDATE, index)
-        for level, metric, loss in zip(self.model.levels, self.level_losses, result["loss_per_level"], strict=True):
-            assert isinstance(metric, MeanMetric)
-            metric.update(loss)
-            self.log(f"val_loss/level_{level_name(level)}", metric, add_dataloader_idx=False)
+        """Add the errors of one batch to those of each level."""
+        result, mask = self._step(self.model_to_keep(), batch, _VALIDATE, index)
+        count = mask.is_masked.unflatten(1, (len(self.model.levels), -1)).sum((0, 2))
+        # the loss of a level without masked tokens is NaN
+        self.val_losses.update(torch.where(count > 0, result["loss_per_level"] * count, 0), count)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the losses over all masked tokens, whatever the batches and processes that they were in."""
+        per_level, loss = self.model.average(*self.val_losses.compute())
+        self.val_losses.reset()
+        self.log("val_loss", loss, prog_bar=True)
+        for level, value in zip(self.model.levels, per_level, strict=True):
+            self.log(f"val_loss/level_{level_name(level)}", value)
 
     def configure_optimizers(self) -> Any:
         """AdamW with warm-up and cosine, stepped with every batch."""
-        optimizer = build_pretrain_optimizer(self.model, self.optim, self.batch_size * self.trainer.world_size)
+        optimizer = build_pretrain_optimizer(self.model, self.optim, self.batch_size * self.num_processes)
         steps, epochs = int(self.trainer.estimated_stepping_batches), self.trainer.max_epochs or 1
         schedule = build_schedule(optimizer, steps, self.optim.warmup_epochs / epochs, self.optim.warmup_start)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _step(
-        self, model: MuViTMAE, batch: dict[str, Tensor], stage: str, purpose: int, step: int
-    ) -> dict[str, Tensor]:
+        self, model: MuViTMAE, batch: dict[str, Tensor], purpose: int, step: int
+    ) -> tuple[dict[str, Tensor], TokenMask]:
+        mask = self._mask(batch["img"], purpose, step)
+        return model(batch["img"], batch["bbox"] if self.use_boxes else None, mask=mask), mask
+
+    def _mask(self, img: Tensor, purpose: int, step: int) -> TokenMask:
+        """This process's rows of a mask for the samples of all processes, which take turns."""
         if self._masks is None or self._masks.device != self.device:
             self._masks = torch.Generator(self.device)
-        self._masks.manual_seed(self._number(purpose, step))
-        bbox = batch["bbox"] if self.use_boxes else None
-        result = model(batch["img"], bbox, rng_generator=self._masks)
-        on_train, size = stage == "train", len(batch["img"])
-        self.log(
-            f"{stage}_loss",
-            result["loss"].detach(),
-            on_step=on_train,
-            on_epoch=not on_train,
-            prog_bar=not on_train,
-            sync_dist=not on_train,
-            batch_size=size,
-            add_dataloader_idx=False,
-        )
-        return result
-
-    def _number(self, purpose: int, step: int) -> int:
-        """A seed that no other purpose, step or process has."""
-        sequence = np.random.SeedSequence((self.seed, purpose, self.global_rank, step))
-        return int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1))
+        self._masks.manual_seed(self.random_number(purpose, step))
+        rows = self.num_processes * max(self.batch_size, len(img))
+        whole = self.model.draw_mask(rows, img.shape[3:], self._masks)
+        return TokenMask(whole.order[self.global_rank :: self.num_processes][: len(img)], whole.num_visible)

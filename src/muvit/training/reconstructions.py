@@ -9,7 +9,7 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
-from muvit.geometry import Level, level_name
+from muvit.levels import Level, level_name
 from muvit.models.mae import MASK_GREY, MuViTMAE
 from muvit.pictures import RGB, Picture, fit, outline_boxes, to_rgb
 from muvit.pictures import panel as arrange

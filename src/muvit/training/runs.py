@@ -18,6 +18,7 @@ import yaml
 from lightning import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.data import DataLoader
 
@@ -119,14 +120,12 @@ def fit(
     run = recipe.run
     with quiet(), stoppable(output):
         often = log_interval(data.train_dataloader(), run.devices * run.num_nodes)
-        trainer = build_trainer(run, output, recipe.optim.gradient_clip, callbacks, log_every_n_steps=often)
+        trainer = build_trainer(run, output, callbacks, log_every_n_steps=often)
         trainer.fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     return output / ("best" if (output / "best").exists() else "last")
 
 
-def build_trainer(
-    run: RunConfig, output: Path | None, gradient_clip: float | None, callbacks: Sequence[Callback], **options: Any
-) -> Trainer:
+def build_trainer(run: RunConfig, output: Path | None, callbacks: Sequence[Callback], **options: Any) -> Trainer:
     """Trainer of a run that logs to ``output`` and can be resumed from there; without ``output`` it writes nothing.
 
     ``options`` go to Lightning's trainer.
@@ -150,11 +149,9 @@ def build_trainer(
         "accelerator": run.accelerator,
         "devices": run.devices,
         "num_nodes": run.num_nodes,
-        "precision": precision_for(run.accelerator),
         "max_epochs": run.epochs,
         "min_epochs": run.min_epochs,
         "check_val_every_n_epoch": run.val_every,
-        "gradient_clip_val": gradient_clip,
         "callbacks": keep,
         "logger": False,
         "enable_checkpointing": output is not None,
@@ -164,7 +161,18 @@ def build_trainer(
         "enable_progress_bar": run.progress,
         "enable_model_summary": False,
     }
+    if "precision" not in options:
+        settings |= _precision(run)
     return Trainer(**settings | options)
+
+
+def _precision(run: RunConfig) -> dict[str, Any]:
+    """Arguments of Lightning's trainer for the precision of a run."""
+    precision = precision_for(run.accelerator) if run.precision == "auto" else run.precision
+    has_gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
+    if precision == "16-mixed" and (run.accelerator == "cpu" or not has_gpu):
+        return {"plugins": [MixedPrecision("16-mixed", "cpu")]}  # Lightning would take bf16-mixed
+    return {"precision": precision}
 
 
 def log_interval(batches: DataLoader, num_processes: int = 1) -> int:
@@ -210,9 +218,9 @@ def check_wandb() -> None:
 
 
 def precision_for(accelerator: str) -> str:
-    """bfloat16 mixed precision on a GPU, full precision elsewhere."""
-    on_gpu = accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.is_available())
-    return "bf16-mixed" if on_gpu else "32-true"
+    """bfloat16 mixed precision on a GPU that computes in it, full precision elsewhere."""
+    can = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    return "bf16-mixed" if can and torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
 
 
 @contextmanager

@@ -54,12 +54,13 @@ def train_segmenter(
         start_from(model, recipe.init)
     task = SegmentationTask(
         model,
-        SegmentationLoss(**asdict(recipe.loss)),
+        SegmentationLoss(**asdict(recipe.loss), has_background=preprocessing.has_background),
         recipe.optim,
         preprocessing.class_names,
         freeze_encoder=recipe.init is not None and recipe.init.mode == "frozen",
         seed=recipe.run.seed,
         monitor=recipe.run.monitor,
+        has_background=preprocessing.has_background,
     )
     checkpoint = prepare_folder(recipe, output, resume, overwrite)
     keep = [KeepModels(output, preprocessing, metric=recipe.run.monitor), *(callbacks or [])]

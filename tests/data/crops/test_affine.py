@@ -12,8 +12,9 @@ from muvit.data.crops.crops import GridCrops, NestedCrops
 from muvit.data.crops.normalize import Range
 from muvit.data.crops.placement import FreeViews, place_views
 from muvit.errors import InputError
-from muvit.geometry import box_center, box_size, level_factors, patch_centers
+from muvit.geometry import box_center, box_size, patch_centers
 from muvit.labels import IGNORE
+from muvit.levels import level_factors
 
 AS_STORED = Range(0, 1)
 LEVELS = (1, 4)

@@ -6,6 +6,7 @@ from memory_slide import MemorySlide, label_slide
 
 from muvit.data.crops import balance
 from muvit.data.crops.balance import ForegroundIndex, locate_classes
+from muvit.data.pyramids.reduction import majority
 from muvit.errors import InputError
 
 
@@ -33,7 +34,8 @@ def test_every_class_is_located_with_its_area_and_true_pixels():
 
 @pytest.mark.parametrize("levels", [(1,), (1, 4), (1, 4, 16)])
 def test_large_labels_are_looked_at_coarsely(levels, monkeypatch):
-    monkeypatch.setattr(balance, "_MAX_SCANNED_PX", 2000)
+    for limit in ("_MAX_READ_PX", "_MAX_SCANNED_PX"):
+        monkeypatch.setattr(balance, limit, 2000)
     monkeypatch.setattr(balance, "_MAX_BLOCK_PX", 1500)
     labels = disks(1)
     slide = label_slide(labels, levels)
@@ -49,10 +51,24 @@ def test_large_labels_are_looked_at_coarsely(levels, monkeypatch):
         assert entry.area == pytest.approx((labels == entry.value).sum(), rel=0.5)
 
 
+def test_small_things_that_a_coarse_level_has_lost_are_still_located(monkeypatch):
+    labels = np.zeros((256, 256), np.uint8)
+    labels[::8, ::8], labels[1::8, ::8] = 1, 1  # 1/32 of the pixels, and of none of the blocks of level 8 the most
+    slide = MemorySlide({1: labels[None], 8: majority(labels[None], 8)})
+    monkeypatch.setattr(balance, "_MAX_SCANNED_PX", 1 << 14)
+    found = {entry.value: entry.area for entry in locate_classes(0, slide, 1)}
+    assert {level for level, _ in slide.windows} == {1}
+    assert sum(found.values()) == labels.size
+    assert found[1] == pytest.approx((labels == 1).sum(), rel=1)
+    monkeypatch.setattr(balance, "_MAX_READ_PX", 1 << 14)
+    assert [entry.value for entry in locate_classes(0, slide, 1)] == [0]
+
+
 @pytest.mark.parametrize("level", [1, 2])
 @pytest.mark.parametrize("scanned", [10**6, 500])
 def test_drawn_pixels_are_foreground_at_the_wanted_level(level, scanned, monkeypatch):
-    monkeypatch.setattr(balance, "_MAX_SCANNED_PX", scanned)
+    for limit in ("_MAX_READ_PX", "_MAX_SCANNED_PX"):
+        monkeypatch.setattr(balance, limit, scanned)
     slides = [label_slide(disks(seed), (1, 2, 16)) for seed in (1, 2)]
     found = [entry for i, slide in enumerate(slides) for entry in locate_classes(i, slide, level)]
     index = ForegroundIndex(slides, found, level=level, balance="foreground")
@@ -69,7 +85,7 @@ def test_foreground_is_drawn_by_area_and_classes_alike():
     found = locate_classes(0, slides[0], 1)
 
     def share_of_class_1(mode):
-        index = ForegroundIndex(slides, found, level=1, balance=mode, ignore_labels=(9,))
+        index = ForegroundIndex(slides, found, level=1, balance=mode, not_foreground=(0, 9))
         rng = np.random.default_rng(0)
         values = [labels[index.draw(rng)[1]] for _ in range(2000)]
         assert set(values) == {1, 2}
@@ -79,7 +95,8 @@ def test_foreground_is_drawn_by_area_and_classes_alike():
     assert share_of_class_1("classes") == pytest.approx(0.5, abs=0.04)
 
 
-def test_pyramid_that_disagrees_with_its_finest_level_gives_the_middle():
+def test_pyramid_that_disagrees_with_its_finest_level_gives_the_middle(monkeypatch):
+    monkeypatch.setattr(balance, "_MAX_READ_PX", 10**6)
     coarse = np.ones((1, 4, 4), dtype=np.uint8)
     slide = MemorySlide({1: np.zeros((1, 2000, 2000), dtype=np.uint8), 500: coarse})
     index = ForegroundIndex([slide], locate_classes(0, slide, 1), level=1, balance="foreground")
@@ -90,4 +107,4 @@ def test_pyramid_that_disagrees_with_its_finest_level_gives_the_middle():
 def test_background_only_is_refused():
     slide = label_slide(np.full((8, 8), 3, dtype=np.uint8))
     with pytest.raises(InputError, match="balance 'classes': expected labels with some foreground"):
-        ForegroundIndex([slide], locate_classes(0, slide, 1), level=1, balance="classes", ignore_labels=(3,))
+        ForegroundIndex([slide], locate_classes(0, slide, 1), level=1, balance="classes", not_foreground=(0, 3))

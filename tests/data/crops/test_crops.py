@@ -285,6 +285,16 @@ def test_labels_need_the_number_of_classes():
         NestedCrops([(image(), image())], CropConfig(levels=(1, 4), size=(16, 16)))
 
 
+@pytest.mark.parametrize("has_background", [True, False])
+def test_class_0_is_balanced_like_the_others_where_there_is_no_background(has_background):
+    labels = np.ones((64, 64), np.uint8)
+    labels[:4, :4] = 0
+    config = CropConfig(levels=(1,), size=(8, 8), num_classes=2, has_background=has_background)
+    crops = NestedCrops([(image(), label_slide(labels))], config, balance="classes", foreground_fraction=1)
+    shown = np.mean([bool((crops[i]["label"] == 0).any()) for i in range(100)])
+    assert shown > 0.4 if not has_background else shown < 0.1
+
+
 def test_labels_that_are_no_class_are_refused_before_any_work():
     labels = np.zeros((64, 64), dtype=np.uint8)
     labels[10, 10] = 7
@@ -335,3 +345,23 @@ def test_wrong_configs_are_refused(options, message):
 def test_wrong_options_are_refused(options, message):
     with pytest.raises(InputError, match=message):
         NestedCrops([(image(), None)], CropConfig(levels=(1, 4), size=(16, 16)), **options)
+
+
+@pytest.mark.parametrize("padding, beyond", [("zero", {0.0}), ("edge", set()), ("reflect", set())])
+@pytest.mark.parametrize(
+    "placement, turns",
+    [("nested", {}), ("concentric", {}), ("concentric", {"scale": (0.5, 2), "rotation_degrees": 90})],
+)
+def test_augmentation_leaves_zero_padding_as_prediction_has_it(padding, beyond, placement, turns):
+    """A bright image of 40 pixels in views of up to 128: what is not the image is 0, in training too."""
+    slide = MemorySlide({level: np.full((1, 40 // level, 40 // level), 5, np.float32) for level in (1, 8)})
+    config = CropConfig(levels=(1, 8), size=(16, 16), normalization=Range(0, 1), padding=padding, placement=placement)
+    jitter = Augmentation(gain=(2, 2), offset=(7, 7), quarter_turns=True, **turns)
+    plain, dataset = (NestedCrops([(slide, None)], config, augmentation=aug) for aug in (None, jitter))
+    for index in range(8):
+        sample = dataset[index]
+        assert sample.keys() == plain[index].keys() == {"img", "bbox"}
+        assert set(sample["img"].unique().tolist()) == {17.0} | beyond
+        if not turns:
+            shown = plain[index]["img"] != 0
+            assert ((sample["img"] != 0).sum((1, 2, 3)) == shown.sum((1, 2, 3))).all()

@@ -14,9 +14,10 @@ from muvit.data.crops.normalize import Range
 from muvit.data.crops.placement import FreeViews, place_views
 from muvit.data.crops.preprocessing import Preprocessing
 from muvit.errors import InputError
-from muvit.geometry import box_center, box_size, is_inside, level_factors, patch_centers
+from muvit.geometry import box_center, box_size, is_inside, patch_centers
 from muvit.inference.tiling.tiles import TilePlan
 from muvit.labels import IGNORE
+from muvit.levels import level_factors
 
 LEVELS = (1, 4)
 NEAR = FreeViews(offset_px=((-150, -90), (20, 60)))

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from muvit.data.crops.placement import Placement, Window, place_views, start_range, tile_placements
 from muvit.errors import InputError
-from muvit.geometry import box_center, is_inside, level_factors
+from muvit.geometry import box_center, is_inside
+from muvit.levels import level_factors
 
 LEVELS = st.sampled_from([(1,), (1, 4), (1, 8, 32), (8, 32), (1, 2, 3), (2, 3, 7.5), (1, 4.25, 16.5)])
 

@@ -60,6 +60,15 @@ def test_the_file_is_plain_yaml(tmp_path):
     assert values["normalization"] == {"kind": "range", "low": 0, "high": 255}
 
 
+def test_a_file_that_does_not_tell_of_the_background_has_one(tmp_path):
+    keep(tmp_path, has_background=False)
+    assert not Preprocessing.load(tmp_path).has_background
+    older = yaml.safe_load((tmp_path / FILE).read_text())
+    del older["has_background"]
+    (tmp_path / FILE).write_text(yaml.safe_dump(older))
+    assert Preprocessing.load(tmp_path).has_background
+
+
 def test_every_class_has_a_colour():
     with pytest.raises(InputError, match="class_colors: expected one colour for each of 2 classes"):
         Preprocessing(**SETTINGS | {"class_colors": ((0, 0, 0),)})
@@ -95,6 +104,7 @@ def spoiled(**changes):
         spoiled(context="centered"),
         spoiled(crop_size=[0, 64]),
         spoiled(crop_size="big"),
+        spoiled(has_background="road"),
     ],
 )
 def test_a_file_of_something_else_is_refused(tmp_path, text):

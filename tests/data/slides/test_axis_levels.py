@@ -15,9 +15,10 @@ from muvit.data.pyramids.convert import convert_image
 from muvit.data.slides.ome_zarr import PyramidWriter
 from muvit.data.slides.open import open_slide
 from muvit.errors import InputError
-from muvit.geometry import box_size, check_levels, is_inside, level_name, naive_boxes, patch_centers, plain_level
+from muvit.geometry import box_size, is_inside, naive_boxes, patch_centers
 from muvit.inference.tiling.tiles import TilePlan
 from muvit.labels import IGNORE
+from muvit.levels import check_levels, level_name, plain_level
 from muvit.models.encoder import MuViTEncoder3d
 from muvit.models.mae import MuViTMAE3d
 
@@ -131,7 +132,8 @@ def test_an_autoencoder_masks_and_restores_such_views():
 
 @pytest.mark.parametrize("level", [1, (1, 2, 2)])
 def test_foreground_is_found_where_it_is(level, monkeypatch):
-    monkeypatch.setattr("muvit.data.crops.balance._MAX_SCANNED_PX", 400)
+    for limit in ("_MAX_READ_PX", "_MAX_SCANNED_PX"):
+        monkeypatch.setattr(f"muvit.data.crops.balance.{limit}", 400)
     labels = np.zeros((9, 40, 60), np.uint8)
     labels[4:6, 8:16, 32:48] = 2
     slide = label_slide(labels, (1, (1, 2, 2), (1, 4, 4)))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from memory_slide import MemorySlide
 
-from muvit.data.pyramids.reduction import area_mean
+from muvit.data.pyramids.reduction import area_mean, majority
 from muvit.data.slides.derived import DerivedLevels, complete_slide, with_levels
 from muvit.data.slides.ome_zarr import OmeZarrSlide, PyramidWriter
 from muvit.errors import InputError
@@ -15,21 +15,26 @@ def noise(shape, dtype=np.uint8):
     return values.astype(dtype)
 
 
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
-def test_derived_levels_are_what_a_pyramid_stores(tmp_path, dtype):
-    pixels = noise((3, 301, 207), dtype)
+@pytest.mark.parametrize(
+    ("kind", "channels", "dtype"),
+    [("image", 3, np.uint8), ("image", 3, np.uint16), ("image", 3, np.float32), ("label", 1, np.uint16)],
+)
+def test_derived_levels_are_what_a_pyramid_stores(tmp_path, kind, channels, dtype):
+    pixels = noise((channels, 301, 207), dtype) // (1 if kind == "image" else 64)
     writer = PyramidWriter.create(
         tmp_path / "a.ome.zarr",
         shape=pixels.shape[1:],
-        num_channels=3,
+        num_channels=channels,
         dtype=dtype,
+        kind=kind,
         levels=(1, 4, 16),
         chunk=32,
         shard=64,
     )
     writer.write((0, 0), pixels)
     writer.finish()
-    stored, derived = OmeZarrSlide(tmp_path / "a.ome.zarr"), DerivedLevels(MemorySlide({1: pixels}), (1, 4, 16))
+    stored = OmeZarrSlide(tmp_path / "a.ome.zarr")
+    derived = with_levels(MemorySlide({1: pixels}), (1, 4, 16), kind)
     assert derived.levels == stored.levels
     for level in stored.levels:
         shape = stored.level_shape(level)
@@ -46,6 +51,13 @@ def test_stored_levels_are_read_as_they_are_and_the_nearest_of_them_is_reduced()
     assert derived.levels == (1, 4, 8)
     np.testing.assert_array_equal(derived.read(4, (0, 0), (16, 16)), coarse)
     np.testing.assert_array_equal(derived.read(8, (0, 0), (8, 8)), area_mean(coarse, 2))
+
+
+def test_labels_are_reduced_from_the_finest_level():
+    finest, coarse = noise((1, 64, 64)) // 64, noise((1, 16, 16))
+    derived = DerivedLevels(MemorySlide({1: finest, 4: coarse}), (8,), "label")
+    np.testing.assert_array_equal(derived.read(4, (0, 0), (16, 16)), coarse)
+    np.testing.assert_array_equal(derived.read(8, (0, 0), (8, 8)), majority(finest, 8))
 
 
 def test_axes_may_be_reduced_differently():

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from muvit.data.pyramids.arrays import ShardedArray, TensorStoreArray, crc32c, open_array
-from muvit.data.pyramids.reduction import area_mean, nearest
+from muvit.data.pyramids.convert import convert_image
+from muvit.data.pyramids.reduction import area_mean, majority
 from muvit.data.slides.ome_zarr import OmeZarrSlide, PyramidWriter
 from muvit.data.slides.open import open_slide
 from muvit.errors import ExistsError, InputError, ReadError
@@ -74,15 +75,6 @@ def test_area_mean_of_floats_is_the_mean_of_every_block(case):
         np.testing.assert_allclose(reduced[(slice(None), *index)], block.reshape(2, -1).mean(1), rtol=1e-12)
 
 
-@given(arrays)
-def test_nearest_takes_the_pixel_up_and_left_of_the_centre(case):
-    pixels, factor = case
-    reduced = nearest(pixels, factor)
-    for index, block in blocks(pixels, factor):
-        taken = tuple(min((factor - 1) // 2, n - 1) for n in block.shape[1:])
-        np.testing.assert_array_equal(reduced[(slice(None), *index)], block[(slice(None), *taken)])
-
-
 # --- round trips
 
 CASES = {
@@ -125,8 +117,8 @@ def test_label_images_keep_values_names_and_colours(tmp_path, dtype):
         tmp_path / "a.ome.zarr", labels, kind="label", label_names=names, label_colors=colors, pixel_size_um=0.5
     )
     np.testing.assert_array_equal(whole(slide), labels)
-    for finer, coarser in itertools.pairwise(slide.levels):
-        np.testing.assert_array_equal(whole(slide, coarser), nearest(whole(slide, finer), 2))
+    for level in slide.levels:
+        np.testing.assert_array_equal(whole(slide, level), majority(labels, int(level)))
     assert slide.label_names == names
     assert slide.label_colors == {7: (255, 0, 10, 255), 9: (1, 2, 3, 128)}
     metadata = yaozarrs.validate_zarr_store(tmp_path / "a.ome.zarr").ome_metadata()
@@ -523,18 +515,33 @@ def test_pyramids_may_coarsen_each_axis_by_its_own_factor(tmp_path):
         assert slide.levels == (1, (1, 2, 2), (2, 4, 4), (6, 4, 8))
         assert [slide.level_shape(level) for level in levels] == [(13, 50, 70), (13, 25, 35), (7, 13, 18), (3, 13, 9)]
         assert all(shift == (0, 0, 0) for shift in slide.level_shifts)
-        reduce = area_mean if kind == "image" else nearest
-        for finer, coarser, factors in zip(levels, levels[1:], [(1, 2, 2), (2, 2, 2), (3, 1, 2)], strict=False):
-            np.testing.assert_array_equal(whole(slide, coarser), reduce(whole(slide, finer), factors))
+    image, label = (open_slide(tmp_path / f"{kind}.ome.zarr") for kind in ("image", "label"))
+    for finer, coarser, factors in zip(levels, levels[1:], [(1, 2, 2), (2, 2, 2), (3, 1, 2)], strict=False):
+        np.testing.assert_array_equal(whole(image, coarser), area_mean(whole(image, finer), factors))
+    for level in levels[1:]:  # of labels each from the finest
+        np.testing.assert_array_equal(whole(label, level), majority(labels, level))
 
 
 def test_reduction_by_equal_factors_is_the_same_however_they_are_given():
     pixels = random_pixels((2, 9, 13, 11), np.uint8)
-    for reduce in (area_mean, nearest):
+    for reduce in (area_mean, majority):
         np.testing.assert_array_equal(reduce(pixels, 3), reduce(pixels, (3, 3, 3)))
-        # one axis after the other, where blocks are whole and nothing is rounded
-        exact = pixels[:, :8, :12].astype(np.float64)
-        np.testing.assert_allclose(reduce(reduce(exact, (1, 3, 1)), (2, 1, 1)), reduce(exact, (2, 3, 1)))
+    # one axis after the other, where blocks are whole and nothing is rounded
+    exact = pixels[:, :8, :12].astype(np.float64)
+    np.testing.assert_allclose(area_mean(area_mean(exact, (1, 3, 1)), (2, 1, 1)), area_mean(exact, (2, 3, 1)))
+
+
+def test_labels_tell_whether_0_is_background(tmp_path):
+    labels = RNG.integers(0, 3, (1, 40, 40)).astype(np.uint8)
+    for names in ({}, {0: "road", 1: "car"}):
+        for has_background in (True, False):
+            path = tmp_path / f"{len(names)}{has_background}.ome.zarr"
+            slide = write(path, labels, kind="label", label_names=names, has_background=has_background)
+            assert slide.has_background is has_background
+            assert slide.label_names == names
+            yaozarrs.validate_zarr_store(path)
+    copied = convert_image(slide, tmp_path / "copy.ome.zarr", kind="label")
+    assert not OmeZarrSlide(copied).has_background
 
 
 def test_label_images_inside_an_image_are_found(tmp_path):

@@ -6,7 +6,7 @@ import tifffile
 from PIL import Image
 
 from muvit.data.pyramids.convert import convert_image
-from muvit.data.pyramids.reduction import area_mean, nearest
+from muvit.data.pyramids.reduction import area_mean, majority
 from muvit.data.slides.open import open_slide
 from muvit.data.sources import derived
 from muvit.data.sources.derived import classified, joined, reduced
@@ -38,7 +38,7 @@ def test_a_reduced_slide_is_the_reduced_image_at_a_pixel_size_that_fits(files, m
     image = reduced(open_slide(files / "rgb.tif"), factor, kind="image")
     labels = reduced(open_slide(files / "labels.tif"), factor, kind="label")
     np.testing.assert_array_equal(whole(image), area_mean(RGB, factor))
-    np.testing.assert_array_equal(whole(labels), nearest(LABELS, factor))
+    np.testing.assert_array_equal(whole(labels), majority(LABELS, factor))
     assert image.pixel_size_um == pytest.approx((0.25 * factor,) * 2)
     assert labels.pixel_size_um is None
     np.testing.assert_array_equal(image.read(1, (31, 10), (20, 30)), area_mean(RGB, factor)[:, 31:51, 10:40])
@@ -77,4 +77,4 @@ def test_slides_of_different_shapes_do_not_go_together(files):
 def test_derived_slides_are_picklable(files):
     decode = LabelMap({"a": (0,), "b": (1,), "c": (2,)}).decode
     slide = reduced(classified([open_slide(files / "labels.tif")], decode, 3), 2, kind="label")
-    np.testing.assert_array_equal(whole(pickle.loads(pickle.dumps(slide))), nearest(LABELS, 2))
+    np.testing.assert_array_equal(whole(pickle.loads(pickle.dumps(slide))), majority(LABELS, 2))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from muvit.data.pyramids.reduction import area_mean, nearest
+from muvit.data.pyramids.reduction import area_mean, majority
 from muvit.data.slides.open import open_slide
 from muvit.data.sources.kpis import animal_of, find_kpis
 from muvit.data.sources.prepare import prepare
@@ -71,7 +71,7 @@ def test_all_but_nep25_are_halved_and_masks_count_above_0(tmp_path):
             open_slide(tmp_path / "out" / item.split / kind / f"{item.name}.ome.zarr") for kind in ("images", "labels")
         )
         factor = 1 if item.group == "NEP25" else 2
-        expected = nearest((mask > 0).astype(np.uint8)[None], factor)
+        expected = majority((mask > 0).astype(np.uint8)[None], factor)
         np.testing.assert_array_equal(image.read(1, (0, 0), image.shape), area_mean(rgb.transpose(2, 0, 1), factor))
         np.testing.assert_array_equal(labels.read(1, (0, 0), labels.shape), expected)
         assert labels.label_names == {0: "background", 1: "glomerulus"}

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from math import isnan
 
 import numpy as np
@@ -53,9 +54,9 @@ def test_pooled_scores_count_pixels_and_slide_scores_count_slides(write):
     ]
     result = evaluate_slides(pairs, 2, class_names=("background", "cell"))
     assert result.pooled.dice[1] == pytest.approx(2 * 1600 / (1600 + 1616))
-    assert [slide.scores.mean_dice for slide in result.slides[:2]] == [1.0, 0.0]
+    assert [alone.mean_dice for alone in result.slide_scores[:2]] == [1.0, 0.0]
     assert result.mean_slide_dice == 0.5
-    assert isnan(result.slides[2].scores.mean_dice)
+    assert isnan(result.slide_scores[2].mean_dice)
     assert [row["slide"] for row in result.table()] == ["large", "small", "empty", "all"]
     assert result.table()[-1]["cell"] == result.table()[-1]["mDSC"] == result.pooled.mean_dice
 
@@ -114,7 +115,7 @@ def test_intervals_hold_the_scores_and_come_from_resampled_slides(write):
     for name, (low, high) in intervals.items():
         assert low <= values[name] <= high
     # with three slides, the extremes are those of one slide drawn three times
-    alone = [slide.scores.mean_dice for slide in result.slides]
+    alone = [slide.mean_dice for slide in result.slide_scores]
     low, high = result.intervals(BootstrapConfig(coverage=0.999))["mean_dice"]
     assert low == pytest.approx(min(alone)) and high == pytest.approx(max(alone))
     times = np.array([2, 0, 1])
@@ -146,6 +147,40 @@ def test_rows_hold_every_score_of_every_slide(write):
     assert total["low"] < total["value"] < total["high"]
     assert sum(row["score"] == "dice" for row in rows) == 4 * 3
     assert all(isnan(row["low"]) for row in rows if row["slide"] != "all")
+
+
+@pytest.mark.parametrize("has_background", [True, False])
+def test_the_table_of_classes_and_the_means_follow_the_background(write, has_background):
+    names, boundary = ("road", "a", "b"), BoundaryConfig(tolerance=1)
+    result = evaluate_slides(
+        three_slides(write), 3, class_names=names, has_background=has_background, boundary=boundary
+    )
+    values, first = result.summary(), int(has_background)
+    *classes, mean = result.class_table()
+    if has_background:
+        *classes, foreground = classes
+        assert foreground["class"] == "mean of foreground"
+        assert foreground["IoU"] == values["mean_foreground_iou"]
+        assert foreground["Dice"] == values["mean_dice"]
+        assert (foreground["boundary F1"], foreground["HD95"]) == (values["mean_boundary_f1"], values["mean_hd95"])
+    assert [row["class"] for row in classes] == list(names)
+    assert [row["Dice"] for row in classes] == [values[f"dice/{name}"] for name in names]
+    assert mean["class"] == "mean"
+    assert mean["IoU"] == values["mean_iou"] == np.mean([values[f"iou/{name}"] for name in names])
+    assert values["mean_foreground_iou"] == np.mean([values[f"iou/{name}"] for name in names[first:]])
+    assert values["mean_dice"] == np.mean([values[f"dice/{name}"] for name in names[first:]])
+    alone = [scores(slide.confusion).dice[first:].mean() for slide in result.slides]
+    assert result.mean_slide_dice == pytest.approx(np.mean(alone))
+    assert list(result.table()[0]) == ["slide", *names[first:], "mDSC"]
+    assert result.to_dict()["has_background"] is has_background
+    assert np.asarray(draw_scores(result)).std() > 0
+
+
+def test_a_result_names_the_slides_that_it_lacks(write):
+    result = replace(evaluate_slides(three_slides(write), 3), missing=("t3", "t4"))
+    assert result.to_dict()["missing"] == ["t3", "t4"]
+    assert [row["slide"] for row in result.rows() if row["score"] == "missing"] == ["t3", "t4"]
+    assert result.select(["t0"]).missing == ()
 
 
 def test_progress_counts_the_blocks_of_all_slides(write, monkeypatch):

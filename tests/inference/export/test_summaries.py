@@ -123,7 +123,7 @@ def test_an_image_without_a_pyramid_is_shrunk_block_by_block(monkeypatch):
     monkeypatch.setattr(summaries, "BLOCK_PX", 20)
     pixels = np.random.default_rng(0).integers(0, 256, (1, 70, 101)).astype(np.uint16)
     photo = ArraySlide(pixels)
-    small = summaries._shrink(photo, 15, is_label=False)
+    small = summaries._shrink(photo, 15, "image")
     assert small.shape == (1, 10, 15)
     assert small[0, 3, 4] == np.floor(pixels[0, 21:28, 28:35].mean() + 0.5)
     assert small[0, 9, 14] == np.floor(pixels[0, 63:70, 98:101].mean() + 0.5)

@@ -3,11 +3,13 @@
 import pytest
 import timm
 import torch
-from relay_models import FAMILIES, SWIN, build, views
+from relay_models import FAMILIES, SWIN, VIT, build, views
 from torch.nn.functional import normalize
 
+from muvit.errors import InputError
 from muvit.geometry import naive_boxes
 from muvit.losses import SegmentationLoss
+from muvit.models.trained import load_model
 
 
 def timm_twin(model, level):
@@ -201,3 +203,62 @@ def test_half_precision_gives_nearly_the_same_loss(name):
         rounded, logits = model.training_loss(batch, SegmentationLoss())
     assert logits.dtype == torch.bfloat16 and rounded.dtype == torch.float32
     torch.testing.assert_close(rounded, loss, rtol=1e-2, atol=0)
+
+
+RELEASED = {"class_token": False, "final_norm": False}
+"""As the released code of Relay Tokens."""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "vit_tiny_patch16_224",  # a row of the position table for the class token
+        "deit3_small_patch16_224",
+        "vit_small_patch14_reg4_dinov2",  # registers stay
+        "vit_small_patch16_dinov3",  # rotary attention, registers
+    ],
+)
+def test_without_class_token_and_final_norm_it_is_timms_model_built_without_them(name):
+    model, (size, options) = build(name, levels=(1,), shaken=True, **RELEASED), FAMILIES[name]
+    twin = timm.create_model(
+        name, in_chans=2, img_size=size, num_classes=0, class_token=False, global_pool="avg", **options
+    ).eval()
+    twin.norm = twin.fc_norm = torch.nn.Identity()
+    twin.load_state_dict(model.backbone.timm.state_dict())
+    img = views(model)
+    with torch.no_grad():
+        tokens = twin.forward_features(img[:, 0])[:, twin.num_prefix_tokens :]
+        expected = model.decoder.head(tokens.mT.unflatten(-1, model.backbone.grid))
+        torch.testing.assert_close(model(img), expected)
+
+
+@pytest.mark.parametrize("name", ["deit3_small_patch16_224", "vit_tiny_patch16_224"])
+def test_class_token_and_final_norm_are_left_out_of_folders_and_counts(name, tmp_path):
+    kept, model = build(name, shaken=True), build(name, shaken=True, **RELEASED)
+    rows = 1 if name.startswith("deit3") else 3  # the token, and its row in the table of either branch
+    num_kept, num_left = (sum(p.numel() for p in m.parameters()) for m in (kept, model))
+    assert num_kept - num_left == (rows + 2) * model.backbone.widths[0]
+    model.save(tmp_path / "model")
+    again = load_model(tmp_path / "model")
+    img = views(model)
+    with torch.no_grad():
+        assert torch.equal(again(img), model(img))
+
+
+def test_class_tokens_are_taken_out_of_pretrained_weights(tmp_path):
+    name = "vit_tiny_patch16_224"
+    source = timm.create_model(name, img_size=64, num_classes=0, **VIT)
+    torch.save(source.state_dict(), tmp_path / "weights.pth")
+    own = build(name, in_channels=3, pretrained=str(tmp_path / "weights.pth"), **RELEASED).backbone.timm.state_dict()
+    state = source.state_dict()
+    assert set(state) - set(own) == {"cls_token", "norm.weight", "norm.bias"}
+    assert torch.equal(own["pos_embed"], state["pos_embed"][:, 1:])
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["swinv2_tiny_window8_256", "vit_base_patch16_siglip_224", "deit_tiny_distilled_patch16_224"],
+)
+def test_a_class_token_that_cannot_be_left_out_is_refused(name):
+    with pytest.raises(InputError, match=f"class_token: expected true, .* got false for {name}"):
+        build(name, class_token=False)

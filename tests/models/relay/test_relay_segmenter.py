@@ -32,6 +32,7 @@ def count(module):
 
 VIT_S = {"backbone": "vit_small_patch16_224", "timm_options": {"class_token": False, "global_pool": "avg"}}
 """The paper's: without a class token."""
+RELEASED_S = {"backbone": "deit3_small_patch16_224", "class_token": False, "final_norm": False}
 DEIT_S, SWIN_S = {"backbone": "deit3_small_patch16_224"}, {"backbone": "swinv2_small_window8_256"}
 
 
@@ -43,6 +44,8 @@ DEIT_S, SWIN_S = {"backbone": "deit3_small_patch16_224"}, {"backbone": "swinv2_s
         # the class token of DeiT-III has no position; that of the plain ViT has one in either table
         (DEIT_S, False, 398_208, 1.8),
         (DEIT_S, True, 3_072, 0.014),
+        (RELEASED_S, False, 398_208, 1.8),
+        (RELEASED_S, True, 3_072, 0.014),
         ({"backbone": "vit_small_patch16_224"}, False, 398_208 + 384, 1.8),
         ({"backbone": "vit_small_patch16_224"}, True, 3_072, 0.014),
         (SWIN_S, False, 393_696, 0.80),

@@ -5,7 +5,7 @@ from typing import Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
-from muvit.cli.evaluate import add_class_arguments, evaluate_paths
+from muvit.cli.evaluate import add_pair_arguments, evaluate_paths
 from muvit.cli.study.output import add_output, named_paths
 from muvit.data.tables import read_column
 from muvit.evaluation.results import result_files, write_results
@@ -22,7 +22,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--truth", type=Path, required=True, help="folder with true labels of the same names")
     parser.add_argument("--groups", type=Path, required=True, help="CSV file with a column name and one of groups")
     parser.add_argument("--column", type=str, default="group", help="name of the column of groups")
-    add_class_arguments(parser)
+    add_pair_arguments(parser)
     parser.add_argument(
         "--score",
         type=Literal["mean_dice", "mean_slide_dice"],
@@ -39,8 +39,7 @@ def run(arguments: Namespace) -> None:
     files = result_files(arguments.output, "groups", overwrite=arguments.overwrite)
     groups = read_column(arguments.groups, arguments.column)
     evaluations = {
-        name: evaluate_paths(path, arguments.truth, arguments.num_classes, arguments.ignore_labels)
-        for name, path in named_paths(arguments.prediction, "prediction").items()
+        name: evaluate_paths(path, arguments) for name, path in named_paths(arguments.prediction, "prediction").items()
     }
     shift = study_groups(evaluations, groups)
     rows, matrix = shift.rows(), shift.matrix(arguments.score)

@@ -19,7 +19,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         default=[0, 1, 2, 4, 8, 16, 32, 64, 128, 256],
         help="standard deviations of the noise in pixels of the finest level",
     )
-    parser.add_argument("--ignore_labels", type=list[int], default=[], help="label values that count nowhere")
+    parser.add_argument("--ignore_labels", type=list[int], default=[], help="label values ignored in the scores")
     parser.add_argument("--seed", type=int, default=0, help="seed of the noise")
     parser.add_argument("--batch_size", type=int, default=8, help="tiles computed at once")
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""What the studies share: where results go, and names of models and runs."""
+"""Options that the studies share: the output, and names of models and runs."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,18 +9,18 @@ from muvit.errors import InputError
 
 
 def add_output(parser: ArgumentParser, name: str) -> None:
-    """Where the results go."""
+    """Add the options of the output."""
     parser.add_argument(
         "--output",
         type=Path,
         required=True,
         help=f"folder for {name}.json, {name}.csv and {name}.png, or a file with one of these suffixes",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace those files")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing files")
 
 
 def named_paths(texts: Sequence[str], subject: str) -> dict[str, Path]:
-    """Paths by name, from ``name=path`` or ``path``, which is then called by the last part of it.
+    """Paths by name, from ``name=path`` or ``path``, whose last part is then the name.
 
     Raises:
         InputError: two have one name.

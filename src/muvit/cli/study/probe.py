@@ -24,7 +24,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--levels",
         type=list[float | list[float]] | None,
         default=None,
-        help="levels to look at (default: all of the model's)",
+        help="levels that the encoder sees (default: all levels of the model)",
     )
     parser.add_class_arguments(ProbeConfig, as_group=False)
     parser.add_argument(
@@ -38,7 +38,7 @@ def run(arguments: Namespace) -> None:
     from muvit.data.crops.preprocessing import Preprocessing
     from muvit.data.tables import read_column
     from muvit.evaluation.studies.probe import ProbeConfig, check_sklearn, draw_probe, study_probe
-    from muvit.geometry import plain_level
+    from muvit.levels import plain_level
     from muvit.models.folder import model_folder
     from muvit.training.pretrained import load_encoder
 

@@ -52,7 +52,7 @@ def run(arguments: Namespace) -> None:
 
 
 def _load(path: Path) -> "PretrainedModel":
-    """A model with the boxes that its run's recipe tells."""
+    """A model with the boxes that its recipe names."""
     import yaml
 
     from muvit.data.crops.preprocessing import Preprocessing

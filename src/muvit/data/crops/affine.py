@@ -18,7 +18,7 @@ from torch import Tensor
 
 from muvit.data.crops.placement import Window
 from muvit.data.slides.slide import Padding, Slide
-from muvit.geometry import Level, level_factors
+from muvit.levels import Level, level_factors
 
 _DECIMALS = 9
 """Sines, cosines and window edges are rounded to so many, so that quarter turns fall on pixels exactly."""

@@ -13,7 +13,12 @@ from muvit.geometry import box_center, flip_boxes, scale_boxes, shift_boxes, tra
 
 Sample = dict[str, Tensor]
 
-_PIXELS = ("img", "label", "labels")  # what of a sample moves with the pixels: its last axes are those of space
+_PIXELS = (
+    "img",
+    "label",
+    "labels",
+    "inside",
+)  # what of a sample moves with the pixels: its last axes are those of space
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,8 +27,8 @@ class Augmentation:
 
     The paper names the kinds but not the magnitudes; the defaults are ours. Called as ``augmentation(sample, rng)``
     with a sample dict (``img``: ``(L, C, *space)``, ``bbox``: ``(L, 2, ndim)``, optionally ``label``: ``(*space)`` and
-    ``labels``: ``(L, *space)``), it returns a new sample. ``Augmentation.geometric()`` moves pixels only and keeps
-    every box true.
+    ``labels``: ``(L, *space)``), it returns a new sample. Pixels that ``inside``, bool ``(L, *space)``, says lie beyond
+    the image stay 0, as in prediction. ``Augmentation.geometric()`` moves pixels only and keeps every box true.
     """
 
     flip_axes: tuple[int, ...] = (-2, -1)
@@ -33,7 +38,7 @@ class Augmentation:
     gain: tuple[float, float] = (0.8, 1.2)
     """Range of the factor on all pixels of a sample."""
     offset: tuple[float, float] = (-0.1, 0.1)
-    """Range of what is then added to all pixels of a sample."""
+    """Range of what is then added to all pixels of a sample; zero padding stays 0."""
     box_scale: tuple[float, float] = (0.9, 1.1)
     """Range of the factor on all boxes of a sample, about the centre of the finest."""
     box_shift_px: float = 8.0
@@ -90,7 +95,8 @@ class Augmentation:
         sample = flip_sample(sample, [axis for axis in self.flip_axes if rng.random() < 0.5])
         if self.quarter_turns and rng.random() < 0.5:
             sample = transpose_sample(sample)
-        img = sample["img"] * rng.uniform(*self.gain) + rng.uniform(*self.offset)
+        gain, offset = rng.uniform(*self.gain), rng.uniform(*self.offset)
+        img = sample["img"] * gain + (offset * sample["inside"][:, None] if "inside" in sample else offset)
         return sample | {"img": img, "bbox": self._perturb(sample["bbox"], rng)}
 
     def _perturb(self, bbox: Tensor, rng: np.random.Generator) -> Tensor:
@@ -104,7 +110,7 @@ def flip_sample(sample: Sample, axes: list[int]) -> Sample:
     """Mirror a sample about the centre of its finest view.
 
     Args:
-        sample: ``img``, ``bbox`` and optionally ``label`` and ``labels``.
+        sample: ``img``, ``bbox`` and optionally ``label``, ``labels`` and ``inside``.
         axes: spatial axes to mirror, counted from the end (negative).
 
     Returns:

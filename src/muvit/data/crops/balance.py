@@ -10,12 +10,13 @@ import numpy as np
 
 from muvit.data.slides.slide import Slide
 from muvit.errors import InputError
-from muvit.geometry import Level, level_factors
+from muvit.labels import BACKGROUND
+from muvit.levels import Level, level_factors
 
 Balance = Literal["none", "foreground", "classes"]
 
-BACKGROUND = 0
-_MAX_SCANNED_PX = 2**20  # of one label image: a slide of 100,000 px is seen at 1/128
+_MAX_READ_PX = 2**24  # of one label image: a slide of 100,000 px is read at 1/32, where cells are still there
+_MAX_SCANNED_PX = 2**20  # and every n-th of these pixels is looked at
 _MAX_BLOCK_PX = 2**22
 _MAX_POINTS = 1024  # kept per class and slide
 
@@ -38,8 +39,8 @@ class ClassPixels(NamedTuple):
 def locate_classes(slide: int, label: Slide, level: Level) -> list[ClassPixels]:
     """Look once at a label image, coarsely enough to take bounded time and memory, and say where each class lies.
 
-    Looks at the finest stored level of at most a million pixels; where even the coarsest has more, at every n-th
-    pixel of that, read in blocks. A class of which nothing is left at that level is not found.
+    Reads the finest stored level of at most 16 million pixels, or else the coarsest, block by block, and looks at every
+    n-th of its pixels, at most a million. A class of which nothing is left at that level is not found.
 
     Args:
         slide: number to enter in the result.
@@ -62,7 +63,7 @@ def _look(label: Slide, finest: Level) -> tuple[np.ndarray, tuple[float, ...]]:
     """Pixels of a label image on a coarse grid ``(*space)``, and the grid's spacing per axis in world pixels."""
     least = level_factors(finest, label.ndim)
     usable = [v for v in label.levels if all(map(operator.ge, level_factors(v, label.ndim), least))]
-    small = (level for level in usable if math.prod(label.level_shape(level)) <= _MAX_SCANNED_PX)
+    small = (level for level in usable if math.prod(label.level_shape(level)) <= _MAX_READ_PX)
     level = next(small, usable[-1])
     shape = label.level_shape(level)
     step = math.ceil((math.prod(shape) / _MAX_SCANNED_PX) ** (1 / len(shape)))
@@ -79,14 +80,14 @@ class ForegroundIndex:
     """Draws foreground pixels from a set of label images.
 
     ``foreground``: uniformly over all foreground pixels. ``classes``: first one of the foreground classes, all alike,
-    then uniformly over its pixels. Foreground is every class but 0 and the ignored ones.
+    then uniformly over its pixels.
 
     Args:
         labels: the label images.
         found: what `locate_classes` found in them.
         level: level at which pixels are wanted, stored in every label image.
         balance: ``foreground`` or ``classes``.
-        ignore_labels: stored values that are no class.
+        not_foreground: stored values of the background and of what is ignored.
 
     Raises:
         InputError: there is no foreground.
@@ -99,9 +100,9 @@ class ForegroundIndex:
         *,
         level: Level,
         balance: Balance,
-        ignore_labels: Sequence[int] = (),
+        not_foreground: Sequence[int] = (BACKGROUND,),
     ) -> None:
-        foreground = [entry for entry in found if entry.value not in (BACKGROUND, *ignore_labels)]
+        foreground = [entry for entry in found if entry.value not in not_foreground]
         if not foreground:
             raise InputError(f"balance '{balance}'", expected="labels with some foreground", got="background only")
         self._labels = tuple(labels)

@@ -7,7 +7,7 @@ from muvit.data.crops.normalize import Normalization, Percentile
 from muvit.data.crops.placement import FreeViews, Placement, check_placement
 from muvit.data.slides.slide import Padding
 from muvit.errors import InputError
-from muvit.geometry import Level, check_levels, plain_level
+from muvit.levels import Level, check_levels, plain_level
 
 LabelLevels = Literal["finest", "all"]
 
@@ -23,11 +23,14 @@ class CropConfig:
     normalization: Normalization = field(default_factory=Percentile)
     """From native pixel values to the model's input."""
     padding: Padding = "zero"
-    """Pixels of a view outside the image: 0 after normalisation, the nearest pixel, or the mirrored image."""
+    """Pixels of a view outside the image: 0 after normalisation and augmentation, the nearest pixel, or the mirrored
+    image."""
     num_classes: int | None = None
     """Classes of the labels, background included; required with labels, whose values must be smaller."""
     ignore_labels: tuple[int, ...] = ()
     """Label values that are ignored in loss and metrics."""
+    has_background: bool = True
+    """Whether class 0 is background; else all classes are foreground."""
     label_levels: LabelLevels = "finest"
     """Views whose labels a sample holds: the finest, or each view at its own level, which the labels must have."""
     placement: Placement = "nested"

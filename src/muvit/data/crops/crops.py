@@ -13,10 +13,11 @@ from muvit.data.crops.augment import Augmentation
 from muvit.data.crops.balance import Balance, ForegroundIndex
 from muvit.data.crops.config import CropConfig
 from muvit.data.crops.placement import Window, draw_start
+from muvit.data.crops.reading import without_inside
 from muvit.data.crops.slide_crops import LabelledSlide, SlideCrops
 from muvit.errors import InputError
 from muvit.geometry import box_center
-from muvit.labels import IGNORE
+from muvit.labels import BACKGROUND, IGNORE
 
 
 class NestedCrops(SlideCrops):
@@ -27,8 +28,8 @@ class NestedCrops(SlideCrops):
     Sample ``i`` depends on ``(seed, i)`` alone, for any ``i >= 0``; epochs continue the count
     (`muvit.data.crops.sampling.EpochSampler`). A slide is chosen with a probability proportional to its area, so that
     every place is equally likely. With ``balance``, a fraction of the samples instead holds a foreground pixel in the
-    finest view: any (``foreground``), or one of a class drawn first (``classes``); foreground is every class but 0 and
-    the ignored ones.
+    finest view: any (``foreground``), or one of a class drawn first (``classes``); foreground is every class but the
+    background (if there is one) and the ignored ones.
 
     Args:
         slides: images, with all levels of the config, and their label images; either all have labels or none has.
@@ -75,10 +76,11 @@ class NestedCrops(SlideCrops):
         if balance != "none" and not self.labels:
             raise InputError(f"balance '{balance}'", expected="slides with labels", got="slides without")
         found, level, ignored = self.locate_classes(), config.levels[0], config.ignore_labels
+        others = (BACKGROUND, *ignored) if config.has_background else ignored
         self._foreground = (
             None
             if balance == "none"
-            else ForegroundIndex(self.labels, found, level=level, balance=balance, ignore_labels=ignored)
+            else ForegroundIndex(self.labels, found, level=level, balance=balance, not_foreground=others)
         )
         self.seen_classes = {entry.value for entry in found} - set(ignored)
         """Classes that a coarse scan of the labels found; it may miss one of a few pixels."""
@@ -97,7 +99,7 @@ class NestedCrops(SlideCrops):
             sample = self.read_placed(slide, self.place(slide, rng=rng, contains=pixel))
         else:
             sample = self.read_similar(slide, self._place_similar(rng, slide, pixel, similarity))
-        return sample if self.augmentation is None else self.augmentation(sample, rng)
+        return without_inside(sample if self.augmentation is None else self.augmentation(sample, rng))
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         """The samples of the first epoch (every index is valid, so that iterating over indices would not end)."""
@@ -165,4 +167,4 @@ class GridCrops(SlideCrops):
                 sample["label"].narrow(axis, 0, b - a).fill_(IGNORE)
             if "labels" in sample:
                 sample["labels"][0] = sample["label"]
-        return sample
+        return without_inside(sample)

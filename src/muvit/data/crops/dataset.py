@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from muvit.errors import InputError, ShapeError
-from muvit.geometry import Level
+from muvit.levels import Level
 
 
 class _ChecksItself(ABCMeta):

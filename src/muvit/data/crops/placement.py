@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from muvit.errors import InputError
-from muvit.geometry import Level, box_center, level_factors, nested_start_range, window_to_box
+from muvit.geometry import box_center, nested_start_range, window_to_box
+from muvit.levels import Level, level_factors
 
 Placement = Literal["nested", "concentric", "grid", "free"]
 """Where coarse views lie: around the next finer view and inside the image (nested); centred on the finest view, also

@@ -12,7 +12,7 @@ from muvit.data.crops.normalize import Normalization, Percentile, normalization_
 from muvit.data.crops.placement import FreeViews, Placement, check_placement, upgrade_placement
 from muvit.data.slides.slide import Padding
 from muvit.errors import CheckpointError, InputError
-from muvit.geometry import Level
+from muvit.levels import Level
 
 FILE = "preprocessing.yaml"
 
@@ -32,9 +32,11 @@ class Preprocessing:
     free_views: FreeViews | None = None
     """Offsets and boxes of placement free; None: anywhere in the image."""
     class_names: tuple[str, ...]
-    """Name of each class, background first."""
+    """Name of each class."""
     class_colors: tuple[tuple[int, int, int], ...]
     """RGB colour of each class, 0-255."""
+    has_background: bool = True
+    """Whether class 0 is background; else all classes are foreground."""
     pixel_size_um: tuple[float, ...] | None = None
     """Finest pixel size that the model was trained at, (z)yx; None if unknown."""
 
@@ -43,6 +45,8 @@ class Preprocessing:
             object.__setattr__(self, "free_views", FreeViews(**self.free_views))
         if not self.crop_size or not all(isinstance(n, int) and n > 0 for n in self.crop_size):
             raise InputError("crop_size", expected="a positive number of pixels for each axis", got=self.crop_size)
+        if not isinstance(self.has_background, bool):
+            raise InputError("has_background", expected="true or false", got=repr(self.has_background))
         if self.padding not in get_args(Padding):
             raise InputError("padding", expected=f"one of {', '.join(get_args(Padding))}", got=repr(self.padding))
         check_placement(self.placement, self.free_views, len(self.crop_size))

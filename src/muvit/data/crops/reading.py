@@ -23,7 +23,8 @@ def read_views(slide: Slide, windows: Sequence[Window], config: CropConfig) -> d
 
     Returns:
         ``img``: float32 ``(L, C, *space)``; ``bbox``: float32 ``(L, 2, ndim)``, the true boxes in world pixels, also
-        where a view leaves the image.
+        where a view leaves the image; under zero padding also ``inside``, bool ``(L, *space)``: whether pixels lie in
+        the image.
     """
     views = list(zip(config.levels, windows, strict=True))
     pixels = np.stack([slide.read(level, w.start, w.size, padding=config.padding) for level, w in views])
@@ -33,12 +34,22 @@ def read_views(slide: Slide, windows: Sequence[Window], config: CropConfig) -> d
     return to_sample(pixels.astype(np.float32), valid, [w.box for w in windows], config)
 
 
+def without_inside(sample: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A sample as models take it, without the mask ``inside`` that augmentation needs."""
+    return {name: value for name, value in sample.items() if name != "inside"}
+
+
 def to_sample(pixels: np.ndarray, valid: np.ndarray, boxes: list[Tensor], config: CropConfig) -> dict[str, Tensor]:
-    """Normalised ``img`` and ``bbox``, from native pixels ``(L, C, *space)`` and whether they lie in the image."""
+    """Normalised ``img`` and ``bbox``, from native pixels ``(L, C, *space)`` and whether they lie in the image.
+
+    Under zero padding also ``inside``, bool ``(L, *space)``, for the augmentation, to leave the padding as it is.
+    """
     img = config.normalization(pixels, valid)
+    sample = {"img": torch.from_numpy(img), "bbox": torch.stack(boxes).float()}
     if config.padding == "zero":
         img *= valid[:, None]
-    return {"img": torch.from_numpy(img), "bbox": torch.stack(boxes).float()}
+        sample["inside"] = torch.from_numpy(valid)
+    return sample
 
 
 def read_label(label: Slide, window: Window, config: CropConfig) -> Tensor:

@@ -14,7 +14,7 @@ from muvit.data.crops.placement import PlacedViews, Window, place_views
 from muvit.data.crops.reading import check_label_values, read_label, read_views, to_sample
 from muvit.data.slides.slide import Slide
 from muvit.errors import InputError
-from muvit.geometry import Level
+from muvit.levels import Level
 
 LabelledSlide = tuple[Slide, Slide | None]
 """An image and its label image (None: no labels)."""
@@ -95,7 +95,8 @@ class SlideCrops(MuViTDataset):
     def read(self, slide: int, windows: Sequence[Window]) -> dict[str, Tensor]:
         """The sample at ``windows`` of one slide: ``img``, ``bbox`` and, if there are labels, ``label``.
 
-        With ``label_levels = "all"`` also ``labels``, int64 ``(L, *space)``: those of every view.
+        With ``label_levels = "all"`` also ``labels``, int64 ``(L, *space)``: those of every view. Under zero padding
+        also ``inside``, bool ``(L, *space)``: whether pixels lie in the image.
         """
         config = self.config
         sample = read_views(self.images[slide], windows, config)

@@ -7,7 +7,7 @@ import numpy as np
 
 from muvit.data.slides.slide import Slide
 from muvit.errors import InputError
-from muvit.geometry import Level
+from muvit.levels import Level
 
 _WINDOWS = 256
 _WINDOW_PIXELS = 1 << 16

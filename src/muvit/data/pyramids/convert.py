@@ -38,7 +38,7 @@ def convert_image(
     Args:
         source: anything that `open_slide` reads, or a slide; its finest level is converted.
         target: folder to make, conventionally named ``*.ome.zarr``.
-        kind: ``image``, coarsened by area mean, or ``label``, coarsened by nearest pixel. Labels are integers in one
+        kind: ``image``, coarsened by area mean, or ``label``, coarsened by majority vote. Labels are integers in one
             channel; a colour table is ignored, its indices are the labels.
         levels: downsampling factors from 1 up, each a multiple of the one before, such as 4 or, where the axes differ,
             (1, 4, 4); by default powers of two.
@@ -74,6 +74,7 @@ def convert_image(
         channel_names=slide.channel_names if channel_names is None else channel_names,
         label_names=stated.label_names if stated and label_names is None else label_names,
         label_colors=stated.label_colors if stated and label_colors is None else label_colors,
+        has_background=stated is None or stated.has_background,
     )
     check_replaceable(target, overwrite)
     # pixels that cannot be read at all are found before anything is written

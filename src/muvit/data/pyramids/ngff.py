@@ -14,7 +14,8 @@ import numpy as np
 from muvit.data.slides.formats import MICROMETERS_PER_UNIT
 from muvit.durable import write_whole
 from muvit.errors import ReadError
-from muvit.geometry import Level, level_factors
+from muvit.labels import BACKGROUND
+from muvit.levels import Level, level_factors
 
 Kind = Literal["image", "label"]
 Color = tuple[int, ...]
@@ -44,6 +45,8 @@ class Multiscale:
     """Name of each label value, where this is a label image that has names."""
     label_colors: dict[int, Color]
     """Colour of each label value."""
+    has_background: bool
+    """Whether label 0 is background: unless this package has stated that it is not."""
 
 
 def read_attributes(folder: Path) -> tuple[int, dict[str, Any]] | None:
@@ -113,7 +116,7 @@ def multiscale_attributes(
         shift = [size * (factor - 1) / 2 for size, factor in zip(finest, factors, strict=True)]
         transforms = [{"type": "scale", "scale": scale}, {"type": "translation", "translation": shift}]
         datasets.append({"path": str(index), "coordinateTransformations": transforms})
-    method = "area mean" if kind == "image" else "nearest"
+    method = "area mean" if kind == "image" else "majority"
     return {"name": name, "type": method, "axes": described, "datasets": datasets}
 
 
@@ -136,13 +139,19 @@ def omero_attributes(
     return {"channels": channels, "rdefs": {"model": "greyscale" if len(names) == 1 else "color"}}
 
 
-def label_attributes(names: dict[int, str], colors: dict[int, Color]) -> dict[str, Any]:
-    """The ``image-label`` entry of a label image."""
+def label_attributes(names: dict[int, str], colors: dict[int, Color], *, has_background: bool = True) -> dict[str, Any]:
+    """The ``image-label`` entry of a label image.
+
+    NGFF does not say what is background; a label image without any states it in a property of label 0, ``background``.
+    """
     entry: dict[str, Any] = {}
     if colors:
         entry["colors"] = [{"label-value": v, "rgba": [*c, 255][:4]} for v, c in sorted(colors.items())]
-    if names:
-        entry["properties"] = [{"label-value": v, "name": name} for v, name in sorted(names.items())]
+    properties: dict[int, dict[str, Any]] = {value: {"name": name} for value, name in names.items()}
+    if not has_background:
+        properties.setdefault(BACKGROUND, {})["background"] = False
+    if properties:
+        entry["properties"] = [{"label-value": value, **known} for value, known in sorted(properties.items())]
     return entry
 
 
@@ -173,6 +182,7 @@ def parse_multiscale(ome: dict[str, Any], subject: object) -> Multiscale:
             channel_names=tuple(str(c.get("label", "")) for c in (ome.get("omero") or {}).get("channels", ())),
             label_names={int(p["label-value"]): str(p["name"]) for p in label.get("properties") or () if "name" in p},
             label_colors={int(c["label-value"]): tuple(c["rgba"]) for c in label.get("colors") or () if "rgba" in c},
+            has_background=all(p.get("background") is not False for p in label.get("properties") or ()),
         )
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         raise ReadError(

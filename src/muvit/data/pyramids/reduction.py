@@ -1,10 +1,13 @@
-"""How one level of a pyramid becomes the next coarser one: area mean for images, nearest pixel for labels."""
+"""How a level of a pyramid becomes a coarser one: area mean for images, majority vote for labels."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+
+from muvit.data.pyramids.ngff import Kind
 
 Pixels = np.ndarray[Any, Any]
 
@@ -29,31 +32,37 @@ def area_mean(pixels: Pixels, factor: int | Sequence[int]) -> Pixels:
     for axis, along in enumerate(factors, start=1):
         extent = total.shape[axis]
         count = count * _block_lengths(extent, along).reshape(-1, *(1,) * (pixels.ndim - 1 - axis))
-        total = _block_sums(total, axis, along, exact)
+        total = _fold(total, axis, along, np.add, exact)
     if exact.kind == "f":
         return (total / count).astype(pixels.dtype)
     count = count.astype(exact)
     return ((2 * total + count) // (2 * count)).astype(pixels.dtype)
 
 
-def nearest(labels: Pixels, factor: int | Sequence[int]) -> Pixels:
-    """One pixel of every block of ``factor`` pixels per axis: number ``(factor - 1) // 2`` along each axis.
+def majority(labels: Pixels, factor: int | Sequence[int]) -> Pixels:
+    """Most frequent label of every block of ``factor`` pixels per axis; of equally frequent ones the lowest.
 
-    That is the centre of an odd block and the pixel up and left of the centre of an even one. At a ragged border, where
-    a block ends before that pixel, its last pixel stands for it.
+    At a ragged border the pixels that exist vote. Every value is a label like any other, also one that a recipe
+    ignores. The vote of a block is not that of the votes of its parts: each level is made from the finest.
 
     Args:
-        labels: ``(C, *space)``.
+        labels: ``(C, *space)``, integers.
         factor: of all axes of space, or of each.
 
     Returns:
         ``(C, *ceil(space / factor))``, same dtype.
     """
-    for axis, along in enumerate(_per_axis(factor, labels), start=1):
-        extent = labels.shape[axis]
-        index = np.arange(0, extent, along) + (along - 1) // 2
-        labels = labels.take(index.clip(max=extent - 1), axis=axis)
-    return labels
+    factors = _per_axis(factor, labels)
+    voted = np.empty((len(labels), *(-(-n // f) for n, f in zip(labels.shape[1:], factors, strict=True))), labels.dtype)
+    for parts in itertools.product(*map(_whole_and_ragged, labels.shape[1:], factors)):
+        source, target, block = zip(*parts, strict=True)
+        voted[(slice(None), *target)] = _modes(labels[(slice(None), *source)], block)
+    return voted
+
+
+def reduce_blocks(pixels: Pixels, factor: int | Sequence[int], kind: Kind) -> Pixels:
+    """`area_mean` of an image, `majority` of labels."""
+    return area_mean(pixels, factor) if kind == "image" else majority(pixels, factor)
 
 
 def _per_axis(factor: int | Sequence[int], pixels: Pixels) -> tuple[int, ...]:
@@ -64,7 +73,9 @@ def _block_lengths(extent: int, factor: int) -> np.ndarray[Any, Any]:
     return np.diff(np.arange(0, extent + factor, factor).clip(max=extent))
 
 
-def _block_sums(pixels: Pixels, axis: int, factor: int, dtype: np.dtype[Any]) -> Pixels:
+def _fold(pixels: Pixels, axis: int, factor: int, combine: np.ufunc, dtype: np.dtype[Any]) -> Pixels:
+    """The pixels of every block along one axis, combined into one."""
+
     def every(first: int) -> Pixels:
         return pixels[(slice(None),) * axis + (slice(first, None, factor),)]
 
@@ -72,5 +83,41 @@ def _block_sums(pixels: Pixels, axis: int, factor: int, dtype: np.dtype[Any]) ->
     for first in range(1, min(factor, pixels.shape[axis])):
         part = every(first)
         # a ragged last block has no such pixel
-        total[(slice(None),) * axis + (slice(part.shape[axis]),)] += part
+        present = total[(slice(None),) * axis + (slice(part.shape[axis]),)]
+        combine(present, part, out=present)
     return total
+
+
+def _whole_and_ragged(extent: int, factor: int) -> list[tuple[slice, slice, int]]:
+    """Whole blocks along an axis and what is left: their pixels, their place after the reduction, their length."""
+    whole, rest = divmod(extent, factor)
+    parts = [(slice(whole * factor), slice(whole), factor), (slice(whole * factor, None), slice(whole, None), rest)]
+    return [part for part, extent in zip(parts, (whole, rest), strict=True) if extent]
+
+
+def _modes(labels: Pixels, block: tuple[int, ...]) -> Pixels:
+    """Most frequent label of blocks that are all whole; only those of several labels are counted."""
+    modes = highest = labels
+    for axis, along in enumerate(block, start=1):
+        modes = _fold(modes, axis, along, np.minimum, labels.dtype)
+        highest = _fold(highest, axis, along, np.maximum, labels.dtype)
+    split = [extent for pair in zip(modes.shape[1:], block, strict=True) for extent in pair]
+    ndim = len(block)
+    # (C, blocks, block, blocks, block, ...) -> (C, *blocks, *block)
+    blocks = labels.reshape(len(labels), *split).transpose(0, *range(1, 2 * ndim, 2), *range(2, 2 * ndim + 1, 2))
+    mixed = modes != highest
+    modes[mixed] = _most_frequent(blocks[mixed].reshape(-1, math.prod(block)))
+    return modes
+
+
+def _most_frequent(values: Pixels) -> Pixels:
+    """Most frequent value of each row of ``(N, M)``; the lowest, if several are."""
+    if not values.size:
+        return values[:, 0]
+    values = np.sort(values, axis=1)
+    position = np.arange(values.shape[1], dtype=np.int32)
+    begins = np.ones(values.shape, bool)
+    np.not_equal(values[:, 1:], values[:, :-1], out=begins[:, 1:])
+    run = position - np.maximum.accumulate(np.where(begins, position, 0), axis=1)
+    # the first of the longest runs ends first
+    return values[np.arange(len(values)), run.argmax(axis=1)]

@@ -12,7 +12,7 @@ import numpy as np
 from muvit.data.pyramids.ngff import Color, Kind
 from muvit.data.slides.slide import default_channel_names
 from muvit.errors import InputError
-from muvit.geometry import level_factors
+from muvit.levels import level_factors
 
 WholeLevel = int | tuple[int, ...]
 """Downsampling factor of all axes, or of each, (t)(z)yx."""
@@ -41,7 +41,7 @@ class PyramidSpec:
     levels: tuple[WholeLevel, ...]
     """Downsampling factors, ascending from 1, each a multiple of the one before; a tuple where the axes differ."""
     kind: Kind
-    """``image`` (area mean) or ``label`` (nearest)."""
+    """``image`` (area mean) or ``label`` (majority vote)."""
     pixel_size_um: tuple[float, ...] | None
     """Micrometers per pixel of the finest level and axis (t: seconds), or None."""
     channel_names: tuple[str, ...]
@@ -50,6 +50,8 @@ class PyramidSpec:
     """Name of each label value."""
     label_colors: dict[int, Color] = field(default_factory=dict)
     """Red, green, blue(, alpha) of each label value."""
+    has_background: bool = True
+    """Whether label 0 is background."""
     chunk: int
     """Edge of a chunk, the unit of reading, in pixels."""
     shard: int
@@ -118,6 +120,7 @@ def check_spec(
     channel_names: Sequence[str] | None = None,
     label_names: dict[int, str] | None = None,
     label_colors: dict[int, Color] | None = None,
+    has_background: bool = True,
     chunk: int | None = None,
     shard: int | None = None,
 ) -> PyramidSpec:
@@ -158,6 +161,7 @@ def check_spec(
         channel_names=names,
         label_names={int(value): str(name) for value, name in (label_names or {}).items()},
         label_colors=_checked_colors(label_colors or {}),
+        has_background=has_background,
         chunk=chunk,
         shard=shard,
     )

@@ -29,12 +29,12 @@ from muvit.data.pyramids.ngff import (
     read_json,
     write_json,
 )
-from muvit.data.pyramids.reduction import area_mean, nearest
+from muvit.data.pyramids.reduction import reduce_blocks
 from muvit.data.pyramids.spec import PyramidSpec, WholeLevel, check_spec
 from muvit.data.slides.formats import slide_name
 from muvit.durable import make_folder, partial_files, sync_folder, write_whole
 from muvit.errors import ExistsError, InputError, ReadError, first_line
-from muvit.geometry import level_name
+from muvit.levels import level_name
 
 UNFINISHED = "unfinished.json"
 Progress = Callable[[int, int], None]
@@ -95,6 +95,7 @@ class PyramidWriter:
         channel_names: Sequence[str] | None = None,
         label_names: dict[int, str] | None = None,
         label_colors: dict[int, Color] | None = None,
+        has_background: bool = True,
         chunk: int | None = None,
         shard: int | None = None,
         overwrite: bool = False,
@@ -115,6 +116,7 @@ class PyramidWriter:
             channel_names: one per channel.
             label_names: name of each label value.
             label_colors: (red, green, blue) or (red, green, blue, alpha) of each label value, 0 to 255.
+            has_background: whether label 0 is background; else it is a class like the others.
             chunk: edge of a chunk in pixels; by default 256 in 2D, 64 in 3D, 16 in 4D.
             shard: edge of a shard in pixels, a multiple of the chunk; by default 4096 in 2D, 512 in 3D, 64 in 4D, and
                 halved while a shard takes more than 256 MiB.
@@ -135,6 +137,7 @@ class PyramidWriter:
             channel_names=channel_names,
             label_names=label_names,
             label_colors=label_colors,
+            has_background=has_background,
             chunk=chunk,
             shard=shard,
         )
@@ -253,15 +256,15 @@ class PyramidWriter:
                 yield Shard(index, start, size)
 
     def build(self, shard: Shard) -> ShardDigest:
-        """Make and write one shard of a coarser level from the level before, which must be complete."""
+        """Make and write one shard of a coarser level; what it is made from (see `finish`) must be complete."""
         return self.write_shard(shard, self._reduced(*shard))
 
     def finish(self, progress: Progress | None = None) -> None:
-        """Build every coarser level from the one before, then make the store readable.
+        """Build every coarser level, then make the store readable.
 
-        Images take the area mean (`muvit.data.pyramids.reduction.area_mean`), labels the pixel that
-        `muvit.data.pyramids.reduction.nearest` names. Memory stays bounded by a few shards. May be repeated after a
-        crash.
+        A level of an image is the area mean of the level before (`muvit.data.pyramids.reduction.area_mean`), a level of
+        labels the majority vote of the finest pixels (`muvit.data.pyramids.reduction.majority`). Memory stays bounded
+        by a few shards. May be repeated after a crash.
 
         Args:
             progress: called after each of the `num_coarse_shards` steps.
@@ -292,17 +295,17 @@ class PyramidWriter:
         register_label(self.path)
 
     def _reduced(self, index: int, start: tuple[int, ...], size: tuple[int, ...]) -> np.ndarray[Any, Any]:
-        """Window of a level computed from the level before, piece by piece."""
+        """Window of a level computed from the level before, or of labels from the finest, piece by piece."""
         spec = self.spec
-        factors = tuple(b // a for a, b in zip(spec.factors(index - 1), spec.factors(index), strict=True))
-        reduce = area_mean if spec.kind == "image" else nearest
-        finer = spec.level_shape(index - 1)
+        source = index - 1 if spec.kind == "image" else 0
+        factors = tuple(b // a for a, b in zip(spec.factors(source), spec.factors(index), strict=True))
+        finer = spec.level_shape(source)
         pixels = np.empty((spec.num_channels, *size), spec.dtype)
         for piece, extent in _blocks(size, self._piece(factors)):
             lower = tuple((a + p) * f for a, p, f in zip(start, piece, factors, strict=True))
             upper = tuple(min(a + e * f, n) for a, e, f, n in zip(lower, extent, factors, finer, strict=True))
             inside = tuple(slice(p, p + e) for p, e in zip(piece, extent, strict=True))
-            pixels[(slice(None), *inside)] = reduce(self._read(index - 1, lower, upper), factors)
+            pixels[(slice(None), *inside)] = reduce_blocks(self._read(source, lower, upper), factors, spec.kind)
         return pixels
 
     def _piece(self, factors: tuple[int, ...]) -> tuple[int, ...]:
@@ -324,7 +327,8 @@ class PyramidWriter:
             kind=spec.kind,
         )
         if spec.kind == "label":
-            return {"multiscales": [entry], "image-label": label_attributes(spec.label_names, spec.label_colors)}
+            legend = label_attributes(spec.label_names, spec.label_colors, has_background=spec.has_background)
+            return {"multiscales": [entry], "image-label": legend}
         return {
             "multiscales": [entry],
             "omero": omero_attributes(spec.channel_names, np.dtype(spec.dtype), self._range()),

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from muvit.data.pyramids.reduction import area_mean
+from muvit.data.pyramids.ngff import Kind
+from muvit.data.pyramids.reduction import reduce_blocks
 from muvit.data.slides.slide import Padding, Slide
-from muvit.geometry import Level, level_factors, plain_level
+from muvit.levels import Level, level_factors, plain_level
 
 _LOG = logging.getLogger(__name__)
 
@@ -20,16 +21,21 @@ _REDUCED_PIXELS = 1 << 22
 _BLOCK = {1: 1 << 16, 2: 256, 3: 64, 4: 16}
 
 
-def complete_slides(slides: Sequence[Slide], levels: Sequence[Level]) -> list[Slide]:
+def complete_slides(slides: Sequence[Slide], levels: Sequence[Level], kind: Kind = "image") -> list[Slide]:
     """Slides with all of these levels, computed as they are read where they are not stored; a warning says so once.
 
     Training, prediction, features and classification call this when they receive slides, so that all code behind them
     finds every level that it needs.
 
+    Args:
+        slides: images, or labels.
+        levels: the levels that are wanted.
+        kind: which of the two they are.
+
     Raises:
         InputError: a level is neither stored nor a whole multiple of one that is.
     """
-    completed = [with_levels(slide, levels) for slide in slides]
+    completed = [with_levels(slide, levels, kind) for slide in slides]
     lacking = [old.path for old, new in zip(slides, completed, strict=True) if old is not new]
     if lacking:
         more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
@@ -39,12 +45,22 @@ def complete_slides(slides: Sequence[Slide], levels: Sequence[Level]) -> list[Sl
 
 
 def complete_slide(slide: Slide, levels: Sequence[Level]) -> Slide:
-    """One slide with all of these levels, as `complete_slides` gives it."""
+    """One image with all of these levels, as `complete_slides` gives it."""
     return complete_slides([slide], levels)[0]
 
 
-def with_levels(slide: Slide, levels: Sequence[Level]) -> Slide:
+def with_levels(slide: Slide, levels: Sequence[Level], kind: Kind = "image") -> Slide:
     """The slide itself if it has all of these levels, else one that computes those that are missing.
+
+    Args:
+        slide: an image, or labels.
+        levels: the levels that are wanted.
+        kind: which of the two it is.
+
+    Args:
+        slide: an image, or labels.
+        levels: the levels that are wanted.
+        kind: which of the two it is.
 
     Raises:
         InputError: a level is neither stored nor a whole multiple of one that is.
@@ -52,12 +68,13 @@ def with_levels(slide: Slide, levels: Sequence[Level]) -> Slide:
     if set(map(plain_level, levels)) <= set(slide.levels):
         return slide
     if isinstance(slide, DerivedLevels):
-        return DerivedLevels(slide.slide, (*slide.levels, *levels))
-    return DerivedLevels(slide, levels)
+        return DerivedLevels(slide.slide, (*slide.levels, *levels), kind)
+    return DerivedLevels(slide, levels, kind)
 
 
 class DerivedLevels(Slide):
-    """A slide with further levels: area means of the next finer level, stored or itself derived.
+    """A slide with further levels: of an image area means of the next finer level, stored or itself derived; of labels
+    majority votes of the finest level.
 
     They are what a pyramid of all these levels would store. Windows are read and reduced piece by piece, and the latest
     blocks are remembered, up to 64 MiB in each process, since neighbouring windows of a coarse level overlap much.
@@ -65,6 +82,7 @@ class DerivedLevels(Slide):
     Args:
         slide: the image as it is stored.
         levels: the levels that are wanted; those that are stored are read as they are.
+        kind: image or labels.
 
     Attributes:
         slide: the image as it is stored.
@@ -73,7 +91,7 @@ class DerivedLevels(Slide):
         InputError: a level is neither stored nor a whole multiple of one that is.
     """
 
-    def __init__(self, slide: Slide, levels: Sequence[Level]) -> None:
+    def __init__(self, slide: Slide, levels: Sequence[Level], kind: Kind = "image") -> None:
         shapes: dict[Level, tuple[int, ...]] = {level: slide.level_shape(level) for level in slide.levels}
         self._sources: dict[Level, tuple[Level, tuple[int, ...]]] = {}
         for level in sorted(map(plain_level, levels), key=lambda v: math.prod(level_factors(v, slide.ndim))):
@@ -82,7 +100,7 @@ class DerivedLevels(Slide):
             finer = [(source, ratio) for source in shapes if (ratio := _ratio(source, level, slide.ndim)) is not None]
             if not finer:
                 slide.level_shape(level)  # refuses it, and says which are stored
-            source, ratio = min(finer, key=lambda found: math.prod(found[1]))
+            source, ratio = (min if kind == "image" else max)(finer, key=lambda found: math.prod(found[1]))
             self._sources[level] = source, ratio
             shapes[level] = tuple(-(-n // r) for n, r in zip(shapes[source], ratio, strict=True))
         super().__init__(
@@ -96,6 +114,7 @@ class DerivedLevels(Slide):
         )
         self.name = slide.name
         self.slide = slide
+        self.kind: Kind = kind
         self._edge = _BLOCK[slide.ndim]
         self._remember()
 
@@ -154,7 +173,7 @@ class DerivedLevels(Slide):
             lower = [(a + p) * r for a, p, r in zip(start, piece, ratio, strict=True)]
             counts = [min(e * r, n - a) for e, r, n, a in zip(extent, ratio, finer, lower, strict=True)]
             inside = tuple(slice(p, p + e) for p, e in zip(piece, extent, strict=True))
-            block[(slice(None), *inside)] = area_mean(self.read(source, lower, counts), ratio)
+            block[(slice(None), *inside)] = reduce_blocks(self.read(source, lower, counts), ratio, self.kind)
         return block
 
 

@@ -14,7 +14,7 @@ from muvit.data.pyramids.writer import UNFINISHED, PyramidWriter
 from muvit.data.slides.formats import whole_if_near
 from muvit.data.slides.slide import Padding, Slide, default_channel_names
 from muvit.errors import InputError, ReadError
-from muvit.geometry import Level, level_factors, level_name, plain_level
+from muvit.levels import Level, level_factors, level_name, plain_level
 
 __all__ = ["OmeZarrSlide", "PyramidSpec", "PyramidWriter"]
 
@@ -38,6 +38,7 @@ class OmeZarrSlide(Slide):
     Attributes:
         label_names: name of each label value, empty for what is no label image.
         label_colors: red, green, blue, alpha of each label value.
+        has_background: whether label 0 is background, as far as the metadata tell.
         level_shifts: for each of `levels`, how far the stored pixels lie from the world's grid of that level, in pixels
             of that level per axis. `read` makes up for its whole part, so at most half a pixel remains.
 
@@ -80,6 +81,7 @@ class OmeZarrSlide(Slide):
         self._folder = folder
         self.label_names: dict[int, str] = image.label_names
         self.label_colors: dict[int, Color] = image.label_colors
+        self.has_background = image.has_background
         self.level_shifts = tuple(self._shifts[level] for level in self.levels)
 
     def read(

@@ -12,7 +12,7 @@ from PIL import Image
 
 from muvit.data.slides.slide import Palette, Slide, default_channel_names
 from muvit.errors import ReadError, first_line
-from muvit.geometry import Level
+from muvit.levels import Level
 
 _DECODED_BYTES = 1 << 30
 _ROWS = 512

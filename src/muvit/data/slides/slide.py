@@ -17,7 +17,7 @@ import numpy as np
 
 from muvit.data.slides.formats import slide_name
 from muvit.errors import InputError, ReadError, first_line
-from muvit.geometry import Level, level_factors, level_name, plain_level
+from muvit.levels import Level, level_factors, level_name, plain_level
 
 Padding = Literal["zero", "edge", "reflect"]
 Palette = Literal["rgb", "index"]

@@ -19,7 +19,7 @@ from muvit.data.slides.formats import pyramid_factor
 from muvit.data.slides.slide import Palette, Slide, default_channel_names
 from muvit.data.slides.tiff_metadata import ome_channel_names, tiff_pixel_size_um
 from muvit.errors import ReadError, first_line
-from muvit.geometry import Level
+from muvit.levels import Level
 
 _LOG = logging.getLogger(__name__)
 _JPEG = {6, 7, 34892, 33007}

@@ -10,7 +10,7 @@ import openslide
 from muvit.data.slides.formats import whole_if_near
 from muvit.data.slides.slide import Slide
 from muvit.errors import ReadError, first_line
-from muvit.geometry import Level, level_factors
+from muvit.levels import Level, level_factors
 
 
 class WholeSlide(Slide):

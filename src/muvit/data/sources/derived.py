@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from muvit.data.pyramids.ngff import Kind
-from muvit.data.pyramids.reduction import area_mean, nearest
+from muvit.data.pyramids.reduction import reduce_blocks
 from muvit.data.slides.slide import Slide
 from muvit.data.sources.label_map import vote
 from muvit.errors import InputError
-from muvit.geometry import Level
+from muvit.levels import Level
 
 Pixels = np.ndarray[Any, Any]
 Decode = Callable[[Pixels, Path], Pixels]
@@ -67,7 +67,7 @@ class DerivedSlide(Slide):
 
 
 def reduced(slide: Slide, factor: int, *, kind: Kind) -> Slide:
-    """The slide with pixels ``factor`` times as large: area means of an image, the nearest pixel of labels."""
+    """The slide with pixels ``factor`` times as large: area means of an image, majority votes of labels."""
     if factor == 1:
         return slide
     return DerivedSlide(
@@ -137,7 +137,7 @@ def _reduced_window(
     lower = tuple(a * factor for a in start)
     upper = tuple(min((a + n) * factor, extent) for a, n, extent in zip(start, size, slide.shape, strict=True))
     pixels = slide.read(1, lower, tuple(b - a for a, b in zip(lower, upper, strict=True)))
-    return area_mean(pixels, factor) if kind == "image" else nearest(pixels, factor)
+    return reduce_blocks(pixels, factor, kind)
 
 
 def _joined_window(slides: tuple[Slide, ...], dtype: Any, start: tuple[int, ...], size: tuple[int, ...]) -> Pixels:

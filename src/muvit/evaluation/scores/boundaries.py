@@ -19,7 +19,7 @@ from scipy.spatial import cKDTree
 from muvit.data.slides.slide import Slide
 from muvit.errors import InputError
 from muvit.evaluation.scores.blocks import blocks
-from muvit.geometry import level_factors
+from muvit.levels import level_factors
 
 HAUSDORFF_PERCENTILE = 95
 """Share of the distances, in per cent, that lie within HD95."""

@@ -14,7 +14,8 @@ from muvit.errors import InputError
 from muvit.evaluation.scores.blocks import blocks, count_blocks
 from muvit.evaluation.scores.bootstrap import BootstrapConfig, Interval, bootstrap_intervals
 from muvit.evaluation.scores.boundaries import BoundaryConfig, BoundaryCounts, compare_boundaries
-from muvit.metrics import Scores, confusion_matrix, scores
+from muvit.labels import foreground
+from muvit.metrics import Scores, confusion_matrix, mean_known, scores
 
 Progress = Callable[[int, int], None]
 """Called with the number of blocks done and of all blocks."""
@@ -33,20 +34,19 @@ class SlideCounts:
     hausdorff: NDArray[np.float64] | None = None
     """95th percentile of the Hausdorff distance of each class ``(K)``, NaN where it does not exist."""
 
-    @cached_property
-    def scores(self) -> Scores:
-        """Overlap scores on this slide alone."""
-        return scores(self.confusion)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Scores on a set of slides, of each slide and of all together. Class 0 is the background."""
+    """Scores on a set of slides, of each slide and of all together."""
 
     class_names: tuple[str, ...]
-    """Name of each class, background first."""
+    """Name of each class."""
     slides: tuple[SlideCounts, ...]
     """What was counted on each slide."""
+    has_background: bool = True
+    """Whether class 0 is background, left out of the means over the foreground."""
+    missing: tuple[str, ...] = ()
+    """Names of true slides that had no prediction, and are not among ``slides``."""
     boundary: BoundaryConfig | None = None
     """How boundaries were compared; None if they were not."""
 
@@ -58,7 +58,17 @@ class Evaluation:
     @property
     def pooled(self) -> Scores:
         """Overlap scores of all pixels together, as if the slides were one (Synthetic and Mouse, MuViT section 4.2)."""
-        return scores(self.confusion)
+        return scores(self.confusion, has_background=self.has_background)
+
+    @cached_property
+    def slide_scores(self) -> tuple[Scores, ...]:
+        """Overlap scores on each slide alone."""
+        return tuple(scores(slide.confusion, has_background=self.has_background) for slide in self.slides)
+
+    @property
+    def foreground(self) -> slice:
+        """The classes that are no background."""
+        return foreground(self.has_background)
 
     @property
     def mean_slide_dice(self) -> float:
@@ -66,28 +76,34 @@ class Evaluation:
         return self.summary()["mean_slide_dice"]
 
     def select(self, names: Sequence[str]) -> "Evaluation":
-        """The same on some of the slides."""
-        return replace(self, slides=tuple(slide for slide in self.slides if slide.name in names))
+        """The same on some of the slides, without what is missing."""
+        return replace(self, missing=(), slides=tuple(slide for slide in self.slides if slide.name in names))
 
     def summary(self, times: NDArray[np.int64] | None = None) -> dict[str, float]:
         """All scores of the slides together, by name; one that does not exist is NaN.
 
-        ``dice/<class>``, ``iou/<class>`` and ``accuracy`` of the pooled pixels, their means ``mean_dice`` (mDSC) and
-        ``mean_iou`` over the foreground, and ``mean_slide_dice``. With boundaries also ``boundary_f1/<class>`` of all
-        outlines together, ``hd95/<class>``, the mean over the slides that have one, and the means of both over the
-        foreground.
+        ``dice/<class>``, ``iou/<class>`` and ``accuracy`` of the pooled pixels; ``mean_dice`` (mDSC) and
+        ``mean_foreground_iou``, their means over the foreground; ``mean_iou`` (mIoU), that over all classes; and
+        ``mean_slide_dice``. With boundaries also ``boundary_f1/<class>`` of all outlines together, ``hd95/<class>``,
+        the mean over the slides that have one, and the means of both over the foreground.
 
         Args:
             times: how often each slide counts, ``(S)``; by default once.
         """
         times = np.ones(len(self.slides), np.int64) if times is None else times
-        pooled = scores(np.tensordot(times, [slide.confusion for slide in self.slides], 1))
-        values = {"mean_dice": pooled.mean_dice, "mean_iou": pooled.mean_iou, "accuracy": pooled.accuracy}
-        values["mean_slide_dice"] = _mean(np.array([s.scores.mean_dice for s in self.slides]), times)
+        confusion = np.tensordot(times, [slide.confusion for slide in self.slides], 1)
+        pooled = scores(confusion, has_background=self.has_background)
+        values = {
+            "mean_dice": pooled.mean_dice,
+            "mean_iou": pooled.mean_iou,
+            "mean_foreground_iou": pooled.mean_foreground_iou,
+            "accuracy": pooled.accuracy,
+            "mean_slide_dice": _mean(np.array([alone.mean_dice for alone in self.slide_scores]), times),
+        }
         per_class = {"dice": pooled.dice, "iou": pooled.iou}
         if self.boundary is not None:
             per_class |= {"boundary_f1": self._pool_boundaries(times).f1, "hd95": self._mean_hausdorff(times)}
-            values |= {f"mean_{name}": _mean(per_class[name][1:]) for name in ("boundary_f1", "hd95")}
+            values |= {f"mean_{name}": mean_known(per_class[name][self.foreground]) for name in ("boundary_f1", "hd95")}
         for name, numbers in per_class.items():
             values |= {f"{name}/{c}": float(number) for c, number in zip(self.class_names, numbers, strict=True)}
         return values
@@ -106,6 +122,8 @@ class Evaluation:
         intervals = self.intervals(bootstrap) if len(self.slides) > 1 else {}
         result = {
             "class_names": list(self.class_names),
+            "has_background": self.has_background,
+            "missing": list(self.missing),
             "pooled": self._score_dict(self.summary()),
             "mean_slide_dice": _number(self.mean_slide_dice),
             "intervals": {name: [_number(v) for v in interval] for name, interval in intervals.items()},
@@ -122,21 +140,42 @@ class Evaluation:
 
         Columns: ``slide``, the foreground classes by name, ``mDSC``. A score that does not exist is NaN.
         """
-        rows = [(slide.name, slide.scores) for slide in self.slides] + [("all", self.pooled)]
+        names = [*(slide.name for slide in self.slides), "all"]
+        shown = self.class_names[self.foreground]
         return [
             {"slide": name}
-            | dict(zip(self.class_names[1:], row.dice[1:].tolist(), strict=True))
+            | dict(zip(shown, row.dice[self.foreground].tolist(), strict=True))
             | {"mDSC": row.mean_dice}
-            for name, row in rows
+            for name, row in zip(names, (*self.slide_scores, self.pooled), strict=True)
+        ]
+
+    def class_table(self) -> list[dict[str, str | float]]:
+        """Scores of all pixels together as rows for a table, one per class, then their means.
+
+        Columns: ``class``, ``Dice``, ``IoU``, with boundaries also ``boundary F1`` and ``HD95``. The last rows are
+        ``mean of foreground``, if there is a background, and ``mean``, of all classes. A score that does not exist is
+        NaN.
+        """
+        values = self.summary()
+        titles = {"Dice": "dice", "IoU": "iou"}
+        titles |= {} if self.boundary is None else {"boundary F1": "boundary_f1", "HD95": "hd95"}
+        columns = {title: np.array([values[f"{s}/{c}"] for c in self.class_names]) for title, s in titles.items()}
+        means = {"mean of foreground": self.foreground} if self.has_background else {}
+        return [
+            {"class": name} | {title: float(column[i]) for title, column in columns.items()}
+            for i, name in enumerate(self.class_names)
+        ] + [
+            {"class": name} | {title: mean_known(column[chosen]) for title, column in columns.items()}
+            for name, chosen in (means | {"mean": slice(None)}).items()
         ]
 
     def rows(self, bootstrap: BootstrapConfig | None = None) -> list[dict[str, str | float]]:
         """Every score as a row of a CSV file.
 
         Columns: ``slide`` (``all`` for all together), ``score``, ``class``, ``value``, and for all together the bounds
-        ``low`` and ``high`` of its interval.
+        ``low`` and ``high`` of its interval. A slide without a prediction has the score ``missing``.
         """
-        table = []
+        table = [_row(name, "missing", float("nan")) for name in self.missing]
         for slide in self.slides:
             alone = self.select([slide.name]).summary()
             table += [_row(slide.name, name, v) for name, v in alone.items() if name != "mean_slide_dice"]
@@ -175,6 +214,7 @@ def evaluate_slides(
     *,
     ignore: Sequence[int] = (),
     class_names: Sequence[str] | None = None,
+    has_background: bool = True,
     boundary: BoundaryConfig | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
@@ -185,6 +225,7 @@ def evaluate_slides(
         num_classes: classes, background included.
         ignore: values of the true labels that count nowhere.
         class_names: one per class, by default their numbers.
+        has_background: whether class 0 is background.
         boundary: how to compare the outlines of the classes; None leaves them out.
         progress: called after each block.
 
@@ -216,7 +257,7 @@ def evaluate_slides(
             outlines, hausdorff = compare_boundaries(prediction, truth, num_classes, boundary, ignore)
             slide = replace(slide, boundaries=outlines, hausdorff=hausdorff)
         counted.append(slide)
-    return Evaluation(class_names=names, slides=tuple(counted), boundary=boundary)
+    return Evaluation(class_names=names, slides=tuple(counted), has_background=has_background, boundary=boundary)
 
 
 def _check_pair(prediction: Slide, truth: Slide) -> None:

@@ -114,7 +114,14 @@ def study_noise(
                 progress(done, total)
         for case, confusion in zip(counted, confusions, strict=True):
             case.append(SlideCounts(name=slide, confusion=confusion))
-    *noisy, naive = (Evaluation(class_names=preprocessing.class_names, slides=tuple(case)) for case in counted)
+    *noisy, naive = (
+        Evaluation(
+            class_names=preprocessing.class_names,
+            slides=tuple(case),
+            has_background=preprocessing.has_background,
+        )
+        for case in counted
+    )
     return NoiseStudy(model=name, sigmas=tuple(sigmas), noisy=tuple(noisy), naive=naive)
 
 

@@ -20,8 +20,8 @@ from muvit.data.folders import open_folder
 from muvit.errors import InputError
 from muvit.evaluation.charts import draw_bars, new_figure, to_image
 from muvit.evaluation.results import Row
-from muvit.geometry import Level, level_factors, level_name
 from muvit.inference.predict import resolve_device
+from muvit.levels import Level, level_factors, level_name
 from muvit.models.mae import MuViTMAE
 
 Boxes = Literal["true", "naive"]

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from muvit.data.pyramids.reduction import area_mean, nearest
+from muvit.data.pyramids.ngff import Kind
+from muvit.data.pyramids.reduction import reduce_blocks
 from muvit.data.slides.slide import Slide
 from muvit.durable import write_whole
 from muvit.errors import ExistsError, InputError
@@ -94,8 +95,8 @@ def draw_overview(source: LabelledImage, *, size: int = 1600, alpha: float = 0.5
     """
     if size < 1:
         raise InputError("size", expected="a positive number", got=size)
-    labels = _shrink(source.labels, size, is_label=True)[0]
-    image = None if source.image is None else to_rgb(_shrink(source.image, size, is_label=False))
+    labels = _shrink(source.labels, size, "label")[0]
+    image = None if source.image is None else to_rgb(_shrink(source.image, size, "image"))
     if image is not None:  # both show the same field, in pixels that may differ
         y, x = (((np.arange(n) + 0.5) * m / n).astype(int) for n, m in zip(image.shape[:2], labels.shape, strict=True))
         labels = labels[np.ix_(y, x)]
@@ -123,17 +124,16 @@ def write_overview(
     write_whole(file, png.getvalue())
 
 
-def _shrink(slide: Slide, size: int, *, is_label: bool) -> NDArray[Any]:
-    """A slide in small, ``(C, H, W)`` of at most ``size`` pixels: blocks of pixels averaged, or of labels one taken."""
+def _shrink(slide: Slide, size: int, kind: Kind) -> NDArray[Any]:
+    """A slide in small, ``(C, H, W)`` of at most ``size`` pixels: means of an image's, votes of a label's blocks."""
     level = next((lv for lv in reversed(slide.levels) if max(slide.level_shape(lv)) >= size), 1)
     shape = slide.level_shape(level)
     factor = -(-max(shape) // size)
     side = max(1, BLOCK_PX // factor) * factor
     small = np.zeros((slide.num_channels, *(-(-n // factor) for n in shape)), slide.dtype)
-    reduce = nearest if is_label else area_mean
     for top, left in product(range(0, shape[0], side), range(0, shape[1], side)):
         window = (min(side, shape[0] - top), min(side, shape[1] - left))
-        part = reduce(slide.read(level, (top, left), window), factor)
+        part = reduce_blocks(slide.read(level, (top, left), window), factor, kind)
         y, x = top // factor, left // factor
         small[:, y : y + part.shape[1], x : x + part.shape[2]] = part
     return small

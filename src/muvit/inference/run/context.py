@@ -98,7 +98,7 @@ class ContextCaching:
         assert isinstance(model, Segmenter)
         if model.config.boxes == "naive":
             boxes = naive_boxes(encoder.levels, img.shape[3:], encoder.config.patch_spacing)
-            bbox = boxes.to(bbox).expand(bbox.shape)
+            bbox = boxes.to(bbox, non_blocking=True).expand(bbox.shape)
         context = memory.context(img[:1, 1:], bbox[:1, 1:], coarse)
         assert context is not None
         _, coords, kept = encoder.forward_in_context(img[:, :1], bbox[:, :1], context, model.skips)
@@ -176,4 +176,4 @@ def grouped(keys: Iterable[Key]) -> dict[Key, list[int]]:
 def ungrouped(parts: Sequence[Tensor], places: Iterable[Sequence[int]]) -> Tensor:
     """The rows of all parts, each at its place."""
     order = torch.tensor([place for group in places for place in group])
-    return torch.cat(list(parts))[order.argsort().to(parts[0].device)]
+    return torch.cat(list(parts))[order.argsort().to(parts[0].device, non_blocking=True)]

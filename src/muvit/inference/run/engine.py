@@ -7,18 +7,13 @@ import hashlib
 import logging
 import math
 import multiprocessing
-import os
-import signal
-import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, BrokenExecutor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, BrokenExecutor, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from multiprocessing import resource_tracker
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +26,7 @@ from muvit.inference.run.ledger import Ledger
 from muvit.inference.run.plan import Plan, hash_model
 from muvit.inference.run.resume import PLAN, WORK, read_plan
 from muvit.inference.run.store import Output
+from muvit.inference.workers import without_interrupts, worker_pool
 from muvit.models.segmentation_model import SegmentationModel
 from muvit.models.trained import load_model
 
@@ -80,42 +76,33 @@ def run_local(work: Work, devices: Sequence[torch.device], ledger: Ledger, count
     if len(devices) == 1:
         _make_blocks(work, devices[0], ledger, count)
         return
-    context = multiprocessing.get_context("spawn")
-    told, tell = context.Pipe(duplex=False)
-    with (
-        tell,
-        ProcessPoolExecutor(len(devices), mp_context=context, initializer=_watch_parent, initargs=(told,)) as pool,
-    ):
-        shares = [(i, device, work.blocks[i :: len(devices)]) for i, device in enumerate(devices)]
-        path = work.output.path
-        with _deaf_to_interrupts():
-            running = {
-                pool.submit(
-                    _make_share,
-                    path,
-                    work.output.plan,
-                    work.model,
-                    work.slide,
-                    blocks,
-                    work.batch_size,
-                    work.num_workers,
-                    device,
-                    f"device-{i}",
-                )
-                for i, device, blocks in shares
-            }
-        try:
+    try:
+        with worker_pool(len(devices)) as pool:
+            with without_interrupts():
+                running = {
+                    pool.submit(
+                        _make_share,
+                        work.output.path,
+                        work.output.plan,
+                        work.model,
+                        work.slide,
+                        work.blocks[i :: len(devices)],
+                        work.batch_size,
+                        work.num_workers,
+                        device,
+                        f"device-{i}",
+                    )
+                    for i, device in enumerate(devices)
+                }
             with _counting_done(work, count) as look:
                 while running:
                     finished, running = wait(running, timeout=_POLL_S, return_when=FIRST_EXCEPTION)
                     look()
                     for future in finished:
                         future.result()
-        except KeyboardInterrupt:
-            tell.close()  # else the pool would wait until all is done
-            raise
-        except BrokenExecutor as error:
-            raise MuViTError(f"{path}: the process of one of the {len(devices)} devices died.") from error
+    except BrokenExecutor as error:
+        died = f"{work.output.path}: the process of one of the {len(devices)} devices died."
+        raise MuViTError(died) from error
 
 
 def _make_blocks(work: Work, device: torch.device, ledger: Ledger, count: CountTiles) -> None:
@@ -173,29 +160,6 @@ def _counting_done(work: Work, count: CountTiles) -> Iterator[Callable[[], None]
     look()
 
 
-def _watch_parent(told: Connection) -> None:
-    threading.Thread(target=_die_with_parent, args=(told,), daemon=True).start()
-
-
-def _die_with_parent(told: Connection) -> None:
-    """Who is killed cannot end its processes, which would go on writing beside the next run; but its pipes close."""
-    told.poll(None)
-    for reader in multiprocessing.active_children():
-        reader.terminate()
-    os._exit(1)
-
-
-@contextmanager
-def _deaf_to_interrupts() -> Iterator[None]:
-    """Processes that are started here do not hear Ctrl-C, which a terminal sends to all; this one tells them to end."""
-    resource_tracker.ensure_running()  # which would make this process hear it again, if it came first with a child
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 # -- Dask --------------------------------------------------------------------------------------------------------------
 
 
@@ -243,7 +207,7 @@ def run_dask(
         return
     # a worker that dies is our affair: we count, for each block by itself
     with dask.config.set({"distributed.scheduler.allowed-failures": 0, "distributed.worker.daemon": False}):
-        with _deaf_to_interrupts():
+        with without_interrupts():
             cluster = LocalCluster(
                 n_workers=num_processes or len(devices),
                 threads_per_worker=1,

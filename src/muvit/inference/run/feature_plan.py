@@ -17,11 +17,11 @@ from muvit.data.pyramids.spec import PyramidSpec, check_spec
 from muvit.data.pyramids.writer import Shard
 from muvit.data.slides.slide import Slide
 from muvit.errors import InputError
-from muvit.geometry import Level, level_factors, level_name
 from muvit.inference.inputs import check_weights
 from muvit.inference.run.context import shares_contexts
 from muvit.inference.run.plan import hash_model
 from muvit.inference.tiling.tiles import TilePlan
+from muvit.levels import Level, level_factors, level_name
 from muvit.models.encoder import MuViTEncoder
 from muvit.models.segmentation_model import encoder_views
 

@@ -14,10 +14,10 @@ from muvit.data.pyramids.ngff import write_json
 from muvit.data.pyramids.writer import PyramidWriter, ShardDigest, check_replaceable
 from muvit.data.slides.ome_zarr import OmeZarrSlide
 from muvit.durable import remove_whole, sync_folder, whole_file
-from muvit.geometry import level_factors, level_name
 from muvit.inference.run.feature_plan import FeaturePlan, LevelFeatures
 from muvit.inference.run.ledger import Ledger, read_ledgers
 from muvit.inference.run.resume import WORK, clear_work, create, is_begun_by, is_empty, is_scrap, read_plan
+from muvit.levels import level_factors, level_name
 
 POOLED = "pooled.csv"
 

@@ -12,13 +12,14 @@ from muvit.data.crops.preprocessing import Preprocessing
 from muvit.data.pyramids.spec import PyramidSpec, check_spec
 from muvit.data.slides.slide import Slide
 from muvit.errors import InputError
-from muvit.geometry import level_factors
 from muvit.inference.inputs import check_weights
 from muvit.inference.run.context import can_go_together, shares_contexts
 from muvit.inference.run.plan import Plan, PredictOptions, hash_model
 from muvit.inference.tiling.region import tiles_in_region
 from muvit.inference.tiling.tiles import TilePlan, mask_runs
 from muvit.inference.tiling.tissue import find_tissue, tiles_with_tissue
+from muvit.labels import BACKGROUND
+from muvit.levels import level_factors
 from muvit.models.segmentation_model import SegmentationModel
 
 _LOG = logging.getLogger(__name__)
@@ -127,7 +128,11 @@ def _stores(
         "kind": "label",
         "label_names": dict(enumerate(preprocessing.class_names)),
         # a viewer that lays labels over the image must leave the background clear
-        "label_colors": {i: (*rgb, 255 if i else 0) for i, rgb in enumerate(preprocessing.class_colors)},
+        "label_colors": {
+            i: (*rgb, 0 if i == BACKGROUND and preprocessing.has_background else 255)
+            for i, rgb in enumerate(preprocessing.class_colors)
+        },
+        "has_background": preprocessing.has_background,
     }
     common |= _blocking(check_spec(**common, **labels), options, num_classes)
     stores = {"labels": check_spec(**common, **labels)}

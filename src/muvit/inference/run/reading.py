@@ -14,8 +14,8 @@ from muvit.data.crops.preprocessing import Preprocessing
 from muvit.data.crops.reading import read_views
 from muvit.data.slides.slide import Slide
 from muvit.errors import MuViTError
-from muvit.geometry import Level, level_factors
 from muvit.inference.tiling.tiles import TilePlan
+from muvit.levels import Level, level_factors
 
 # a tile, or why it could not be read: torch rewraps what a worker process raises, and the message would drown in traces
 TileViews = dict[str, Any] | MuViTError

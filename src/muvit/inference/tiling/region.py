@@ -13,8 +13,8 @@ from shapely.geometry import shape as geometry_of
 
 from muvit.data.slides.slide import Slide
 from muvit.errors import InputError, ReadError
-from muvit.geometry import level_factors
 from muvit.inference.tiling.tiles import TilePlan
+from muvit.levels import level_factors
 
 _BOX = re.compile(r"\s*,\s*".join([r"(-?\d+(?:\.\d+)?)"] * 4))
 
@@ -34,7 +34,11 @@ def read_region(source: str, slide: Slide) -> str:
     box = _BOX.fullmatch(source.strip())
     if box:
         y0, x0, y1, x1 = map(float, box.groups())
-        area = shapely.box(min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1))
+        if not (y0 < y1 and x0 < x1):
+            raise InputError(
+                f"region {source}", expected="a box y0,x0,y1,x1 with y0 < y1 and x0 < x1", got="another order"
+            )
+        area = shapely.box(x0, y0, x1, y1)
     else:
         area = _read_geojson(Path(source))
         bounds = getattr(slide, "bounds", None)
@@ -80,7 +84,7 @@ def _read_geojson(file: Path) -> Any:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         return shapely.make_valid(shapely.union_all([geometry_of(part) for part in _geometries(content)]))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ShapelyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, ShapelyError) as error:
         raise ReadError(file, expected="a GeoJSON file with polygons, or a box y0,x0,y1,x1", got=str(error)) from error
 
 

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from muvit.data.crops.placement import FreeViews, Placement, Window, check_placement, place_views
 from muvit.errors import InputError
-from muvit.geometry import Level, check_levels
 from muvit.inference.tiling.blend import axis_weights
+from muvit.levels import Level, check_levels
 
 Blend = Literal["linear", "cosine", "center"]
 """How overlapping tiles are joined: by a linear or cosine ramp, or each writes its central part only."""

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from muvit.data.slides.derived import with_levels
 from muvit.data.slides.slide import Slide
-from muvit.geometry import Level, level_factors, level_name
 from muvit.inference.tiling.tiles import TilePlan
+from muvit.levels import Level, level_factors, level_name
 
 _LOOK_PX = 1 << 22
 _BINS = 256

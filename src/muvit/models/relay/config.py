@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_type_hints
 
 from muvit.errors import InputError
-from muvit.geometry import check_levels
+from muvit.levels import check_levels
 
 _SET_BY_US = {
     "img_size": "size",
@@ -50,6 +50,12 @@ class RelayConfig:
     pretrained: bool | str = False
     """Weights that the backbone starts from: those that timm publishes for it (true; fetched once, for a new model,
     never for one that is loaded from its folder), or a local file .safetensors or .pth with them; loaded strictly."""
+    class_token: bool = True
+    """Keep the class token that the backbone was trained with (true), or take it out after the weights are loaded, as
+    the released code of Relay Tokens, whose Vision Transformer has none (false)."""
+    final_norm: bool = True
+    """Keep the backbone's norm after the last block (true), or leave it out, as the released Vision Transformer
+    (false)."""
     timm_options: dict[str, Any] = field(default_factory=dict)
     """Further arguments of timm's model, such as depth or window_size."""
     drop_path: float | None = None

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from muvit.geometry import Level, level_factors
+from muvit.levels import Level, level_factors
 
 
 def cells_of(size: Sequence[int], level: Level, context_level: Level) -> tuple[int, int]:

@@ -32,6 +32,10 @@ def build_backbone(config: RelayConfig, num_relay: int, num_contexts: int) -> Ba
     """
     family = _family(config.backbone)
     model = _without_classifier(_create(config))
+    if not config.class_token:
+        _drop_class_token(model, config.backbone)
+    if not config.final_norm:
+        model.norm = nn.Identity()
     backbone = (
         ViTBackbone(model, num_relay, num_contexts) if family in _VIT_MODULES else SwinBackbone(model, num_contexts)
     )
@@ -163,3 +167,21 @@ def _without_classifier(model: Any) -> Any:
         if isinstance(getattr(model, name, None), nn.Module):
             setattr(model, name, nn.Identity() if name == "fc_norm" else None)
     return model
+
+
+def _drop_class_token(model: Any, name: str) -> None:
+    """Take the class token out of a Vision Transformer, with its row of the position table.
+
+    Raises:
+        InputError: it has none, or cannot do without it.
+    """
+    if getattr(model, "cls_token", None) is None or hasattr(model, "dist_token"):
+        expected = "true, as only Vision Transformers with a class token and no distillation token can do without it"
+        raise InputError("class_token", expected=expected, got=f"false for {name}")
+    if model.pos_embed is not None and not model.no_embed_class:
+        model.pos_embed = nn.Parameter(model.pos_embed.detach()[:, 1:])  # the class token stands first
+    model.cls_token = None
+    model.num_prefix_tokens -= 1
+    for block in model.blocks:
+        if hasattr(block.attn, "num_prefix_tokens"):  # rotary attention leaves that many tokens unrotated
+            block.attn.num_prefix_tokens -= 1

@@ -1,0 +1,193 @@
+"""The parser of every verb: no abbreviations, bounded YAML, help in words, and groups for the settings of a recipe."""
+
+import re
+import types
+from argparse import SUPPRESS, Action, HelpFormatter
+from collections.abc import Sequence
+from copy import copy
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
+
+from jsonargparse import (  # type: ignore[attr-defined]
+    ActionConfigFile,
+    ArgumentError,
+    ArgumentParser,
+    DefaultHelpFormatter,
+    get_loader,
+)
+from yaml import YAMLError
+
+from muvit.errors import ReadError
+from muvit.plain_yaml import read_text, yaml_problem
+from muvit.settings import YAML_MODE, find_misfit, sentence, setting_types, suggestion, yaml_mode
+
+_WORDS = {int: "INT", float: "NUMBER", str: "TEXT", Path: "PATH", bool: "true|false", type(None): "null", dict: "{...}"}
+_NO_SETTING = re.compile(r"there is no setting (?P<name>[\w.]+)")
+_UNKNOWN = re.compile(r"unrecognized arguments: (?P<first>\S+).*")
+
+
+class Parser(ArgumentParser):
+    """A parser that takes options by their whole names and ends with an `ArgumentError`."""
+
+    recipe: type | None = None
+    """The dataclass whose fields are settings of this verb."""
+    given: Sequence[str] | None = None
+    """Arguments to be parsed, if known: of a verb's own verbs only those that they name need to be imported."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        fixed = {"allow_abbrev": False, "parser_mode": YAML_MODE, "formatter_class": PlainHelp, "exit_on_error": False}
+        super().__init__(*args, **options | fixed)
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise an `ArgumentError` with ``message`` as one sentence."""
+        unknown = _UNKNOWN.fullmatch(" ".join(message.split()))
+        if unknown:
+            given = unknown["first"].partition("=")[0]
+            options = [option for action in self._actions for option in action.option_strings]
+            options += [f"--{name}" for name in self._setting_types()]
+            meant = suggestion(given, options) if given.startswith("-") else ""
+            message = f"there is no option {given}" if given.startswith("-") else f"unexpected argument {given}"
+            message += f"; {meant}" if meant else ""
+        message = sentence(message)
+        setting = _NO_SETTING.fullmatch(message)
+        if setting:
+            meant = suggestion(setting["name"], self._setting_types())
+            message += f"; {meant}" if meant else ""
+        raise ArgumentError(None, message) from ex
+
+    def add_recipe(self, recipe: type) -> None:
+        """Add the options of a verb that follows a recipe: the file, the run's folder, and every setting.
+
+        Args:
+            recipe: dataclass of the recipe.
+        """
+        self.recipe, self.parser_mode = recipe, yaml_mode(recipe)
+        self.description = (
+            f"{self.description or ''} The recipe is a YAML file. Each of its settings is an option too, which "
+            "overrides the recipe: --optim.lr 3e-4 stands for lr in the section optim."
+        ).strip()
+        self.usage = "%(prog)s --config RECIPE --output FOLDER [--section.key VALUE ...]"
+        self.add_argument(
+            "--config", action=RecipeFile, metavar="RECIPE", help="recipe in YAML; later options override it"
+        )
+        self.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="folder of the run")
+        self.add_argument("--resume", action="store_true", help="continue the run in the output folder")
+        self.add_argument("--overwrite", action="store_true", help="delete a run that is there already")
+        self.add_class_arguments(recipe, as_group=False)
+        for action in self._actions:
+            if "--print_config" in action.option_strings:
+                action.help = "print all settings as YAML and exit; =skip_default leaves out those at their defaults"
+
+    def format_help(self, formatter: HelpFormatter | None = None) -> str:
+        """Help text; the settings of a recipe stand in one group per section, named by its path."""
+        groups = self._action_groups
+        try:
+            if self.recipe is not None:
+                self._group_settings(self.recipe)
+            return super().format_help(formatter)
+        finally:
+            self._action_groups = groups
+
+    def _setting_types(self) -> dict[str, Any]:
+        return {} if self.recipe is None else dict(setting_types(self.recipe))
+
+    def _group_settings(self, recipe: type) -> None:
+        """Show each section of the recipe as a group, those of optional sections too, which are one option to parse."""
+        sections, (options, titles) = {field.name for field in fields(recipe)}, _documentation(recipe)
+        own = [a for a in self._actions if not _is_setting(a, sections)]
+        self._action_groups = []
+        self.add_argument_group("options")._group_actions.extend(own)
+        groups: dict[str, Any] = {}
+        for name, hint in setting_types(recipe):
+            section = name.rpartition(".")[0]
+            for one in (section.rpartition(".")[0] or section, section):  # the outer section first
+                if one not in groups:
+                    text = titles[one].rstrip(".") if one else "Settings beside the sections"
+                    groups[one] = self.add_argument_group(one or "recipe", f"{text}.")
+            options[name].metavar = type_words(hint)
+            groups[section]._group_actions.append(options[name])
+
+
+class RecipeFile(ActionConfigFile):
+    """The option that names a recipe, whose keys are checked before its values."""
+
+    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
+        """Read the recipe into ``cfg``."""
+        values = str(values)
+        if parser.recipe is not None and Path(values).is_file():
+            try:
+                settings = get_loader(parser.parser_mode)(read_text(values))
+            except (ReadError, YAMLError) as error:
+                raise ArgumentError(None, f"{values}: {yaml_problem(error)}") from error
+            options = [
+                a.dest for a in parser._actions if a.option_strings and a.dest not in ("config", "help", SUPPRESS)
+            ]
+            misfit = find_misfit(settings, parser.recipe, options) if isinstance(settings, dict) else None
+            if misfit is not None:
+                raise ArgumentError(None, f"{values}: {misfit}")
+        super().__call__(parser, cfg, values, option_string)
+
+
+class PlainHelp(DefaultHelpFormatter):
+    """Help that names no internal types: what an option does, whether it must be given, and its default."""
+
+    def _format_action_invocation(self, action: Action) -> str:
+        shown = copy(action)  # without the form that appends to a list, --levels+
+        shown.option_strings = [option for option in action.option_strings if not option.endswith("+")]
+        return super()._format_action_invocation(shown)
+
+    def _get_help_string(self, action: Action) -> str:
+        text = action.help or ""
+        if not action.option_strings or isinstance(action, ActionConfigFile) or "default" in text:
+            return text
+        if action.required:
+            return f"{text} (required)"
+        plain = action.default in (None, SUPPRESS, False, "", ()) or action.nargs == 0
+        return text if plain else f"{text} (default: {value_words(action.default)})"
+
+
+def type_words(hint: Any) -> str:
+    """A type as users write its values: ``INT``, ``[NUMBER, ...]``, ``zero|edge|reflect``."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return "|".join(map(str, inner))
+    if origin in (Union, types.UnionType):
+        return "|".join(dict.fromkeys(type_words(kind) for kind in inner))
+    if origin in (tuple, list):
+        words = [type_words(kind) for kind in inner if kind is not Ellipsis]
+        return f"[{', '.join(words)}{', ...' if origin is list or Ellipsis in inner else ''}]"
+    return _WORDS.get(origin or hint, "VALUE")
+
+
+def value_words(value: Any) -> str:
+    """A value as YAML writes it in one line."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {value_words(inner)}" for key, inner in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(value_words, value))}]"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _documentation(kind: type, section: str = "") -> tuple[dict[str, Action], dict[str, str]]:
+    """Options that document the settings of a dataclass, by path, and the titles of its sections."""
+    parser = ArgumentParser(parser_mode=YAML_MODE)
+    parser.add_class_arguments(kind, section or None, as_group=False)
+    options = {action.dest: action for action in parser._actions}
+    titles = {name: str(group.title) for name, group in (parser.groups or {}).items()}
+    for name, hint in get_type_hints(kind).items():
+        path = f"{section}.{name}".lstrip(".")
+        optional = path in options and next((a for a in get_args(hint) if is_dataclass(a)), None)
+        if optional:
+            titles[path] = options[path].help or ""
+        groups: list[Any] = [optional] if optional else [hint] if is_dataclass(hint) else []
+        for group in groups:
+            more, further = _documentation(group, path)
+            options, titles = options | more, further | titles
+    return options, titles
+
+
+def _is_setting(action: Action, sections: set[str]) -> bool:
+    """Whether an option is a setting of a recipe with these sections, or stands for a section as a whole."""
+    name = action.option_strings[-1].lstrip("-") if action.option_strings else ""
+    return name.partition(".")[0] in sections

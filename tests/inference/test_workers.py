@@ -1,0 +1,58 @@
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from muvit.inference import workers
+from muvit.inference.workers import without_interrupts, worker_pool
+
+PARENT = """
+import time
+from muvit.inference.workers import worker_pool
+with worker_pool(1) as pool:
+    pool.submit(print, "ready", flush=True).result()
+    time.sleep(600)
+"""
+
+
+def disobey(started: Path) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    started.touch()
+    time.sleep(600)
+
+
+def test_workers_exit_with_a_parent_that_is_killed():
+    parent = subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        assert parent.stdout.readline() == "ready\n"
+        parent.kill()
+        parent.communicate(timeout=60)  # the pipe closes when the last process that holds it has gone
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(parent.pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("is_frozen", [False, True])
+def test_an_error_ends_workers_that_do_not_obey(tmp_path, monkeypatch, is_frozen):
+    """One that ignores SIGTERM exits by itself; one that cannot even do that is killed."""
+    monkeypatch.setattr(workers, "PATIENCE_S", 0.2 if is_frozen else 60.0)
+    started, seen = tmp_path / "started", []
+    with pytest.raises(KeyboardInterrupt), worker_pool(1) as pool:
+        with without_interrupts():
+            pool.submit(disobey, started)
+        while not started.exists():
+            time.sleep(0.01)
+        seen += multiprocessing.active_children()
+        seen[0].terminate()
+        if is_frozen:
+            os.kill(seen[0].pid, signal.SIGSTOP)
+        raise KeyboardInterrupt
+    assert multiprocessing.active_children() == []
+    with pytest.raises(ProcessLookupError):
+        os.kill(seen[0].pid, 0)
