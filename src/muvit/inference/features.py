@@ -5,7 +5,7 @@ a run that was killed goes on where it stopped and makes the same bytes.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +28,9 @@ from muvit.inference.run.resume import clear_work, is_made_by, is_published
 from muvit.levels import Level
 from muvit.models.encoder import MuViTEncoder
 from muvit.models.segmentation_model import encoder_views
+from muvit.progress import Progress
 
 _LOG = logging.getLogger(__name__)
-
-Progress = Callable[[int, int], None]
-"""Called with the number of tiles done and of all tiles."""
 
 
 def extract_features(

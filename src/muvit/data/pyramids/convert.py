@@ -3,14 +3,14 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from muvit.data.pyramids.ngff import Color, Kind
+from muvit.data.pyramids.ngff import Color, Kind, register_label
 from muvit.data.pyramids.spec import WholeLevel, check_spec
-from muvit.data.pyramids.writer import Progress, PyramidWriter, check_replaceable, register_label
-from muvit.data.slides.ome_zarr import OmeZarrSlide
+from muvit.data.pyramids.writer import PyramidWriter, check_replaceable
 from muvit.data.slides.open import open_slide
 from muvit.data.slides.slide import Palette, Slide
 from muvit.durable import scratch_folder, swap_in
 from muvit.errors import InputError
+from muvit.progress import Progress
 
 _BAND_BYTES = 256 << 20
 
@@ -62,7 +62,6 @@ def convert_image(
     slide = source if isinstance(source, Slide) else open_slide(source, palette=palette)
     if kind == "label":
         _check_label_source(slide)
-    stated = slide if isinstance(slide, OmeZarrSlide) else None
     spec = check_spec(
         shape=slide.shape,
         num_channels=slide.num_channels,
@@ -72,9 +71,9 @@ def convert_image(
         kind=kind,
         pixel_size_um=slide.pixel_size_um if pixel_size_um is None else pixel_size_um,
         channel_names=slide.channel_names if channel_names is None else channel_names,
-        label_names=stated.label_names if stated and label_names is None else label_names,
-        label_colors=stated.label_colors if stated and label_colors is None else label_colors,
-        has_background=stated is None or stated.has_background,
+        label_names=slide.label_names if label_names is None else label_names,
+        label_colors=slide.label_colors if label_colors is None else label_colors,
+        has_background=slide.has_background,
     )
     check_replaceable(target, overwrite)
     # pixels that cannot be read at all are found before anything is written

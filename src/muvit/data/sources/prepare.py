@@ -11,11 +11,11 @@ from typing import Any, get_args
 from muvit.data.pyramids.convert import convert_image
 from muvit.data.pyramids.ngff import Color, Kind
 from muvit.data.pyramids.spec import check_spec
-from muvit.data.pyramids.writer import Progress
 from muvit.data.sources.source import SPLITS, Item, Source, check_source
 from muvit.durable import write_whole
 from muvit.errors import ExistsError, InputError, ReadError
 from muvit.pictures import class_colors
+from muvit.progress import Progress
 
 MANIFEST = "prepare.json"
 """In the output from the start: what is being converted, and how."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from muvit.data.pyramids.writer import Progress, PyramidWriter, Shard, ShardDigest, check_replaceable
+from muvit.data.pyramids.writer import PyramidWriter, Shard, ShardDigest, check_replaceable
 from muvit.data.slides.formats import slide_name
 from muvit.durable import remove_whole
 from muvit.inference.run.canvas import BlockPixels
@@ -25,6 +25,7 @@ from muvit.inference.run.resume import (
     read_summary,
 )
 from muvit.inference.tiling.seams import Seams, add_seams
+from muvit.progress import Progress
 
 
 @dataclass(frozen=True, kw_only=True)
