@@ -8,10 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from muvit.data.crops.config import CropConfig
-from muvit.data.crops.crops import NestedCrops
-from muvit.data.slides.ome_zarr import PyramidWriter
-from muvit.data.slides.open import open_slide
+from muvit.data import CropConfig, NestedCrops, PyramidWriter, open_slide
 from muvit.data.synthetic.images import SyntheticConfig, generate
 from muvit.geometry import patch_centers
 from muvit.pictures import Picture, outline_boxes, panel, to_rgb

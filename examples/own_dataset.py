@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from muvit.data.crops.dataset import MuViTDataset
+from muvit.data import MuViTDataset
 from muvit.data.synthetic.perlin import fractal_noise
 from muvit.losses import SegmentationLoss
 from muvit.models.encoder import EncoderConfig

@@ -1,11 +1,15 @@
 import errno
+import multiprocessing
 import os
+import signal
 import sys
 from pathlib import Path
 
 import pytest
 
-from muvit.durable import make_folder, partial_files, write_whole
+from muvit import durable
+from muvit.durable import make_folder, partial_files, remove_whole, scratch_folder, whole_folder, write_whole
+from muvit.errors import ExistsError
 
 
 def test_a_file_is_whole_or_as_it_was(tmp_path, monkeypatch):
@@ -61,3 +65,100 @@ def test_what_a_killed_process_left_is_found(tmp_path):
     (tmp_path / "a" / "b" / ".file.0123.partial").touch()
     (tmp_path / "a" / "file").touch()
     assert partial_files(tmp_path) == [tmp_path / "a" / "b" / ".file.0123.partial"]
+
+
+def files(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(params=["exchange", "moved aside"])
+def _way(request, monkeypatch):
+    """Both ways to replace a folder: in one step, or in two where the file system has none."""
+    if request.param == "moved aside":
+        monkeypatch.setattr(durable, "_exchange", lambda one, other: False)
+
+
+@pytest.mark.usefixtures("_way")
+def test_a_folder_is_whole_or_as_it_was(tmp_path):
+    target = tmp_path / "deep" / "model"
+    with whole_folder(target) as fresh:
+        assert fresh.name == target.name
+        (fresh / "a").mkdir()
+        (fresh / "a" / "one").write_bytes(b"1")
+        assert not target.exists()
+    assert files(target) == {"a/one": b"1"}
+    with pytest.raises(ExistsError), whole_folder(target):
+        pass
+    with pytest.raises(RuntimeError), whole_folder(target, overwrite=True) as fresh:
+        (fresh / "two").touch()
+        raise RuntimeError
+    assert files(target) == {"a/one": b"1"}
+    with whole_folder(target, overwrite=True) as fresh:
+        (fresh / "two").write_bytes(b"2")
+    assert files(target.parent) == {"model/two": b"2"}
+    remove_whole(target)
+    assert list(target.parent.iterdir()) == []
+
+
+def test_a_failed_swap_puts_the_old_folder_back(tmp_path, monkeypatch):
+    rename, target = Path.rename, tmp_path / "model"
+    target.mkdir()
+    (target / "old").touch()
+
+    def fail_for_the_new_one(path, to):
+        if to == target and path.name == target.name:
+            raise OSError("no such luck")
+        return rename(path, to)
+
+    monkeypatch.setattr(durable, "_exchange", lambda one, other: False)
+    monkeypatch.setattr(Path, "rename", fail_for_the_new_one)
+    with pytest.raises(OSError, match="no such luck"), whole_folder(target, overwrite=True) as fresh:
+        (fresh / "new").touch()
+    assert files(tmp_path) == {"model/old": b""}
+
+
+def test_a_folder_that_appears_meanwhile_is_kept(tmp_path):
+    target = tmp_path / "model"
+    with pytest.raises(ExistsError), whole_folder(target) as fresh:
+        (fresh / "mine").touch()
+        target.mkdir()
+        (target / "theirs").touch()
+    assert files(tmp_path) == {"model/theirs": b""}
+
+
+def killed(target, when):
+    """Save a folder in a process that is killed: while it fills it, or while the old one is moved aside."""
+    if when == "replacing":
+        durable._exchange = lambda one, other: False
+        rename = Path.rename
+
+        def rename_once(path, to):
+            rename(path, to)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        Path.rename = rename_once
+    with whole_folder(target, overwrite=True) as fresh:
+        (fresh / "new").write_bytes(b"new")
+        if when == "filling":
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
+@pytest.mark.parametrize("when", ["filling", "replacing"])
+def test_the_next_save_tidies_up_after_a_killed_one_and_lets_live_ones_be(tmp_path, when):
+    target = tmp_path / "model"
+    with whole_folder(target) as fresh:
+        (fresh / "old").write_bytes(b"old")
+    process = multiprocessing.get_context("fork").Process(target=killed, args=(target, when))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert len(list(tmp_path.iterdir())) == (2 if when == "filling" else 1)
+    with scratch_folder(target) as live:
+        assert files(target) == {"old": b"old"}
+        with pytest.raises(RuntimeError), whole_folder(target, overwrite=True):
+            assert live.is_dir()
+            raise RuntimeError
+        assert live.is_dir()
+        assert len(list(tmp_path.iterdir())) == 2
+    assert files(tmp_path) == {"model/old": b"old"}

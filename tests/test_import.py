@@ -11,6 +11,7 @@ import pytest
 import tifffile
 
 import muvit
+import muvit.data
 
 ROOT = Path(muvit.__file__).parent
 HEAVY = [
@@ -40,6 +41,14 @@ def loaded_by(statement):
 
 def test_importing_the_package_loads_nothing_heavy():
     assert loaded_by("import muvit; assert muvit.__version__") == set()
+
+
+def test_every_public_name_of_the_data_is_there():
+    assert sorted(muvit.data._HOME) == muvit.data.__all__ == sorted(muvit.data.__all__)
+    for name in dir(muvit.data):
+        assert getattr(muvit.data, name) is not None
+    with pytest.raises(AttributeError, match=r"'muvit\.data' has no attribute 'Crops'"):
+        muvit.data.Crops  # noqa: B018
 
 
 @pytest.mark.parametrize(

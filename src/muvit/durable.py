@@ -1,11 +1,24 @@
-"""Files that are whole or not there, whatever kills the process or the machine that writes them."""
+"""Files and folders that are whole or absent, even if the process or the machine that writes them is killed.
 
+Both are built under a hidden name beside their target, flushed to disk, and renamed. The hidden name says which process
+writes it, so that the next write of the same target can remove what a killed process left, but nothing of a live one.
+"""
+
+import ctypes
+import errno
 import os
+import shutil
+import socket
+import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+
+from muvit.errors import ExistsError
+
+_PARTIAL, _REPLACED = ".partial", ".replaced"
 
 
 def write_whole(file: Path, content: bytes) -> None:
@@ -16,14 +29,11 @@ def write_whole(file: Path, content: bytes) -> None:
 
 @contextmanager
 def whole_file(file: Path) -> Iterator[BinaryIO]:
-    """A file to write that has its name, on disk, when the block ends; what fails leaves nothing.
-
-    Folders are made. Bytes go to a hidden file beside it, are flushed to disk, and take the name in one step. A process
-    that is killed on the way leaves what `partial_files` finds.
-    """
+    """A file to write that is on disk under its name when the block ends; an error leaves what was there before."""
     make_folder(file.parent)
-    partial = file.with_name(f".{file.name}.{uuid.uuid4().hex}.partial")
     with naming(file):
+        _remove_leftovers(file)
+        partial = _hidden(file)
         try:
             with partial.open("wb") as stream:
                 yield stream
@@ -37,8 +47,82 @@ def whole_file(file: Path) -> Iterator[BinaryIO]:
 
 
 @contextmanager
+def whole_folder(folder: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """A folder to fill that is on disk under its name when the block ends; an error leaves what was there before.
+
+    Args:
+        folder: the target.
+        overwrite: replace what is there.
+
+    Yields:
+        An empty folder of the same name, elsewhere.
+
+    Raises:
+        ExistsError: something is there, and ``overwrite`` is false.
+    """
+    if folder.exists() and not overwrite:
+        raise ExistsError(folder)
+    with scratch_folder(folder) as scratch:
+        fresh = scratch / folder.name
+        fresh.mkdir()
+        yield fresh
+        swap_in(fresh, folder, overwrite=overwrite)
+
+
+@contextmanager
+def scratch_folder(target: Path) -> Iterator[Path]:
+    """A hidden folder beside ``target``, on the same file system, that is removed when the block ends.
+
+    Folders above the target are made, and what killed processes left beside it is removed.
+    """
+    make_folder(target.parent)
+    _remove_leftovers(target)
+    scratch = _hidden(target)
+    with naming(target):
+        scratch.mkdir()
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def swap_in(fresh: Path, folder: Path, *, overwrite: bool = False) -> None:
+    """Flush a finished folder to disk and put it in the place of ``folder``, which it replaces if ``overwrite`` is set.
+
+    On Linux the two are exchanged in one step. Where the file system cannot do that, the old one is moved aside first;
+    if the process is killed just then, the next `scratch_folder` of that target puts it back.
+
+    Raises:
+        ExistsError: something is there, and ``overwrite`` is false.
+    """
+    with naming(folder):
+        _sync_tree(fresh)
+        replaced = fresh.with_name(folder.name + _REPLACED)
+        is_there = overwrite and folder.exists()
+        if not (is_there and _exchange(fresh, folder)):
+            if is_there:
+                folder.rename(replaced)
+            try:
+                fresh.rename(folder)
+            except OSError as error:
+                if replaced.exists():
+                    replaced.rename(folder)
+                elif folder.exists():
+                    raise ExistsError(folder) from error
+                raise
+        sync_folder(folder.parent)
+
+
+def remove_whole(folder: Path) -> None:
+    """Remove a folder, if it is there, so that half of it never lies in its place."""
+    if folder.exists():
+        with scratch_folder(folder) as scratch:
+            folder.rename(scratch / folder.name)
+
+
+@contextmanager
 def naming(file: Path) -> Iterator[None]:
-    """See that an error of the file system names a file: who writes or flushes knows but a handle."""
+    """Let errors of the file system name this file: they come from handles and hidden names."""
     try:
         yield
     except OSError as error:
@@ -57,15 +141,75 @@ def make_folder(folder: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """See that the names in a folder are on disk."""
-    handle = os.open(folder, os.O_RDONLY)
+    """Flush the names in a folder to disk."""
+    with naming(folder):
+        _sync(folder)
+
+
+def partial_files(folder: Path) -> list[Path]:
+    """Files below a folder whose writing was interrupted, or is going on."""
+    return sorted(folder.rglob(f".*{_PARTIAL}"))
+
+
+def _hidden(target: Path) -> Path:
+    """A name beside the target that says which process writes it."""
+    return target.with_name(f".{target.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.{socket.gethostname()}{_PARTIAL}")
+
+
+def _remove_leftovers(target: Path) -> None:
+    """Remove what killed processes of this machine left of the target, after putting back a folder moved aside."""
+    prefix = f".{target.name}."
+    for left in list(target.parent.iterdir()):
+        if not (left.name.startswith(prefix) and left.name.endswith(_PARTIAL)):
+            continue
+        pid, *_, host = (*left.name[len(prefix) : -len(_PARTIAL)].split(".", 2), "")[:3]
+        if host != socket.gethostname() or not pid.isdigit() or _is_running(int(pid)):
+            continue
+        replaced = left / (target.name + _REPLACED)
+        if replaced.exists() and not target.exists():
+            replaced.rename(target)
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
+
+
+def _is_running(pid: int) -> bool:
     try:
-        with naming(folder):
-            os.fsync(handle)
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # of another user
+        return True
+    return True
+
+
+def _sync_tree(folder: Path) -> None:
+    for parent, _, files in os.walk(folder, topdown=False):
+        for path in (*(Path(parent, name) for name in files), Path(parent)):
+            _sync(path)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
     finally:
         os.close(handle)
 
 
-def partial_files(folder: Path) -> list[Path]:
-    """Files below a folder whose writing was killed."""
-    return sorted(folder.rglob(".*.partial"))
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange two names in one step; False where the system or its file system cannot."""
+    if sys.platform != "linux":
+        return False
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except AttributeError:  # an old C library
+        return False
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    if rename(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+        return False
+    raise OSError(number, os.strerror(number), str(other))

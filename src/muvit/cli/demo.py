@@ -7,7 +7,8 @@ from jsonargparse import ArgumentParser, Namespace
 
 from muvit.cli.progress import Progress
 from muvit.data.crops.augment import Augmentation
-from muvit.data.synthetic.images import GREY_LEVELS_PER_UNIT, RECORD_NAME, SyntheticConfig, write_synthetic
+from muvit.data.synthetic.folders import GREY_LEVELS_PER_UNIT, RECORD_NAME
+from muvit.data.synthetic.images import SyntheticConfig, write_synthetic
 from muvit.errors import ExistsError
 from muvit.evaluation.comparison import compare
 from muvit.evaluation.report import conclusion

@@ -10,7 +10,6 @@ from jsonargparse import ArgumentParser, Namespace
 from muvit.cli.progress import Progress
 from muvit.data.folders import class_legend, open_folder
 from muvit.data.slides.formats import SLIDE_SUFFIXES
-from muvit.data.slides.ome_zarr import OmeZarrSlide
 from muvit.data.slides.open import open_slide
 from muvit.data.slides.slide import Slide
 from muvit.errors import InputError
@@ -112,7 +111,7 @@ def evaluate_paths(prediction: Path, arguments: Namespace, boundary: BoundaryCon
     names = class_legend(pairs[0][0], num_classes)[0] | class_legend(pairs[0][1], num_classes)[0]
     has_background = arguments.has_background
     if has_background is None:
-        has_background = all(guess.has_background for guess, _ in pairs if isinstance(guess, OmeZarrSlide))
+        has_background = all(guess.has_background for guess, _ in pairs)
     with Progress("Scoring", "block") as progress:
         result = evaluate_slides(
             pairs,

@@ -1,16 +1,76 @@
-"""Slides, pyramids, crops of them and data sets."""
+"""Slides, pyramids, crops of them and data sets.
 
+The names below are imported when they are first used: reading a slide needs no torch, a data set does.
+"""
+
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from muvit.data.crops.augment import Augmentation
+    from muvit.data.crops.classified import ClassifiedCrops, ClassifiedTiles
+    from muvit.data.crops.config import CropConfig
+    from muvit.data.crops.crops import GridCrops, NestedCrops
     from muvit.data.crops.dataset import MuViTDataset
+    from muvit.data.crops.normalize import Percentile, Range, Standardize
+    from muvit.data.crops.placement import FreeViews, Placement, Window, place_views
+    from muvit.data.crops.preprocessing import Preprocessing
+    from muvit.data.folders import open_folder, open_labelled_folder
+    from muvit.data.pyramids.convert import convert_image
+    from muvit.data.pyramids.writer import PyramidWriter
+    from muvit.data.slides.derived import complete_slide
+    from muvit.data.slides.open import open_slide
+    from muvit.data.slides.slide import Slide
 
-__all__ = ["MuViTDataset"]
+__all__ = [
+    "Augmentation",
+    "ClassifiedCrops",
+    "ClassifiedTiles",
+    "CropConfig",
+    "FreeViews",
+    "GridCrops",
+    "MuViTDataset",
+    "NestedCrops",
+    "Percentile",
+    "Placement",
+    "Preprocessing",
+    "PyramidWriter",
+    "Range",
+    "Slide",
+    "Standardize",
+    "Window",
+    "complete_slide",
+    "convert_image",
+    "open_folder",
+    "open_labelled_folder",
+    "open_slide",
+    "place_views",
+]
+
+_MODULES = (
+    ("crops.augment", ("Augmentation",)),
+    ("crops.classified", ("ClassifiedCrops", "ClassifiedTiles")),
+    ("crops.config", ("CropConfig",)),
+    ("crops.crops", ("GridCrops", "NestedCrops")),
+    ("crops.dataset", ("MuViTDataset",)),
+    ("crops.normalize", ("Percentile", "Range", "Standardize")),
+    ("crops.placement", ("FreeViews", "Placement", "Window", "place_views")),
+    ("crops.preprocessing", ("Preprocessing",)),
+    ("folders", ("open_folder", "open_labelled_folder")),
+    ("pyramids.convert", ("convert_image",)),
+    ("pyramids.writer", ("PyramidWriter",)),
+    ("slides.derived", ("complete_slide",)),
+    ("slides.open", ("open_slide",)),
+    ("slides.slide", ("Slide",)),
+)
+_HOME = {name: module for module, names in _MODULES for name in names}
 
 
 def __getattr__(name: str) -> Any:
-    if name != "MuViTDataset":  # reading a slide needs no torch, a data set does
+    if name not in _HOME:
         raise AttributeError(f"module 'muvit.data' has no attribute {name!r}")
-    from muvit.data.crops.dataset import MuViTDataset
+    return getattr(import_module(f"muvit.data.{_HOME[name]}"), name)
 
-    return MuViTDataset
+
+def __dir__() -> list[str]:
+    return __all__

@@ -3,10 +3,9 @@
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from muvit.data.pyramids.ngff import read_attributes
+from muvit.data.pyramids.ngff import Kind, read_attributes
 from muvit.data.slides.derived import complete_slides
 from muvit.data.slides.formats import SLIDE_SUFFIXES
-from muvit.data.slides.ome_zarr import OmeZarrSlide
 from muvit.data.slides.open import open_slide
 from muvit.data.slides.slide import Slide
 from muvit.errors import InputError, ReadError
@@ -72,12 +71,13 @@ def _is_slide(path: Path) -> bool:
     return path.name.lower().endswith(SLIDE_SUFFIXES) or (path.is_dir() and read_attributes(path) is not None)
 
 
-def open_folder(folder: Path, levels: Sequence[Level] = ()) -> dict[str, Slide]:
+def open_folder(folder: Path, levels: Sequence[Level] = (), kind: Kind = "image") -> dict[str, Slide]:
     """Open every slide of a folder (hidden files apart), by name in alphabetical order.
 
     Args:
         folder: where the slides lie.
         levels: levels that each of them gets, computed as they are read where they are not stored.
+        kind: images, or labels.
 
     Raises:
         ReadError: the folder is missing or empty, or a file in it cannot be read.
@@ -92,21 +92,25 @@ def open_folder(folder: Path, levels: Sequence[Level] = ()) -> dict[str, Slide]:
         if slide.name in slides:
             raise InputError(file, expected="one image of each name", got=f"also {slides[slide.name].path}")
         slides[slide.name] = slide
-    return dict(zip(slides, complete_slides(list(slides.values()), levels), strict=True))
+    return dict(zip(slides, complete_slides(list(slides.values()), levels, kind), strict=True))
 
 
-def open_labelled_folder(folder: Path, levels: Sequence[Level] = ()) -> list[tuple[Slide, Slide]]:
+def open_labelled_folder(
+    folder: Path, levels: Sequence[Level] = (), label_levels: Sequence[Level] = ()
+) -> list[tuple[Slide, Slide]]:
     """Open images and the label image of the same name of each.
 
     Args:
         folder: holds ``images`` and ``labels``.
         levels: as of `open_folder`, for the images.
+        label_levels: likewise, for the labels.
 
     Raises:
         ReadError: a folder is missing or empty, or a file cannot be read.
         InputError: an image has no labels, or labels have no image.
     """
-    images, labels = open_folder(Path(folder) / IMAGES, levels), open_folder(Path(folder) / LABELS)
+    images = open_folder(Path(folder) / IMAGES, levels)
+    labels = open_folder(Path(folder) / LABELS, label_levels, "label")
     for one, other, kind in ((images, labels, "labels"), (labels, images, "image")):
         missing = sorted(set(one) - set(other))
         if missing:
@@ -116,8 +120,6 @@ def open_labelled_folder(folder: Path, levels: Sequence[Level] = ()) -> list[tup
 
 def class_legend(label: Slide, num_classes: int) -> tuple[dict[int, str], dict[int, tuple[int, int, int]]]:
     """Names and RGB colours of the classes, as far as a label image tells them."""
-    if not isinstance(label, OmeZarrSlide):
-        return {}, {}
     names = {value: name for value, name in label.label_names.items() if value < num_classes}
     colors = {value: (r, g, b) for value, (r, g, b, *_) in label.label_colors.items() if value < num_classes}
     return names, colors

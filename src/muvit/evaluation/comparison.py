@@ -17,10 +17,11 @@ from muvit.evaluation.report import Example, ModelResult, warn_if_it_fails, writ
 from muvit.evaluation.results import Row, write_rows
 from muvit.evaluation.scores.bootstrap import Interval, bootstrap_intervals
 from muvit.evaluation.scores.segmentation import Evaluation, evaluate_slides
-from muvit.evaluation.side_by_side import Progress, Trained, choose_devices, train_and_label
+from muvit.evaluation.side_by_side import Trained, choose_devices, train_and_label
 from muvit.evaluation.variants import Variant
 from muvit.levels import level_name
 from muvit.pictures import to_rgb
+from muvit.progress import Progress
 from muvit.training.recipes import Recipe
 
 PICTURE_PX = 1024

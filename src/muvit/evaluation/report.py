@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from muvit.durable import write_whole
 from muvit.errors import ExistsError, InputError, ShapeError
 from muvit.evaluation.scores.bootstrap import Interval
 from muvit.pictures import IGNORED_COLOR, MANY_POINTS, RGB, Color, colorize, fit, outline_boxes, plot_curves
@@ -122,9 +123,7 @@ def write_report(
         _settings(settings or {}),
         _outputs(outputs or {}),
     ]
-    draft = folder / ".index.html.part"
-    draft.write_text(_page(title, intro, conclusion(models), sections), encoding="utf-8")
-    draft.replace(page)
+    write_whole(page, _page(title, intro, conclusion(models), sections).encode())
     return page
 
 

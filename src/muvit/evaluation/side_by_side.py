@@ -3,7 +3,7 @@
 import multiprocessing
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,12 +21,10 @@ from muvit.inference.run.plan import AS_PUBLISHED
 from muvit.inference.workers import without_interrupts, worker_pool
 from muvit.models.segmentation_model import SegmentationModel
 from muvit.models.trained import load_model
+from muvit.progress import Progress
 from muvit.training.recipes import Recipe, RunConfig
 from muvit.training.runs import CHECKPOINT, check_devices
 from muvit.training.train import train_segmenter
-
-Progress = Callable[[int, int], None]
-"""Called with steps done and steps in all, over all variants."""
 
 _SECONDS = "training_seconds.txt"
 

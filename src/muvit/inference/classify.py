@@ -1,6 +1,5 @@
 """What class a slide is of: the mean of a classifier's probabilities over crops of it."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,9 +14,7 @@ from muvit.inference.inputs import prepare_slide
 from muvit.inference.predict import resolve_device
 from muvit.models.classifier import Classifier
 from muvit.models.segmentation_model import encoder_views
-
-Progress = Callable[[int, int], None]
-"""Called with the number of crops done and of all crops."""
+from muvit.progress import Progress
 
 
 @dataclass(frozen=True, kw_only=True)

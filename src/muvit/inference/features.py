@@ -5,7 +5,7 @@ a run that was killed goes on where it stopped and makes the same bytes.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +29,9 @@ from muvit.levels import Level
 from muvit.models.context import encode_context
 from muvit.models.encoder import MuViTEncoder
 from muvit.models.segmentation_model import encoder_views
+from muvit.progress import Progress
 
 _LOG = logging.getLogger(__name__)
-
-Progress = Callable[[int, int], None]
-"""Called with the number of tiles done and of all tiles."""
 
 
 def extract_features(

@@ -26,13 +26,11 @@ from muvit.inference.run.resume import is_published, read_plan
 from muvit.inference.run.store import Output, prediction_status
 from muvit.inference.tiling.seams import Seams
 from muvit.models.segmentation_model import SegmentationModel
+from muvit.progress import Progress
 
 _LOG = logging.getLogger(__name__)
 
 _PATIENCE_S = 60.0
-
-Progress = Callable[[int, int], None]
-"""Called with the number of tiles done and of all tiles."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
@@ -14,7 +13,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from muvit.errors import CheckpointError, ExistsError, InputError
+from muvit.durable import whole_folder
+from muvit.errors import CheckpointError, InputError
 from muvit.models.upgrade import FORMAT, is_format_0, load_old_weights, parse_config, upgrade_settings
 
 CONFIG, WEIGHTS = "config.yaml", "model.safetensors"
@@ -42,25 +42,12 @@ def save_folder(
     Raises:
         ExistsError: the folder exists and ``overwrite`` is false.
     """
-    path = Path(path)
-    if path.exists() and not overwrite:
-        raise ExistsError(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as scratch:
-        fresh = Path(scratch) / "new"
-        fresh.mkdir()
+    with whole_folder(Path(path), overwrite=overwrite) as fresh:
         (fresh / CONFIG).write_text(yaml.safe_dump(plain(config), sort_keys=False))
         for name, text in (extra_files or {}).items():
             (fresh / name).write_text(text)
         # safetensors refuses tensors that share memory, as shared rotary frequencies do
         save_file({k: v.detach().cpu().clone().contiguous() for k, v in state.items()}, fresh / WEIGHTS)
-        old = path.rename(Path(scratch) / "old") if path.exists() else None
-        try:
-            fresh.rename(path)
-        except OSError:
-            if old is not None:
-                old.rename(path)
-            raise
 
 
 def model_folder(path: Path | str) -> Path:

@@ -178,7 +178,7 @@ class SegmentationData(CropsData):
             _LOG.warning(
                 "relay tokens know no coordinates: nested views teach them little; set data.placement to concentric"
             )
-        self.train_slides = open_labelled_folder(Path(data.train), views.levels)
+        self.train_slides = open_labelled_folder(Path(data.train), views.levels, self.crops.labelled_levels)
         check_channels([image for image, _ in self.train_slides], views.in_channels, "model.encoder.in_channels")
         self.train_crops = self._random_crops(
             self._pairs(self.train_slides),
@@ -188,7 +188,8 @@ class SegmentationData(CropsData):
         )
 
     def _open_val_crops(self, folder: Path) -> SlideCrops:
-        return self._fixed_crops(self._pairs(open_labelled_folder(folder, self.crops.levels)), self.crops)
+        slides = open_labelled_folder(folder, self.crops.levels, self.crops.labelled_levels)
+        return self._fixed_crops(self._pairs(slides), self.crops)
 
     @cached_property
     def preprocessing(self) -> Preprocessing:

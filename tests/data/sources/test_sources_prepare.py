@@ -1,5 +1,8 @@
 import csv
 import json
+import socket
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -86,7 +89,9 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path, folder, monkeypatch):
     before = times(output)
     assert len(before) == 3
     # what a process leaves that is killed while it writes, and what half a copy of a store looks like
-    (output / "train" / "labels" / ".b.ome.zarr.x1y2.partial").mkdir()
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    (output / "train" / "labels" / f".b.ome.zarr.{ended.pid}.x1y2.{socket.gethostname()}.partial").mkdir()
     (output / "test" / "images" / "c.ome.zarr" / "0").mkdir(parents=True)
     (output / "test" / "images" / "c.ome.zarr" / "unfinished.json").write_text("{}")
 

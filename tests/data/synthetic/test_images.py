@@ -8,9 +8,9 @@ from scipy.ndimage import binary_dilation
 from scipy.spatial import KDTree
 
 from muvit.data.slides.open import open_slide
+from muvit.data.synthetic.folders import GREY_LEVELS_PER_UNIT
 from muvit.data.synthetic.images import (
-    GREY_LEVELS_PER_UNIT,
-    LEVELS,
+    STORE,
     SyntheticConfig,
     build_scene,
     generate,
@@ -233,7 +233,7 @@ def test_data_set_is_the_same_for_any_number_of_workers(tmp_path):
             image, label = generate(index, SMALL)
             stored = one / split / "images" / f"{index:05d}.ome.zarr"
             stored_label = one / split / "labels" / f"{index:05d}.ome.zarr"
-            assert open_slide(stored).levels == LEVELS
+            assert open_slide(stored).levels == STORE.levels
             assert np.abs(read(stored) / GREY_LEVELS_PER_UNIT - image).max() <= 0.5 / GREY_LEVELS_PER_UNIT + 1e-6
             np.testing.assert_array_equal(read(stored_label), label)
             for path in (stored, stored_label):

@@ -88,7 +88,7 @@ def test_what_is_there_is_kept_unless_it_may_be_replaced(tmp_path):
 
 @pytest.mark.parametrize("counts", [(0, 0, 0), (-1, 1, 1)])
 def test_wrong_counts_are_refused(counts, tmp_path):
-    with pytest.raises(InputError, match="images to train, val, test"):
+    with pytest.raises(InputError, match="num_train"):
         write_volumes(tmp_path / "data", num_train=counts[0], num_val=counts[1], num_test=counts[2], config=SMALL)
     assert not (tmp_path / "data").exists()
 

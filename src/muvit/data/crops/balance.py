@@ -45,7 +45,7 @@ def locate_classes(slide: int, label: Slide, level: Level) -> list[ClassPixels]:
     Args:
         slide: number to enter in the result.
         label: the label image.
-        level: stored level at which labels will be used; nothing finer is looked at.
+        level: level at which labels will be used; nothing finer is scanned.
     """
     seen, spacing = _look(label, level)
     flat = seen.ravel()
@@ -62,7 +62,8 @@ def locate_classes(slide: int, label: Slide, level: Level) -> list[ClassPixels]:
 def _look(label: Slide, finest: Level) -> tuple[np.ndarray, tuple[float, ...]]:
     """Pixels of a label image on a coarse grid ``(*space)``, and the grid's spacing per axis in world pixels."""
     least = level_factors(finest, label.ndim)
-    usable = [v for v in label.levels if all(map(operator.ge, level_factors(v, label.ndim), least))]
+    # levels that are not stored cost reading the finest
+    usable = [v for v in label.stored_levels if all(map(operator.ge, level_factors(v, label.ndim), least))] or [finest]
     small = (level for level in usable if math.prod(label.level_shape(level)) <= _MAX_READ_PX)
     level = next(small, usable[-1])
     shape = label.level_shape(level)

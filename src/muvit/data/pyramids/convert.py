@@ -1,17 +1,16 @@
 """Importing images and label masks of any readable format as OME-Zarr pyramids, streamed."""
 
-import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from muvit.data.pyramids.ngff import Color, Kind
+from muvit.data.pyramids.ngff import Color, Kind, register_label
 from muvit.data.pyramids.spec import WholeLevel, check_spec
-from muvit.data.pyramids.writer import Progress, PyramidWriter, check_replaceable, register_label
-from muvit.data.slides.ome_zarr import OmeZarrSlide
+from muvit.data.pyramids.writer import PyramidWriter, check_replaceable
 from muvit.data.slides.open import open_slide
 from muvit.data.slides.slide import Palette, Slide
-from muvit.errors import ExistsError, InputError
+from muvit.durable import scratch_folder, swap_in
+from muvit.errors import InputError
+from muvit.progress import Progress
 
 _BAND_BYTES = 256 << 20
 
@@ -33,12 +32,12 @@ def convert_image(
 
     Reads and writes bands of whole shards, so memory stays at some hundred MiB however large the image is (PNG and JPEG
     files are decoded whole on top of that). The pyramid is built beside ``target`` and takes its place when complete: a
-    conversion that fails or is killed leaves ``target`` as it was. What a killed one leaves is a folder
-    ``.<target>.*.partial`` beside it.
+    conversion that fails or is killed leaves ``target`` as it was. A killed one also leaves a folder
+    ``.<target>.*.partial`` beside it, which the next conversion to ``target`` removes.
 
     Args:
         source: anything that `open_slide` reads, or a slide; its finest level is converted.
-        target: folder to make, by custom named ``*.ome.zarr``.
+        target: folder to make, conventionally named ``*.ome.zarr``.
         kind: ``image``, coarsened by area mean, or ``label``, coarsened by majority vote. Labels are integers in one
             channel; a colour table is ignored, its indices are the labels.
         levels: downsampling factors from 1 up, each a multiple of the one before, such as 4 or, where the axes differ,
@@ -63,7 +62,6 @@ def convert_image(
     slide = source if isinstance(source, Slide) else open_slide(source, palette=palette)
     if kind == "label":
         _check_label_source(slide)
-    stated = slide if isinstance(slide, OmeZarrSlide) else None
     spec = check_spec(
         shape=slide.shape,
         num_channels=slide.num_channels,
@@ -73,22 +71,18 @@ def convert_image(
         kind=kind,
         pixel_size_um=slide.pixel_size_um if pixel_size_um is None else pixel_size_um,
         channel_names=slide.channel_names if channel_names is None else channel_names,
-        label_names=stated.label_names if stated and label_names is None else label_names,
-        label_colors=stated.label_colors if stated and label_colors is None else label_colors,
-        has_background=stated is None or stated.has_background,
+        label_names=slide.label_names if label_names is None else label_names,
+        label_colors=slide.label_colors if label_colors is None else label_colors,
+        has_background=slide.has_background,
     )
     check_replaceable(target, overwrite)
     # pixels that cannot be read at all are found before anything is written
     slide.read(1, (0,) * slide.ndim, tuple(min(n, 16) for n in slide.shape))
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
-    try:
-        # the store is named as its target, which its metadata mention
-        writer = PyramidWriter.create_from(scratch / target.name, spec)
-        _copy(slide, writer, progress)
-        _swap(scratch, target, overwrite)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    with scratch_folder(target) as scratch:
+        fresh = scratch / target.name  # the store is named as its target, which its metadata mention
+        _copy(slide, PyramidWriter.create_from(fresh, spec), progress)
+        swap_in(fresh, target, overwrite=overwrite)
+    register_label(target)
     return target
 
 
@@ -136,19 +130,3 @@ def _bands(writer: PyramidWriter) -> Iterator[tuple[tuple[int, ...], tuple[int, 
     for start, size in writer.shards():
         if start[-1] % fitting == 0:
             yield start, (*size[:-1], min(fitting, spec.shape[-1] - start[-1]))
-
-
-def _swap(scratch: Path, target: Path, overwrite: bool) -> None:
-    """Put the finished store of the scratch folder in its target's place; the old one goes with the scratch folder."""
-    replaced = scratch / "replaced"
-    if overwrite and target.exists():
-        target.rename(replaced)
-    try:
-        (scratch / target.name).rename(target)
-    except OSError as error:
-        if target.exists():
-            raise ExistsError(target) from error
-        if replaced.exists():
-            replaced.rename(target)
-        raise
-    register_label(target)

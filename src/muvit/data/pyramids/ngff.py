@@ -214,3 +214,14 @@ def _transforms(entry: dict[str, Any], ndim: int) -> tuple[tuple[float, ...], tu
     if len(scale) != ndim or (translation is not None and len(translation) != ndim):
         raise ValueError("coordinateTransformations do not have one number per axis")
     return scale, translation
+
+
+def register_label(path: Path) -> None:
+    """List a store inside an image's ``labels`` folder among that image's labels."""
+    folder = path.parent
+    if folder.name != "labels" or read_attributes(folder.parent) is None:
+        return
+    group = read_attributes(folder)
+    names = list(group[1].get("labels", ())) if group else []
+    if path.name not in names:
+        write_json(folder / "zarr.json", group_json({"labels": [*names, path.name]}))

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -63,6 +63,40 @@ def majority(labels: Pixels, factor: int | Sequence[int]) -> Pixels:
 def reduce_blocks(pixels: Pixels, factor: int | Sequence[int], kind: Kind) -> Pixels:
     """`area_mean` of an image, `majority` of labels."""
     return area_mean(pixels, factor) if kind == "image" else majority(pixels, factor)
+
+
+def reduce_window(
+    read: Callable[[tuple[int, ...], tuple[int, ...]], Pixels],
+    start: Sequence[int],
+    pixels: Pixels,
+    factors: Sequence[int],
+    kind: Kind,
+    *,
+    extent: Sequence[int],
+    piece: Sequence[int],
+) -> None:
+    """Compute a window of a coarser level, piece by piece, so that memory stays bounded.
+
+    Args:
+        read: pixels ``(C, *space)`` of the finer level from a lower to an upper corner.
+        start: lower corner of the window in pixels of the coarser level.
+        pixels: ``(C, *space)``, receives the window.
+        factors: pixels of the finer level that make one of the coarser, along each axis.
+        kind: image or labels.
+        extent: pixels of the finer level.
+        piece: pixels of the window that are computed at once, along each axis.
+    """
+    for corner, size in blocks(pixels.shape[1:], piece):
+        lower = tuple((a + p) * f for a, p, f in zip(start, corner, factors, strict=True))
+        upper = tuple(min(a + e * f, n) for a, e, f, n in zip(lower, size, factors, extent, strict=True))
+        inside = tuple(slice(p, p + e) for p, e in zip(corner, size, strict=True))
+        pixels[(slice(None), *inside)] = reduce_blocks(read(lower, upper), factors, kind)
+
+
+def blocks(extent: Sequence[int], block: Sequence[int]) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Start and size of every block of an extent, clipped to it, in row-major order."""
+    for start in itertools.product(*(range(0, n, b) for n, b in zip(extent, block, strict=True))):
+        yield start, tuple(min(b, n - a) for a, b, n in zip(start, block, extent, strict=True))
 
 
 def _per_axis(factor: int | Sequence[int], pixels: Pixels) -> tuple[int, ...]:

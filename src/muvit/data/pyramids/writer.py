@@ -3,15 +3,14 @@
 A store that is being written has no root ``zarr.json``; its settings lie in ``unfinished.json``. The last step,
 `PyramidWriter.publish`, puts the metadata in place, so a store is readable only as a whole.
 
-Who must be able to go on after being killed writes whole shards by `PyramidWriter.write_shard`, keeps a note of each
-`ShardDigest`, and does the steps of `PyramidWriter.finish` one by one.
+A resumable run writes whole shards by `PyramidWriter.write_shard`, records each `ShardDigest`, and does the steps of
+`PyramidWriter.finish` one by one.
 """
 
-import itertools
 import math
 import shutil
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,26 +24,25 @@ from muvit.data.pyramids.ngff import (
     label_attributes,
     multiscale_attributes,
     omero_attributes,
-    read_attributes,
     read_json,
+    register_label,
     write_json,
 )
-from muvit.data.pyramids.reduction import reduce_blocks
+from muvit.data.pyramids.reduction import blocks, reduce_window
 from muvit.data.pyramids.spec import PyramidSpec, WholeLevel, check_spec
 from muvit.data.slides.formats import slide_name
 from muvit.durable import make_folder, partial_files, sync_folder, write_whole
 from muvit.errors import ExistsError, InputError, ReadError, first_line
 from muvit.levels import level_name
+from muvit.progress import Progress
 
 UNFINISHED = "unfinished.json"
-Progress = Callable[[int, int], None]
-"""Called with the number of steps done and their total."""
 
 _REDUCED_PIXELS = 1 << 22
 
 
 class ShardDigest(NamedTuple):
-    """What tells whether a shard on disk is the one that was written."""
+    """Size and checksum of a shard, to find out whether it is on disk as it was written."""
 
     size: int
     """Bytes of its file; 0 if there is none, as all its pixels are 0."""
@@ -103,8 +101,8 @@ class PyramidWriter:
         """Create an empty store.
 
         Args:
-            path: folder to create, by custom named ``*.ome.zarr``; inside the ``labels`` folder of an OME-Zarr image it
-                becomes one of that image's labels.
+            path: folder to create, conventionally named ``*.ome.zarr``; inside the ``labels`` folder of an OME-Zarr
+                image it becomes one of that image's labels.
             shape: pixels of the finest level, (t)(z)yx.
             num_channels: number of channels, 1 for labels.
             axes: one letter per axis of ``shape``: ``yx``, ``zyx``, ``tyx`` or ``tzyx``; three axes are zyx by default.
@@ -182,7 +180,7 @@ class PyramidWriter:
 
     def shards(self) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
         """Start and size of every shard of the finest level, clipped to the image, in row-major order."""
-        return _blocks(self.spec.level_shape(0), self.spec.shard_shape(0))
+        return blocks(self.spec.level_shape(0), self.spec.shard_shape(0))
 
     @property
     def num_coarse_shards(self) -> int:
@@ -252,7 +250,7 @@ class PyramidWriter:
     def coarse_shards(self) -> Iterator[Shard]:
         """Every shard of the coarser levels, in an order in which each can be built from those before it."""
         for index in range(1, len(self.spec.levels)):
-            for start, size in _blocks(self.spec.level_shape(index), self.spec.shard_shape(index)):
+            for start, size in blocks(self.spec.level_shape(index), self.spec.shard_shape(index)):
                 yield Shard(index, start, size)
 
     def build(self, shard: Shard) -> ShardDigest:
@@ -290,7 +288,7 @@ class PyramidWriter:
         self.settle()
 
     def settle(self) -> None:
-        """What is left to do when the store is readable: its settings go, and its image lists it. May be repeated."""
+        """Remove the settings of a readable store and list it in its image, if it is a label. May be repeated."""
         (self.path / UNFINISHED).unlink(missing_ok=True)
         register_label(self.path)
 
@@ -299,17 +297,20 @@ class PyramidWriter:
         spec = self.spec
         source = index - 1 if spec.kind == "image" else 0
         factors = tuple(b // a for a, b in zip(spec.factors(source), spec.factors(index), strict=True))
-        finer = spec.level_shape(source)
         pixels = np.empty((spec.num_channels, *size), spec.dtype)
-        for piece, extent in _blocks(size, self._piece(factors)):
-            lower = tuple((a + p) * f for a, p, f in zip(start, piece, factors, strict=True))
-            upper = tuple(min(a + e * f, n) for a, e, f, n in zip(lower, extent, factors, finer, strict=True))
-            inside = tuple(slice(p, p + e) for p, e in zip(piece, extent, strict=True))
-            pixels[(slice(None), *inside)] = reduce_blocks(self._read(source, lower, upper), factors, spec.kind)
+        reduce_window(
+            lambda lower, upper: self._read(source, lower, upper),
+            start,
+            pixels,
+            factors,
+            spec.kind,
+            extent=spec.level_shape(source),
+            piece=self._piece(factors),
+        )
         return pixels
 
     def _piece(self, factors: tuple[int, ...]) -> tuple[int, ...]:
-        """Pixels, along each axis, of what is reduced at once: whole chunks of the finer level, none decoded twice."""
+        """Pixels along each axis that are reduced at once: whole chunks of the finer level, none decoded twice."""
         edges = []
         for factor in factors:
             edge = (_REDUCED_PIXELS / self.spec.num_channels) ** (1 / len(factors)) / factor
@@ -363,7 +364,7 @@ class PyramidWriter:
     def _read(self, index: int, start: tuple[int, ...], stop: tuple[int, ...]) -> np.ndarray[Any, Any]:
         try:
             pixels = self._window(index, start, stop).read().result()
-        except ValueError as error:  # how tensorstore says that a checksum does not fit
+        except ValueError as error:  # raised by tensorstore for a wrong checksum
             raise ReadError(
                 f"{self.path}, level {level_name(self.spec.levels[index])}, window {start} to {stop}",
                 expected="the pixels that were written",
@@ -382,7 +383,7 @@ class PyramidWriter:
 
 
 def check_replaceable(path: Path, overwrite: bool) -> None:
-    """Refuse to put a store where something lies that may not be replaced.
+    """Refuse to put a store in the place of something that may not be replaced.
 
     Raises:
         ExistsError: something is there and ``overwrite`` is False, or it is neither a zarr store nor an empty folder.
@@ -396,19 +397,3 @@ def check_replaceable(path: Path, overwrite: bool) -> None:
         raise ExistsError(
             path, hint="It is no OME-Zarr store, so not even overwriting replaces it: choose another output."
         )
-
-
-def register_label(path: Path) -> None:
-    """List a store inside an image's ``labels`` folder among that image's labels."""
-    folder = path.parent
-    if folder.name != "labels" or read_attributes(folder.parent) is None:
-        return
-    group = read_attributes(folder)
-    names = list(group[1].get("labels", ())) if group else []
-    if path.name not in names:
-        write_json(folder / "zarr.json", group_json({"labels": [*names, path.name]}))
-
-
-def _blocks(extent: Sequence[int], block: Sequence[int]) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
-    for start in itertools.product(*(range(0, n, b) for n, b in zip(extent, block, strict=True))):
-        yield start, tuple(min(b, n - a) for a, b, n in zip(start, block, extent, strict=True))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from muvit.data.pyramids.ngff import Kind
-from muvit.data.pyramids.reduction import reduce_blocks
+from muvit.data.pyramids.reduction import reduce_window
 from muvit.data.slides.slide import Padding, Slide
 from muvit.levels import Level, level_factors, plain_level
 
@@ -51,11 +51,6 @@ def complete_slide(slide: Slide, levels: Sequence[Level]) -> Slide:
 
 def with_levels(slide: Slide, levels: Sequence[Level], kind: Kind = "image") -> Slide:
     """The slide itself if it has all of these levels, else one that computes those that are missing.
-
-    Args:
-        slide: an image, or labels.
-        levels: the levels that are wanted.
-        kind: which of the two it is.
 
     Args:
         slide: an image, or labels.
@@ -113,6 +108,8 @@ class DerivedLevels(Slide):
             axes=slide.axes,
         )
         self.name = slide.name
+        self.label_names, self.label_colors = slide.label_names, slide.label_colors
+        self.has_background = slide.has_background
         self.slide = slide
         self.kind: Kind = kind
         self._edge = _BLOCK[slide.ndim]
@@ -161,19 +158,21 @@ class DerivedLevels(Slide):
         return pixels
 
     def _reduced_block(self, level: Level, index: tuple[int, ...]) -> np.ndarray[Any, Any]:
-        """One block of a derived level, made from as many pieces as memory asks for."""
+        """One block of a derived level."""
         source, ratio = self._sources[level]
-        finer = self.level_shape(source)
         start = [i * self._edge for i in index]
         size = [min(self._edge, n - a) for a, n in zip(start, self.level_shape(level), strict=True)]
         block = np.empty((self.num_channels, *size), self.dtype)
         edge = max(int((_REDUCED_PIXELS / self.num_channels / math.prod(ratio)) ** (1 / self.ndim)), 1)
-        for piece in itertools.product(*(range(0, n, edge) for n in size)):
-            extent = [min(edge, n - p) for p, n in zip(piece, size, strict=True)]
-            lower = [(a + p) * r for a, p, r in zip(start, piece, ratio, strict=True)]
-            counts = [min(e * r, n - a) for e, r, n, a in zip(extent, ratio, finer, lower, strict=True)]
-            inside = tuple(slice(p, p + e) for p, e in zip(piece, extent, strict=True))
-            block[(slice(None), *inside)] = reduce_blocks(self.read(source, lower, counts), ratio, self.kind)
+        reduce_window(
+            lambda lower, upper: self.read(source, lower, [b - a for a, b in zip(lower, upper, strict=True)]),
+            start,
+            block,
+            ratio,
+            self.kind,
+            extent=self.level_shape(source),
+            piece=(edge,) * self.ndim,
+        )
         return block
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from muvit.data.pyramids.arrays import ZarrArray, open_array
-from muvit.data.pyramids.ngff import Color, Multiscale, parse_multiscale, pixel_size_um, read_attributes
+from muvit.data.pyramids.ngff import Multiscale, parse_multiscale, pixel_size_um, read_attributes
 from muvit.data.pyramids.spec import PyramidSpec
 from muvit.data.pyramids.writer import UNFINISHED, PyramidWriter
 from muvit.data.slides.formats import whole_if_near
@@ -36,9 +36,6 @@ class OmeZarrSlide(Slide):
         path: folder of the image.
 
     Attributes:
-        label_names: name of each label value, empty for what is no label image.
-        label_colors: red, green, blue, alpha of each label value.
-        has_background: whether label 0 is background, as far as the metadata tell.
         level_shifts: for each of `levels`, how far the stored pixels lie from the world's grid of that level, in pixels
             of that level per axis. `read` makes up for its whole part, so at most half a pixel remains.
 
@@ -79,8 +76,8 @@ class OmeZarrSlide(Slide):
             axes=self.axes,
         )
         self._folder = folder
-        self.label_names: dict[int, str] = image.label_names
-        self.label_colors: dict[int, Color] = image.label_colors
+        self.label_names = image.label_names
+        self.label_colors = image.label_colors
         self.has_background = image.has_background
         self.level_shifts = tuple(self._shifts[level] for level in self.levels)
 

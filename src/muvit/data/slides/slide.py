@@ -44,6 +44,9 @@ class Slide(ABC):
         pixel_size_um: micrometers per pixel of the finest level along each spatial axis (a t axis: seconds per frame),
             or None where unknown.
         channel_names: one name per channel.
+        label_names: name of each label value, as far as the file states them.
+        label_colors: red, green, blue, alpha of each label value, likewise.
+        has_background: whether label 0 is background; True where the file does not say otherwise.
     """
 
     def __init__(
@@ -68,6 +71,9 @@ class Slide(ABC):
         self.dtype = dtype.newbyteorder("=")
         self.pixel_size_um = pixel_size_um
         self.channel_names = channel_names
+        self.label_names: dict[int, str] = {}
+        self.label_colors: dict[int, tuple[int, ...]] = {}
+        self.has_background = True
 
     @property
     def ndim(self) -> int:

@@ -1,7 +1,7 @@
-"""Converting a downloaded data set into folders to train from, so that an interrupted run can go on."""
+"""Conversion of a downloaded data set into folders to train from; an interrupted run can be resumed."""
 
 import csv
-import glob
+import io
 import json
 import shutil
 from collections.abc import Iterable, Sequence
@@ -11,10 +11,11 @@ from typing import Any, get_args
 from muvit.data.pyramids.convert import convert_image
 from muvit.data.pyramids.ngff import Color, Kind
 from muvit.data.pyramids.spec import check_spec
-from muvit.data.pyramids.writer import Progress
 from muvit.data.sources.source import SPLITS, Item, Source, check_source
+from muvit.durable import write_whole
 from muvit.errors import ExistsError, InputError, ReadError
 from muvit.pictures import class_colors
+from muvit.progress import Progress
 
 MANIFEST = "prepare.json"
 """In the output from the start: what is being converted, and how."""
@@ -34,9 +35,9 @@ def prepare(
 ) -> Path:
     """Convert every slide of a data set: ``output/{train,val,test}/{images,labels}/<name>.ome.zarr``.
 
-    A run that was interrupted is gone on with by the same call: stores that are finished stay as they are, those of
-    slides whose files have changed since are made again. At last ``output/slides.csv`` is written, so a data set that
-    has it is complete. Only one run at a time may write to a folder.
+    Call again to resume an interrupted run: finished stores stay as they are, those of slides whose files have changed
+    since are made again. ``output/slides.csv`` is written last, so a data set that has it is complete. Only one run at
+    a time may write to a folder.
 
     Args:
         source: the data set as it was downloaded.
@@ -73,7 +74,6 @@ def prepare(
 
         target = _store(output, f"{item.split}/{item.name}", kind)
         if not (target / "zarr.json").is_file():
-            _discard_partial(target)
             image = source.open_image(item)
             convert_image(
                 image if kind == "image" else source.open_labels(item),
@@ -121,10 +121,7 @@ def begin(output: Path, manifest: dict[str, Any], *, overwrite: bool) -> None:
         for name in _changed(file, manifest):
             for kind in get_args(Kind):
                 shutil.rmtree(_store(output, name, kind), ignore_errors=True)
-    output.mkdir(parents=True, exist_ok=True)
-    scratch = file.with_suffix(".tmp")
-    scratch.write_text(json.dumps(manifest, indent=1) + "\n")
-    scratch.replace(file)
+    write_whole(file, (json.dumps(manifest, indent=1) + "\n").encode())
 
 
 def _changed(file: Path, manifest: dict[str, Any]) -> list[str]:
@@ -162,21 +159,14 @@ def _relative(file: Path, folder: Path) -> str:
     return file.relative_to(folder).as_posix()
 
 
-def _discard_partial(target: Path) -> None:
-    """Delete what a conversion that was killed left beside its target."""
-    for left in target.parent.glob(f".{glob.escape(target.name)}.*.partial"):
-        shutil.rmtree(left, ignore_errors=True)
-
-
 def _colors(source: Source) -> dict[int, Color]:
     return dict(enumerate(class_colors(len(source.class_names))))
 
 
 def write_slides(rows: Iterable[Sequence[str]], file: Path) -> None:
     """Write the table of slides: name, split, group, animal and source of each."""
-    scratch = file.with_suffix(".tmp")
-    with scratch.open("w", newline="") as stream:
-        table = csv.writer(stream, lineterminator="\n")
-        table.writerow(("name", "split", "group", "animal", "source"))
-        table.writerows(rows)
-    scratch.replace(file)
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(("name", "split", "group", "animal", "source"))
+    table.writerows(rows)
+    write_whole(file, text.getvalue().encode())

@@ -1,12 +1,15 @@
-"""The Synthetic data set, generated so that an interrupted run can go on."""
+"""The Synthetic data set, generated in place so that an interrupted run can be resumed."""
 
 import json
 import shutil
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from muvit.data.sources.prepare import SLIDES, begin, write_slides
-from muvit.data.synthetic.images import RECORD_NAME, SyntheticConfig, describe, split_indices, write_images
+from muvit.data.synthetic.folders import RECORD_NAME, describe, split_indices, write_pairs
+from muvit.data.synthetic.images import STORE, SyntheticConfig, generate
+from muvit.durable import write_whole
+from muvit.progress import Progress
 
 
 def prepare_synthetic(
@@ -18,7 +21,7 @@ def prepare_synthetic(
     config: SyntheticConfig,
     workers: int | None = None,
     overwrite: bool = False,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Path:
     """Generate what `muvit.data.synthetic.images.write_synthetic` does, but in place: finished images are kept.
 
@@ -55,8 +58,8 @@ def prepare_synthetic(
             progress(finished + done, len(jobs))
 
     report(0, 0)
-    write_images(pending, config, workers=workers, progress=report)
-    (output / RECORD_NAME).write_text(json.dumps(record, indent=2) + "\n")
+    write_pairs(pending, partial(generate, config=config), STORE, workers=workers, progress=report)
+    write_whole(output / RECORD_NAME, (json.dumps(record, indent=2) + "\n").encode())
     write_slides(((f"{index:05d}", place.name, "", "", "") for index, place in jobs), output / SLIDES)
     return output
 

@@ -11,16 +11,17 @@ the right stripe. Half of every stretch of the legend is dark, so a view without
 All randomness of an image comes from ``(config.seed, index)``.
 """
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
-from muvit.data.synthetic.folders import Store, write_drawn
+from muvit.data.synthetic.folders import Store, describe, split_indices, write_data_set
 from muvit.errors import InputError
+from muvit.progress import Progress
 
 STORE = Store(
     levels=(1, 4),
@@ -134,12 +135,11 @@ def write_legend(
     num_val: int,
     num_test: int,
     config: LegendConfig | None = None,
+    workers: int | None = 1,
     overwrite: bool = False,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Path:
-    """Draw and store a data set, as `muvit.data.synthetic.folders.write_drawn` does it; the folder is returned."""
-    config = config or LegendConfig()
-    counts, record = (num_train, num_val, num_test), {"kind": "free", "config": asdict(config)}
-    return write_drawn(
-        folder, lambda i: generate_legend(i, config), STORE, counts, record, overwrite=overwrite, progress=progress
-    )
+    """Draw and store a data set, as `muvit.data.synthetic.folders.write_data_set` does; the folder is returned."""
+    config, indices = config or LegendConfig(), split_indices(num_train, num_val, num_test)
+    draw, record = partial(generate_legend, config=config), describe(indices, config, kind="free")
+    return write_data_set(folder, draw, STORE, indices, record, workers=workers, overwrite=overwrite, progress=progress)

@@ -11,14 +11,7 @@ All randomness of an image comes from ``(config.seed, index)``, so images do not
 which they are made.
 """
 
-import json
-import multiprocessing
-import os
-import shutil
-import tempfile
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,28 +20,21 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
-from muvit.data.slides.ome_zarr import PyramidWriter
+from muvit.data.synthetic.folders import Store, describe, split_indices, write_data_set
 from muvit.data.synthetic.perlin import fractal_noise
-from muvit.errors import ExistsError, InputError
+from muvit.errors import InputError
+from muvit.progress import Progress
 
 FloatArray = NDArray[np.float32]
 Span = tuple[float, float]
 
-LABEL_NAMES = {0: "background", 1: "outer cell", 2: "inner cell"}
-LABEL_COLORS: dict[int, tuple[int, ...]] = {0: (0, 0, 0, 0), 1: (230, 159, 0, 255), 2: (86, 180, 233, 255)}
-"""Orange and sky blue: told apart under every common colour blindness."""
-
-LEVELS = (1, 2, 4, 8)
-"""Stored downsampling factors."""
-
-RECORD_NAME = "synthetic.json"
-"""Written last into the folder of a data set: how it was made."""
-
-GREY_LEVELS_PER_UNIT = 160
-"""Stored uint8 = image x 160, saturating at 1.59, which no cell reaches.
-
-One grey level is 1/6 of the noise's standard deviation, so nothing is lost against float16 at half its size.
-"""
+STORE = Store(
+    levels=(1, 2, 4, 8),
+    label_names={0: "background", 1: "outer cell", 2: "inner cell"},
+    # orange and sky blue: told apart under every common colour blindness
+    label_colors={0: (0, 0, 0, 0), 1: (230, 159, 0, 255), 2: (86, 180, 233, 255)},
+)
+"""Levels, class names and colours of the stored images."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -277,13 +263,9 @@ def write_synthetic(
     config: SyntheticConfig,
     workers: int | None = None,
     overwrite: bool = False,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Path:
-    """Generate and store a data set: the first indices train, the next validate, the last test.
-
-    Writes ``folder/{train,val,test}/{images,labels}/<index>.ome.zarr`` with the levels `LEVELS`, images as uint8 (see
-    `GREY_LEVELS_PER_UNIT`), and at last ``folder/synthetic.json``, which tells how the data set was made. Everything
-    is written beside ``folder`` and moved when complete, so a run that fails or is interrupted leaves nothing behind.
+    """Generate and store a data set, as `muvit.data.synthetic.folders.write_data_set` does; the folder is returned.
 
     Args:
         folder: where to write.
@@ -291,128 +273,14 @@ def write_synthetic(
         num_val: number of images for validation (220).
         num_test: number of images for testing (190).
         config: what the images look like.
-        workers: number of processes, by default one per CPU core. They are spawned, so a script that calls this with
-            more than one must guard its own start by ``if __name__ == "__main__"``.
-        overwrite: replace a data set that stands in ``folder``; other files in it stay.
-        progress: called with (images done, images in all) after each image.
-
-    Returns:
-        The folder.
+        workers: number of processes, by default one per CPU core; spawned.
+        overwrite: replace a data set that is in ``folder``; other files in it stay.
+        progress: called with the number of images done and of all after each image.
 
     Raises:
         InputError: a count is negative, all are 0, or ``workers`` is not positive.
         ExistsError: ``folder`` exists and is not empty, and ``overwrite`` is false.
     """
     indices = split_indices(num_train, num_val, num_test)
-    workers = _checked_workers(workers)
-    folder = Path(folder).resolve()
-    if folder.exists() and not (folder.is_dir() and (overwrite or not any(folder.iterdir()))):
-        raise ExistsError(folder)
-
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as staging:
-        for split in indices:
-            for kind in ("images", "labels"):
-                (Path(staging) / split / kind).mkdir(parents=True)
-        jobs = [(index, Path(staging) / split) for split, chosen in indices.items() for index in chosen]
-        write_images(jobs, config, workers=workers, progress=progress)
-        folder.mkdir(exist_ok=True)
-        (folder / RECORD_NAME).unlink(missing_ok=True)
-        for split in indices:
-            if (folder / split).exists():
-                shutil.rmtree(folder / split)
-            (Path(staging) / split).replace(folder / split)
-    (folder / RECORD_NAME).write_text(json.dumps(describe(indices, config), indent=2) + "\n")
-    return folder
-
-
-def split_indices(num_train: int, num_val: int, num_test: int) -> dict[str, range]:
-    """Indices of the images of each split: the first train, the next validate, the last test.
-
-    Raises:
-        InputError: a count is negative, or all are 0.
-    """
-    counts = {"train": num_train, "val": num_val, "test": num_test}
-    for split, count in counts.items():
-        if count < 0:
-            raise InputError(f"num_{split}", expected="0 or more", got=count)
-    if sum(counts.values()) == 0:
-        raise InputError("num_train, num_val, num_test", expected="at least one image", got="0 of each")
-    edges = np.cumsum([0, *counts.values()]).tolist()
-    return {split: range(*edges[n : n + 2]) for n, split in enumerate(counts)}
-
-
-def describe(indices: dict[str, range], config: SyntheticConfig) -> dict[str, Any]:
-    """What the record of a data set says, as JSON: how it was made."""
-    return {
-        "indices": {split: [chosen.start, chosen.stop] for split, chosen in indices.items()},
-        "grey_levels_per_unit": GREY_LEVELS_PER_UNIT,
-        "config": asdict(config),
-    }
-
-
-def write_images(
-    jobs: list[tuple[int, Path]],
-    config: SyntheticConfig,
-    *,
-    workers: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> None:
-    """Generate images and store each with its label as ``{images,labels}/<index>.ome.zarr`` below its folder.
-
-    Args:
-        jobs: index of each image, and its folder.
-        config: what the images look like.
-        workers: number of processes, as for `write_synthetic`.
-        progress: called with (images done, images in all) after each image.
-
-    Raises:
-        InputError: ``workers`` is not positive.
-    """
-    workers = min(_checked_workers(workers), len(jobs))
-    write = partial(_write_pair, config=config)
-    # spawned, because a forked child must not inherit the threads of torch and tensorstore
-    pool = None if workers <= 1 else ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
-    try:
-        for done, _ in enumerate(pool.map(write, jobs) if pool else map(write, jobs), start=1):
-            if progress is not None:
-                progress(done, len(jobs))
-    finally:
-        if pool is not None:
-            pool.shutdown(cancel_futures=True)
-
-
-def _checked_workers(workers: int | None) -> int:
-    workers = (os.cpu_count() or 1) if workers is None else workers
-    if workers < 1:
-        raise InputError("workers", expected="1 or more", got=workers)
-    return workers
-
-
-def _write_pair(job: tuple[int, Path], config: SyntheticConfig) -> None:
-    """Generate image ``job[0]`` and write it and its label below the split's folder ``job[1]``."""
-    index, split = job
-    image, label = generate(index, config)
-    stored = np.minimum(np.rint(image * GREY_LEVELS_PER_UNIT), 255).astype(np.uint8)
-    image_writer = PyramidWriter.create(
-        split / "images" / f"{index:05d}.ome.zarr",
-        shape=image.shape,
-        num_channels=1,
-        dtype=np.uint8,
-        levels=LEVELS,
-        kind="image",
-        channel_names=("cells",),
-    )
-    label_writer = PyramidWriter.create(
-        split / "labels" / f"{index:05d}.ome.zarr",
-        shape=label.shape,
-        num_channels=1,
-        dtype=np.uint8,
-        levels=LEVELS,
-        kind="label",
-        label_names=LABEL_NAMES,
-        label_colors=LABEL_COLORS,
-    )
-    for writer, pixels in ((image_writer, stored), (label_writer, label)):
-        writer.write((0, 0), pixels[None])
-        writer.finish()
+    draw, record = partial(generate, config=config), describe(indices, config)
+    return write_data_set(folder, draw, STORE, indices, record, workers=workers, overwrite=overwrite, progress=progress)

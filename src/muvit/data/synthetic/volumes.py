@@ -10,17 +10,18 @@ are further apart than the pixels in them, as in most microscopy, hence levels w
 All randomness of a volume comes from ``(config.seed, index)``.
 """
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
-from muvit.data.synthetic.folders import Store, write_drawn
+from muvit.data.synthetic.folders import Store, describe, split_indices, write_data_set
 from muvit.data.synthetic.perlin import fractal_noise
 from muvit.errors import InputError
+from muvit.progress import Progress
 
 STORE = Store(
     levels=(1, (1, 2, 2), (2, 4, 4)),
@@ -144,12 +145,11 @@ def write_volumes(
     num_val: int,
     num_test: int,
     config: VolumeConfig | None = None,
+    workers: int | None = 1,
     overwrite: bool = False,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Path:
-    """Draw and store a data set, as `muvit.data.synthetic.folders.write_drawn` does it; the folder is returned."""
-    config = config or VolumeConfig()
-    counts, record = (num_train, num_val, num_test), {"kind": "volumes", "config": asdict(config)}
-    return write_drawn(
-        folder, lambda i: generate_volume(i, config), STORE, counts, record, overwrite=overwrite, progress=progress
-    )
+    """Draw and store a data set, as `muvit.data.synthetic.folders.write_data_set` does; the folder is returned."""
+    config, indices = config or VolumeConfig(), split_indices(num_train, num_val, num_test)
+    draw, record = partial(generate_volume, config=config), describe(indices, config, kind="volumes")
+    return write_data_set(folder, draw, STORE, indices, record, workers=workers, overwrite=overwrite, progress=progress)

@@ -1,6 +1,6 @@
 """Scores of predicted label slides against true ones, read block by block: exact, in bounded memory."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import isnan
@@ -16,9 +16,7 @@ from muvit.evaluation.scores.bootstrap import BootstrapConfig, Interval, bootstr
 from muvit.evaluation.scores.boundaries import BoundaryConfig, BoundaryCounts, compare_boundaries
 from muvit.labels import foreground
 from muvit.metrics import Scores, confusion_matrix, mean_known, scores
-
-Progress = Callable[[int, int], None]
-"""Called with the number of blocks done and of all blocks."""
+from muvit.progress import Progress
 
 
 @dataclass(frozen=True, kw_only=True)

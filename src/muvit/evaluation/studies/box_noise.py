@@ -4,7 +4,7 @@ Noise is added at inference only. What a model scores with naive boxes, which te
 the floor that it should fall to.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,12 +28,10 @@ from muvit.inference.predict import resolve_device
 from muvit.labels import IGNORE
 from muvit.metrics import confusion_matrix
 from muvit.models.segmentation_model import SegmentationModel
+from muvit.progress import Progress
 
 SIGMAS = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
 """The paper's standard deviations, in world pixels."""
-
-Progress = Callable[[int, int], None]
-"""Called with the number of tiles done and of all tiles."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +98,7 @@ def study_noise(
         raise InputError("sigmas", expected="standard deviations >= 0", got=list(sigmas))
     views = model.views
     config = preprocessing.crops(views.levels, num_classes=model.num_classes, ignore_labels=tuple(ignore))
-    pairs = open_labelled_folder(folder, views.levels)
+    pairs = open_labelled_folder(folder, views.levels, config.labelled_levels)
     grids = [(truth.name, GridCrops([(image, truth)], config)) for image, truth in pairs]
     model.to(resolve_device(device)).eval()
     total, done = sum(len(grid) for _, grid in grids), 0

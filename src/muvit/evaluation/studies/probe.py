@@ -1,6 +1,6 @@
 """What frozen features tell about whole images: a linear probe and a kNN classifier (MuViT section 4.4, table 7)."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,9 +24,7 @@ from muvit.inference.predict import resolve_device
 from muvit.metrics import mean_known, one_vs_rest_auc
 from muvit.models.classifier import mean_tokens
 from muvit.models.encoder import MuViTEncoder
-
-Progress = Callable[[int, int], None]
-"""Called with the number of crops done and of all crops."""
+from muvit.progress import Progress
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@ All models get the same crops and the same masks: three quarters of every level,
 has the level.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -26,11 +26,9 @@ from muvit.levels import Level, level_factors, level_name
 from muvit.models.layers.patch import patch_grid
 from muvit.models.mae import MuViTMAE
 from muvit.models.masking import draw_consistent_mask
+from muvit.progress import Progress
 
 Boxes = Literal["true", "naive"]
-
-Progress = Callable[[int, int], None]
-"""Called with the number of batches done and of all batches, over all models."""
 
 
 @dataclass(frozen=True, kw_only=True)

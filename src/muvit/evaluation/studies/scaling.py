@@ -4,7 +4,7 @@ import ctypes
 import gc
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -20,9 +20,7 @@ from muvit.geometry import naive_boxes
 from muvit.inference.predict import resolve_device
 from muvit.levels import Level, level_name
 from muvit.models.segmenter import Segmenter, SegmenterConfig
-
-Progress = Callable[[int, int], None]
-"""Called with the number of measurements done and of all."""
+from muvit.progress import Progress
 
 _MIB = 2**20
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")

@@ -16,7 +16,8 @@ import shapely
 from muvit.durable import whole_file
 from muvit.errors import ExistsError, InputError
 from muvit.inference.export.labelled import LabelledImage
-from muvit.inference.export.polygons import LabelObject, Progress, simplify, trace_objects
+from muvit.inference.export.polygons import LabelObject, simplify, trace_objects
+from muvit.progress import Progress
 
 ObjectType = Literal["annotation", "detection"]
 

@@ -4,7 +4,7 @@ An object is a set of pixels of one value that hang together by their edges (4-c
 crosses itself. Pixel *i* covers ``[i, i + 1)``: outlines run along whole numbers, and their areas are pixel counts.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -18,12 +18,10 @@ from shapely import Polygon
 from skimage.measure import label as connected_components
 
 from muvit.data.slides.slide import Slide
+from muvit.progress import Progress
 
 BLOCK_PX = 2048
 """Side of the blocks that are read at once."""
-
-Progress = Callable[[int, int], None]
-"""Called with the number of blocks done and of all blocks."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,8 +17,9 @@ from muvit.data.slides.slide import Slide
 from muvit.durable import write_whole
 from muvit.errors import ExistsError, InputError
 from muvit.inference.export.labelled import LabelledImage
-from muvit.inference.export.polygons import BLOCK_PX, Progress
+from muvit.inference.export.polygons import BLOCK_PX
 from muvit.pictures import Color, colorize, overlay, to_rgb
+from muvit.progress import Progress
 
 AREA_COLUMNS = ("slide", "value", "class", "pixels", "fraction", "area_um2")
 _LEGEND_CLASSES = 24

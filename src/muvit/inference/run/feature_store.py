@@ -4,6 +4,7 @@ A folder ``.muvit`` holds the plan and the ledger until all is done; then the fo
 """
 
 import csv
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,10 @@ import numpy as np
 from muvit.data.pyramids.ngff import write_json
 from muvit.data.pyramids.writer import PyramidWriter, ShardDigest, check_replaceable
 from muvit.data.slides.ome_zarr import OmeZarrSlide
-from muvit.durable import sync_folder
+from muvit.durable import remove_whole, sync_folder, whole_file
 from muvit.inference.run.feature_plan import FeaturePlan, LevelFeatures
 from muvit.inference.run.ledger import Ledger, read_ledgers
-from muvit.inference.run.resume import WORK, clear_work, create, is_begun_by, is_empty, is_scrap, read_plan, remove
+from muvit.inference.run.resume import WORK, clear_work, create, is_begun_by, is_empty, is_scrap, read_plan
 from muvit.levels import level_factors, level_name
 
 POOLED = "pooled.csv"
@@ -49,7 +50,7 @@ class FeatureOutput:
         """Create the stores, or go on with those that the same plan has begun."""
         self.check(overwrite=overwrite)
         if overwrite or read_plan(self.path) is None:
-            remove(self.path)
+            remove_whole(self.path)
             create(self.path, self.plan.to_json(), list(self._writers.values()))
 
     def ledger(self) -> Ledger:
@@ -87,16 +88,16 @@ class FeatureOutput:
     def _write_pooled(self) -> None:
         """The table of the means of all tiles, read from the stores."""
         finest = self.plan.levels[0].store
-        partial = self.path / f".{POOLED}.partial"
-        with partial.open("w", newline="") as file:
-            table = csv.writer(file)
+        with whole_file(self.path / POOLED) as stream:
+            text = TextIOWrapper(stream, newline="")
+            table = csv.writer(text)
             corners = [f"{axis}{end}" for end in (0, 1) for axis in finest.axes]
             table.writerow(["level", *corners, *(f"f{i}" for i in range(finest.num_channels))])
             for features in self.plan.levels:
                 store = OmeZarrSlide(self.path / features.folder)
                 for index in np.ndindex(*features.tiling.grid):
                     table.writerow(self._pooled(features, store, index))
-        partial.replace(self.path / POOLED)
+            text.detach()  # flushed, and left open
 
     def _pooled(self, features: LevelFeatures, store: OmeZarrSlide, index: tuple[int, ...]) -> list[str]:
         """A row: level, world box, means."""

@@ -88,16 +88,6 @@ def create(path: Path, plan: Mapping[str, Any], writers: Sequence[PyramidWriter]
     sync_folder(path / WORK)
 
 
-def remove(path: Path) -> None:
-    """Take an output away under another name first: half of it must never lie in its place."""
-    replaced = path.with_name(f".{path.name}.replaced")
-    if replaced.exists():
-        shutil.rmtree(replaced)
-    if path.exists():
-        path.rename(replaced)
-        shutil.rmtree(replaced)
-
-
 def clear_work(path: Path) -> None:
     """Take away what only an unfinished output needs; may be repeated."""
     work = path / WORK

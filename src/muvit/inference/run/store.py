@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from muvit.data.pyramids.writer import Progress, PyramidWriter, Shard, ShardDigest, check_replaceable
+from muvit.data.pyramids.writer import PyramidWriter, Shard, ShardDigest, check_replaceable
 from muvit.data.slides.formats import slide_name
+from muvit.durable import remove_whole
 from muvit.inference.run.canvas import BlockPixels
 from muvit.inference.run.ledger import Ledger, read_ledgers
 from muvit.inference.run.plan import Plan
@@ -22,9 +23,9 @@ from muvit.inference.run.resume import (
     is_scrap,
     read_plan,
     read_summary,
-    remove,
 )
 from muvit.inference.tiling.seams import Seams, add_seams
+from muvit.progress import Progress
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +88,7 @@ class Output:
     def _create(self) -> None:
         earlier = read_plan(self.path) or read_summary(self.path).get("plan", {})
         for name in {*self.plan.stores, *earlier.get("stores", ())}:  # also what this plan has not
-            remove(store_path(self.path, name))
+            remove_whole(store_path(self.path, name))
         create(self.path, self.plan.to_json(), list(self.writers.values()))
 
     def ledger(self, name: str = "all") -> Ledger:
