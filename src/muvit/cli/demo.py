@@ -9,7 +9,6 @@ from muvit.cli.progress import Progress
 from muvit.data.crops.augment import Augmentation
 from muvit.data.synthetic.images import GREY_LEVELS_PER_UNIT, SyntheticConfig, write_synthetic
 from muvit.errors import ExistsError
-from muvit.evaluation.comparison import compare
 from muvit.evaluation.variants import with_controls
 from muvit.models.encoder import EncoderConfig
 from muvit.models.segmenter import SegmenterConfig
@@ -36,6 +35,8 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(arguments: Namespace) -> None:
     """Make images, train three models, label and score the test images, write the report."""
+    from muvit.evaluation.comparison import compare
+
     began, output = time.perf_counter(), arguments.output
     if output.exists() and any(output.iterdir()) and not arguments.overwrite:
         raise ExistsError(output)
