@@ -58,5 +58,5 @@ def check_size(config: ModelConfig, subject: str = "model") -> None:
 
 
 def _blocks(num_layers: int, dim: int) -> int:
-    """Parameters of transformer blocks: four square matrices of attention, two of the feed-forward network, twice as wide as tall."""
+    """Parameters of transformer blocks: four square matrices of attention, two of the feed-forward network."""
     return 8 * num_layers * dim**2
