@@ -84,6 +84,7 @@ TRAINS = {"torch", "lightning", "torchmetrics", "torchvision"}
         *((f"{verb} --help", 0, TRAINS) for verb in ("info", "convert", "export", "evaluate", "prepare", "synthetic")),
         *((f"{verb} --help", 0, TRAINS) for verb in ("classify", "study", "convert-checkpoint")),
         ("train --help", 0, TRAINS - {"torch"}),
+        ("compare --help", 0, TRAINS - {"torch"}),
         ("train --config broken.yaml --output out", 2, TRAINS),
         ("train --config typo.yaml --output out", 2, TRAINS - {"torch"}),
         ("train --config huge.yaml --output out", 1, TRAINS - {"torch"}),
