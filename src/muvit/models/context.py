@@ -43,8 +43,8 @@ class EncodedContext:
         Raises:
             ShapeError: it is one of several samples, and not of so many.
         """
-        if len(self.tokens) not in (1, batch):
-            raise ShapeError("context", expected=f"1 sample or {batch}", got=len(self.tokens))
+        if self.tokens.shape[0] not in (1, batch):
+            raise ShapeError("context", expected=f"1 sample or {batch}", got=self.tokens.shape[0])
         return EncodedContext(
             keys_values=tuple((k.expand(batch, -1, -1, -1), v.expand(batch, -1, -1, -1)) for k, v in self.keys_values),
             tokens=self.tokens.expand(batch, -1, -1),
@@ -92,7 +92,7 @@ def encode_context(
             keys_values=own,
             tokens=outputs[-1],
             coords=encoder.centers(x[:, i], bbox[:, i]),
-            origin=bbox[:, i, 0] if context is None else context.origin.expand(len(x), -1),
+            origin=bbox[:, i, 0] if context is None else context.origin.expand(x.shape[0], -1),
             outer=context,
         )
     assert context is not None
@@ -132,7 +132,7 @@ def _run_level(
     encoder: MuViTEncoder, level: int, x: Tensor, bbox: Tensor, context: EncodedContext | None
 ) -> Iterator[tuple[Tensor, KeysValues]]:
     """Outputs of each block for views ``(B, C, *space)`` of one level, and the keys and values of their tokens."""
-    outer = () if context is None else context.expand(len(x)).levels
+    outer = () if context is None else context.expand(x.shape[0]).levels
     tokens = encoder.embed_level(level, patchify(x[:, None], encoder.config.patch)[:, 0])
     origin = bbox[:, 0] if context is None else context.origin
     positions = encoder.centers(x, bbox - origin[:, None]).float()

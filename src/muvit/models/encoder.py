@@ -149,7 +149,7 @@ class MuViTEncoder(FolderModel):
         level_idx = torch.arange(len(self.levels), device=x.device).repeat_interleave(
             found.tokens.shape[1] // len(self.levels)
         )
-        outputs = (found.tokens, found.coords, level_idx.expand(len(x), -1))
+        outputs = (found.tokens, found.coords, level_idx.expand(x.shape[0], -1))
         return outputs if return_intermediate_idxs is None else (*outputs, found.kept)
 
     def encode(
@@ -326,4 +326,4 @@ class MuViTEncoder(FolderModel):
 
     def _naive_boxes(self, x: Tensor) -> Tensor:
         boxes = naive_boxes(self.levels, x.shape[3:], self.config.patch_spacing)
-        return boxes.to(x.device, non_blocking=True).expand(len(x), *boxes.shape)
+        return boxes.to(x.device, non_blocking=True).expand(x.shape[0], *boxes.shape)

@@ -109,7 +109,7 @@ class MuViTMAE(FolderModel):
             tokens.
         """
         patches = self.encoder.patches(x)
-        mask = self.draw_mask(len(x), x.shape[3:], device=x.device) if mask is None else mask
+        mask = self.draw_mask(x.shape[0], x.shape[3:], device=x.device) if mask is None else mask
         tokens = self.encoder.embed(patches)
         _, positions = self.encoder.place(x, bbox)
         encoded = self.encode_visible(tokens, positions, mask)
@@ -161,7 +161,7 @@ class MuViTMAE(FolderModel):
         """Decoded tokens ``(B, N, D_dec)`` of all levels from the encoded visible ones ``(B, N_vis, D)``."""
         per_level = positions.shape[1] // len(self.levels)
         repeats = positions.shape[1] // self.mask_token.shape[1]
-        blank = self.mask_token.to(encoded.dtype).repeat_interleave(repeats, dim=1).expand(len(encoded), -1, -1)
+        blank = self.mask_token.to(encoded.dtype).repeat_interleave(repeats, dim=1).expand(encoded.shape[0], -1, -1)
         tokens = blank.scatter(1, mask.visible[..., None].expand_as(encoded), encoded)
         if self.config.decoder_mode == "single":
             return self.decoder[0](tokens, positions)
@@ -189,7 +189,7 @@ class MuViTMAE(FolderModel):
             mean, scale = patch_statistics(patches, eps)
             target = (target - mean) / scale
         error = (output.float() - target).square().mean(-1)
-        by_level = (len(error), len(self.levels), -1)
+        by_level = (error.shape[0], len(self.levels), -1)
         weight = mask.is_masked.to(error.dtype)
         total = (error * weight).reshape(by_level).sum((0, 2))
         return self.average(total, weight.reshape(by_level).sum((0, 2)))

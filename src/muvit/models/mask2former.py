@@ -74,7 +74,7 @@ class QueryDecoder(nn.Module):
             ``(B, num_queries, out_dim)``.
         """
         positions = positions - positions[:, :1]
-        queries = self.queries.expand(len(context), -1, -1)
+        queries = self.queries.expand(context.shape[0], -1, -1)
         for layer in self.layers:
             queries = layer(queries, context, positions)
         return self.mlp(self.norm(queries))

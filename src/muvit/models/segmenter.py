@@ -160,7 +160,7 @@ class Segmenter(SegmentationModel):
             num_decoded: levels that are to be decoded, finest first; unset, all. Where it is the finest one, and no
                 queries look at the others, the maps are of this level, and the last block computes no more.
         """
-        if bbox is not None and bbox.device.type == "cpu":
+        if bbox is not None:
             check_boxes(bbox)
         bbox = bbox if self.config.boxes == "true" else None
         only_finest = num_decoded == 1 and self.query_decoder is None

@@ -165,9 +165,10 @@ class RelaySegmenter(SegmentationModel):
         if img.ndim != 5 or tuple(img.shape[1:]) != wanted:
             raise ShapeError("img", expected=f"shape (B, {', '.join(map(str, wanted))})", got=tuple(img.shape))
         if bbox is None:
-            return naive_boxes(views.levels, views.size).to(img.device).expand(len(img), -1, -1, -1)
-        if bbox.shape != (len(img), len(views.levels), 2, 2):
-            raise ShapeError("bbox", expected=f"shape {(len(img), len(views.levels), 2, 2)}", got=tuple(bbox.shape))
-        if bbox.device.type == "cpu":
-            check_boxes(bbox)
+            boxes = naive_boxes(views.levels, views.size)
+            return boxes.to(img.device, non_blocking=True).expand(img.shape[0], -1, -1, -1)
+        if bbox.shape != (img.shape[0], len(views.levels), 2, 2):
+            expected = f"shape {(img.shape[0], len(views.levels), 2, 2)}"
+            raise ShapeError("bbox", expected=expected, got=tuple(bbox.shape))
+        check_boxes(bbox)
         return bbox.float()

@@ -57,7 +57,7 @@ class RelayTrunk(nn.Module):
             last block first.
         """
         streams = [self.backbone.embed(view, level) for level, view in enumerate(img.unbind(1))]
-        relay = None if self.relay_tokens is None else self.relay_tokens.expand(len(img), -1, -1)
+        relay = None if self.relay_tokens is None else self.relay_tokens.expand(img.shape[0], -1, -1)
         kept: list[list[Tensor]] = [[] for _ in streams]
         for stage, depth in enumerate(self.backbone.depths):
             streams = [self.backbone.enter(stage, stream) for stream in streams]
