@@ -1,12 +1,10 @@
 """What it costs to encode one tile of a slide with all its context, and what is left when the context is cached.
 
 The paper's encoder (12 blocks of width 512), 256-px crops of levels 1, 8 and 32, on a virtual slide of random pixels of
-32768 x 32768 px, in five ways:
+32768 x 32768 px, in four ways:
 
 - ``full``: full attention.
 - ``full, finest``: full attention; the last block computes only the tokens that the decoder reads.
-- ``full, 4 together``, ``full, 16 together``: so many tiles share one sequence with their coarse crops (``--together``
-  of ``muvit predict``).
 - ``coarse to fine``: a token attends to its own and coarser levels; everything is computed for each tile.
 - ``cached``: the same, with the coarse crops on a grid of half-crop steps, each encoded once and then reused.
 
@@ -24,20 +22,19 @@ import statistics
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from functools import partial
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from muvit.inference.tiling.tiles import TilePlan
-from muvit.models.encoder import MuViTEncoder2d
+from muvit.models.context import encode_context, encode_in_context
+from muvit.models.encoder import EncoderConfig, MuViTEncoder
 
 LEVELS, CROP, SIDE, BLOCK = (1, 8, 32), 256, 32768, 4096
 TILES_PER_GIGAPIXEL = 1e9 / CROP**2
 FULL, FINEST, SLICED, CACHED = "full", "full, finest", "coarse to fine", "cached"
-TOGETHER = {f"full, {count} together": count for count in (4, 16)}
-LAST = MuViTEncoder2d(in_channels=1, levels=(1,), dim=16, heads=1).config.num_layers - 1
 
 
 def contexts_per_tile() -> list[float]:
@@ -61,21 +58,18 @@ def scenes(batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     return img, torch.stack([lower, lower + CROP * torch.tensor(LEVELS)[:, None]], dim=2)
 
 
-def ways(full: MuViTEncoder2d, sliced: MuViTEncoder2d, img: Tensor, bbox: Tensor) -> dict[str, Callable[[], object]]:
+def ways(full: MuViTEncoder, sliced: MuViTEncoder, img: Tensor, bbox: Tensor) -> dict[str, Callable[[], object]]:
     """Everything that is timed, by name; each call encodes the views, or for ``level 8`` and ``32`` one coarse crop."""
-    one, keep = slice(1), (LAST,)
-    # the cost does not depend on what tiles show
-    shared = {count: [t[:1].expand(count, *t.shape[1:]) for t in (img, bbox)] for count in TOGETHER.values()}
-    coarsest = sliced.encode_context(img[one, 2:], bbox[one, 2:])
-    context = sliced.encode_context(img[one, 1:2], bbox[one, 1:2], coarsest)
+    one = slice(1)
+    coarsest = encode_context(sliced, img[one, 2:], bbox[one, 2:])
+    context = encode_context(sliced, img[one, 1:2], bbox[one, 1:2], coarsest)
     return {
         FULL: lambda: full(img, bbox),
-        FINEST: lambda: full.encode_finest(img, bbox, keep),
-        **{name: partial(full.encode_together, *shared[count], keep) for name, count in TOGETHER.items()},
+        FINEST: lambda: full.encode(img, bbox, only_finest=True),
         SLICED: lambda: sliced(img, bbox),
-        CACHED: lambda: sliced.forward_in_context(img[:, :1], bbox[:, :1], context),
-        "level 8": lambda: sliced.encode_context(img[one, 1:2], bbox[one, 1:2], coarsest),
-        "level 32": lambda: sliced.encode_context(img[one, 2:], bbox[one, 2:]),
+        CACHED: lambda: encode_in_context(sliced, img[:, :1], bbox[:, :1], context),
+        "level 8": lambda: encode_context(sliced, img[one, 1:2], bbox[one, 1:2], coarsest),
+        "level 32": lambda: encode_context(sliced, img[one, 2:], bbox[one, 2:]),
     }
 
 
@@ -101,7 +95,7 @@ def gflop(run: Callable[[], object]) -> float:
 
 def with_context(cost: dict[str, float], batch: int, shares: list[float]) -> dict[str, float]:
     """Cost per tile of each way; for the cached one with its share of the coarse crops."""
-    tile = {name: cost[name] / TOGETHER.get(name, batch) for name in (FULL, FINEST, *TOGETHER, SLICED, CACHED)}
+    tile = {name: cost[name] / batch for name in (FULL, FINEST, SLICED, CACHED)}
     return tile | {f"{CACHED}, all told": tile[CACHED] + shares[0] * cost["level 8"] + shares[1] * cost["level 32"]}
 
 
@@ -116,9 +110,9 @@ def main() -> None:
     arguments = parser.parse_args()
     device, batch = arguments.device, arguments.batch
     torch.manual_seed(0)
-    sizes = {"in_channels": 3, "levels": LEVELS}
-    full = MuViTEncoder2d(**sizes).to(device).eval()
-    sliced = MuViTEncoder2d(**sizes, attention_mode="coarse_to_fine").to(device).eval()
+    config = EncoderConfig(in_channels=3, levels=LEVELS)
+    full = MuViTEncoder(config).to(device).eval()
+    sliced = MuViTEncoder(replace(config, attention_mode="coarse_to_fine")).to(device).eval()
     sliced.load_state_dict(full.state_dict())
     generator, times = torch.Generator().manual_seed(0), []
     half = torch.autocast(device.type, torch.bfloat16) if arguments.precision == "bfloat16" else nullcontext()

@@ -11,7 +11,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from muvit.models.encoder import EncoderConfig
-from muvit.models.segmenter import Segmenter
+from muvit.models.segmenter import Segmenter, SegmenterConfig
 
 CROP, CLASSES, LEVELS = 256, 12, (1, 8, 32)
 DECODERS: tuple[Literal["unetr", "mask2former"], ...] = ("unetr", "mask2former")
@@ -45,7 +45,9 @@ def main() -> None:
             encoder = EncoderConfig(in_channels=1, levels=LEVELS)
             stem = 64 if widths == "paper" else 32
             model = Segmenter(
-                encoder=encoder, num_classes=CLASSES, decoder=decoder, decoder_widths=widths, stem_width=stem
+                SegmenterConfig(
+                    encoder=encoder, num_classes=CLASSES, decoder=decoder, decoder_widths=widths, stem_width=stem
+                )
             )
             cost = gflop(model)
             name = f"{widths}: " if isinstance(widths, str) else ""
@@ -58,7 +60,7 @@ def main() -> None:
             print(" | ".join(sizes + costs), "|")
     print()
     for levels in ((1,), LEVELS):
-        model = Segmenter(encoder=EncoderConfig(in_channels=1, levels=levels), num_classes=CLASSES)
+        model = Segmenter(SegmenterConfig(encoder=EncoderConfig(in_channels=1, levels=levels), num_classes=CLASSES))
         cost = gflop(model)["Segmenter.encoder"]
         print(f"- encoder of levels {levels}: {size(model.encoder):.2f} M parameters, {cost:.1f} GFLOP.")
 

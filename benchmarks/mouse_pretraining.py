@@ -21,7 +21,7 @@ from markdown_table import markdown_table
 from torch.utils.data import default_collate
 
 from muvit.evaluation.studies.epochs import read_curves
-from muvit.models.mae import MuViTMAE2d
+from muvit.mae import MuViTMAE2d
 from muvit.settings import read_settings
 from muvit.training.datamodules import PretrainData
 from muvit.training.recipes import PretrainRecipe

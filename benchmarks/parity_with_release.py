@@ -113,12 +113,12 @@ def run_release_tests(folder: Path) -> str:
 
 def record(folder: Path) -> None:
     """In the release's environment: save models, inputs and outputs."""
-    import muvit.models.mae
+    import muvit.mae
 
     folder.mkdir()
     for ndim, rotary, decoder in CASES:
         torch.manual_seed(0)
-        model = getattr(muvit.models.mae, f"MuViTMAE{ndim}d")(
+        model = getattr(muvit.mae, f"MuViTMAE{ndim}d")(
             in_channels=2,
             levels=(1, 4),
             patch_size=4,
@@ -155,11 +155,11 @@ def record(folder: Path) -> None:
 
 def compare(folder: Path, ndim: int, rotary: str, decoder: str) -> tuple[float, ...]:
     """Here: load a model of the release; the largest relative difference of each quantity, with and without boxes."""
-    from muvit.models.mae import MAES
+    import muvit.mae
     from muvit.models.masking import TokenMask
 
     case = folder / f"{ndim}_{rotary}_{decoder}"
-    model = MAES[ndim].from_folder(case).eval()
+    model = getattr(muvit.mae, f"MuViTMAE{ndim}d").from_folder(case).eval()
     content = torch.load(case / "outputs.pt", weights_only=True)
     worst = dict.fromkeys(QUANTITIES, 0.0)
     for name, bbox in (("without boxes", None), ("with boxes", content["bbox"])):

@@ -32,7 +32,7 @@ LEVELS = (1, 8, 32)
 NUM_CLASSES = 5
 CROP = 512
 CASES = {
-    "labels": PredictOptions(),
+    "labels": PredictOptions(overlap=0.0),
     "labels and probabilities, overlap 0.25": PredictOptions(overlap=0.25, probabilities="uint8"),
 }
 

@@ -24,6 +24,7 @@ from muvit.data.slides.open import open_slide
 from muvit.data.synthetic.volumes import write_volumes
 from muvit.evaluation.scores.segmentation import evaluate_slides
 from muvit.inference.predict import predict_slide
+from muvit.inference.run.plan import AS_PUBLISHED
 from muvit.levels import level_name
 from muvit.metrics import Scores
 from muvit.models.trained import build_model, load_model
@@ -42,7 +43,8 @@ def score(model_folder: Path, test: Path, output: Path) -> Scores:
     model, preprocessing = load_model(model_folder), Preprocessing.load(model_folder)
     pairs = []
     for image, label in open_labelled_folder(test):
-        path = predict_slide(model, image, output / f"{image.name}.ome.zarr", preprocessing, overwrite=True)
+        path = output / f"{image.name}.ome.zarr"
+        predict_slide(model, image, path, preprocessing, options=AS_PUBLISHED, overwrite=True)
         pairs.append((open_slide(path), label))
     return evaluate_slides(pairs, model.num_classes).pooled
 

@@ -40,8 +40,13 @@ def _fields(path: str) -> dict[str, griffe.Attribute]:
         name: member
         for owner in lineage
         for name, member in owner.members.items()
-        if isinstance(member, griffe.Attribute) and member.annotation is not None and "property" not in member.labels
+        if isinstance(member, griffe.Attribute) and _is_field(member)
     }
+
+
+def _is_field(member: griffe.Attribute) -> bool:
+    annotation = str(member.annotation or "ClassVar")
+    return "property" not in member.labels and not annotation.startswith("ClassVar")
 
 
 def _default(member: griffe.Attribute) -> str:

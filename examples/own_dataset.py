@@ -18,7 +18,7 @@ from muvit.data import MuViTDataset
 from muvit.data.synthetic.perlin import fractal_noise
 from muvit.losses import SegmentationLoss
 from muvit.models.encoder import EncoderConfig
-from muvit.models.segmenter import Segmenter
+from muvit.models.segmenter import Segmenter, SegmenterConfig
 
 WORLD, CROP = 512, 32
 
@@ -59,10 +59,12 @@ def main() -> None:
     torch.manual_seed(0)
     data = NoiseViews(160)
     model = Segmenter(
-        encoder=EncoderConfig(in_channels=1, levels=data.levels, dim=64, num_layers=3, heads=2, rotary_base=100),
-        num_classes=2,
-        decoder_widths=(16, 16, 8, 8),
-        stem_width=8,
+        SegmenterConfig(
+            encoder=EncoderConfig(in_channels=1, levels=data.levels, dim=64, num_layers=3, heads=2, rotary_base=100),
+            num_classes=2,
+            decoder_widths=(16, 16, 8, 8),
+            stem_width=8,
+        )
     )
     loss = SegmentationLoss()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)

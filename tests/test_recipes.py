@@ -18,11 +18,12 @@ from muvit.cli import _parser, main
 from muvit.data.crops.normalize import Range
 from muvit.data.crops.preprocessing import FILE, Preprocessing
 from muvit.data.slides.ome_zarr import PyramidWriter
+from muvit.mae import MuViTMAE2d
 from muvit.models.classifier import Classifier
 from muvit.models.layers.patch import patch_grid
-from muvit.models.mae import MuViTMAE2d, build_mae
+from muvit.models.mae import MuViTMAE
 from muvit.models.segmenter import Segmenter
-from muvit.models.trained import build_model, load_model
+from muvit.models.trained import build_model, load_network
 from muvit.settings import settings_from
 from muvit.training.classify import train_classifier
 from muvit.training.classify_recipe import ClassifyRecipe
@@ -102,7 +103,7 @@ def network(recipe):
     """The network of a recipe for a GPU, without weights that would be fetched."""
     if isinstance(recipe, Recipe):
         return build_model(replace(recipe.network, pretrained=False) if recipe.relay else recipe.network)
-    return build_mae(recipe.model) if isinstance(recipe, PretrainRecipe) else Classifier(**vars(recipe.model))
+    return MuViTMAE(recipe.model) if isinstance(recipe, PretrainRecipe) else Classifier(recipe.model)
 
 
 def encoder_of(recipe):
@@ -164,11 +165,11 @@ def test_a_recipe_says_what_it_starts_from_and_random_weights_learn_at_the_full_
         assert f"fine-tuned from {source}.yaml" in header
         earlier = read(uses(ROOT / "recipes" / f"{source}.yaml")[0], monkeypatch)
         assert parsed(uses(ROOT / "recipes" / f"{source}.yaml")[0]).output == Path(recipe.init.encoder)
-        mae = build_mae(shrunk(earlier.model))
+        mae = MuViTMAE(replace(earlier.model, encoder=shrunk(earlier.model.encoder)))
         mae.save(tmp_path / source)
         encoder = shrunk(recipe.model.encoder)
-        fields = vars(recipe.model) | {"encoder": encoder}
-        model = Classifier(**fields) if isinstance(recipe, ClassifyRecipe) else Segmenter(**fields)
+        config = replace(recipe.model, encoder=encoder)
+        model = Classifier(config) if isinstance(recipe, ClassifyRecipe) else Segmenter(config)
         start_from(model, replace(recipe.init, encoder=str(tmp_path / source)))  # refuses what does not fit
         kept = mae.encoder.extract_levels(encoder.levels)
         torch.testing.assert_close(model.encoder.state_dict(), kept.state_dict())
@@ -203,7 +204,7 @@ def test_the_recipe_trains(file, monkeypatch, tmp_path):
         assert Preprocessing.load(folder).class_names == GROUPS
         model = Classifier.from_folder(folder)
     else:
-        model = load_model(train_segmenter(recipe, tmp_path / "run"))
+        model = load_network(train_segmenter(recipe, tmp_path / "run"))
         assert type(model) is type(build_model(recipe.network))
     assert all(torch.isfinite(p).all() for p in model.parameters())
 

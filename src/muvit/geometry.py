@@ -81,7 +81,7 @@ def patch_centers(bbox: Tensor, grid: Sequence[int], spacing: PatchSpacing = "ce
         bbox: ``(..., 2, ndim)``.
         grid: number of patches along each axis.
         spacing: ``center`` puts a patch at its true centre; ``corner`` spreads the patches from the lower to the upper
-            corner of the box, as release 0.1.0 did (a single patch then lies on the lower corner).
+            corner of the box (a single patch then lies on the lower corner).
 
     Returns:
         ``(..., prod(grid), ndim)``.
@@ -103,7 +103,7 @@ def _patch_offsets(n: int, extent: Tensor, spacing: PatchSpacing) -> Tensor:
 def naive_boxes(levels: Sequence[Level], size: Sequence[int], spacing: PatchSpacing = "center") -> Tensor:
     """Boxes ``(L, 2, ndim)`` of constant size around the origin, whatever was cropped: the paper's naive control.
 
-    Under ``corner`` spacing the box shrinks to the pixel centres of the crop, as release 0.1.0 does without boxes.
+    Under ``corner`` spacing the box shrinks to the pixel centres of the crop.
     """
     shrink = 1 if spacing == "corner" else 0
     half = torch.tensor(

@@ -19,6 +19,9 @@ RGB = NDArray[np.uint8]
 
 BACKGROUND_COLOR: Color = (0, 0, 0)
 IGNORED_COLOR: Color = (128, 128, 128)
+MASK_GREY = 0.5
+"""Value of masked patches, as in figure 2 of MuViT."""
+
 MAX_COLORS = 256
 MANY_POINTS = 100
 """Curves of more points than this are drawn with their running mean."""

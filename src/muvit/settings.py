@@ -31,6 +31,7 @@ _UNKNOWN = re.compile(
     r"(?:(?:Subcommand|Group) '[^']*' does not accept option|(?P<group>[\w.]+\.)?Option) '(?P<key>[^']*)'"
     r"(?: is not accepted)?"
 )
+_NO_SETTING = "there is no setting "
 _LONGEST = 400
 _WORDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text"}
 _CHOICE = re.compile(
@@ -147,11 +148,16 @@ def find_misfit(values: Mapping[Any, Any], kind: type, beside: Collection[str] =
 def setting_types(kind: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Path and type of each setting of a dataclass, those of nested (also optional) dataclasses included."""
     for name, hint in _hints([kind]).items():
-        nested = _groups(hint)
+        nested = dataclasses_of(hint)
         if not nested:
             yield prefix + name, hint
         for group in nested:
             yield from setting_types(group, f"{prefix}{name}.")
+
+
+def dataclasses_of(hint: Any) -> list[type]:
+    """The dataclasses that a type allows."""
+    return [kind for kind in (hint, *get_args(hint)) if isinstance(kind, type) and is_dataclass(kind)]
 
 
 def suggestion(word: str, known: Collection[str]) -> str:
@@ -175,6 +181,8 @@ def _sentence(text: str) -> str:
     union = _UNION.fullmatch(text)
     if union:
         inner = union["inner"].replace('Parser key "', f'Parser key "{union["key"]}.')
+        if inner.startswith(_NO_SETTING):
+            return f"{_NO_SETTING}{union['key']}.{inner.removeprefix(_NO_SETTING)}"
         text = inner if inner.startswith("Parser key") else f"{union['key']}.{inner}"
     literal = _LITERAL.fullmatch(text)
     if literal:
@@ -189,7 +197,7 @@ def _sentence(text: str) -> str:
         return f"{group['key']}: expected settings as name: value, got {group['got']}"
     unknown = _UNKNOWN.fullmatch(text)
     if unknown:
-        return f"there is no setting {unknown['group'] or ''}{unknown['key']}"
+        return f"{_NO_SETTING}{unknown['group'] or ''}{unknown['key']}"
     choice = _CHOICE.fullmatch(text)
     if choice:
         allowed = choice["allowed"].replace("'", "")
@@ -208,7 +216,7 @@ def _find_misfit(values: Mapping[Any, Any], kinds: list[type], beside: Collectio
             if meant:
                 return f"{where}there is no setting {name!r}; {meant}"
             return f"{where}expected one of {', '.join(known)}, got {name!r}"
-        nested, inner = _groups(hints.get(name)), {rest: value} if rest else value
+        nested, inner = dataclasses_of(hints.get(name)), {rest: value} if rest else value
         if not nested:
             continue
         place = f"{path}.{name}".lstrip(".")
@@ -223,11 +231,6 @@ def _find_misfit(values: Mapping[Any, Any], kinds: list[type], beside: Collectio
 
 def _hints(kinds: list[type]) -> dict[str, Any]:
     return {field.name: get_type_hints(kind)[field.name] for kind in kinds for field in fields(kind)}
-
-
-def _groups(hint: Any) -> list[type]:
-    """The dataclasses that a type allows."""
-    return [kind for kind in (hint, *get_args(hint)) if isinstance(kind, type) and is_dataclass(kind)]
 
 
 def _is_optional(hint: Any) -> bool:

@@ -1,6 +1,5 @@
 import json
 import re
-from dataclasses import fields
 from importlib import import_module
 
 import numpy as np
@@ -90,18 +89,19 @@ def test_every_option_of_a_verb_is_explained(capfd, verb):
         assert len(action.help.split()) >= 2, action.option_strings or action.dest
     assert run(verb, "--help") == 0
     text = capfd.readouterr().out
-    sections = [] if parser.recipe is None else [f"--{field.name}" for field in fields(parser.recipe)]
-    for name in ((action.option_strings or [action.dest])[-1] for action in actions):
-        assert name in text or name in sections
+    sections = {name.rpartition(".")[0] for name, _ in setting_types(parser.recipe)} if parser.recipe else set()
+    for name in ((action.option_strings or [action.dest])[0] for action in actions):
+        assert name in text or name.strip("-").removesuffix(".help") in sections
     assert not re.search(r"<class|Optional\[|Union\[|Literal\[|Config\b", text)
     assert text.startswith(f"usage: muvit {verb}")
 
 
-@pytest.mark.parametrize("verb", ["train", "pretrain", "train-classifier"])
+@pytest.mark.parametrize("verb", ["train", "pretrain", "train-classifier", "compare"])
 def test_help_of_a_recipe_is_grouped_by_its_sections(capfd, verb):
     assert run(verb, "--help") == 0
     usage, sentence, *_ = text = capfd.readouterr().out.split("\n\n")
-    assert usage == f"usage: muvit {verb} --config RECIPE --output FOLDER [--section.key VALUE ...]"
+    required = " --test FOLDER" if verb == "compare" else ""
+    assert usage == f"usage: muvit {verb} --config RECIPE --output FOLDER{required} [--section.key VALUE ...]"
     assert " ".join(sentence.split()).startswith(
         f"{VERBS[verb][0].upper()}{VERBS[verb][1:]}. The recipe is a YAML file."
     )
@@ -154,8 +154,8 @@ def test_misspelt_words_are_named_with_the_nearest_right_one(tmp_path, capfd, ar
 
 @pytest.mark.parametrize("nested", ["InitConfig", "MAEConfig", "EncoderConfig", "SegmenterConfig", "Augmentation"])
 def test_every_field_of_a_nested_setting_is_explained(nested):
-    homes = {"InitConfig": "training.recipe", "MAEConfig": "mae", "EncoderConfig": "encoders"}
-    homes |= {"SegmenterConfig": "segmentation", "Augmentation": "data.augment"}
+    homes = {"InitConfig": "training.recipes", "MAEConfig": "models.mae", "EncoderConfig": "models.encoder"}
+    homes |= {"SegmenterConfig": "models.segmenter", "Augmentation": "data.crops.augment"}
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(getattr(import_module(f"muvit.{homes[nested]}"), nested), "x")
     unexplained = [a.dest for a in parser._actions if a.option_strings and not a.help]

@@ -7,9 +7,10 @@ from muvit.cli import main
 from muvit.data.crops.normalize import Range
 from muvit.data.crops.preprocessing import FILE, Preprocessing
 from muvit.data.slides.ome_zarr import OmeZarrSlide, PyramidWriter
-from muvit.models.encoder import EncoderConfig, MuViTEncoder2d
-from muvit.models.mae import MuViTMAE2d
-from muvit.models.segmenter import Segmenter
+from muvit.encoders import MuViTEncoder2d
+from muvit.mae import MuViTMAE2d
+from muvit.models.encoder import EncoderConfig
+from muvit.models.segmenter import Segmenter, SegmenterConfig
 
 SIZES = {"in_channels": 1, "levels": (1, 4), "patch_size": 4, "dim": 16, "num_layers": 2, "heads": 2}
 SETTINGS = Preprocessing(crop_size=(16, 16), normalization=Range(high=255), class_names=(), class_colors=())
@@ -27,7 +28,11 @@ def image(tmp_path):
 
 
 def segmenter(**changes):
-    return Segmenter(encoder=EncoderConfig(**SIZES), num_classes=3, decoder_widths=(8, 8, 4), stem_width=4, **changes)
+    return Segmenter(
+        SegmenterConfig(
+            encoder=EncoderConfig(**SIZES), num_classes=3, decoder_widths=(8, 8, 4), stem_width=4, **changes
+        )
+    )
 
 
 MODELS = {
@@ -66,3 +71,26 @@ def test_a_model_that_never_knew_where_its_views_lie_is_refused(tmp_path, image,
     segmenter(boxes="naive").save(tmp_path / "model", extra_files={FILE: SETTINGS.to_yaml()})
     assert main(["features", str(tmp_path / "model"), str(image), "--output", str(tmp_path / "features.zarr")]) == 1
     assert "naive boxes" in capsys.readouterr().err
+
+
+def test_all_slides_of_a_folder_are_encoded(tmp_path, image, capsys):
+    MODELS["encoder"]().save(tmp_path / "model", extra_files={FILE: SETTINGS.to_yaml()})
+    (tmp_path / "images").mkdir()
+    for name in "ab":
+        (tmp_path / "images" / f"{name}.ome.zarr").symlink_to(image)
+    command = ["features", str(tmp_path / "model"), str(tmp_path / "images"), "--output"]
+    assert main([*command, str(tmp_path / "all.zarr")]) == 1
+    assert "--output: expected a folder, for several images" in capsys.readouterr().err
+    assert main([*command, str(tmp_path / "all")]) == 0
+    assert capsys.readouterr().out.split() == [str(tmp_path / "all" / f"{name}.zarr") for name in "ab"]
+    assert OmeZarrSlide(tmp_path / "all" / "b.zarr" / "level_4").shape == (3, 4)
+
+
+def test_slides_that_do_not_fit_are_named_before_any_is_encoded(tmp_path, image, capsys):
+    MODELS["encoder"]().save(tmp_path / "model", extra_files={FILE: SETTINGS.to_yaml()})
+    (tmp_path / "empty.ome.zarr").mkdir()
+    slides = [str(image), str(tmp_path / "empty.ome.zarr")]
+    assert main(["features", str(tmp_path / "model"), *slides, "--output", str(tmp_path / "all")]) == 1
+    error = capsys.readouterr().err
+    assert "slides: expected 2 that can be encoded, got 1 that failed: empty." in error
+    assert not (tmp_path / "all").exists()

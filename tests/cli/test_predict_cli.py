@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from muvit.cli import main
 from muvit.data.crops.normalize import Range
@@ -10,15 +11,16 @@ from muvit.data.slides.open import open_slide
 from muvit.data.slides.slide import Slide
 from muvit.inference.run.resume import read_plan
 from muvit.inference.run.store import prediction_status
-from muvit.models.segmenter import Segmenter
+from muvit.models.encoder import EncoderConfig
+from muvit.models.segmenter import Segmenter, SegmenterConfig
 
 
 @pytest.fixture
 def work(tmp_path):
     """A tiny model and two images."""
     torch.manual_seed(0)
-    encoder = {"in_channels": 1, "levels": (1, 4), "num_layers": 4, "dim": 16, "heads": 1}
-    model = Segmenter(encoder=encoder, num_classes=3, decoder_widths=(4, 4, 4, 4), stem_width=4)
+    encoder = EncoderConfig(**{"in_channels": 1, "levels": (1, 4), "num_layers": 4, "dim": 16, "heads": 1})
+    model = Segmenter(SegmenterConfig(encoder=encoder, num_classes=3, decoder_widths=(4, 4, 4, 4), stem_width=4))
     settings = Preprocessing(
         crop_size=(16, 16),
         normalization=Range(high=255),
@@ -44,7 +46,7 @@ def work(tmp_path):
 
 def predict(work, *arguments, slides="a"):
     images = [f"{work}/{name}.ome.zarr" for name in slides]
-    fixed = ["--output", f"{work}/out", "--device", "cpu", "--block_px", "32"]
+    fixed = ["--output", f"{work}/out", "--device", "cpu", "--block_px", "32", "--overlap", "0"]
     return main(["predict", f"{work}/model", *images, *fixed, *map(str, arguments)])
 
 
@@ -168,3 +170,102 @@ def test_bad_settings_are_refused_before_anything_is_written(work, capfd, argume
     assert predict(work, *arguments) == 1
     assert message in capfd.readouterr().err
     assert not (work / "out").exists()
+
+
+@pytest.fixture
+def folder(work):
+    """The two images in a folder of their own, beside what is no image."""
+    (work / "test" / "images").mkdir(parents=True)
+    for name in "ab":
+        (work / f"{name}.ome.zarr").rename(work / "test" / "images" / f"{name}.ome.zarr")
+    (work / "test" / "images" / "notes.csv").write_text("of no interest")
+    (work / "test" / "images" / ".hidden.png").write_text("of no interest")
+    return work / "test"
+
+
+def predict_folder(work, folder, *arguments):
+    fixed = ["--output", f"{work}/out", "--device", "cpu", "--block_px", "32", "--overlap", "0"]
+    return main(["predict", f"{work}/model", f"{folder}", *fixed, *map(str, arguments)])
+
+
+@pytest.mark.parametrize("inner", ["", "images"])
+def test_all_slides_of_a_folder_are_labelled_and_scored_and_exported(work, folder, inner, capfd):
+    assert predict_folder(work, folder / inner) == 0
+    out, err = capfd.readouterr()
+    assert out.split() == [f"{work}/out/{name}.ome.zarr" for name in "ab"]
+    assert "2 slides: 2 labelled, 0 complete already, 0 failed" in err
+    assert main(["evaluate", f"{work}/out", f"{work}/out"]) == 0
+    assert main(["export", f"{work}/out", "--image", f"{folder / inner}", "--output", f"{work}/export"]) == 0
+    assert {file.name for file in (work / "export").iterdir()} >= {"a.geojson", "b.geojson", "areas.csv"}
+    assert predict_folder(work, folder / inner) == 0
+    assert "2 slides: 0 labelled, 2 complete already, 0 failed" in capfd.readouterr().err
+
+
+@pytest.mark.usefixtures("careless")
+def test_a_folder_is_gone_on_with_slide_by_slide(work, folder, capfd):
+    mend = spoil(folder / "images", "a")
+    assert predict_folder(work, folder) == 1
+    out, err = capfd.readouterr()
+    assert out.split() == [f"{work}/out/b.ome.zarr"]
+    assert "2 slides: 1 labelled, 0 complete already, 1 failed" in err
+    assert "slides: expected 2 labelled, got 1 that failed: a." in err
+    mend()
+    assert predict_folder(work, folder) == 0
+    assert "2 slides: 1 labelled, 1 complete already, 0 failed" in capfd.readouterr().err
+
+
+def test_slides_of_a_folder_that_do_not_fit_are_all_named_before_any_is_labelled(work, folder, capfd):
+    for name, shape in (("c", (3, 40, 40)), ("d", (2, 40, 40))):
+        writer = PyramidWriter.create(
+            folder / "images" / f"{name}.ome.zarr", shape=shape[1:], num_channels=shape[0], dtype=np.uint8
+        )
+        writer.write((0, 0), np.zeros(shape, np.uint8))
+        writer.finish()
+    assert predict_folder(work, folder) == 1
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert all(f"channels of {folder}/images/{name}.ome.zarr" in err for name in "cd")
+    assert "slides: expected 4 that can be labelled, got 2 that failed: c, d." in err
+    assert not (work / "out").exists()
+
+
+@pytest.mark.parametrize("inner", ["", "images"])
+def test_labels_do_not_go_into_the_folder_of_their_slides(work, folder, inner, capfd):
+    before = sorted(folder.rglob("*"))
+    assert main(["predict", f"{work}/model", f"{folder}", "--output", f"{folder / inner}", "--device", "cpu"]) == 1
+    assert "--output: expected another folder than that of the slides" in capfd.readouterr().err
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_a_folder_with_slides_beside_its_images_is_ambiguous(work, folder, capfd):
+    (folder / "images" / "a.ome.zarr").rename(folder / "a.ome.zarr")
+    assert predict_folder(work, folder) == 1
+    assert "expected images in the folder itself, or in its folder 'images', got both" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("upwards", ["..", "link/.."])
+def test_paths_that_lead_upwards_also_through_links(work, tmp_path, monkeypatch, capfd, upwards):
+    """Behind a link, `..` is the folder above the one that it leads to."""
+    (tmp_path / "far" / "inner").mkdir(parents=True)
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "link").symlink_to(tmp_path / "far" / "inner")
+    for name in ("model", "a.ome.zarr"):
+        (tmp_path / "far" / name).symlink_to(tmp_path / name)
+    home = tmp_path if upwards == ".." else tmp_path / "far"
+    monkeypatch.chdir(tmp_path / "here")
+    Image.fromarray(np.arange(2400, dtype=np.uint8).reshape(40, 60)).save(home / "b.png")
+    calls = [
+        ["convert", f"{upwards}/b.png", "--output", f"{upwards}/made"],
+        ["convert", f"{upwards}/made/b.ome.zarr", "--output", f"{upwards}/again/b.ome.zarr"],
+        ["predict", f"{upwards}/model", f"{upwards}/a.ome.zarr", f"{upwards}/made", "--output", f"{upwards}/out"],
+        ["features", f"{upwards}/model", f"{upwards}/made/b.ome.zarr", "--output", f"{upwards}/b.zarr"],
+        ["evaluate", f"{upwards}/out", f"{upwards}/out", "--output", f"{upwards}/scores.json"],
+        ["export", f"{upwards}/out", "--output", f"{upwards}/export"],
+    ]
+    for call in calls:
+        assert main(call) == 0, capfd.readouterr().err
+    assert open_slide(f"{upwards}/again/b.ome.zarr").read(1, (0, 0), (40, 60)).tolist() == [
+        np.arange(2400, dtype=np.uint8).reshape(40, 60).tolist()
+    ]
+    made = ("made/b.ome.zarr", "out/a.ome.zarr", "out/b.ome.zarr", "b.zarr", "scores.json", "export/areas.csv")
+    assert all((home / name).exists() for name in made)

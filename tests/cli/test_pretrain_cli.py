@@ -4,10 +4,16 @@ import yaml
 
 from muvit.cli import main
 from muvit.data.synthetic.images import SyntheticConfig, write_synthetic
-from muvit.models.mae import MuViTMAE2d
+from muvit.mae import MuViTMAE2d
+from muvit.models.encoder import EncoderConfig
+from muvit.models.mae import MAEConfig, MuViTMAE
 from muvit.models.segmenter import Segmenter
+from muvit.settings import read_settings
+from muvit.training.recipes import PretrainRecipe
 
 SIZES = ["patch_size=4", "dim=16", "num_layers=2", "heads=2"]
+
+ENCODER = {"in_channels": 1, "levels": [1, 4], "patch_size": 4, "dim": 16, "num_layers": 2, "heads": 2}
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +29,7 @@ def recipe(tmp_path_factory):
             "val_samples": 2,
             "batch_size": 4,
         },
-        "model": {"levels": [1, 4], "patch_size": 4, "dim": 16, "num_layers": 2, "heads": 2, "dim_decoder": 16},
+        "model": {"encoder": ENCODER, "dim_decoder": 16},
         "run": {"epochs": 1, "accelerator": "cpu", "progress": False, "pictures": 1},
     }
     (folder / "recipe.yaml").write_text(yaml.safe_dump(settings))
@@ -67,11 +73,30 @@ def test_pretraining_then_fine_tuning(recipe, tmp_path, capsys):
         assert torch.equal(tuned[name], tensor)
 
 
+def test_recipes_of_earlier_versions_are_read(recipe, tmp_path):
+    settings = yaml.safe_load(recipe.read_text())
+    flat = ENCODER | {"dim_decoder": 16, "input_space": "real", "masking_ratio": 0.5}
+    (tmp_path / "old.yaml").write_text(yaml.safe_dump(settings | {"model": flat}))
+    run = ["pretrain", "--config", str(tmp_path / "old.yaml"), "--output", str(tmp_path / "run")]
+    assert main([*run, "--run.pictures", "0", "--model.encoder.rotary_base", "50"]) == 0
+    config = MuViTMAE.from_folder(tmp_path / "run").config
+    assert config == MAEConfig(encoder=EncoderConfig(**ENCODER, rotary_base=50), dim_decoder=16, masking_ratio=0.5)
+    old = read_settings(tmp_path / "old.yaml", PretrainRecipe)
+    assert old.model.encoder == EncoderConfig(**ENCODER)
+    # a run that an earlier version began is recognised as the same
+    written = yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())
+    encoder = written["model"].pop("encoder") | {"input_space": "real"}
+    del encoder["rotary_param"]  # which masked autoencoders had no choice of
+    (tmp_path / "run" / "recipe.yaml").write_text(yaml.safe_dump(written | {"model": encoder | written["model"]}))
+    more = ["--run.pictures", "0", "--model.encoder.rotary_base", "50", "--resume", "--run.epochs", "2"]
+    assert main([*run, *more]) == 0
+
+
 def test_settings_that_do_not_fit_are_refused(recipe, tmp_path, capsys):
     run = ["pretrain", "--config", str(recipe), "--output", str(tmp_path / "run")]
     assert main([*run, "--model.masking_ratio", "2"]) in (1, 2)
     assert "masking_ratio" in capsys.readouterr().err
-    assert main([*run, "--model.levels", "[1, 3]"]) == 1
+    assert main([*run, "--model.encoder.levels", "[1, 3]"]) == 1
     assert main([*run, "--model.depth", "3"]) == 2
     assert not (tmp_path / "run").exists()
 

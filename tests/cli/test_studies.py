@@ -21,8 +21,9 @@ from muvit.data.crops.preprocessing import FILE, Preprocessing
 from muvit.data.slides.ome_zarr import OmeZarrSlide, PyramidWriter
 from muvit.errors import InputError
 from muvit.evaluation.studies import probe
-from muvit.models.mae import MuViTMAE2d
-from muvit.models.segmenter import Segmenter
+from muvit.mae import MuViTMAE2d
+from muvit.models.encoder import EncoderConfig
+from muvit.models.segmenter import Segmenter, SegmenterConfig
 
 ENCODER = {"in_channels": 1, "levels": (1, 4), "patch_size": 4, "dim": 16, "num_layers": 2, "heads": 2}
 SEGMENTER = {"num_classes": 2, "decoder_widths": (4, 4, 4), "stem_width": 2}
@@ -71,7 +72,9 @@ def work(tmp_path_factory):
         class_names=("background", "bright"),
         class_colors=((0, 0, 0), (255, 0, 0)),
     )
-    Segmenter(encoder=ENCODER, **SEGMENTER).save(folder / "run" / "best", extra_files={FILE: labelled.to_yaml()})
+    Segmenter(SegmenterConfig(encoder=EncoderConfig(**ENCODER), **SEGMENTER)).save(
+        folder / "run" / "best", extra_files={FILE: labelled.to_yaml()}
+    )
     bare = Preprocessing(crop_size=(16, 16), normalization=Range(high=255), class_names=(), class_colors=())
     for name in ("true", "naive"):
         MuViTMAE2d(**ENCODER, dim_decoder=16).save(folder / name / "last", extra_files={FILE: bare.to_yaml()})
@@ -280,7 +283,7 @@ def test_a_classifier_is_trained_and_tells_classes(work, tmp_path, capfd):
     assert (out.split(), complaints) == ([str(tmp_path / "run" / "best")], [])
     slides = sorted((work / "test" / "images").iterdir())
     truth = ["--classes", work / "slides.csv", "--num_crops", "4"]
-    assert run("classify", tmp_path / "run", *slides, *truth, "--output", tmp_path / "out") == 0
+    assert run("classify", tmp_path / "run", work / "test", *truth, "--output", tmp_path / "out") == 0
     out, complaints = said(capfd)
     assert complaints == []
     assert out.splitlines()[-1] == "accuracy 1.000  AUC 1.000"
@@ -315,8 +318,11 @@ def test_every_option_of_a_study_is_explained(name, capfd):
         (["study", "scaling", "--sizes", "[30]"], "sizes: expected multiples of the patch (8, 8), got 30"),
         (["study", "epochs", "{work}/true"], "true: expected a run that logged 'val_mdsc'"),
         (["study", "epochs", "{work}/run", "{work}/run"], "run: expected different names, got 'run' twice"),
-        (["study", "reconstruction", "{work}/run", "--data", "{work}/test"], "expected settings of MuViTMAE2d"),
-        (["classify", "{work}/run", "{work}/slides.csv"], "expected settings of Classifier"),
+        (
+            ["study", "reconstruction", "{work}/run", "--data", "{work}/test"],
+            "expected a model of kind mae, got one of kind muvit",
+        ),
+        (["classify", "{work}/run", "{work}/slides.csv"], "expected a model of kind classifier, got one of kind muvit"),
         (
             ["study", "groups", "{work}/good", "--truth", "{work}/test/labels", "--groups", "{work}/none.csv"],
             "none.csv: expected a CSV file",

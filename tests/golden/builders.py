@@ -24,19 +24,22 @@ from muvit.data.crops.preprocessing import Preprocessing
 from muvit.data.pyramids.writer import PyramidWriter
 from muvit.data.slides.open import open_slide
 from muvit.data.slides.slide import Slide
+from muvit.encoders import MuViTEncoder2d, MuViTEncoder3d, MuViTEncoder4d
 from muvit.inference.predict import predict_slide
 from muvit.inference.run.context import ContextCaching
 from muvit.inference.run.plan import PredictOptions
 from muvit.losses import SegmentationLoss
-from muvit.models.baselines import Baseline
-from muvit.models.classifier import Classifier
-from muvit.models.encoder import MuViTEncoder2d, MuViTEncoder3d, MuViTEncoder4d
-from muvit.models.folder import model_folder
-from muvit.models.mae import MuViTMAE2d, MuViTMAE3d, MuViTMAE4d
+from muvit.mae import MuViTMAE2d, MuViTMAE3d, MuViTMAE4d
+from muvit.models.baselines import Baseline, BaselineConfig
+from muvit.models.classifier import Classifier, ClassifierConfig
+from muvit.models.encoder import EncoderConfig
+from muvit.models.folder import FolderModel
+from muvit.models.mae import MuViTMAE
 from muvit.models.masking import TokenMask
-from muvit.models.relay import RelaySegmenter
-from muvit.models.segmenter import Segmenter
-from muvit.models.trained import load_model
+from muvit.models.relay import RelayConfig, RelaySegmenter
+from muvit.models.segmentation_model import SegmentationModel
+from muvit.models.segmenter import Segmenter, SegmenterConfig
+from muvit.models.trained import load_model, load_network
 from muvit.settings import read_settings
 from muvit.training.recipes import Recipe
 from muvit.training.train import train_segmenter
@@ -86,19 +89,19 @@ def mae(ndim: int, **settings: object) -> nn.Module:
 
 
 def segmenter(encoder: Mapping[str, object], **settings: object) -> nn.Module:
-    return filled(Segmenter(encoder=dict(encoder), **settings))
+    return filled(Segmenter(SegmenterConfig(encoder=EncoderConfig(**encoder), **settings)))
 
 
 def classifier(encoder: Mapping[str, object], **settings: object) -> nn.Module:
-    return filled(Classifier(encoder=dict(encoder), **settings))
+    return filled(Classifier(ClassifierConfig(encoder=EncoderConfig(**encoder), **settings)))
 
 
 def relay(**settings: object) -> nn.Module:
-    return filled(RelaySegmenter(**settings))
+    return filled(RelaySegmenter(RelayConfig(**settings)))
 
 
 def baseline(**settings: object) -> nn.Module:
-    return filled(Baseline(**settings))
+    return filled(Baseline(BaselineConfig(**settings)))
 
 
 def mask(order: Tensor, num_visible: int) -> TokenMask:
@@ -116,7 +119,7 @@ def cached_logits(model: nn.Module, img: Tensor, bbox: Tensor, windows: Sequence
 
 def load(kind: str, folder: Path) -> nn.Module:
     """The model of a folder; kind is segmenter, mae, classifier, relay or baseline."""
-    return {"mae": MuViTMAE2d.from_folder, "classifier": Classifier.from_folder}.get(kind, load_model)(folder).eval()
+    return load_network(folder, kind=MuViTMAE if kind == "mae" else FolderModel).eval()
 
 
 def save(model: nn.Module, folder: Path, *, crop_size: Sequence[int]) -> None:
@@ -194,11 +197,12 @@ def crops(
 def predict(folder: Path, image: Path, output: Path) -> Slide:
     """The labels of a slide by the model of a folder or run."""
     options = PredictOptions(overlap=0.25, blend="linear", block_px=40)
+    trained = load_model(folder, kind=SegmentationModel)
     predict_slide(
-        load_model(folder),
+        trained.model,
         open_slide(image),
         output,
-        Preprocessing.load(model_folder(folder)),
+        trained.preprocessing,
         options=options,
         device="cpu",
     )

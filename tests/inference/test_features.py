@@ -12,10 +12,10 @@ from muvit.data.crops.preprocessing import Preprocessing
 from muvit.data.crops.reading import read_views
 from muvit.data.slides.derived import complete_slide
 from muvit.data.slides.ome_zarr import OmeZarrSlide
+from muvit.encoders import MuViTEncoder2d, MuViTEncoder3d
 from muvit.errors import ExistsError, InputError
 from muvit.inference.features import extract_features
 from muvit.inference.run import feature_plan
-from muvit.models.encoder import MuViTEncoder2d, MuViTEncoder3d
 
 CROP, PATCH, LEVELS, DIM = (16, 24), 4, (1, 2, 8), 16
 SETTINGS = Preprocessing(crop_size=CROP, normalization=Range(high=255), class_names=(), class_colors=())

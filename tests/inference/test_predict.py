@@ -13,7 +13,8 @@ from muvit.errors import ExistsError, InputError, ReadError
 from muvit.inference.predict import predict_slide, resolve_device
 from muvit.inference.run.plan import PredictOptions
 from muvit.inference.run.store import prediction_status
-from muvit.models.segmenter import Segmenter
+from muvit.models.encoder import EncoderConfig
+from muvit.models.segmenter import Segmenter, SegmenterConfig
 
 NUM_CLASSES = 4
 PREPROCESSING = Preprocessing(
@@ -29,9 +30,11 @@ class Toy(Segmenter):
 
     def __init__(self, *, levels=(1, 4), num_classes=NUM_CLASSES, decode="finest", channels=1):
         torch.manual_seed(0)
-        encoder = {"in_channels": channels, "levels": levels, "num_layers": 4, "dim": 16, "heads": 1}
+        encoder = EncoderConfig(**{"in_channels": channels, "levels": levels, "num_layers": 4, "dim": 16, "heads": 1})
         super().__init__(
-            encoder=encoder, num_classes=num_classes, decoder_widths=(8, 8, 8, 8), stem_width=4, decode=decode
+            SegmenterConfig(
+                encoder=encoder, num_classes=num_classes, decoder_widths=(8, 8, 8, 8), stem_width=4, decode=decode
+            )
         )
 
 
@@ -81,7 +84,7 @@ def slide(tmp_path, pixels):
     return write_image(tmp_path / "image.ome.zarr", pixels, pixel_size_um=(0.5, 0.25))
 
 
-SMALL = PredictOptions(block_px=40)
+SMALL = PredictOptions(block_px=40, overlap=0.0)
 """Outputs of several shards, whose edges the tiles do not divide."""
 
 
@@ -369,13 +372,13 @@ def test_nearly_equal_pixel_sizes_are_accepted(tmp_path, slide):
 def test_volumes_are_labelled_too(tmp_path):
     pixels = np.random.default_rng(1).integers(0, 256, (1, 9, 21, 33), dtype=np.uint8)
     stack = write_image(tmp_path / "stack.ome.zarr", pixels, levels=(1, 2))
-    encoder = {"in_channels": 1, "levels": (1, 2), "num_layers": 4, "dim": 32, "heads": 1, "ndim": 3}
+    encoder = EncoderConfig(**{"in_channels": 1, "levels": (1, 2), "num_layers": 4, "dim": 32, "heads": 1, "ndim": 3})
 
     class Volume(Quantizer):
         def __init__(self):
-            Segmenter.__init__(
-                self, encoder=encoder, num_classes=NUM_CLASSES, decoder_widths=(4, 4, 4, 4), stem_width=4
-            )
+            widths = (4, 4, 4, 4)
+            config = SegmenterConfig(encoder=encoder, num_classes=NUM_CLASSES, decoder_widths=widths, stem_width=4)
+            Segmenter.__init__(self, config)
 
     settings = replace(PREPROCESSING, crop_size=(8, 16, 16))
     output = predict_slide(Volume(), stack, tmp_path / "labels.ome.zarr", settings)

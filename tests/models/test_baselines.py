@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from muvit.errors import CheckpointError, InputError, ShapeError
 from muvit.losses import SegmentationLoss
 from muvit.models.baselines import Baseline, BaselineConfig
-from muvit.models.trained import load_model
+from muvit.models.trained import load_network
 
 SMALL = {
     "unet": {"encoder_name": "resnet18"},
@@ -23,7 +23,7 @@ SMALL = {
 def small(network, **changes):
     torch.manual_seed(0)
     fields = {"in_channels": 2, "num_classes": 3, "levels": (1,)} | SMALL[network] | changes
-    return Baseline(network=network, **fields).eval()
+    return Baseline(BaselineConfig(network=network, **fields)).eval()
 
 
 def draw(levels=1, space=(64, 64), batch=2, seed=1):
@@ -64,7 +64,7 @@ def test_a_saved_baseline_comes_back_equal(tmp_path, network):
         model.train()(img)
     model.eval().save(tmp_path / "model")
     assert yaml.safe_load((tmp_path / "model" / "config.yaml").read_text())["network"] == network
-    back = load_model(tmp_path / "model").eval()
+    back = load_network(tmp_path / "model").eval()
     assert isinstance(back, Baseline)
     assert asdict(back.config) == asdict(model.config)
     assert torch.equal(back(img), model(img))
@@ -166,7 +166,7 @@ def test_published_weights_are_fetched_for_a_new_model_only(tmp_path, monkeypatc
     assert small("unet").backbone is None
     fetched.clear()
     model.save(tmp_path / "model")
-    back = load_model(tmp_path / "model")
+    back = load_network(tmp_path / "model")
     assert fetched == []
     assert all(torch.equal(a, b) for a, b in zip(back.state_dict().values(), model.state_dict().values(), strict=True))
 
@@ -192,14 +192,14 @@ def test_a_missing_library_is_named(monkeypatch):
         ({"levels": (1, 4)}, "levels: expected one level, as unet sees one view"),
         ({"levels": (4, 1), "views": "stacked"}, "levels: expected different levels in ascending order"),
         ({"ndim": 3}, "network: expected residual_unet, swinunetr or unetr for volumes"),
-        ({"ndim": 4, "network": "residual_unet"}, "ndim: expected 2 or 3"),
+        ({"ndim": 4, "network": "residual_unet"}, "ndim: expected a whole number >= 2 and <= 3"),
         ({"width": 16}, "width: expected none, as unet has no such choice"),
         ({"network": "swinunetr", "encoder_name": "resnet18"}, "encoder_name: expected none"),
         ({"network": "swinunetr", "width": 16}, "width: expected a multiple of 12"),
         ({"network": "unetr", "encoder_weights": "imagenet"}, "encoder_weights: expected none"),
         ({"network": "unetr", "encoder_name": "resnet18"}, "encoder_name: expected vit_tiny or vit_small or vit_base"),
-        ({"num_classes": 1}, "num_classes: expected a number >= 2"),
-        ({"in_channels": 0}, "in_channels: expected a number >= 1"),
+        ({"num_classes": 1}, "num_classes: expected a whole number >= 2"),
+        ({"in_channels": 0}, "in_channels: expected a whole number >= 1"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(changes, message):
@@ -229,7 +229,7 @@ def test_a_recipe_fills_in_what_the_task_says():
     config = BaselineConfig(network="unet", encoder_name="resnet18")
     filled = replace(config, in_channels=2, num_classes=3, levels=[1], size=[64, 64])
     assert (filled.levels, filled.size) == ((1,), (64, 64))
-    assert Baseline(**asdict(filled))(draw(batch=2)).shape == (2, 3, 64, 64)
+    assert Baseline(BaselineConfig(**asdict(filled)))(draw(batch=2)).shape == (2, 3, 64, 64)
 
 
 def test_images_of_another_shape_are_refused():

@@ -4,15 +4,16 @@ import torch
 from muvit.errors import CheckpointError, InputError, ShapeError
 from muvit.models.classifier import AttentionPool, Classifier, ClassifierConfig, mean_tokens
 from muvit.models.encoder import EncoderConfig
-from muvit.models.folder import load_config
-from muvit.models.trained import load_model
+from muvit.models.folder import load_settings
+from muvit.models.segmentation_model import SegmentationModel
+from muvit.models.trained import load_network
 
 ENCODER = EncoderConfig(in_channels=1, levels=(1, 4), patch_size=4, dim=16, num_layers=1, heads=2)
 
 
 def build(**fields):
     torch.manual_seed(0)
-    return Classifier(**{"encoder": ENCODER, "num_classes": 3} | fields).eval()
+    return Classifier(ClassifierConfig(**{"encoder": ENCODER, "num_classes": 3} | fields)).eval()
 
 
 def sample(batch=2, ndim=2):
@@ -74,15 +75,16 @@ def test_a_folder_gives_the_same_classifier_back(tmp_path):
     again = Classifier.from_folder(tmp_path / "model").eval()
     assert again.config == model.config
     assert torch.equal(again(img, bbox), model(img, bbox))
-    assert load_config(tmp_path / "model")["pooling"] == "attention"
-    with pytest.raises(CheckpointError, match="expected settings of Segmenter, got those of another model"):
-        load_model(tmp_path / "model")
+    kind, settings = load_settings(tmp_path / "model")
+    assert (kind, settings["pooling"]) == ("classifier", "attention")
+    with pytest.raises(CheckpointError, match="expected a model of kind muvit or relay or baseline, got one of kind"):
+        load_network(tmp_path / "model", kind=SegmentationModel)
 
 
 @pytest.mark.parametrize(
     "fields, message",
     [
-        ({"num_classes": 1}, "num_classes: expected at least 2"),
+        ({"num_classes": 1}, "num_classes: expected a whole number >= 2"),
         ({"num_classes": None}, "num_classes: expected a number of at least 2"),
         ({"pooling": "max"}, "pooling: expected mean or levels or attention, got 'max'"),
         ({"boxes": "none"}, "boxes: expected true or naive"),

@@ -4,28 +4,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_encoders import nested_boxes, scene, tiny
 from torch.nn.functional import gelu, layer_norm
 from torch.utils.flop_counter import FlopCounterMode
 
 from muvit.errors import CheckpointError, InputError, MuViTError, ShapeError
 from muvit.geometry import naive_boxes, shift_boxes
-from muvit.models.encoder import EncoderConfig, MuViTEncoder, MuViTEncoder2d, MuViTEncoder3d, MuViTEncoder4d
-from muvit.models.layers.attention import level_mask
-
-CLASSES = {2: MuViTEncoder2d, 3: MuViTEncoder3d, 4: MuViTEncoder4d}
-TINY = {"in_channels": 2, "levels": (1, 4), "patch_size": 4, "dim": 32, "num_layers": 3, "heads": 2}
-
-
-def tiny(**changes):
-    torch.manual_seed(0)
-    return MuViTEncoder2d(**TINY | changes).eval()
-
-
-def nested_boxes(levels=(1, 4), side=16, batch=2, ndim=2):
-    """Crops of ``side`` pixels, each sample's at another place, coarse ones off centre."""
-    lower = torch.tensor([[[100.0 * b - 8 * i] * ndim for i in range(len(levels))] for b in range(batch)])
-    extent = torch.tensor([float(level * side) for level in levels])[None, :, None]
-    return torch.stack([lower, lower + extent], dim=-2)
+from muvit.models.classifier import Classifier
+from muvit.models.encoder import EncoderConfig, MuViTEncoder
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +28,7 @@ def count(model):
     "channels, levels, expected", [(1, (1,), 25_244_032), (1, (1, 8, 32), 25_313_664), (3, (1, 8), 25_409_920)]
 )
 def test_the_paper_encoder_has_its_number_of_parameters(channels, levels, expected):
-    assert count(MuViTEncoder2d(in_channels=channels, levels=levels)) == expected
+    assert count(MuViTEncoder(EncoderConfig(in_channels=channels, levels=levels))) == expected
 
 
 def test_the_defaults_are_the_papers():
@@ -115,7 +101,7 @@ def test_far_from_the_origin_attention_is_exactly_that_at_the_origin(sample):
     encoder, (img, bbox) = tiny(), sample
     assert bbox.dtype == torch.float32
     far = shift_boxes(bbox, torch.tensor([1_000_000.0, 999_999.0]))
-    assert torch.equal(encoder.token_positions(img, far), encoder.token_positions(img, bbox))
+    assert torch.equal(encoder.place(img, far)[1], encoder.place(img, bbox)[1])
     assert torch.equal(encoder(img, far)[0], encoder(img, bbox)[0])
     assert torch.equal(encoder(img, far)[1], encoder(img, bbox)[1] + torch.tensor([1_000_000.0, 999_999.0]))
 
@@ -154,142 +140,18 @@ def test_features_are_the_tokens_laid_out_as_maps(sample):
         assert torch.equal(maps[:, level, :, row, column], tokens[:, n])
 
 
-LEVELS = (1, 2, 4)
-
-
-def scene(ndim=2, batch=2, offset=0.0, side=16, **changes):
-    """An encoder that attends sharply from coarse to fine, views of three levels and their boxes, off centre."""
-    torch.manual_seed(0)
-    encoder = CLASSES[ndim](**TINY | {"levels": LEVELS, "attention_mode": "coarse_to_fine"} | changes).eval()
-    with torch.no_grad():
-        for block in encoder.layers:
-            block.attn.qkv.weight[:64] *= 3
-    img = torch.randn(batch, 3, 2, *(side,) * ndim)
-    return encoder, img, nested_boxes(LEVELS, side=side, batch=batch, ndim=ndim) + offset
-
-
-def through_a_dense_mask(encoder, img, bbox):
-    """Outputs of all blocks under a bool mask over all tokens: the pattern from its definition."""
-    tokens = encoder.embed(img)[0].flatten(1, 2)
-    level = (torch.arange(tokens.shape[1]) * len(LEVELS) // tokens.shape[1]).expand(len(tokens), -1)
-    mask = level_mask("coarse_to_fine", level, level)
-    return encoder.run_blocks(tokens, encoder.token_positions(img, bbox), mask, (0, 1, 2))[1]
-
-
-@pytest.mark.parametrize("offset", [0.0, 1_000_000.0])
-@pytest.mark.parametrize("ndim, changes", [(2, {}), (2, {"rotary_mode": "shared"}), (2, {"patch_spacing": "corner"}),
-                                           (2, {"rotary_mode": "none"}), (3, {})])  # fmt: skip
-@torch.no_grad()
-def test_a_context_encoded_once_gives_what_masked_attention_over_all_views_gives(ndim, changes, offset):
-    encoder, img, bbox = scene(ndim, offset=offset, side=16 if ndim == 2 else 8, **changes)
-    expected, coords = through_a_dense_mask(encoder, img, bbox), encoder(img, bbox)[1]
-    context = encoder.encode_context(img[:, 1:], bbox[:, 1:])
-    tokens, places, kept = encoder.forward_in_context(img[:, :1], bbox[:, :1], context, keep=(0, 1, 2))
-    n = tokens.shape[1]
-    assert n == 4**ndim if ndim == 2 else 2**ndim
-    for got, whole in zip(kept, expected, strict=True):
-        torch.testing.assert_close(got, whole[:, :n], rtol=0, atol=1e-5)
-    assert torch.equal(tokens, kept[-1])
-    coarse = torch.cat([level.tokens for level in context.levels], dim=1)
-    torch.testing.assert_close(coarse, expected[-1][:, n:], rtol=0, atol=1e-5)
-    assert torch.equal(torch.cat([places, *(level.coords for level in context.levels)], dim=1), coords)
-    # and it is the context that makes them so
-    other = encoder.encode_context(img[:, 1:] + 1, bbox[:, 1:])
-    assert (encoder.forward_in_context(img[:, :1], bbox[:, :1], other)[0] - tokens).abs().max() > 1e-2
-
-
-@torch.no_grad()
-def test_a_context_grows_level_by_level_and_is_shared_by_all_views_inside_it():
-    encoder, img, bbox = scene(batch=3)
-    whole, medium, fine = slice(2, 3), slice(1, 2), slice(0, 1)
-    img[:, whole], bbox[:, whole] = img[:1, whole].clone(), bbox[:1, whole].clone()  # three tiles, one coarsest view
-    coarsest = encoder.encode_context(img[:1, whole], bbox[:1, whole])
-    expected = encoder(img, bbox)[0]
-    at_once = encoder.forward_in_context(
-        img[:, fine], bbox[:, fine], encoder.encode_context(img[:, medium], bbox[:, medium], coarsest)
-    )[0]
-    torch.testing.assert_close(at_once, expected[:, :16], rtol=0, atol=1e-5)
-    for i in range(3):
-        one = slice(i, i + 1)
-        context = encoder.encode_context(img[one, medium], bbox[one, medium], coarsest)
-        assert context.levels[1] is coarsest
-        torch.testing.assert_close(context.tokens, expected[one, 16:32], rtol=0, atol=1e-5)
-        tokens = encoder.forward_in_context(img[one, fine], bbox[one, fine], context)[0]
-        torch.testing.assert_close(tokens, expected[one, :16], rtol=0, atol=1e-5)
-
-
-def test_sharing_a_context_copies_nothing():
-    encoder, img, bbox = scene(batch=1)
-    context = encoder.encode_context(img[:, 1:], bbox[:, 1:])
-    shared = context.expand(5)
-    for many, one in zip(shared.levels, context.levels, strict=True):
-        assert many.tokens.shape == (5, 16, 32)
-        for pair, own in zip(many.keys_values, one.keys_values, strict=True):
-            assert [t.shape[0] for t in pair] == [5, 5]
-            assert [t.data_ptr() for t in pair] == [t.data_ptr() for t in own]
-    with pytest.raises(ShapeError, match="context: expected 1 sample or 3, got 5"):
-        shared.expand(3)
-
-
-def test_a_context_needs_the_pattern_and_all_coarse_levels():
-    encoder, img, bbox = scene()
-    with pytest.raises(InputError, match=r"attention_mode: expected 'coarse_to_fine' .*, got 'all'"):
-        scene(attention_mode="all")[0].encode_context(img[:, 1:], bbox[:, 1:])
-    coarsest = encoder.encode_context(img[:, 2:], bbox[:, 2:])
-    with pytest.raises(InputError, match="context: expected 2 coarse levels, got 1"):
-        encoder.forward_in_context(img[:, :1], bbox[:, :1], coarsest)
-    with pytest.raises(InputError, match="img: expected at most 2 views beside the context, got 3"):
-        encoder.encode_context(img, bbox, coarsest)
-    with pytest.raises(ShapeError, match=r"img: expected shape \(B, L=1, C=2, y, x\), got \(2, 3, 2, 16, 16\)"):
-        encoder.forward_in_context(img, bbox, encoder.encode_context(img[:, 1:], bbox[:, 1:]))
-    with pytest.raises(ShapeError, match=r"bbox: expected shape .* = \(2, 1, 2, 2\), got \(2, 3, 2, 2\)"):
-        encoder.encode_context(img[:, 2:], bbox)
-
-
 @pytest.mark.parametrize("mode", ["all", "causal", "same", "random", "coarse_to_fine"])
 def test_the_finest_tokens_alone_are_those_of_the_whole(mode):
     encoder, img, bbox = scene(attention_mode=mode)
     torch.manual_seed(2)
     expected = encoder(img, bbox, return_intermediate_idxs=(0, 2))[3]
     torch.manual_seed(2)
-    finest = encoder.encode_finest(img, bbox, (0, 2))
-    for got, whole in zip(finest, expected, strict=True):
+    finest = encoder.encode(img, bbox, (0, 2), only_finest=True)
+    assert torch.equal(finest.tokens, finest.kept[-1])
+    assert torch.equal(finest.positions, encoder.place(img, bbox)[1])
+    for got, whole in zip(finest.kept, expected, strict=True):
         assert got.shape == (2, 16, 32)
         torch.testing.assert_close(got, whole[:, :16], rtol=0, atol=1e-5)
-
-
-@torch.no_grad()
-def test_samples_that_share_their_context_are_one_masked_sequence():
-    """An encoder with another level that embeds as the finest one does, whose finest views do not see each other."""
-    encoder = tiny(rotary_base=100)
-    twin = tiny(rotary_base=100, levels=(1, 2, 4))
-    twin.load_state_dict(encoder.state_dict() | {"level_embed": encoder.level_embed[[0, 0, 1]]}, strict=False)
-    for level, source in enumerate((0, 0, 1)):
-        twin.proj[level].load_state_dict(encoder.proj[source].state_dict())
-    views, boxes = torch.randn(1, 3, 2, 16, 16), nested_boxes((1, 1, 4), batch=1)
-    boxes[:, 1] += 16
-    of = torch.arange(48) // 16
-    may_see = ~((of[:, None] != of) & (of[:, None] < 2) & (of < 2))
-    tokens, positions = twin.embed(views)[0].flatten(1, 2), twin.token_positions(views, boxes)
-    expected = twin.run_blocks(tokens, positions, may_see[None, None], (0, 2))[1]
-    img, bbox = views[0, [[0, 2], [1, 2]]], boxes[0, [[0, 2], [1, 2]]]
-    finest = encoder.encode_together(img, bbox, (0, 2))
-    whole = encoder.encode_together(img, bbox, (0, 2), with_coarse=True)
-    for got, more, known in zip(finest, whole, expected, strict=True):
-        torch.testing.assert_close(got, known[0, :32].unflatten(0, (2, 16)), rtol=0, atol=1e-5)
-        torch.testing.assert_close(more[:, :16], got, rtol=0, atol=1e-5)
-        torch.testing.assert_close(more[:, 16:], known[:, 32:].expand(2, -1, -1), rtol=0, atol=1e-5)
-    alone = encoder.encode_together(img[:1], bbox[:1], (2,))[0]
-    torch.testing.assert_close(alone, encoder.encode_finest(img[:1], bbox[:1], (2,))[0], rtol=0, atol=1e-5)
-    assert (alone - finest[1][:1]).abs().max() > 1e-3  # the coarse view sees both
-
-
-def test_views_that_do_not_fit_together_are_refused(sample):
-    img, bbox = sample
-    with pytest.raises(ShapeError, match="img"):
-        tiny().encode_together(img[:, :1], bbox[:, :1], (2,))
-    with pytest.raises(InputError, match="attention_mode"):
-        tiny(attention_mode="same").encode_together(img, bbox, (2,))
 
 
 def test_the_last_block_computes_only_the_finest_tokens():
@@ -305,16 +167,14 @@ def test_the_last_block_computes_only_the_finest_tokens():
     # queries, keys, values, output and the two-fold feed-forward network; products with keys and values
     own, keys = 2 * batch * (1 + 1 + 4) * dim**2, 2 * batch * 2 * dim**2
     assert flops(lambda: encoder(img, bbox)) == embed + tokens * (own + keys + 4 * batch * tokens * dim)
-    assert flops(lambda: encoder.encode_finest(img, bbox, (0,))) == (
+    assert flops(lambda: encoder.encode(img, bbox, only_finest=True)) == (
         embed + tokens * keys + finest * (own + 4 * batch * tokens * dim)
     )
 
 
-@pytest.mark.parametrize("ndim", CLASSES)
+@pytest.mark.parametrize("ndim", [2, 3, 4])
 def test_one_implementation_serves_every_dimensionality(ndim):
-    torch.manual_seed(0)
-    encoder = CLASSES[ndim](**TINY | {"rotary_base": 100}).eval()
-    assert type(encoder).forward is MuViTEncoder.forward
+    encoder = tiny(rotary_base=100, ndim=ndim)
     img, boxes = torch.randn(1, 2, 2, *(8,) * ndim), nested_boxes(side=8, batch=1, ndim=ndim)
     tokens, coords, _ = encoder(img, boxes)
     assert tokens.shape == (1, 2 * 2**ndim, 32)
@@ -329,21 +189,20 @@ def test_one_implementation_serves_every_dimensionality(ndim):
 
 
 def test_a_volume_may_have_another_patch_along_z():
-    torch.manual_seed(0)
-    encoder = MuViTEncoder3d(**TINY | {"patch_size": (2, 4, 4)})
+    encoder = tiny(patch_size=(2, 4, 4), ndim=3)
     assert encoder.compute_features(torch.randn(1, 2, 2, 4, 8, 8)).shape == (1, 2, 32, 2, 2, 2)
 
 
 def test_corner_spacing_reaches_from_corner_to_corner(sample):
     img, bbox = sample
-    coords = tiny(patch_spacing="corner").patch_coords(img, bbox)
+    coords = tiny(patch_spacing="corner").place(img, bbox)[0]
     assert coords[1, 0].tolist() == bbox[1, 0, 0].tolist()
     assert coords[1, 15].tolist() == bbox[1, 0, 1].tolist()
     assert coords[1, -1].tolist() == bbox[1, 1, 1].tolist()
-    single = tiny(patch_spacing="corner", patch_size=16).patch_coords(img, bbox)
+    single = tiny(patch_spacing="corner", patch_size=16).place(img, bbox)[0]
     assert torch.equal(single, bbox[..., 0, :])
-    # without boxes, release 0.1.0 reaches from the first to the last pixel centre
-    naive = tiny(patch_spacing="corner").patch_coords(img)
+    # without boxes, it reaches from the first to the last pixel centre
+    naive = tiny(patch_spacing="corner").place(img)[0]
     assert naive[0, [0, 15, 16, 31]].tolist() == [[-7.5, -7.5], [7.5, 7.5], [-30, -30], [30, 30]]
 
 
@@ -364,7 +223,7 @@ def test_an_extracted_encoder_keeps_its_levels_embeddings_and_all_blocks(sample)
     assert torch.equal(one.proj[0][0].weight, encoder.proj[2][0].weight)
     assert torch.equal(one.proj[0][1].weight, encoder.proj[2][1].weight)
     assert one.layers.state_dict().keys() == encoder.layers.state_dict().keys()
-    assert torch.equal(one.embed(img[:, :1])[0][:, 0], encoder.embed(img[:, [0, 1, 0]])[0][:, 2])
+    assert torch.equal(one.embed(one.patches(img[:, :1])), encoder.embed(encoder.patches(img[:, [0, 1, 0]]))[:, 32:])
     swapped = encoder.extract_levels([4, 1])
     torch.testing.assert_close(
         swapped(img, bbox.flip(1))[0][:, 16:],
@@ -442,10 +301,8 @@ def test_level_vectors_have_the_spread_that_was_asked_for():
 def test_autocast_keeps_the_positions_exact(sample):
     img, bbox = sample
     with torch.autocast("cpu", torch.bfloat16):
-        rotation = (
-            tiny().layers[0].rotation(tiny().token_positions(img, shift_boxes(bbox, torch.tensor([65_537.0, 3.0]))))
-        )
-    exact = tiny().layers[0].rotation(tiny().token_positions(img, bbox))
+        rotation = tiny().layers[0].rotation(tiny().place(img, shift_boxes(bbox, torch.tensor([65_537.0, 3.0])))[1])
+    exact = tiny().layers[0].rotation(tiny().place(img, bbox)[1])
     assert rotation[0].dtype == torch.float32
     assert torch.equal(rotation[0], exact[0])
 
@@ -490,7 +347,8 @@ def test_shapes_that_do_not_fit_are_refused(img_shape, bbox_shape, message):
         ("rotary_base", 0),
         ("patch_spacing", "middle"),
         ("attention_mode", "backwards"),
-        ("input_space", "fourier"),
+        ("ndim", 5),
+        ("rotary_base", float("inf")),
         ("level_embed_std", -1.0),
         ("dropout", 1.5),
     ],
@@ -500,16 +358,11 @@ def test_settings_that_do_not_fit_are_refused(field, value):
         tiny(**{field: value})
 
 
-def test_the_base_class_says_which_ones_to_build():
-    with pytest.raises(TypeError, match="MuViTEncoder2d, MuViTEncoder3d or MuViTEncoder4d"):
-        MuViTEncoder(**TINY)
-
-
 def test_a_saved_encoder_comes_back_equal(sample, tmp_path):
     encoder = tiny(rotary_mode="shared")
     encoder.save(tmp_path / "model")
-    back = MuViTEncoder2d.from_folder(tmp_path / "model")
+    back = MuViTEncoder.from_folder(tmp_path / "model")
     assert asdict(back.config) == asdict(encoder.config)
     assert torch.equal(back(*sample)[0], encoder(*sample)[0])
-    with pytest.raises(CheckpointError, match="expected a 3D model for MuViTEncoder3d"):
-        MuViTEncoder3d.from_folder(tmp_path / "model")
+    with pytest.raises(CheckpointError, match="expected a model of kind classifier, got one of kind encoder"):
+        Classifier.from_folder(tmp_path / "model")

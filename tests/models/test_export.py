@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
+from muvit.encoders import MuViTEncoder2d
 from muvit.errors import InputError
 from muvit.geometry import naive_boxes
+from muvit.mae import MuViTMAE2d
 from muvit.models.classifier import Classifier
-from muvit.models.encoder import MuViTEncoder2d
-from muvit.models.mae import MuViTMAE2d
 from muvit.models.masking import TokenMask
 from muvit.models.relay import RelaySegmenter
 from muvit.models.segmenter import Segmenter

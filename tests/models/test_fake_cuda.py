@@ -13,12 +13,12 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from muvit.data.crops.placement import Window
+from muvit.encoders import MuViTEncoder2d, MuViTEncoder3d, MuViTEncoder4d
 from muvit.inference.run.context import ContextCaching, label_logits_together
 from muvit.losses import SegmentationLoss
+from muvit.mae import MuViTMAE2d
 from muvit.models.baselines import Baseline
 from muvit.models.classifier import Classifier
-from muvit.models.encoder import MuViTEncoder2d, MuViTEncoder3d, MuViTEncoder4d
-from muvit.models.mae import MuViTMAE2d
 from muvit.models.relay import RelaySegmenter
 from muvit.models.segmenter import Segmenter
 

@@ -1,4 +1,5 @@
 from dataclasses import dataclass
+from typing import ClassVar
 
 import pytest
 import torch
@@ -7,61 +8,70 @@ from torch import nn
 
 import muvit.models.folder
 from muvit.errors import CheckpointError, ExistsError
-from muvit.models.encoder import MuViTEncoder2d, MuViTEncoder3d
-from muvit.models.folder import FolderModel, load_config, load_into, load_weights, save_folder
+from muvit.models.encoder import EncoderConfig, MuViTEncoder
+from muvit.models.folder import CONFIG, FolderModel, fingerprint, load_into, load_settings, load_weights, save_folder
 
 SIZES = {"in_channels": 1, "levels": (1, 4), "patch_size": 4, "dim": 16, "num_layers": 2, "heads": 1}
 
 
 @dataclass(frozen=True, kw_only=True)
 class LineConfig:
+    kind: ClassVar[str] = "line"
     width: int
 
 
 class Line(FolderModel):
     config: LineConfig
 
-    def __init__(self, **fields):
-        super().__init__()
-        self.config = LineConfig(**fields)
-        self.linear = nn.Linear(self.config.width, 1)
+    def __init__(self, config):
+        super().__init__(config)
+        self.linear = nn.Linear(config.width, 1)
+
+
+def line(width):
+    return Line(LineConfig(width=width))
+
+
+def encoder_of(**changes):
+    return MuViTEncoder(EncoderConfig(**SIZES | changes))
 
 
 @pytest.fixture
 def folder(tmp_path):
-    Line(width=3).save(tmp_path / "line")
+    line(3).save(tmp_path / "line")
     return tmp_path / "line"
 
 
 def test_a_model_comes_back_from_its_folder(tmp_path):
-    line = Line(width=3)
-    line.save(tmp_path / "deep" / "line", extra_files={"note.txt": "kept"})
+    model = line(3)
+    model.save(tmp_path / "deep" / "line", extra_files={"note.txt": "kept"})
     back = Line.from_folder(tmp_path / "deep" / "line")
-    assert back.config == line.config
-    assert torch.equal(back.linear.weight, line.linear.weight)
-    assert torch.equal(back.linear.bias, line.linear.bias)
+    assert back.config == model.config
+    assert torch.equal(back.linear.weight, model.linear.weight)
+    assert torch.equal(back.linear.bias, model.linear.bias)
     names = sorted(f.name for f in (tmp_path / "deep" / "line").iterdir())
     assert names == ["config.yaml", "model.safetensors", "note.txt"]
     assert (tmp_path / "deep" / "line" / "note.txt").read_text() == "kept"
 
 
 def test_the_configuration_is_plain_yaml(tmp_path):
-    MuViTEncoder2d(**SIZES).save(tmp_path / "encoder")
+    encoder_of().save(tmp_path / "encoder")
     text = (tmp_path / "encoder" / "config.yaml").read_text()
     assert "!" not in text
     assert yaml.safe_load(text)["levels"] == [1, 4]
+    assert text.startswith("format: 2\nkind: encoder\n")
 
 
 def test_nothing_is_overwritten_unasked(folder):
     before = {f.name: f.read_bytes() for f in folder.iterdir()}
     with pytest.raises(ExistsError, match="exists already and is not overwritten"):
-        Line(width=4).save(folder)
+        line(4).save(folder)
     assert {f.name: f.read_bytes() for f in folder.iterdir()} == before
 
 
 def test_overwriting_replaces_the_whole_folder(folder):
     (folder / "stale.txt").touch()
-    Line(width=4).save(folder, overwrite=True)
+    line(4).save(folder, overwrite=True)
     assert Line.from_folder(folder).config.width == 4
     assert not (folder / "stale.txt").exists()
     assert [f.name for f in folder.parent.iterdir()] == ["line"]
@@ -134,28 +144,53 @@ def test_missing_weights_are_refused(folder):
         Line.from_folder(folder)
 
 
-@pytest.mark.parametrize("config", [{}, {"width": 3, "height": 2}, {"width": "three"}, {"width": None}])
-def test_settings_of_another_model_are_refused(folder, config):
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    with pytest.raises(CheckpointError, match="line"):
+@pytest.mark.parametrize("settings", [{}, {"width": 3, "height": 2}, {"width": "three"}, {"width": None}, {1: 2}])
+def test_settings_of_another_model_are_refused(folder, settings):
+    (folder / CONFIG).write_text(yaml.safe_dump({"format": 2, "kind": "line"} | settings))
+    with pytest.raises(CheckpointError, match="line: expected settings of LineConfig"):
         Line.from_folder(folder)
+
+
+@pytest.mark.parametrize("kind", ["encoder", "none", None, 3])
+def test_another_kind_is_refused(folder, kind):
+    (folder / CONFIG).write_text(yaml.safe_dump({"format": 2, "kind": kind, "width": 3}))
+    with pytest.raises(CheckpointError, match=f"expected a model of kind line, got one of kind {kind}"):
+        Line.from_folder(folder)
+
+
+@pytest.mark.parametrize("version", [3, -1, "two", None, [2]])
+def test_folders_of_unknown_formats_are_refused(folder, version):
+    (folder / CONFIG).write_text(yaml.safe_dump({"format": version, "kind": "line", "width": 3}))
+    with pytest.raises(CheckpointError, match=r"line: expected a model folder of a format up to 2, got format"):
+        Line.from_folder(folder)
+
+
+def test_the_fingerprint_tells_weights_and_settings_apart():
+    torch.manual_seed(0)
+    first, twin = line(3), line(3)
+    assert fingerprint(first) != fingerprint(twin)
+    twin.load_state_dict(first.state_dict())
+    assert fingerprint(first) == fingerprint(twin)
+    coarse = encoder_of(levels=(1, 8))
+    coarse.load_state_dict((fine := encoder_of()).state_dict())
+    assert fingerprint(coarse) != fingerprint(fine)
 
 
 @pytest.mark.parametrize(
     "changes", [{"dim": -1}, {"attention_mode": "wild"}, {"levels": "all"}, {"patch_size": [4, 4, 4]}, {"heads": 5}]
 )
 def test_settings_that_no_model_can_have_are_refused_with_the_name_of_the_folder(tmp_path, changes):
-    encoder = MuViTEncoder2d(**SIZES)
+    encoder = encoder_of()
     encoder.save(tmp_path / "encoder")
-    config = load_config(tmp_path / "encoder") | changes
+    config = {"format": 2, "kind": "encoder"} | load_settings(tmp_path / "encoder")[1] | changes
     (tmp_path / "encoder" / "config.yaml").write_text(yaml.safe_dump(config))
     with pytest.raises(CheckpointError, match=str(tmp_path / "encoder")):
-        MuViTEncoder2d.from_folder(tmp_path / "encoder")
+        MuViTEncoder.from_folder(tmp_path / "encoder")
 
 
 def test_weights_must_have_the_same_names_and_shapes():
-    line, state = Line(width=3), Line(width=3).state_dict()
-    before = {name: value.clone() for name, value in line.state_dict().items()}
+    model, state = line(3), line(3).state_dict()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
     for wrong, message in (
         ({"linear.weight": state["linear.weight"]}, r"linear\.bias missing"),
         (state | {"linear.weight": torch.zeros(1, 4)}, r"linear\.weight \(1, 4\)"),
@@ -163,26 +198,20 @@ def test_weights_must_have_the_same_names_and_shapes():
         ({"encoder." + name: value for name, value in state.items()}, "and 1 more"),
     ):
         with pytest.raises(CheckpointError, match=f"file: expected weights of Line, got .*{message}"):
-            load_into(line, wrong, "file")
-    assert all(torch.equal(before[name], value) for name, value in line.state_dict().items())
+            load_into(model, wrong, "file")
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
 @pytest.mark.parametrize("mode", ["shared", "per_layer", "fixed", "none"])
 def test_frequencies_that_layers_share_are_shared_again(tmp_path, mode):
     torch.manual_seed(0)
-    encoder = MuViTEncoder2d(**SIZES, rotary_mode=mode)
+    encoder = encoder_of(rotary_mode=mode)
     encoder.save(tmp_path / "encoder")
-    back = MuViTEncoder2d.from_folder(tmp_path / "encoder")
+    back = MuViTEncoder.from_folder(tmp_path / "encoder")
     ropes = [block.rotary_pos_embs for block in back.layers]
     assert (ropes[0] is ropes[1]) == (mode != "per_layer")
     img = torch.randn(1, 2, 1, 8, 8)
     assert torch.equal(back(img)[0], encoder(img)[0])
-
-
-def test_a_model_of_another_dimensionality_is_refused(tmp_path):
-    MuViTEncoder2d(**SIZES).save(tmp_path / "encoder")
-    with pytest.raises(CheckpointError, match="expected a 3D model for MuViTEncoder3d"):
-        MuViTEncoder3d.from_folder(tmp_path / "encoder")
 
 
 def test_weights_keep_their_types(tmp_path):

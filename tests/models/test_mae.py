@@ -3,25 +3,18 @@ import torch
 
 from muvit.errors import CheckpointError, InputError, ShapeError
 from muvit.geometry import naive_boxes
+from muvit.models.encoder import EncoderConfig, MuViTEncoder
 from muvit.models.layers.patch import patchify
-from muvit.models.mae import MAEConfig, MuViTMAE, MuViTMAE2d, MuViTMAE3d, MuViTMAE4d, build_mae
+from muvit.models.mae import MAEConfig, MuViTMAE
 from muvit.models.masking import TokenMask, draw_mask
 
-CLASSES = {2: MuViTMAE2d, 3: MuViTMAE3d, 4: MuViTMAE4d}
-TINY = {
-    "in_channels": 2,
-    "levels": (1, 4),
-    "patch_size": 4,
-    "dim": 32,
-    "num_layers": 2,
-    "heads": 2,
-    "dim_decoder": 16,
-}
+ENCODER = {"in_channels": 2, "levels": (1, 4), "patch_size": 4, "dim": 32, "num_layers": 2, "heads": 2}
 
 
-def tiny(ndim=2, **changes):
+def tiny(ndim=2, encoder=None, **changes):
     torch.manual_seed(0)
-    return CLASSES[ndim](**TINY | changes).eval()
+    config = EncoderConfig(**ENCODER | {"ndim": ndim} | (encoder or {}))
+    return MuViTMAE(MAEConfig(encoder=config, **{"dim_decoder": 16} | changes)).eval()
 
 
 def boxes(space, levels=(1, 4), batch=2):
@@ -50,15 +43,15 @@ def change(img, mask, level, *, masked):
 
 @pytest.mark.parametrize("levels, expected", [((1,), 26_445_024), ((1, 8, 32), 28_883_744)])
 def test_the_papers_models_have_their_number_of_parameters(levels, expected):
-    assert sum(p.numel() for p in MuViTMAE2d(levels=levels).parameters()) == expected
+    model = MuViTMAE(MAEConfig(encoder=EncoderConfig(in_channels=1, levels=levels)))
+    assert sum(p.numel() for p in model.parameters()) == expected
 
 
 def test_the_defaults_are_the_papers():
-    config = MAEConfig()
-    assert (config.patch, config.dim, config.num_layers, config.heads) == ((8, 8), 512, 12, 8)
+    config = MAEConfig(encoder=EncoderConfig(in_channels=1, levels=(1,)))
     assert (config.dim_decoder, config.num_layers_decoder, config.decoder_mode) == (256, 2, "multi")
     assert (config.masking_ratio, config.masking_mode, config.loss) == (0.75, "dirichlet", "mse")
-    assert (config.decoder_context, config.loss_average, config.patch_spacing) == ("visible", "level", "center")
+    assert (config.decoder_context, config.loss_average, config.share_masking_draw) == ("visible", "level", False)
 
 
 def test_what_is_masked_reaches_the_loss_only(sample):
@@ -100,15 +93,12 @@ def test_a_level_without_masked_tokens_does_not_count(sample):
 
 def test_normalised_targets_use_the_unbiased_deviation(sample):
     img, bbox, mask = sample
-    result = tiny(loss="norm_mse", loss_average="token")(img, bbox, mask=mask, return_all=True)
+    result = tiny(loss="norm_mse", loss_average="token")(img, bbox, mask=mask)
     patches = patchify(img, (4, 4)).flatten(1, 2)
     mean, std = patches.mean(-1, keepdim=True), patches.var(-1, unbiased=True, keepdim=True).sqrt()
     target = (patches - mean) / (std + 0.01)
     error = ((result["output"] - target) ** 2).mean(-1)
     torch.testing.assert_close(result["loss"], error[mask.is_masked].mean())
-    shown = patchify(result["reco"], (4, 4)).flatten(1, 2)
-    expected = torch.where(mask.is_masked[..., None], result["output"] * (std + 0.01) + mean, patches)
-    torch.testing.assert_close(shown, expected)
 
 
 def test_constant_views_have_a_finite_normalised_loss(sample):
@@ -120,25 +110,25 @@ def test_constant_views_have_a_finite_normalised_loss(sample):
     assert all(p.grad.isfinite().all() for p in model.parameters())
 
 
-def test_pictures_keep_what_is_visible(sample):
+@pytest.mark.parametrize("loss", ["mse", "norm_mse"])
+def test_restored_patches_keep_what_is_visible(sample, loss):
     img, bbox, mask = sample
-    result = tiny()(img, bbox, mask=mask, return_all=True)
-    hidden = result["mask"]
-    assert hidden.dtype == torch.bool
-    assert hidden.shape == result["reco"].shape == result["input_masked"].shape == img.shape
-    assert torch.equal(hidden.float().mean((0, 1, 2)), hidden[:, :, 0].float().mean((0, 1)))
-    assert hidden.float().mean() == 0.75
-    assert torch.equal(result["reco"][~hidden], img[~hidden])
-    assert torch.equal(result["input_masked"][~hidden], img[~hidden])
-    assert (result["input_masked"][hidden] == 0.5).all()
-    output = result["output"].unflatten(1, (2, 16))
-    assert torch.equal(patchify(result["reco"], (4, 4))[patchify(hidden, (4, 4))], output[patchify(hidden, (4, 4))])
+    model = tiny(loss=loss)
+    result = model(img, bbox, mask=mask)
+    restored = model.restored_patches(result["output"], result["input"], mask)
+    hidden = mask.is_masked
+    assert torch.equal(restored[~hidden], result["input"][~hidden])
+    mean, scale = result["input"].mean(-1, keepdim=True), result["input"].std(-1, keepdim=True) + 0.01
+    expected = result["output"] if loss == "mse" else result["output"] * scale + mean
+    assert torch.equal(restored[hidden], expected[hidden])
+    views = model.to_views(result["input"], img.shape[3:])
+    assert torch.equal(views, img)
 
 
 @pytest.mark.parametrize("mode, sees_others", [("multi", True), ("multi_iso", False), ("single", True)])
 def test_decoder_modes_differ_in_what_a_level_sees(sample, mode, sees_others):
     img, bbox, mask = sample
-    model = tiny(decoder_mode=mode, attention_mode="same")  # the encoder must not mix the levels
+    model = tiny(decoder_mode=mode, encoder={"attention_mode": "same"})  # the encoder must not mix the levels
     before = model(img, bbox, mask=mask)["output"][:, :16]
     after = model(change(img, mask, 1, masked=False), bbox, mask=mask)["output"][:, :16]
     assert ((after - before).abs().max() > 1e-5) == sees_others
@@ -167,9 +157,10 @@ def test_the_order_of_a_mask_is_of_no_matter(sample):
 @pytest.mark.parametrize("attention", ["all", "causal", "same", "coarse_to_fine"])
 def test_with_everything_visible_the_encoder_is_the_encoder(sample, attention):
     img, bbox, _ = sample
-    model = tiny(attention_mode=attention)
+    model = tiny(encoder={"attention_mode": attention})
     everything = TokenMask(torch.arange(32).expand(2, -1), 32)
-    tokens, positions = model.encoder.embed(img)[0].flatten(1, 2), model.encoder.token_positions(img, bbox)
+    tokens = model.encoder.embed(model.encoder.patches(img))
+    _, positions = model.encoder.place(img, bbox)
     encoded = model.encode_visible(tokens, positions, everything)
     torch.testing.assert_close(encoded, model.encoder(img, bbox)[0], atol=1e-5, rtol=1e-5)
 
@@ -190,11 +181,10 @@ def test_translation_changes_nothing_and_boxes_do(sample):
 @pytest.mark.parametrize("mode", ["multi", "single"])
 def test_any_number_of_axes(ndim, space, mode):
     patch = (2, 4, 4, 4)[-ndim:]
-    model = tiny(ndim, patch_size=patch, decoder_mode=mode)
+    model = tiny(ndim, encoder={"patch_size": patch}, decoder_mode=mode)
     img, bbox = torch.rand(2, 2, 2, *space), boxes(space)
-    result = model(img, bbox, return_all=True, rng_generator=torch.Generator().manual_seed(0))
-    assert result["reco"].shape == img.shape
-    assert torch.equal(model.patch_token_to_image(result["input"], *img.shape[2:]), img)
+    result = model(img, bbox)
+    assert torch.equal(model.to_views(result["input"], space), img)
     num_tokens = result["input"].shape[1]
     assert result["encoded"].shape == (2, int(0.25 * num_tokens), 32)
     assert result["decoded"].shape == (2, num_tokens, 16)
@@ -210,78 +200,45 @@ def test_gradients_reach_every_parameter(sample):
 
 
 def test_a_generator_decides_the_mask(sample):
-    img, bbox, _ = sample
-    model = tiny()
-    first, again, other = (
-        model(img, bbox, return_all=True, rng_generator=torch.Generator().manual_seed(s))["mask"] for s in (1, 1, 2)
-    )
+    img, model = sample[0], tiny()
+    first, again, other = (model.draw_mask(2, (16, 16), torch.Generator().manual_seed(s)).is_masked for s in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
+    torch.manual_seed(5)
+    loss = model(img)["loss"]
+    torch.manual_seed(5)
+    assert torch.equal(model(img, mask=model.draw_mask(2, (16, 16)))["loss"], loss)
 
 
-def test_masking_modes_reach_the_mask(sample):
-    img, bbox, _ = sample
-    weights = tiny(masking_mode=(0.0, 1.0))(img, bbox, return_all=True)["mask"].float().mean((0, 2, 3, 4))
-    assert weights.tolist() == [1.0, 0.5]
-    ratios = tiny(masking_mode=(0.5, 0.25))(img, bbox, return_all=True, masking_mode_is_ratio=True)["mask"]
-    assert ratios.float().mean((0, 2, 3, 4)).tolist() == [0.5, 0.25]
-    shared = tiny(share_masking_draw=True, masking_ratio=0.5)
-    img8 = img.repeat(4, 1, 1, 1, 1)
-    spread = [
-        model(img8, return_all=True, rng_generator=torch.Generator().manual_seed(0))["mask"].float().mean((2, 3, 4))
-        for model in (shared, tiny(masking_ratio=0.5))
-    ]
-    assert spread[0][:, 0].std() < spread[1][:, 0].std()
+def test_masking_modes_reach_the_mask():
+    def hidden(**changes):
+        mask = tiny(**changes).draw_mask(8, (16, 16), torch.Generator().manual_seed(0))
+        return mask.is_masked.unflatten(1, (2, 16)).float().mean(2)
+
+    assert hidden(masking_mode=(0.0, 1.0)).mean(0).tolist() == [1.0, 0.5]
+    assert hidden(masking_ratio=0.5).mean() == 0.5
+    shared, own = (hidden(masking_ratio=0.5, share_masking_draw=shares) for shares in (True, False))
+    assert shared[:, 0].std() < own[:, 0].std()
 
 
-def test_consistent_levels_mask_alike_in_models_of_other_levels(sample):
-    img, bbox, _ = sample
-    both, coarse = tiny(), tiny(levels=(4,))
-    masks = [
-        model(x, b, return_all=True, consistent_levels=True, rng_generator=torch.Generator().manual_seed(3))["mask"]
-        for model, x, b in ((both, img, bbox), (coarse, img[:, 1:], bbox[:, 1:]))
-    ]
-    assert torch.equal(masks[0][:, 1:], masks[1])
-
-
-@pytest.mark.parametrize("mode", ["multi", "multi_iso", "single"])
-def test_levels_are_extracted_with_what_belongs_to_them(mode):
-    model = tiny(levels=(1, 4, 16), decoder_mode=mode)
-    part = model.extract_levels((16, 1))
-    assert part.levels == part.encoder.levels == (16, 1)
-    assert torch.equal(part.encoder.level_embed, model.encoder.level_embed[[2, 0]])
-    if mode != "single":
-        assert torch.equal(part.mask_token, model.mask_token[:, [2, 0]])
-        assert torch.equal(part.decoder[0].proj[0].weight, model.decoder[2].proj[0].weight)
-    assert part(torch.rand(1, 2, 2, 8, 8))["loss"].isfinite()
-    with torch.no_grad():
-        part.final.bias += 1
-    assert not torch.equal(part.final.bias, model.final.bias)
-    assert model.extract_levels((1, 4, 16), copy=False) is model
-    assert model.extract_levels((1, 4, 16)) is not model
-    with pytest.raises(InputError, match="Level 2 not found"):
-        model.extract_levels((1, 2))
+def test_the_decoders_follow_the_encoder():
+    encoder = {"heads": 4, "rotary_mode": "shared", "rotary_base": 50, "dropout": 0.1}
+    for dim, expected in ((64, 64), (None, 32)):
+        model = tiny(3, {**encoder, "dim": 32}, dim_decoder=dim, decoder_mode="single", num_layers_decoder=1)
+        decoder = model.decoder[0].config
+        assert (decoder.in_channels, decoder.dim, decoder.num_layers, decoder.ndim) == (32, expected, 1, 3)
+        assert (decoder.heads, decoder.rotary_mode, decoder.rotary_base, decoder.dropout) == (4, "shared", 50, 0.1)
 
 
 def test_models_come_back_from_their_folder(tmp_path, sample):
     img, bbox, mask = sample
-    model = tiny(masking_mode=(1.0, 2.0), patch_size=(4, 4), decoder_context="all")
+    model = tiny(masking_mode=(1.0, 2.0), encoder={"patch_size": (4, 4)}, decoder_context="all")
     model.save(tmp_path / "mae")
-    again = MuViTMAE2d.from_folder(tmp_path / "mae").eval()
+    again = MuViTMAE.from_folder(tmp_path / "mae").eval()
     assert again.config == model.config
     assert torch.equal(again(img, bbox, mask=mask)["loss"], model(img, bbox, mask=mask)["loss"])
-    with pytest.raises(CheckpointError, match="3D"):
-        MuViTMAE3d.from_folder(tmp_path / "mae")
-
-
-def test_a_config_builds_its_model():
-    model = build_mae(MAEConfig(**TINY, ndim=3))
-    assert isinstance(model, MuViTMAE3d)
-    assert model.config == MAEConfig(**TINY, ndim=3)
-    with pytest.raises(InputError, match="ndim"):
-        build_mae(MAEConfig(**TINY, ndim=5))
-    with pytest.raises(TypeError, match="MuViTMAE2d"):
-        MuViTMAE(**TINY)
+    with pytest.raises(CheckpointError, match="expected a model of kind encoder, got one of kind mae"):
+        MuViTEncoder.from_folder(tmp_path / "mae")
 
 
 @pytest.mark.parametrize(
@@ -293,9 +250,10 @@ def test_a_config_builds_its_model():
         {"loss": "mae"},
         {"loss_average": "sample"},
         {"decoder_context": "none"},
-        {"levels": ()},
-        {"patch_size": (4, 4, 4)},
-        {"rotary_mode": "learned"},
+        {"num_layers_decoder": 0},
+        {"dim_decoder": 0},
+        {"masking_mode": "some"},
+        {"masking_mode": (1.0, -1.0)},
     ],
 )
 def test_settings_that_do_not_fit_are_refused(wrong):

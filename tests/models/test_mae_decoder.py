@@ -3,15 +3,15 @@ import torch
 from torch.nn.functional import gelu, layer_norm, scaled_dot_product_attention
 
 from muvit.errors import CheckpointError, InputError
-from muvit.models.mae_decoder import DecoderConfig, MuViTDecoder, MuViTDecoder2d, MuViTDecoder3d, MuViTDecoder4d
+from muvit.models.encoder import MuViTEncoder
+from muvit.models.mae_decoder import DecoderConfig, MuViTDecoder
 
-CLASSES = {2: MuViTDecoder2d, 3: MuViTDecoder3d, 4: MuViTDecoder4d}
 TINY = {"in_channels": 24, "dim": 32, "num_layers": 2, "heads": 2}
 
 
 def tiny(ndim=2, **changes):
     torch.manual_seed(0)
-    return CLASSES[ndim](**TINY | changes).eval()
+    return MuViTDecoder(DecoderConfig(ndim=ndim, **TINY | changes)).eval()
 
 
 def inputs(ndim=2, num=6, seen=9):
@@ -21,7 +21,7 @@ def inputs(ndim=2, num=6, seen=9):
 
 
 def test_the_papers_decoder_has_its_number_of_parameters():
-    decoder = MuViTDecoder2d(in_channels=512)
+    decoder = MuViTDecoder(DecoderConfig(in_channels=512))
     assert sum(p.numel() for p in decoder.parameters()) == 1_184_032
     assert (decoder.config.dim, decoder.config.num_layers, decoder.config.heads) == (256, 2, 8)
 
@@ -105,7 +105,7 @@ def test_shared_frequencies_are_one_object():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"dim": 0}, {"heads": 0}, {"num_layers": 0}, {"in_channels": 0}, {"attention_mode": "causal"}]
+    "wrong", [{"dim": 0}, {"heads": 0}, {"num_layers": 0}, {"in_channels": 0}, {"rotary_mode": "causal"}, {"ndim": 1}]
 )
 def test_settings_that_do_not_fit_are_refused(wrong):
     with pytest.raises(InputError, match=next(iter(wrong))):
@@ -116,13 +116,8 @@ def test_a_decoder_comes_back_from_its_folder(tmp_path):
     decoder = tiny()
     decoder.save(tmp_path / "decoder")
     x, coords, context, context_coords = inputs()
-    again = MuViTDecoder2d.from_folder(tmp_path / "decoder").eval()
+    again = MuViTDecoder.from_folder(tmp_path / "decoder").eval()
     assert torch.equal(again(x, coords, context, context_coords), decoder(x, coords, context, context_coords))
     assert again.config == decoder.config
-    with pytest.raises(CheckpointError):
-        MuViTDecoder3d.from_folder(tmp_path / "decoder")
-
-
-def test_the_general_class_asks_for_a_number_of_axes():
-    with pytest.raises(TypeError, match="MuViTDecoder2d"):
-        MuViTDecoder(**TINY)
+    with pytest.raises(CheckpointError, match="kind encoder, got one of kind decoder"):
+        MuViTEncoder.from_folder(tmp_path / "decoder")

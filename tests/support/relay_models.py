@@ -2,7 +2,7 @@
 
 import torch
 
-from muvit.models.relay import RelaySegmenter
+from muvit.models.relay import RelayConfig, RelaySegmenter
 
 VIT = {"depth": 3, "embed_dim": 48, "num_heads": 3}
 """A width whose heads of 16 features rotary embeddings can split."""
@@ -35,7 +35,7 @@ def build(name="vit_tiny_patch16_224", seed=0, *, shaken=False, **changes):
     size, options = FAMILIES[name]
     torch.manual_seed(seed)
     fields = {"in_channels": 2, "num_classes": 3, "levels": (1, 4), "size": size, "timm_options": options}
-    model = RelaySegmenter(backbone=name, **fields | changes).eval()
+    model = RelaySegmenter(RelayConfig(backbone=name, **fields | changes)).eval()
     if shaken:
         shake(model)
     return model

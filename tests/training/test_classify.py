@@ -14,18 +14,19 @@ from muvit.data.crops.placement import FreeViews
 from muvit.data.crops.preprocessing import Preprocessing
 from muvit.data.slides.ome_zarr import PyramidWriter
 from muvit.data.slides.open import open_slide
+from muvit.encoders import MuViTEncoder2d
 from muvit.errors import ExistsError, InputError
 from muvit.inference.classify import classify_slide
 from muvit.metrics import class_scores
 from muvit.models.classifier import Classifier, ClassifierConfig
-from muvit.models.encoder import EncoderConfig, MuViTEncoder2d
+from muvit.models.encoder import EncoderConfig
 from muvit.models.folder import model_folder
+from muvit.models.trained import load_encoder
 from muvit.training.classify import train_classifier
 from muvit.training.classify_data import ClassificationData
 from muvit.training.classify_recipe import ClassifyDataConfig, ClassifyRecipe
 from muvit.training.classify_task import ClassificationTask
 from muvit.training.optim import OptimConfig
-from muvit.training.pretrained import load_encoder
 from muvit.training.recipes import InitConfig, RunConfig
 
 KINDS = ("along", "across", "plain")
@@ -126,12 +127,12 @@ def test_a_run_leaves_its_models_settings_and_pictures(finished, recipe):
     with Image.open(output / "pictures" / "epoch_0009.png") as picture:
         assert np.asarray(picture).std() > 0
     assert yaml.safe_load((output / "recipe.yaml").read_text())["data"]["column"] == "group"
-    assert load_encoder(output, 2).config == recipe.model.encoder
+    assert load_encoder(output).config == recipe.model.encoder
 
 
 def test_validation_scores_slides_by_the_mean_of_their_crops(recipe):
     crops = ClassificationData(recipe).val_crops
-    model = Classifier(encoder=recipe.model.encoder, num_classes=3).eval()
+    model = Classifier(ClassifierConfig(encoder=recipe.model.encoder, num_classes=3)).eval()
     task, logged = ClassificationTask(model, recipe.optim), {}
     task.log = lambda name, value, **_: logged.update({name: float(value)})
     samples = [crops[i] for i in range(len(crops))]
@@ -200,7 +201,7 @@ def test_coarse_views_lie_in_prediction_where_they_lay_in_training(
     geometric = Augmentation(flip_axes=(), box_scale=(1, 1), box_shift_px=0)
     recipe = change(recipe, "data", crop_size=8, val_samples=val_samples, augmentation=geometric, **settings)
     trained = ClassificationData(recipe)
-    model = Classifier(encoder=recipe.model.encoder, num_classes=3)
+    model = Classifier(ClassifierConfig(encoder=recipe.model.encoder, num_classes=3))
     boxes = [torch.stack([crops[i]["bbox"] for i in range(8)]) for crops in (trained.train_crops, trained.val_crops)]
     monkeypatch.setattr(model, "forward", lambda img, bbox: boxes.append(bbox) or torch.zeros(len(img), 3))
     slide = open_slide(data / "val" / "images" / "val0.ome.zarr")

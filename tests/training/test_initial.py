@@ -7,11 +7,12 @@ from torch import nn
 from muvit.data.synthetic.images import SyntheticConfig, write_synthetic
 from muvit.errors import CheckpointError, InputError
 from muvit.geometry import naive_boxes
-from muvit.models.encoder import EncoderConfig, MuViTEncoder2d
+from muvit.mae import MuViTMAE2d, MuViTMAE3d
+from muvit.models.encoder import EncoderConfig
 from muvit.models.folder import load_weights
-from muvit.models.mae import MuViTMAE2d, MuViTMAE3d
 from muvit.models.segmenter import Segmenter, SegmenterConfig
-from muvit.training.pretrained import add_lora, load_encoder, merged, start_from
+from muvit.models.trained import load_encoder
+from muvit.training.pretrained import add_lora, merged, start_from
 from muvit.training.recipes import DataConfig, InitConfig, Recipe, RunConfig
 from muvit.training.train import train_segmenter
 
@@ -47,8 +48,7 @@ def config(levels=(1, 4), **changes):
 
 def segmenter(levels=(1, 4), **changes):
     torch.manual_seed(1)
-    model_config = config(levels, **changes)
-    return Segmenter(**{name: getattr(model_config, name) for name in model_config.__dataclass_fields__}).eval()
+    return Segmenter(config(levels, **changes)).eval()
 
 
 def inputs(side=32, levels=(1, 4)):
@@ -73,12 +73,15 @@ def test_encoders_come_from_any_kind_of_model(pretrained, tmp_path):
     start_from(model, InitConfig(encoder=str(run)))
     model.save(tmp_path / "segmenter")
     for folder in (run, run / "best", tmp_path / "encoder", tmp_path / "segmenter"):
-        encoder = load_encoder(folder, 2)
-        assert isinstance(encoder, MuViTEncoder2d)
+        encoder = load_encoder(folder)
+        assert encoder.config == mae.config.encoder
         for name, tensor in mae.encoder.state_dict().items():
             assert torch.equal(encoder.state_dict()[name], tensor)
-        with pytest.raises(CheckpointError, match="3D"):
-            load_encoder(folder, 3)
+    flat = segmenter((1, 4, 16))
+    volumes = MuViTMAE3d(**SIZES | {"levels": (1, 4, 16), "dim": 48}, dim_decoder=48)
+    volumes.save(tmp_path / "volumes")
+    with pytest.raises(InputError, match=r"model\.encoder\.ndim: expected 3, as the encoder in .* has, got 2"):
+        start_from(flat, InitConfig(encoder=str(tmp_path / "volumes")))
 
 
 def test_a_frozen_encoder_neither_learns_nor_drops_out(recipe, pretrained, tmp_path):
@@ -162,7 +165,7 @@ def test_a_resumed_run_with_additions_ends_in_the_same_bits(recipe, tmp_path):
 def test_sizes_that_do_not_fit_are_refused_in_one_sentence(pretrained, changes, message):
     encoder = EncoderConfig(**SIZES | {"levels": (1, 4)} | changes)
     widths = (8,) * (2 if "patch_size" in changes else 3)
-    model = Segmenter(encoder=encoder, num_classes=3, decoder_widths=widths, stem_width=4)
+    model = Segmenter(SegmenterConfig(encoder=encoder, num_classes=3, decoder_widths=widths, stem_width=4))
     with pytest.raises(InputError, match=message):
         start_from(model, InitConfig(encoder=str(pretrained[1])))
 
@@ -195,4 +198,4 @@ def test_volumes_have_their_own_encoder(tmp_path):
     MuViTMAE3d(in_channels=1, levels=(1, 4), patch_size=4, dim=16, num_layers=1, heads=2, dim_decoder=16).save(
         tmp_path / "mae"
     )
-    assert load_encoder(tmp_path / "mae", 3).config.ndim == 3
+    assert load_encoder(tmp_path / "mae").config.ndim == 3

@@ -7,14 +7,14 @@ from torch import nn
 
 from muvit.errors import InputError
 from muvit.models.encoder import EncoderConfig
-from muvit.models.segmenter import Segmenter
+from muvit.models.segmenter import Segmenter, SegmenterConfig
 from muvit.training.optim import OptimConfig, build_optimizer, build_schedule
 
 
 @pytest.fixture(scope="module")
 def model():
     encoder = EncoderConfig(in_channels=1, levels=(1, 4), patch_size=2, dim=8, num_layers=1, heads=1)
-    return Segmenter(encoder=encoder, num_classes=2, decoder_widths=(4, 4), stem_width=2)
+    return Segmenter(SegmenterConfig(encoder=encoder, num_classes=2, decoder_widths=(4, 4), stem_width=2))
 
 
 def settings_by_parameter(model, config):
@@ -62,7 +62,7 @@ def test_an_encoder_without_level_vectors_is_fine():
     encoder = EncoderConfig(
         in_channels=1, levels=(1,), patch_size=2, dim=8, num_layers=1, heads=1, use_level_embed=False
     )
-    bare = Segmenter(encoder=encoder, num_classes=2, decoder_widths=(4, 4), stem_width=2)
+    bare = Segmenter(SegmenterConfig(encoder=encoder, num_classes=2, decoder_widths=(4, 4), stem_width=2))
     assert len(settings_by_parameter(bare, OptimConfig())[0]) == len([p for p in bare.parameters() if p.requires_grad])
 
 

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from muvit.data.crops.placement import FreeViews
-from muvit.data.crops.preprocessing import Preprocessing
 from muvit.data.folders import open_labelled_folder
 from muvit.data.slides.open import open_slide
 from muvit.data.synthetic.free import LegendConfig, write_legend
@@ -35,7 +34,8 @@ def tiny(name, data):
 
 
 def assert_predicts(model_folder, data, output):
-    model, preprocessing = load_model(model_folder), Preprocessing.load(model_folder)
+    trained = load_model(model_folder)
+    model, preprocessing = trained.model, trained.preprocessing
     ((image, label),) = open_labelled_folder(data / "val")
     prediction = open_slide(predict_slide(model, image, output, preprocessing))
     assert prediction.shape == image.shape

@@ -18,8 +18,8 @@ from muvit.data.crops.preprocessing import Preprocessing
 from muvit.data.synthetic.images import SyntheticConfig, write_synthetic
 from muvit.errors import ExistsError, InputError, ReadError
 from muvit.geometry import naive_boxes
+from muvit.mae import MuViTMAE2d
 from muvit.models.folder import model_folder
-from muvit.models.mae import MAEConfig, MuViTMAE2d
 from muvit.models.masking import TokenMask
 from muvit.training.datamodules import PretrainData
 from muvit.training.optim import PretrainOptimConfig, build_pretrain_optimizer, build_schedule
@@ -47,7 +47,7 @@ def recipe(tmp_path_factory):
             val_samples=4,
             batch_size=4,
         ),
-        model=MAEConfig(**TINY, dropout=0.1),
+        model=tiny(dropout=0.1).config,
         optim=PretrainOptimConfig(lr=1e-3, ema_decay=0.9),
         run=RunConfig(epochs=2, accelerator="cpu", progress=False, pictures=1),
     )
@@ -350,7 +350,7 @@ def test_a_run_leaves_models_settings_logs_and_pictures(finished, recipe):
     with Image.open(pictures[0]) as picture:
         width, height = picture.size
     assert width > 4 * 256 and height > 2 * 256  # four pictures of each of two levels
-    assert yaml.safe_load((output / "recipe.yaml").read_text())["model"]["levels"] == [1, 4]
+    assert yaml.safe_load((output / "recipe.yaml").read_text())["model"]["encoder"]["levels"] == [1, 4]
 
 
 def test_the_best_model_has_the_lowest_validation_loss(recipe, tmp_path):
@@ -456,12 +456,14 @@ def test_without_validation_the_last_model_is_the_result(recipe, tmp_path):
     [
         ("data", {"train": "nowhere"}, ReadError, "nowhere"),
         ("data", {"crop_size": 18}, InputError, "multiples of"),
-        ("model", {"levels": (1, 3)}, InputError, "3"),
-        ("model", {"in_channels": 3}, InputError, "model.in_channels"),
-        ("model", {"ndim": 3}, InputError, "spatial axes"),
+        ("encoder", {"levels": (1, 3)}, InputError, "3"),
+        ("encoder", {"in_channels": 3}, InputError, "model.encoder.in_channels"),
+        ("encoder", {"ndim": 3}, InputError, "spatial axes"),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_written(recipe, tmp_path, part, changes, error, message):
+    if part == "encoder":
+        part, changes = "model", {"encoder": replace(recipe.model.encoder, **changes)}
     with pytest.raises(error, match=message):
         pretrain_mae(replace(recipe, **{part: replace(getattr(recipe, part), **changes)}), tmp_path / "run")
     assert not (tmp_path / "run").exists()

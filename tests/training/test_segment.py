@@ -10,7 +10,7 @@ from muvit.losses import SegmentationLoss
 from muvit.metrics import confusion_matrix, scores
 from muvit.models.encoder import EncoderConfig
 from muvit.models.segmentation_model import SegmentationModel
-from muvit.models.segmenter import Segmenter
+from muvit.models.segmenter import Segmenter, SegmenterConfig
 from muvit.training.optim import OptimConfig
 from muvit.training.segment import SegmentationTask
 
@@ -58,7 +58,7 @@ def accuracy_after_training(boxes="true", num_levels=2, steps=120):
     encoder = EncoderConfig(
         in_channels=1, levels=levels, patch_size=2, dim=32, num_layers=2, heads=2, rotary_base=100, level_embed_std=0.02
     )
-    model = Segmenter(encoder=encoder, num_classes=2, boxes=boxes, decoder_widths=(8, 4), stem_width=4)
+    model = Segmenter(SegmenterConfig(encoder=encoder, num_classes=2, boxes=boxes, decoder_widths=(8, 4), stem_width=4))
     optim = OptimConfig(lr=3e-3, encoder_lr_factor=1.0)
     task = SegmentationTask(model, SegmentationLoss(), optim, ("left", "right"))
 

@@ -10,7 +10,7 @@ from types import ModuleType
 from jsonargparse import Namespace, set_parsing_settings
 
 from muvit import __version__
-from muvit.cli.parser import Parser
+from muvit.cli.parser import Parser, recipe_files
 from muvit.cli.signals import sigterm_as_interrupt
 from muvit.errors import MuViTError, ReadError
 from muvit.plain_yaml import read_text
@@ -31,7 +31,7 @@ VERBS = {
     "features": "write the features of every patch of a slide to a Zarr store",
     "evaluate": "score predicted labels against true ones",
     "study": "experiments on trained models: box noise, cost, features, reconstruction",
-    "convert-checkpoint": "convert a model folder of release 0.1.0 to the current format",
+    "convert-checkpoint": "convert a model folder of an earlier version to the present format",
     "compare": "train a recipe's model and its controls, and report how they differ",
 }
 """Verbs and their summaries; ``muvit.cli.<verb>`` (with _ for -) has the ``add_arguments`` and ``run`` of each."""
@@ -96,13 +96,11 @@ def _parse(chosen: str, arguments: list[str]) -> Namespace:
 
 def _check_recipe(arguments: list[str]) -> None:
     """Refuse a recipe that is no YAML before the verb's packages are imported, which takes seconds."""
-    for option, value in zip(arguments, [*arguments[1:], ""], strict=True):
-        name, is_joined, joined = option.partition("=")
-        if name == "--config" and (is_joined or value):
-            try:
-                read_text(joined if is_joined else value)
-            except ReadError as error:
-                raise ArgumentError(None, str(error).rstrip(".")) from error
+    for file in recipe_files(arguments):
+        try:
+            read_text(file)
+        except ReadError as error:
+            raise ArgumentError(None, str(error).rstrip(".")) from error
 
 
 def _module(verb: str) -> ModuleType:

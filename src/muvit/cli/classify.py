@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def add_arguments(parser: ArgumentParser) -> None:
     """Arguments of the verb."""
     parser.add_argument("model", type=Path, help="folder of a trained classifier, or of the run that made it")
-    parser.add_argument("slide", nargs="+", type=Path, help="images to classify")
+    parser.add_argument("slide", nargs="+", type=Path, help="images to classify, or folders of them")
     parser.add_argument(
         "--output",
         type=Path,
@@ -44,21 +44,21 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(arguments: Namespace) -> None:
     """Classify each slide."""
-    from muvit.data.crops.preprocessing import Preprocessing
+    from muvit.data.folders import image_files
     from muvit.data.slides.open import open_slide
     from muvit.data.tables import read_column, values_of
     from muvit.inference.classify import classify_slide
     from muvit.inference.inputs import prepare_slide
     from muvit.models.classifier import Classifier
-    from muvit.models.folder import model_folder
     from muvit.models.segmentation_model import encoder_views
+    from muvit.models.trained import load_model
 
     files = result_files(arguments.output, "classes", overwrite=arguments.overwrite)
-    folder = model_folder(arguments.model)
-    model, preprocessing = Classifier.from_folder(folder), Preprocessing.load(folder)
+    trained = load_model(arguments.model, kind=Classifier)
+    model, preprocessing = trained.model, trained.preprocessing
     views = encoder_views(model.config.encoder)
     # all before any work starts
-    slides = [prepare_slide(views, open_slide(path), preprocessing) for path in arguments.slide]
+    slides = [prepare_slide(views, open_slide(path), preprocessing) for path in image_files(arguments.slide)]
     names = [slide.name for slide in slides]
     if len(set(names)) < len(names):
         raise InputError("slide", expected="images of different names", got=", ".join(names))

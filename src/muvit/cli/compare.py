@@ -5,26 +5,24 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 
+from muvit.cli.parser import Parser
 from muvit.cli.progress import Progress
 from muvit.errors import InputError, ReadError
 from muvit.evaluation.comparison import compare
 from muvit.evaluation.report import conclusion
 from muvit.evaluation.variants import CONTROLS, PRESETS, Variant, preset
 from muvit.models.folder import plain
-from muvit.settings import make_settings, settings_from, yaml_mode
+from muvit.settings import make_settings, settings_from
 from muvit.training.recipes import Recipe
 
 INTRO = "Models trained alike on the same slides, and scored on slides that none of them has seen."
 
 
-def add_arguments(parser: ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
     """Arguments of the verb."""
-    parser.parser_mode = yaml_mode(Recipe)
-    parser.add_argument("--config", action="config", help="recipe in YAML; later arguments override it")
     parser.add_argument("--test", type=Path, required=True, help="folder with images and labels to score the models on")
-    parser.add_argument("--output", type=Path, required=True, help="folder of the comparison")
     parser.add_argument(
         "--models",
         type=list[str],
@@ -46,9 +44,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         "share; unset, every GPU if there is one",
     )
     parser.add_argument("--title", default="A model and its controls", help="headline of the report")
-    parser.add_argument("--resume", action="store_true", help="go on with a comparison that was stopped")
-    parser.add_argument("--overwrite", action="store_true", help="replace an earlier comparison")
-    parser.add_class_arguments(Recipe, as_group=False)
+    parser.add_recipe(Recipe, job="comparison", required="--test FOLDER")
 
 
 def run(arguments: Namespace) -> None:

@@ -5,11 +5,11 @@ from pathlib import Path
 from jsonargparse import ArgumentParser, Namespace
 
 from muvit.cli.progress import Progress
-from muvit.data.pyramids.ngff import read_attributes
-from muvit.data.slides.formats import SLIDE_SUFFIXES, slide_name
+from muvit.data.folders import image_files, slide_files
+from muvit.data.slides.formats import slide_name
 from muvit.data.slides.open import open_slide
 from muvit.data.slides.slide import Slide
-from muvit.errors import ExistsError, InputError, ReadError
+from muvit.errors import ExistsError, InputError
 from muvit.inference.export.geojson import GeoJsonConfig, ObjectType, write_geojson
 from muvit.inference.export.labelled import LabelledImage
 from muvit.inference.export.summaries import area_rows, count_pixels, write_areas, write_overview
@@ -100,7 +100,7 @@ def _sources(arguments: Namespace) -> dict[str, LabelledImage]:
     if arguments.overview_px < 1:
         raise InputError("--overview_px", expected="a positive number", got=arguments.overview_px)
     labels: dict[str, Slide] = {}
-    for file in (file for path in arguments.labels for file in _slide_files(path)):
+    for file in (file for path in arguments.labels for file in slide_files(path)):
         slide = open_slide(file, palette="index")
         if slide.name in labels:
             got = f"{labels[slide.name].path} and {slide.path}"
@@ -115,27 +115,13 @@ def _sources(arguments: Namespace) -> dict[str, LabelledImage]:
 
 def _images(path: Path, labels: dict[str, Slide]) -> dict[str, Slide]:
     """The image of each label image."""
-    if not _is_folder(path):
+    files = image_files([path])
+    if files == [path]:
         if len(labels) > 1:
             raise InputError("--image", expected="a folder of images, for several label images", got=path)
         return dict.fromkeys(labels, open_slide(path))
-    images = {slide_name(file): file for file in _slide_files(path)}
+    images = {slide_name(file): file for file in files}
     missing = sorted(set(labels) - set(images))
     if missing:
         raise InputError(path, expected="the image of every label image", got=f"none of {missing[0]!r}")
     return {name: open_slide(images[name]) for name in labels}
-
-
-def _slide_files(path: Path) -> list[Path]:
-    """The slide itself, or those in a folder, hidden files apart."""
-    if not _is_folder(path):
-        return [path]
-    files = sorted(file for file in path.iterdir() if file.name.endswith(SLIDE_SUFFIXES) and file.name[0] != ".")
-    if not files:
-        raise ReadError(path, expected="an image, or a folder of images", got="a folder without any")
-    return files
-
-
-def _is_folder(path: Path) -> bool:
-    """Whether a path is a folder of slides; a slide may be a folder too."""
-    return path.is_dir() and not path.name.endswith(SLIDE_SUFFIXES) and read_attributes(path) is None

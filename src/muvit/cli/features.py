@@ -6,19 +6,35 @@ from typing import Literal
 from jsonargparse import ArgumentParser, Namespace
 
 from muvit.cli.progress import Progress
+from muvit.cli.slides import SlideFailures, slide_targets
 from muvit.data.crops.preprocessing import Preprocessing
+from muvit.data.folders import image_files
+from muvit.data.slides.formats import slide_name
 from muvit.data.slides.open import open_slide
+from muvit.data.slides.slide import Slide
 from muvit.errors import InputError
-from muvit.inference.features import extract_features
-from muvit.models.folder import load_config, model_folder
-from muvit.training.pretrained import load_encoder
+from muvit.inference.features import plan_extraction, run_extraction
+from muvit.inference.inputs import prepare_slide
+from muvit.inference.run.feature_plan import FeaturePlan
+from muvit.models.classifier import Classifier
+from muvit.models.folder import model_folder
+from muvit.models.segmentation_model import encoder_views
+from muvit.models.segmenter import Segmenter
+from muvit.models.trained import encoder_of, load_network
+
+_SUFFIX = ".zarr"
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Arguments of the verb."""
     parser.add_argument("model", type=Path, help="folder of an encoder, masked autoencoder or segmenter, or of its run")
-    parser.add_argument("slide", type=Path, help="image to encode")
-    parser.add_argument("--output", type=Path, required=True, help="folder to create, named *.zarr")
+    parser.add_argument("slide", nargs="+", type=Path, help="images to encode, or folders of them")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        required=True,
+        help=f"folder that receives <slide>{_SUFFIX} of each image; for one image also a path that ends in {_SUFFIX}",
+    )
     parser.add_argument(
         "--levels", type=list[float] | None, default=None, help="levels whose features to write (default: all)"
     )
@@ -38,25 +54,36 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(arguments: Namespace) -> None:
-    """Encode a slide, going on where an earlier call stopped."""
+    """Encode each slide, going on where an earlier call stopped; a slide that fails does not stop the others."""
     folder = model_folder(arguments.model)
-    if load_config(folder).get("boxes") == "naive":
+    model = load_network(folder)
+    if isinstance(model, Segmenter | Classifier) and model.config.boxes == "naive":
         raise InputError(arguments.model, expected="a model that knows where its views lie", got="one with naive boxes")
     preprocessing = Preprocessing.load(arguments.preprocessing or folder)
-    slide = open_slide(arguments.slide)
-    encoder = load_encoder(folder, slide.ndim)
-    with Progress(slide.name, "tile") as progress:
-        written = extract_features(
-            encoder,
-            slide,
-            arguments.output,
-            preprocessing,
-            levels=arguments.levels,
-            dtype=arguments.dtype,
-            batch_size=arguments.batch_size,
-            device=arguments.device,
-            num_workers=arguments.num_workers,
-            overwrite=arguments.overwrite,
-            progress=progress,
-        )
-    print(written)
+    targets, encoder = _targets(arguments), encoder_of(model, folder)
+    planned: dict[Path, tuple[Slide, FeaturePlan]] = {}
+    failures = SlideFailures(len(targets))
+    common = {"device": arguments.device, "overwrite": arguments.overwrite}
+    for target, path in targets.items():  # all before any work starts
+        with failures.of(slide_name(path)):
+            slide = prepare_slide(encoder_views(encoder.config), open_slide(path), preprocessing)
+            kept = {"levels": arguments.levels, "dtype": arguments.dtype}
+            planned[target] = slide, plan_extraction(encoder, slide, target, preprocessing, **kept, **common)
+    failures.require_none("that can be encoded", hint="None was encoded: mend these, or leave them out.")
+    reading = {"batch_size": arguments.batch_size, "num_workers": arguments.num_workers}
+    for target, (slide, plan) in planned.items():
+        with failures.of(slide.name), Progress(slide.name, "tile") as progress:
+            run_extraction(plan, encoder, slide, target, **reading, **common, progress=progress)
+            print(target)
+    failures.require_none("encoded")
+
+
+def _targets(arguments: Namespace) -> dict[Path, Path]:
+    """The slide that belongs to each output."""
+    output: Path = arguments.output
+    if output.suffix != _SUFFIX:
+        return slide_targets(arguments.slide, output, _SUFFIX)
+    files = image_files(arguments.slide)
+    if len(files) > 1:
+        raise InputError("--output", expected="a folder, for several images", got=output)
+    return {output: files[0]}

@@ -5,12 +5,12 @@ import types
 from argparse import SUPPRESS, Action, HelpFormatter
 from collections.abc import Sequence
 from copy import copy
-from dataclasses import fields, is_dataclass
+from dataclasses import fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
-from jsonargparse import (  # type: ignore[attr-defined]
-    ActionConfigFile,
+from jsonargparse import (
     ArgumentError,
     ArgumentParser,
     DefaultHelpFormatter,
@@ -20,7 +20,7 @@ from yaml import YAMLError
 
 from muvit.errors import ReadError
 from muvit.plain_yaml import read_text, yaml_problem
-from muvit.settings import YAML_MODE, find_misfit, sentence, setting_types, suggestion, yaml_mode
+from muvit.settings import YAML_MODE, dataclasses_of, find_misfit, sentence, setting_types, suggestion, yaml_mode
 
 _WORDS = {int: "INT", float: "NUMBER", str: "TEXT", Path: "PATH", bool: "true|false", type(None): "null", dict: "{...}"}
 _NO_SETTING = re.compile(r"there is no setting (?P<name>[\w.]+)")
@@ -56,28 +56,39 @@ class Parser(ArgumentParser):
             message += f"; {meant}" if meant else ""
         raise ArgumentError(None, message) from ex
 
-    def add_recipe(self, recipe: type) -> None:
+    def add_recipe(self, recipe: type, *, job: str = "run", required: str = "") -> None:
         """Add the options of a verb that follows a recipe: the file, the run's folder, and every setting.
 
         Args:
             recipe: dataclass of the recipe.
+            job: name of what the output folder holds, for the help.
+            required: further required options, for the usage line.
         """
         self.recipe, self.parser_mode = recipe, yaml_mode(recipe)
         self.description = (
             f"{self.description or ''} The recipe is a YAML file. Each of its settings is an option too, which "
             "overrides the recipe: --optim.lr 3e-4 stands for lr in the section optim."
         ).strip()
-        self.usage = "%(prog)s --config RECIPE --output FOLDER [--section.key VALUE ...]"
-        self.add_argument(
-            "--config", action=RecipeFile, metavar="RECIPE", help="recipe in YAML; later options override it"
+        self.usage = " ".join(
+            ["%(prog)s --config RECIPE --output FOLDER", *filter(None, [required]), "[--section.key VALUE ...]"]
         )
-        self.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="folder of the run")
-        self.add_argument("--resume", action="store_true", help="continue the run in the output folder")
-        self.add_argument("--overwrite", action="store_true", help="delete a run that is there already")
+        self.add_argument(
+            "--config", action="config", metavar="RECIPE", help="recipe in YAML; later options override it"
+        )
+        self.add_argument("--output", type=Path, required=True, metavar="FOLDER", help=f"folder of the {job}")
+        self.add_argument("--resume", action="store_true", help=f"continue the {job} in the output folder")
+        self.add_argument("--overwrite", action="store_true", help=f"delete a {job} that is there already")
         self.add_class_arguments(recipe, as_group=False)
         for action in self._actions:
             if "--print_config" in action.option_strings:
                 action.help = "print all settings as YAML and exit; =skip_default leaves out those at their defaults"
+
+    def parse_args(self, *args: Any, **options: Any) -> Any:
+        """Settings of the command line; the keys of a recipe are checked before its values."""
+        given = args[0] if args else options.get("args")
+        for file in recipe_files(given or ()) if self.recipe is not None else ():
+            self._check_recipe(file)
+        return super().parse_args(*args, **options)
 
     def format_help(self, formatter: HelpFormatter | None = None) -> str:
         """Help text; the settings of a recipe stand in one group per section, named by its path."""
@@ -88,6 +99,17 @@ class Parser(ArgumentParser):
             return super().format_help(formatter)
         finally:
             self._action_groups = groups
+
+    def _check_recipe(self, file: str) -> None:
+        assert self.recipe is not None
+        try:
+            settings = get_loader(self.parser_mode)(read_text(file))
+        except (ReadError, YAMLError) as error:
+            self.error(f"{file}: {yaml_problem(error)}")
+        own = [a.dest for a in self._actions if a.option_strings and a.dest not in ("config", "help", SUPPRESS)]
+        misfit = find_misfit(settings, self.recipe, own) if isinstance(settings, dict) else None
+        if misfit is not None:
+            self.error(f"{file}: {misfit}")
 
     def _setting_types(self) -> dict[str, Any]:
         return {} if self.recipe is None else dict(setting_types(self.recipe))
@@ -109,26 +131,6 @@ class Parser(ArgumentParser):
             groups[section]._group_actions.append(options[name])
 
 
-class RecipeFile(ActionConfigFile):
-    """The option that names a recipe, whose keys are checked before its values."""
-
-    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
-        """Read the recipe into ``cfg``."""
-        values = str(values)
-        if parser.recipe is not None and Path(values).is_file():
-            try:
-                settings = get_loader(parser.parser_mode)(read_text(values))
-            except (ReadError, YAMLError) as error:
-                raise ArgumentError(None, f"{values}: {yaml_problem(error)}") from error
-            options = [
-                a.dest for a in parser._actions if a.option_strings and a.dest not in ("config", "help", SUPPRESS)
-            ]
-            misfit = find_misfit(settings, parser.recipe, options) if isinstance(settings, dict) else None
-            if misfit is not None:
-                raise ArgumentError(None, f"{values}: {misfit}")
-        super().__call__(parser, cfg, values, option_string)
-
-
 class PlainHelp(DefaultHelpFormatter):
     """Help that names no internal types: what an option does, whether it must be given, and its default."""
 
@@ -139,12 +141,18 @@ class PlainHelp(DefaultHelpFormatter):
 
     def _get_help_string(self, action: Action) -> str:
         text = action.help or ""
-        if not action.option_strings or isinstance(action, ActionConfigFile) or "default" in text:
+        if not action.option_strings or "default" in text:
             return text
         if action.required:
             return f"{text} (required)"
-        plain = action.default in (None, SUPPRESS, False, "", ()) or action.nargs == 0
+        plain = action.default is None or action.default in (SUPPRESS, "", (), []) or action.nargs == 0
         return text if plain else f"{text} (default: {value_words(action.default)})"
+
+
+def recipe_files(arguments: Sequence[str]) -> list[str]:
+    """The values of ``--config FILE`` or ``--config=FILE`` in arguments."""
+    files = [value for option, value in pairwise([*arguments, ""]) if option == "--config" and value]
+    return files + [option.partition("=")[2] for option in arguments if option.startswith("--config=")]
 
 
 def type_words(hint: Any) -> str:
@@ -177,11 +185,9 @@ def _documentation(kind: type, section: str = "") -> tuple[dict[str, Action], di
     titles = {name: str(group.title) for name, group in (parser.groups or {}).items()}
     for name, hint in get_type_hints(kind).items():
         path = f"{section}.{name}".lstrip(".")
-        optional = path in options and next((a for a in get_args(hint) if is_dataclass(a)), None)
-        if optional:
-            titles[path] = options[path].help or ""
-        groups: list[Any] = [optional] if optional else [hint] if is_dataclass(hint) else []
-        for group in groups:
+        for group in dataclasses_of(hint):
+            if hint is not group:  # an optional section, which is one option
+                titles[path] = options[path].help or ""
             more, further = _documentation(group, path)
             options, titles = options | more, further | titles
     return options, titles

@@ -1,6 +1,7 @@
 """``muvit predict``."""
 
 import sys
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Literal
@@ -8,19 +9,18 @@ from typing import Literal
 from jsonargparse import ArgumentParser, Namespace
 
 from muvit.cli.progress import Progress
+from muvit.cli.slides import SlideFailures, slide_targets
 from muvit.data.crops.preprocessing import Preprocessing
 from muvit.data.slides.formats import slide_name
 from muvit.data.slides.open import open_slide
 from muvit.data.slides.slide import Slide
-from muvit.errors import InputError, MuViTError
 from muvit.inference.inputs import prepare_slide
 from muvit.inference.predict import Engine, plan_prediction, run_prediction
 from muvit.inference.run.plan import Plan, PredictOptions
 from muvit.inference.run.resume import is_made_by, is_published
 from muvit.inference.run.store import Output, prediction_status
 from muvit.inference.tiling.region import read_region
-from muvit.inference.tiling.seams import Seams
-from muvit.models.folder import model_folder
+from muvit.models.segmentation_model import SegmentationModel
 from muvit.models.trained import load_model
 
 _TTA_FLIPS = (-2, -1)
@@ -29,7 +29,7 @@ _TTA_FLIPS = (-2, -1)
 def add_arguments(parser: ArgumentParser) -> None:
     """Arguments of the verb."""
     parser.add_argument("model", type=Path, help="folder of a trained model, or of the run that made it")
-    parser.add_argument("slide", nargs="+", type=Path, help="images to label")
+    parser.add_argument("slide", nargs="+", type=Path, help="images to label, or folders of them")
     parser.add_argument(
         "--output", type=Path, required=True, help="folder that receives <slide>.ome.zarr with the labels of each slide"
     )
@@ -51,56 +51,57 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(arguments: Namespace) -> None:
     """Label each slide, going on where an earlier call stopped; a slide that fails does not stop the others."""
-    targets = _targets(arguments)
+    targets = slide_targets(arguments.slide, arguments.output, ".ome.zarr")
     if arguments.status:
         for target in targets:
             print(_status(target))
         return
-    folder = model_folder(arguments.model)
-    model, preprocessing = load_model(folder), Preprocessing.load(folder)
+    trained = load_model(arguments.model, kind=SegmentationModel)
+    model, preprocessing = trained.model, trained.preprocessing
     engine = Engine(**{field.name: arguments[field.name] for field in fields(Engine)})
-    planned: dict[Path, tuple[Slide, Plan]] = {}
-    for target, path in targets.items():  # all before any work starts
-        opened = open_slide(path.resolve() if engine.engine == "dask" else path)
-        slide = prepare_slide(model.views, opened, preprocessing)
-        options = _options(arguments, slide, preprocessing)
-        plan = plan_prediction(model, slide, target, preprocessing, options=options, engine=engine)
-        if not arguments.overwrite and is_made_by(target, plan.to_json()):
-            print(target)  # by an earlier call, or by the other parts
-            print(f"{target.name}: complete already", file=sys.stderr)
-            continue
-        if arguments.overwrite or not is_published(target, plan.to_json()):
-            Output(target, plan).check(overwrite=arguments.overwrite)
-        planned[target] = slide, plan
-    failed = 0
+    planned = _plan(arguments, targets, model, preprocessing, engine)
+    failures = SlideFailures(len(targets))
     for target, (slide, plan) in planned.items():
-        try:
+        with failures.of(slide.name):
             with Progress(slide.name, "tile") as progress:
                 seams = run_prediction(
                     plan, model, slide, target, engine=engine, overwrite=arguments.overwrite, progress=progress
                 )
-        except (MuViTError, OSError) as error:
-            if len(targets) == 1:
-                raise
-            failed += 1
-            print(f"muvit: {error}", *getattr(error, "__notes__", ()), file=sys.stderr)
-            continue
-        print(target)
-        if seams is not None and seams.ratio is not None:
-            print(f"{target.name}: {_seams(seams)}", file=sys.stderr)
-    if failed:
-        raise InputError("slides", expected=f"{len(targets)} labelled", got=f"{failed} that failed")
+            print(target)
+            if seams is not None and str(seams):
+                print(f"{target.name}: {seams}", file=sys.stderr)
+    if len(targets) > 1:
+        complete, failed = len(targets) - len(planned), len(failures.names)
+        done = f"{len(planned) - failed} labelled" + ("" if engine.part is None else f" (part {engine.part})")
+        print(f"{len(targets)} slides: {done}, {complete} complete already, {failed} failed", file=sys.stderr)
+    failures.require_none("labelled")
 
 
-def _targets(arguments: Namespace) -> dict[Path, Path]:
-    """The slide that belongs to each output."""
-    targets: dict[Path, Path] = {}
-    for path in arguments.slide:
-        target = arguments.output / f"{slide_name(path)}.ome.zarr"
-        if target in targets:
-            raise InputError("slide", expected="images of different names", got=f"{targets[target]} and {path}")
-        targets[target] = path
-    return targets
+def _plan(
+    arguments: Namespace,
+    targets: Mapping[Path, Path],
+    model: SegmentationModel,
+    preprocessing: Preprocessing,
+    engine: Engine,
+) -> dict[Path, tuple[Slide, Plan]]:
+    """The slides that are not complete, with their plans; all is checked before any work starts."""
+    planned: dict[Path, tuple[Slide, Plan]] = {}
+    failures = SlideFailures(len(targets))
+    for target, path in targets.items():
+        with failures.of(slide_name(path)):
+            opened = open_slide(path.resolve() if engine.engine == "dask" else path)
+            slide = prepare_slide(model.views, opened, preprocessing)
+            options = _options(arguments, slide, preprocessing)
+            plan = plan_prediction(model, slide, target, preprocessing, options=options, engine=engine)
+            if not arguments.overwrite and is_made_by(target, plan.to_json()):
+                print(target)  # by an earlier call, or by the other parts
+                print(f"{target.name}: complete already", file=sys.stderr)
+                continue
+            if arguments.overwrite or not is_published(target, plan.to_json()):
+                Output(target, plan).check(overwrite=arguments.overwrite)
+            planned[target] = slide, plan
+    failures.require_none("that can be labelled", hint="None was labelled: mend these, or leave them out.")
+    return planned
 
 
 def _options(arguments: Namespace, slide: Slide, preprocessing: Preprocessing) -> PredictOptions:
@@ -116,9 +117,5 @@ def _status(target: Path) -> str:
     if status.state in ("missing", "foreign"):
         return f"{target}: {'not begun' if status.state == 'missing' else 'no prediction'}"
     done = f"{status.blocks} of {status.num_blocks} blocks, {status.shards} of {status.num_shards} coarser shards"
-    seams = "" if status.seams is None or status.seams.ratio is None else f"; {_seams(status.seams)}"
+    seams = f"; {status.seams}" if status.seams is not None and str(status.seams) else ""
     return f"{target}: {status.state}, {done}{seams}"
-
-
-def _seams(seams: Seams) -> str:
-    return f"labels change {seams.ratio:.2f} times as often across the seams of tiles as inside tiles"

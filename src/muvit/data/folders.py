@@ -1,14 +1,74 @@
 """Folders of images with their labels: ``<folder>/images/<name>.*`` and ``<folder>/labels/<name>.*``."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from muvit.data.pyramids.ngff import Kind
+from muvit.data.pyramids.ngff import Kind, read_attributes
 from muvit.data.slides.derived import complete_slides
+from muvit.data.slides.formats import SLIDE_SUFFIXES
 from muvit.data.slides.open import open_slide
 from muvit.data.slides.slide import Slide
 from muvit.errors import InputError, ReadError
 from muvit.levels import Level
+
+IMAGES = "images"
+LABELS = "labels"
+
+
+def slide_files(path: Path) -> list[Path]:
+    """The slides of a folder in alphabetical order, hidden files and other formats left out; a slide itself as it is.
+
+    Raises:
+        ReadError: the folder holds no slide.
+    """
+    if not _is_plain_folder(path):
+        return [path]
+    files = sorted(filter(_is_visible_slide, path.iterdir()))
+    if not files:
+        raise ReadError(path, expected="an image, or a folder of images", got="a folder without any")
+    return files
+
+
+def image_files(paths: Iterable[Path]) -> list[Path]:
+    """The files of images, and of folders of images; of a folder with images and labels, those of its ``images``.
+
+    Raises:
+        ReadError: a folder holds no slide.
+        InputError: a folder holds slides beside its ``images``.
+    """
+    return [file for path in paths for file in slide_files(image_folder(path))]
+
+
+def image_folder(path: Path) -> Path:
+    """Where the images of a folder lie: in its ``images``, if it has one, or in itself; a slide itself as it is.
+
+    Raises:
+        InputError: it holds slides beside its ``images``.
+    """
+    inner = path / IMAGES
+    if not _is_plain_folder(path) or not inner.is_dir():
+        return path
+    if any(map(_is_visible_slide, path.iterdir())):
+        raise InputError(
+            path,
+            expected=f"images in the folder itself, or in its folder {IMAGES!r}",
+            got="both",
+            hint=f"Name the images themselves, or {inner}.",
+        )
+    return inner
+
+
+def _is_plain_folder(path: Path) -> bool:
+    """Whether a path is a folder that is no slide itself."""
+    return path.is_dir() and not _is_slide(path)
+
+
+def _is_visible_slide(path: Path) -> bool:
+    return not path.name.startswith(".") and _is_slide(path)
+
+
+def _is_slide(path: Path) -> bool:
+    return path.name.lower().endswith(SLIDE_SUFFIXES) or (path.is_dir() and read_attributes(path) is not None)
 
 
 def open_folder(folder: Path, levels: Sequence[Level] = (), kind: Kind = "image") -> dict[str, Slide]:
@@ -49,8 +109,8 @@ def open_labelled_folder(
         ReadError: a folder is missing or empty, or a file cannot be read.
         InputError: an image has no labels, or labels have no image.
     """
-    images = open_folder(Path(folder) / "images", levels)
-    labels = open_folder(Path(folder) / "labels", label_levels, "label")
+    images = open_folder(Path(folder) / IMAGES, levels)
+    labels = open_folder(Path(folder) / LABELS, label_levels, "label")
     for one, other, kind in ((images, labels, "labels"), (labels, images, "image")):
         missing = sorted(set(one) - set(other))
         if missing:

@@ -12,13 +12,14 @@ from typing import Any
 import torch
 from lightning import Callback, LightningModule, Trainer
 
-from muvit.data.crops.preprocessing import Preprocessing
 from muvit.data.slides.open import open_slide
 from muvit.errors import InputError, MuViTError
 from muvit.evaluation.studies.epochs import read_curves
 from muvit.evaluation.variants import Variant
 from muvit.inference.predict import predict_slide, resolve_devices
+from muvit.inference.run.plan import AS_PUBLISHED
 from muvit.inference.workers import without_interrupts, worker_pool
+from muvit.models.segmentation_model import SegmentationModel
 from muvit.models.trained import load_model
 from muvit.progress import Progress
 from muvit.training.recipes import Recipe, RunConfig
@@ -190,14 +191,23 @@ def _work(variant: Variant, job: _Job, index: int) -> Trained:
     seconds = before + time.perf_counter() - began
     _steps[index] = _num_steps(recipe)  # also if it was complete already, or has stopped early
     (run / _SECONDS).write_text(f"{seconds:.1f}\n")
-    model, preprocessing = load_model(folder), Preprocessing.load(folder)
+    trained = load_model(folder, kind=SegmentationModel)
     for path in job.slides:
         slide = open_slide(path)
         target = job.output / "predictions" / variant.slug / f"{slide.name}.ome.zarr"
         target.parent.mkdir(parents=True, exist_ok=True)
         # predicting is short, so a resumed comparison does it anew
-        predict_slide(model, slide, target, preprocessing, batch_size=16, device=_device, overwrite=again)
-    parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        predict_slide(
+            trained.model,
+            slide,
+            target,
+            trained.preprocessing,
+            options=AS_PUBLISHED,
+            batch_size=16,
+            device=_device,
+            overwrite=again,
+        )
+    parameters = sum(p.numel() for p in trained.model.parameters() if p.requires_grad)
     return Trained(folder, seconds, read_curves(run, ("train_loss", "val_mdsc")), parameters)
 
 

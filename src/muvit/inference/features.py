@@ -26,6 +26,7 @@ from muvit.inference.run.lock import OutputLock
 from muvit.inference.run.reading import SlideTiles, read_tiles
 from muvit.inference.run.resume import clear_work, is_made_by, is_published
 from muvit.levels import Level
+from muvit.models.context import encode_context
 from muvit.models.encoder import MuViTEncoder
 from muvit.models.segmentation_model import encoder_views
 from muvit.progress import Progress
@@ -79,22 +80,69 @@ def extract_features(
         ExistsError: something else is at ``output``, and ``overwrite`` is false.
         ReadError: pixels of the slide are corrupt; names file, level and window.
     """
+    plan = plan_extraction(
+        encoder, slide, output, preprocessing, levels=levels, dtype=dtype, device=device, overwrite=overwrite
+    )
+    run_extraction(
+        plan,
+        encoder,
+        slide,
+        output,
+        batch_size=batch_size,
+        device=device,
+        num_workers=num_workers,
+        overwrite=overwrite,
+        progress=progress,
+    )
+    return Path(output)
+
+
+def plan_extraction(
+    encoder: MuViTEncoder,
+    slide: Slide,
+    output: Path | str,
+    preprocessing: Preprocessing,
+    *,
+    levels: Sequence[Level] | None = None,
+    dtype: FeatureType = "float16",
+    device: str | torch.device | None = None,
+    overwrite: bool = False,
+) -> FeaturePlan:
+    """The first half of `extract_features`: everything is checked, and nothing is written."""
+    target = resolve_device(device)
+    slide = prepare_slide(encoder_views(encoder.config), slide, preprocessing)
+    plan = plan_features(encoder, slide, preprocessing, levels=levels, dtype=dtype, device=target)
+    if overwrite or not is_published(Path(output), plan.to_json()):
+        FeatureOutput(Path(output), plan).check(overwrite=overwrite)
+    return plan
+
+
+def run_extraction(
+    plan: FeaturePlan,
+    encoder: MuViTEncoder,
+    slide: Slide,
+    output: Path | str,
+    *,
+    batch_size: int = 8,
+    device: str | torch.device | None = None,
+    num_workers: int = 0,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> None:
+    """The second half of `extract_features`: does what `plan_extraction` has planned, or what is left of it."""
     output, target = Path(output), resolve_device(device)
     for name, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
         if value < least:
             raise InputError(name, expected=f"at least {least}", got=value)
-    slide = prepare_slide(encoder_views(encoder.config), slide, preprocessing)
-    plan = plan_features(encoder, slide, preprocessing, levels=levels, dtype=dtype, device=target)
+    slide = prepare_slide(encoder_views(encoder.config), slide, plan.preprocessing)
     made = FeatureOutput(output, plan)
     if is_made_by(output, plan.to_json()) and not overwrite:
-        return output
+        return
     is_complete = is_published(output, plan.to_json()) and not overwrite
-    if not is_complete:
-        made.check(overwrite=overwrite)
     with OutputLock(output).require():
         if is_complete:  # but its run was killed just before its end
             clear_work(output)
-            return output
+            return
         made.begin(overwrite=overwrite)
         missing = [(features, made.missing_blocks(features)) for features in plan.levels]
         total = sum(f.tiling.num_computed(block) for f in plan.levels for block in range(f.tiling.num_blocks))
@@ -110,7 +158,6 @@ def extract_features(
                         progress(done, total)
         made.finish()
     _LOG.info("features of %s on %s, written to %s", slide.path, target, output)
-    return output
 
 
 def _make_blocks(
@@ -175,10 +222,10 @@ def _encode(
             groups, parts = grouped(windows[1:] for windows in tiles), []
             for coarse, of in groups.items():
                 context = memory.context(img[of[:1], 1:], bbox[of[:1], 1:], coarse)
-                parts.append(encoder.encode_context(img[of, :1], bbox[of, :1], context).tokens)
+                parts.append(encode_context(encoder, img[of, :1], bbox[of, :1], context).tokens)
             tokens = ungrouped(parts, groups.values())
         elif features.index == 0:
-            (tokens,) = encoder.encode_finest(img, bbox, (encoder.config.num_layers - 1,))
+            tokens = encoder.encode(img, bbox, only_finest=True).tokens
         else:
             tokens = encoder(img, bbox)[0].unflatten(1, (len(encoder.levels), -1))[:, features.index]
     maps: np.ndarray[Any, Any] = encoder.to_maps(tokens, img.shape[3:])[:, 0].float().cpu().numpy()

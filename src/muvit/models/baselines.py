@@ -4,13 +4,14 @@ A baseline sees the finest view alone, as published networks do, or all nested v
 the control that has the context's pixels, but neither tokens nor coordinates to place them by.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from math import prod
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Annotated, ClassVar, Literal
 
 from torch import Tensor, nn
 
+from muvit.checks import Bounds, PositiveInt, check_fields, freeze_lists
 from muvit.errors import InputError, ShapeError
 from muvit.levels import Level, check_levels, plain_level
 from muvit.models.segmentation_model import SegmentationModel, Views
@@ -45,6 +46,8 @@ _VIT = {"vit_tiny": (192, 3), "vit_small": (384, 6), "vit_base": (768, 12)}
 class BaselineConfig:
     """Which network of which library, and what it is built for."""
 
+    kind: ClassVar[str] = "baseline"
+
     network: NetworkName
     """From segmentation-models-pytorch (2D): unet, deeplabv3, segformer; from MONAI (2D and 3D): residual_unet,
     swinunetr (version 2), unetr."""
@@ -56,35 +59,25 @@ class BaselineConfig:
     encoder_weights: str | None = None
     """Published weights that the encoder starts from, such as imagenet; they are fetched once, for a new model of
     segmentation-models-pytorch, never for one that is loaded from its folder."""
-    width: int | None = None
+    width: PositiveInt | None = None
     """Channels of MONAI's finest stage; unset, 24 for swinunetr (a multiple of 12), 16 for the others."""
-    in_channels: int | None = None
+    in_channels: PositiveInt | None = None
     """Channels of every view; in a recipe unset, those of the model."""
-    num_classes: int | None = None
+    num_classes: Annotated[int, Bounds(min=2)] | None = None
     """Classes, background (class 0) included; in a recipe unset, those of the model."""
     levels: tuple[Level, ...] | None = None
     """Downsampling factor of each view, finest first; in a recipe unset, those of the model."""
     size: tuple[int, ...] | None = None
     """Side of a view in pixels along each axis, for which unetr is built (the others take any); in a recipe unset,
     the data's crop size."""
-    ndim: int = 2
+    ndim: Annotated[int, Bounds(min=2, max=3)] = 2
     """Spatial axes: 2 (yx) or 3 (zyx)."""
 
     def __post_init__(self) -> None:
-        for name in ("network", "views"):
-            allowed = get_args(get_type_hints(BaselineConfig)[name])
-            if getattr(self, name) not in allowed:
-                raise InputError(name, expected=" or ".join(allowed), got=repr(getattr(self, name)))
-        if self.ndim not in (2, 3):
-            raise InputError("ndim", expected="2 or 3", got=self.ndim)
+        freeze_lists(self)
+        check_fields(self)
         if self.levels is not None:
             object.__setattr__(self, "levels", tuple(map(plain_level, self.levels)))
-        if self.size is not None:
-            object.__setattr__(self, "size", tuple(self.size))
-        for name, least in (("width", 1), ("in_channels", 1), ("num_classes", 2)):
-            if getattr(self, name) is not None and getattr(self, name) < least:
-                raise InputError(name, expected=f"a number >= {least}", got=getattr(self, name))
-        if self.levels is not None:
             self._check_levels(self.levels)
         self._check_network()
 
@@ -127,7 +120,7 @@ class Baseline(SegmentationModel):
     unet wants at least 2 of its 32-px cells in a batch.
 
     Args:
-        **fields: the fields of `BaselineConfig`; channels, classes and levels (for unetr also the size) must be known.
+        config: the network; channels, classes and levels (for unetr also the size) must be known.
 
     Raises:
         InputError: a setting does not fit, or the library is not installed.
@@ -135,9 +128,8 @@ class Baseline(SegmentationModel):
 
     config: BaselineConfig
 
-    def __init__(self, **fields: Any) -> None:
-        super().__init__()
-        self.config = config = BaselineConfig(**fields)
+    def __init__(self, config: BaselineConfig) -> None:
+        super().__init__(config)
         for name in ("in_channels", "num_classes", "levels", *(("size",) if config.network == "unetr" else ())):
             if getattr(config, name) is None:
                 raise InputError(name, expected=f"a value, to build {config.network}", got="none")
@@ -175,9 +167,9 @@ class Baseline(SegmentationModel):
         return None if self.config.encoder_weights is None else self.network.get_submodule("encoder")
 
     @property
-    def _config(self) -> dict[str, Any]:
-        # the folder holds the weights: none are to be fetched when it is loaded
-        return asdict(self.config) | {"encoder_weights": None}
+    def config_to_save(self) -> BaselineConfig:
+        """The configuration without published weights: none are fetched for a model that is loaded."""
+        return replace(self.config, encoder_weights=None)
 
     def forward(self, img: Tensor, bbox: Tensor | None = None) -> Tensor:
         """Segment the finest view of each sample.

@@ -1,19 +1,18 @@
 """Heads that say one thing about a whole sample: classification of crops, and of slides by their crops."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
+from muvit.checks import Bounds, check_fields
 from muvit.errors import InputError
-from muvit.models.encoder import EncoderConfig, MuViTEncoder, MuViTEncoder2d, MuViTEncoder3d
+from muvit.models.encoder import EncoderConfig, MuViTEncoder
 from muvit.models.folder import FolderModel
 
 Pooling = Literal["mean", "levels", "attention"]
 """From tokens to one vector: their mean; the mean of each level, one after the other; a learnt weighted mean."""
-
-_ENCODERS: dict[int, type[MuViTEncoder]] = {2: MuViTEncoder2d, 3: MuViTEncoder3d}
 
 
 def mean_tokens(tokens: Tensor, num_levels: int, pooling: Literal["mean", "levels"]) -> Tensor:
@@ -46,9 +45,11 @@ class AttentionPool(nn.Module):
 class ClassifierConfig:
     """Sizes and choices of a `Classifier`."""
 
+    kind: ClassVar[str] = "classifier"
+
     encoder: EncoderConfig
     """The multi-resolution encoder."""
-    num_classes: int | None = None
+    num_classes: Annotated[int, Bounds(min=2)] | None = None
     """Classes; in a recipe, unset, those of its table."""
     pooling: Pooling = "mean"
     """From tokens to one vector: mean of all; mean of each level, one after the other; a learnt weighted mean
@@ -57,35 +58,26 @@ class ClassifierConfig:
     """Positions that the encoder sees: the true boxes, or one set of centred boxes for all (the paper's control)."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.encoder, dict):  # as it comes from a checkpoint's YAML
-            object.__setattr__(self, "encoder", EncoderConfig(**self.encoder))
-        if self.num_classes is not None and self.num_classes < 2:
-            raise InputError("num_classes", expected="at least 2", got=self.num_classes)
-        if self.encoder.ndim not in _ENCODERS:
+        check_fields(self)
+        if self.encoder.ndim > 3:
             raise InputError("encoder.ndim", expected="2 or 3 for classification", got=self.encoder.ndim)
-        for name, allowed in (("pooling", get_args(Pooling)), ("boxes", ("true", "naive"))):
-            if getattr(self, name) not in allowed:
-                raise InputError(name, expected=" or ".join(allowed), got=repr(getattr(self, name)))
 
 
 class Classifier(FolderModel):
     """Multi-resolution encoder, pooled tokens, a linear layer: one class for each sample.
 
     Args:
-        **fields: the fields of `ClassifierConfig`; ``num_classes`` must be set.
+        config: sizes and choices; ``num_classes`` must be set.
     """
 
     config: ClassifierConfig
-    ndim: ClassVar[int | None] = None
 
-    def __init__(self, **fields: Any) -> None:
-        super().__init__()
-        self.config = config = ClassifierConfig(**fields)
+    def __init__(self, config: ClassifierConfig) -> None:
+        super().__init__(config)
         if config.num_classes is None:
             raise InputError("num_classes", expected="a number of at least 2", got=None)
         enc = config.encoder
-        encoder_fields = {name: getattr(enc, name) for name in EncoderConfig.__dataclass_fields__ if name != "ndim"}
-        self.encoder = _ENCODERS[enc.ndim](**encoder_fields)
+        self.encoder = MuViTEncoder(enc)
         self.pool = AttentionPool(enc.dim) if config.pooling == "attention" else None
         width = enc.dim * (len(enc.levels) if config.pooling == "levels" else 1)
         self.norm = nn.LayerNorm(width)

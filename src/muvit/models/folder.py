@@ -1,9 +1,11 @@
 """Model folders: ``config.yaml`` (plain YAML) beside ``model.safetensors``. Nothing is ever unpickled."""
 
+import hashlib
+import json
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self, get_type_hints
+from typing import Any, Self, TypeVar, get_type_hints
 
 import torch
 import yaml
@@ -13,9 +15,11 @@ from torch import Tensor, nn
 
 from muvit.durable import whole_folder
 from muvit.errors import CheckpointError, InputError
-from muvit.models.legacy import is_legacy, load_legacy_config, load_legacy_weights
+from muvit.models.upgrade import FORMAT, is_format_0, load_old_weights, parse_config, upgrade_settings
 
 CONFIG, WEIGHTS = "config.yaml", "model.safetensors"
+
+Config = TypeVar("Config")
 
 
 def save_folder(
@@ -54,22 +58,46 @@ def model_folder(path: Path | str) -> Path:
     return next((path / name for name in ("best", "last") if (path / name / CONFIG).exists()), path)
 
 
-def load_config(path: Path | str) -> dict[str, Any]:
-    """Read the configuration of a model folder.
+def load_settings(path: Path | str) -> tuple[str, dict[str, Any]]:
+    """Read the kind of model in a folder (as ``kind`` of its configuration class says it), and its settings.
+
+    Folders of earlier formats are upgraded (see `muvit.models.upgrade`).
 
     Raises:
-        CheckpointError: the folder or its configuration is missing or not plain YAML.
+        CheckpointError: the folder or its configuration is missing, not plain YAML, or of an unknown format.
     """
-    file = Path(path) / CONFIG
+    folder = Path(path)
+    file = folder / CONFIG
     if not file.is_file():
         raise CheckpointError(path, expected=f"a model folder that holds {CONFIG} and {WEIGHTS}", got="none")
     try:
-        config = load_legacy_config(file) if is_legacy(file.parent) else yaml.safe_load(file.read_text())
+        values = parse_config(file.read_text(), folder)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise CheckpointError(file, expected="plain YAML", got=str(error).splitlines()[0]) from error
-    if not isinstance(config, dict):
-        raise CheckpointError(file, expected="a mapping of names to values", got=type(config).__name__)
-    return config
+    if not isinstance(values, dict):
+        raise CheckpointError(file, expected="a mapping of names to values", got=type(values).__name__)
+    return upgrade_settings(values, folder)
+
+
+def build_config(kind: type[Config], settings: Mapping[str, Any], source: object) -> Config:
+    """A configuration, and the configurations in it, from the settings of a folder.
+
+    Raises:
+        CheckpointError: they are no settings of ``kind``, or do not fit it; names ``source``.
+    """
+    hints = get_type_hints(kind)
+    known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+    expected = f"settings of {kind.__name__}"
+    if foreign := sorted(map(str, set(settings) - known)):
+        raise CheckpointError(source, expected=expected, got=f"those of another model, with {', '.join(foreign[:3])}")
+    values = {
+        name: build_config(hints[name], value, source) if _holds_config(hints[name], value) else value
+        for name, value in settings.items()
+    }
+    try:
+        return kind(**values)
+    except (AttributeError, TypeError, InputError) as error:
+        raise CheckpointError(source, expected=expected, got=str(error).rstrip(".")) from error
 
 
 def load_weights(path: Path | str, device: str | torch.device = "cpu") -> dict[str, Tensor]:
@@ -78,8 +106,8 @@ def load_weights(path: Path | str, device: str | torch.device = "cpu") -> dict[s
     Raises:
         CheckpointError: the file is missing, truncated or no safetensors file.
     """
-    if is_legacy(Path(path)):
-        return load_legacy_weights(Path(path), device)
+    if is_format_0(Path(path)):
+        return load_old_weights(Path(path), device)
     file = Path(path) / WEIGHTS
     try:
         return load_file(file, device=str(device))
@@ -107,21 +135,30 @@ def load_into(model: nn.Module, state: Mapping[str, Tensor], source: object) -> 
     model.load_state_dict(state)
 
 
-class FolderModel(nn.Module):
-    """A module that saves itself to a model folder and comes back from one.
+def _holds_config(kind: Any, value: Any) -> bool:
+    return is_dataclass(kind) and isinstance(value, Mapping)
 
-    A subclass declares ``config`` as a frozen dataclass, sets it, and builds itself from the fields of that dataclass,
-    given as keywords.
+
+class FolderModel(nn.Module):
+    """A module that is built from one configuration, saves itself to a model folder and comes back from one.
+
+    A subclass annotates ``config`` with the class of its configuration: a frozen dataclass whose class attribute
+    ``kind`` names the model in folders and recipes.
+
+    Args:
+        config: sizes and choices; None for a model that is not to be saved.
     """
 
-    ndim: ClassVar[int | None] = None
-    legacy_settings: ClassVar[dict[str, Any]] = {}
-    """What release 0.1.0 did otherwise; its checkpoints get these settings when they are loaded."""
     config: Any
 
+    def __init__(self, config: Any = None) -> None:
+        super().__init__()
+        self.config = config
+
     @property
-    def _config(self) -> dict[str, Any]:
-        return asdict(self.config)
+    def config_to_save(self) -> Any:
+        """The configuration that rebuilds the model from its folder, which holds the weights."""
+        return self.config
 
     def save(self, path: Path | str, overwrite: bool = False, extra_files: Mapping[str, str] | None = None) -> None:
         """Write configuration and weights to the folder ``path``; arguments as in `save_folder`.
@@ -129,35 +166,49 @@ class FolderModel(nn.Module):
         Raises:
             ExistsError: the folder exists and ``overwrite`` is false.
         """
-        save_folder(path, self._config, self.state_dict(), extra_files=extra_files, overwrite=overwrite)
+        config = self.config_to_save
+        settings = {"format": FORMAT, "kind": config.kind, **asdict(config)}
+        save_folder(path, settings, self.state_dict(), extra_files=extra_files, overwrite=overwrite)
 
     @classmethod
     def from_folder(cls, path: Path | str, device: str | torch.device = "cpu") -> Self:
-        """Build the model that `save` wrote, or release 0.1.0; the folder of a run stands for its best model.
+        """Load the model of a folder; the folder of a run stands for its best model.
 
         Raises:
-            CheckpointError: the folder is missing, damaged, or holds another kind or dimensionality of model.
+            CheckpointError: the folder is missing, damaged, or holds another kind of model.
         """
         path = model_folder(path)
-        config = load_config(path)
-        if cls.ndim is not None and config.pop("ndim", cls.ndim) != cls.ndim:
-            raise CheckpointError(
-                path, expected=f"a {cls.ndim}D model for {cls.__name__}", got="another dimensionality"
-            )
-        if "use_rotary_embed" in config:  # name of release 0.1.0's early checkpoints
-            config["rotary_mode"] = "per_layer" if config.pop("use_rotary_embed") else "none"
-        if is_legacy(Path(path)):
-            config |= cls.legacy_settings
-        foreign = sorted(set(config) - {field.name for field in fields(get_type_hints(cls)["config"])})
-        if foreign:
-            got = f"those of another model, with {', '.join(foreign[:3])}"
-            raise CheckpointError(path, expected=f"settings of {cls.__name__}", got=got)
-        try:
-            model = cls(**config)
-        except (TypeError, InputError) as error:
-            raise CheckpointError(path, expected=f"settings of {cls.__name__}", got=str(error).rstrip(".")) from error
+        kind, settings = load_settings(path)
+        config_class = get_type_hints(cls)["config"]
+        if kind != config_class.kind:
+            raise CheckpointError(path, expected=f"a model of kind {config_class.kind}", got=f"one of kind {kind}")
+        model = cls._build(build_config(config_class, settings, path), path)
         load_into(model, load_weights(path, device), path)
         return model.to(device)
+
+    @classmethod
+    def _build(cls, config: Any, source: object) -> Self:
+        """The model of a configuration from a folder.
+
+        Raises:
+            CheckpointError: there is no such model; names ``source``.
+        """
+        try:
+            return cls(config)
+        except (TypeError, InputError) as error:
+            expected = f"settings of {type(config).__name__}"
+            raise CheckpointError(source, expected=expected, got=str(error).rstrip(".")) from error
+
+
+def fingerprint(model: nn.Module) -> str:
+    """SHA-256 of the class, configuration and weights of a model."""
+    config = model.config_to_save if isinstance(model, FolderModel) else getattr(model, "config", None)
+    settings = plain(asdict(config)) if is_dataclass(config) and not isinstance(config, type) else {}
+    digest = hashlib.sha256(json.dumps([type(model).__name__, settings], sort_keys=True, default=str).encode())
+    for name, weight in sorted(model.state_dict().items()):
+        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
+        digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def plain(value: Any) -> Any:

@@ -1,65 +1,58 @@
 """Light decoders of the masked autoencoder: one level's tokens look at the context, then at each other."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, ClassVar
 
 from torch import Tensor, nn
 
-from muvit.errors import InputError
-from muvit.models.encoder import RotaryMode, build_ropes
+from muvit.checks import Bounds, PositiveInt, Share, check_fields
+from muvit.models.encoder import RotaryBase
 from muvit.models.folder import FolderModel
-from muvit.models.layers.attention import AttentionMode
 from muvit.models.layers.block import Block
+from muvit.models.layers.rope import RotaryMode, build_ropes
 
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderConfig:
     """Sizes and choices of a `MuViTDecoder`."""
 
-    in_channels: int
+    kind: ClassVar[str] = "decoder"
+
+    in_channels: PositiveInt
     """Width of the tokens that come in."""
-    dim: int = 256
+    dim: PositiveInt = 256
     """Token width inside."""
-    num_layers: int = 2
+    num_layers: PositiveInt = 2
     """Transformer blocks."""
-    heads: int = 8
+    heads: PositiveInt = 8
     """Attention heads."""
     rotary_mode: RotaryMode = "per_layer"
     """As in the encoder."""
-    rotary_base: float = 10000.0
+    rotary_base: RotaryBase = 10000.0
     """As in the encoder."""
-    dropout: float = 0.0
+    dropout: Share = 0.0
     """Dropout inside the feed-forward networks."""
-    attention_mode: AttentionMode = "all"
-    """A decoder does not know levels: ``all`` is the only mode (kept from release 0.1.0)."""
-    ndim: int = 2
+    ndim: Annotated[int, Bounds(min=2, max=4)] = 2
     """Spatial axes: 2 (yx), 3 (zyx) or 4 (tzyx)."""
 
     def __post_init__(self) -> None:
-        for name in ("in_channels", "dim", "num_layers", "heads"):
-            if getattr(self, name) < 1:
-                raise InputError(f"decoder {name}", expected="a positive number", got=getattr(self, name))
-        if self.attention_mode != "all":
-            raise InputError("decoder attention_mode", expected="'all'", got=repr(self.attention_mode))
+        check_fields(self, prefix="decoder ")
 
 
 class MuViTDecoder(FolderModel):
     """Projection, then transformer blocks; the first block attends to the context instead of to its own tokens.
 
     Args:
-        **fields: the fields of `DecoderConfig` but ``ndim``, which the class binds.
+        config: sizes and choices.
     """
 
     config: DecoderConfig
 
-    def __init__(self, **fields: Any) -> None:
-        super().__init__()
-        if self.ndim is None:
-            raise TypeError("build MuViTDecoder2d, MuViTDecoder3d or MuViTDecoder4d")
-        self.config = config = DecoderConfig(ndim=self.ndim, **fields)
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__(config)
         self.proj = nn.Sequential(nn.Linear(config.in_channels, config.dim), nn.GELU(), nn.LayerNorm(config.dim))
         ropes = build_ropes(
-            config.rotary_mode, config.num_layers, config.dim // config.heads, self.ndim, config.rotary_base
+            config.rotary_mode, config.num_layers, config.dim // config.heads, config.ndim, config.rotary_base
         )
         self.layers = nn.ModuleList(Block(config.dim, config.heads, rope, config.dropout) for rope in ropes)
 
@@ -92,21 +85,3 @@ class MuViTDecoder(FolderModel):
                 context_kv = block.attn.keys_values(self.proj(context), seen)
             x = block(x, rotation, context_kv=context_kv)
         return x
-
-
-class MuViTDecoder2d(MuViTDecoder):
-    """`MuViTDecoder` for images (yx)."""
-
-    ndim: ClassVar[int] = 2
-
-
-class MuViTDecoder3d(MuViTDecoder):
-    """`MuViTDecoder` for volumes (zyx)."""
-
-    ndim: ClassVar[int] = 3
-
-
-class MuViTDecoder4d(MuViTDecoder):
-    """`MuViTDecoder` for volumes over time (tzyx)."""
-
-    ndim: ClassVar[int] = 4

@@ -67,7 +67,7 @@ def draw_mask(
         mode: how the visible tokens are shared out between the levels.
         is_ratio: the numbers in ``mode`` are masked shares of each level, and ``ratio`` is not used.
         alpha: concentration of the Dirichlet distribution.
-        share_draw: one Dirichlet draw for the whole batch, as release 0.1.0 does, instead of one per sample.
+        share_draw: one Dirichlet draw for the whole batch instead of one per sample.
         generator: source of randomness, on ``device``.
         device: where the mask lives.
 

@@ -2,30 +2,31 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import inf
-from typing import Any, ClassVar, Literal, NamedTuple, get_args, get_type_hints
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from muvit.checks import Bounds, Positive, PositiveInt, check_fields, freeze_lists
 from muvit.errors import InputError
 from muvit.geometry import check_boxes
-from muvit.models.encoder import EncoderConfig, MuViTEncoder, MuViTEncoder2d, MuViTEncoder3d, RotaryMode, build_ropes
+from muvit.models.encoder import EncoderConfig, MuViTEncoder
 from muvit.models.layers.conv import conv
+from muvit.models.layers.rope import RotaryMode, build_ropes
 from muvit.models.mask2former import QueryDecoder, query_masks
 from muvit.models.segmentation_model import Criterion, SegmentationModel, Views
 from muvit.models.unetr import LevelAdapter, PixelDecoder, skip_layers, stage_widths, upsampling_steps
-
-_ENCODERS: dict[int, type[MuViTEncoder]] = {2: MuViTEncoder2d, 3: MuViTEncoder3d}
 
 
 @dataclass(frozen=True, kw_only=True)
 class SegmenterConfig:
     """Sizes and choices of a `Segmenter`; the defaults are the paper's (MuViT section 3.4, supplement C.2)."""
 
+    kind: ClassVar[str] = "muvit"
+
     encoder: EncoderConfig
     """The multi-resolution encoder."""
-    num_classes: int
+    num_classes: Annotated[int, Bounds(min=2)]
     """Classes, background (class 0) included."""
     decoder: Literal["unetr", "mask2former"] = "unetr"
     """From pixel features to classes: a linear layer, or learnable queries that look at the tokens of all levels."""
@@ -33,47 +34,27 @@ class SegmenterConfig:
     """Positions that the model sees: the true boxes, or one set of centred boxes for all (the paper's control)."""
     decode: Literal["finest", "all"] = "finest"
     """Views that get logits: the finest one, or each level its own (for deep supervision)."""
-    deep_supervision: float = 0.5
+    deep_supervision: Positive = 0.5
     """With decode all, the weight of the mean loss of the coarse levels beside the loss of the finest."""
-    decoder_widths: Literal["paper", "slim"] | tuple[int, ...] = "paper"
+    decoder_widths: Literal["paper", "slim"] | tuple[PositiveInt, ...] = "paper"
     """Channels of the decoder's stages from the token grid to the pixels: the paper's 256 in every stage; slim, falling
     to 64 at the pixels, for a sixth of the cost; or one number for each stage."""
-    stem_width: int | None = None
+    stem_width: PositiveInt | None = None
     """Channels of the convolutions on the image; unset, 64, and 32 if the decoder is slim."""
-    num_queries: int = 16
+    num_queries: PositiveInt = 16
     """Queries of the mask2former decoder, at least one for each class; they are as wide as the first stage."""
-    query_layers: int = 2
+    query_layers: PositiveInt = 2
     """Layers that the queries pass."""
-    query_heads: int = 8
+    query_heads: PositiveInt = 8
     """Attention heads of these layers."""
     mask_key_rope: bool = True
     """Rotate the keys that the queries look at by the world coordinates of their tokens."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.encoder, dict):  # as it comes from a checkpoint's YAML
-            object.__setattr__(self, "encoder", EncoderConfig(**self.encoder))
-        if self.decoder_widths is None:  # as earlier model folders say it
-            object.__setattr__(self, "decoder_widths", "paper")
-        elif not isinstance(self.decoder_widths, str):
-            object.__setattr__(self, "decoder_widths", tuple(self.decoder_widths))
-        elif self.decoder_widths not in ("paper", "slim"):
-            raise InputError(
-                "decoder_widths", expected="paper, slim or a width for each stage", got=repr(self.decoder_widths)
-            )
-        if self.num_classes < 2:
-            raise InputError("num_classes", expected="at least 2, background included", got=self.num_classes)
-        if self.encoder.ndim not in _ENCODERS:
+        freeze_lists(self)
+        check_fields(self)
+        if self.encoder.ndim > 3:
             raise InputError("encoder.ndim", expected="2 or 3 for segmentation", got=self.encoder.ndim)
-        for name in ("decoder", "boxes", "decode"):
-            allowed = get_args(get_type_hints(SegmenterConfig)[name])
-            if getattr(self, name) not in allowed:
-                raise InputError(name, expected=" or ".join(allowed), got=repr(getattr(self, name)))
-        for name in ("stem_width", "num_queries", "query_layers", "query_heads"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(name, expected="a positive number", got=value)
-        if not 0 < self.deep_supervision < inf:
-            raise InputError("deep_supervision", expected="a positive number", got=self.deep_supervision)
         if self.decoder == "mask2former" and self.num_queries < self.num_classes:
             raise InputError(
                 "num_queries", expected=f"at least one for each of the {self.num_classes} classes", got=self.num_queries
@@ -104,18 +85,15 @@ class Segmenter(SegmentationModel):
     the coarse levels rest, without gradient, but for the projections of the context that queries look at.
 
     Args:
-        **fields: the fields of `SegmenterConfig`.
+        config: sizes and choices.
     """
 
     config: SegmenterConfig
-    ndim: ClassVar[int | None] = None
 
-    def __init__(self, **fields: Any) -> None:
-        super().__init__()
-        self.config = config = SegmenterConfig(**fields)
+    def __init__(self, config: SegmenterConfig) -> None:
+        super().__init__(config)
         enc, widths = config.encoder, config.widths
-        encoder_fields = {name: getattr(enc, name) for name in EncoderConfig.__dataclass_fields__ if name != "ndim"}
-        self.encoder = _ENCODERS[enc.ndim](**encoder_fields)
+        self.encoder = MuViTEncoder(enc)
         stem_width = config.stem_width or (32 if config.decoder_widths == "slim" else 64)
         self.trunk = PixelDecoder(enc.ndim, enc.in_channels, enc.patch, widths, stem_width)
         skip_widths = widths[:-1] or widths
@@ -185,12 +163,10 @@ class Segmenter(SegmentationModel):
         if bbox is not None:
             check_boxes(bbox)
         bbox = bbox if self.config.boxes == "true" else None
-        if num_decoded == 1 and self.query_decoder is None:
-            kept = self.encoder.encode_finest(img, bbox, self.skips)
-        else:
-            kept = self.encoder(img, bbox, return_intermediate_idxs=self.skips)[3]
-        maps = [self.encoder.to_maps(tokens, img.shape[3:]) for tokens in reversed(kept)]
-        return Encoded(maps, self.encoder.token_positions(img, bbox))
+        only_finest = num_decoded == 1 and self.query_decoder is None
+        found = self.encoder.encode(img, bbox, self.skips, only_finest=only_finest)
+        maps = [self.encoder.to_maps(tokens, img.shape[3:]) for tokens in reversed(found.kept)]
+        return Encoded(maps, found.positions)
 
     def mask_embeddings(self, encoded: Encoded) -> Tensor | None:
         """What the queries found in the tokens of all levels, ``(B, num_queries, width)``; None without queries."""

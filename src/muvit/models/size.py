@@ -24,11 +24,12 @@ def count_parameters(config: ModelConfig) -> int:
             embedding = config.in_channels * prod(config.patch) + len(config.levels)
             return _blocks(config.num_layers, config.dim) + config.dim * embedding
         case MAEConfig():
-            decoders = 1 if config.decoder_mode == "single" else len(config.levels)
-            width = config.dim_decoder or config.dim
-            pixels = config.in_channels * prod(config.patch)
+            encoder = config.encoder
+            decoders = 1 if config.decoder_mode == "single" else len(encoder.levels)
+            width = config.dim_decoder or encoder.dim
+            pixels = encoder.in_channels * prod(encoder.patch)
             decoder = _blocks(config.num_layers_decoder, width) + width * pixels
-            return count_parameters(config.encoder) + decoders * decoder
+            return count_parameters(encoder) + decoders * decoder
         case SegmenterConfig():
             widths = config.widths
             stages = sum(a * b for a, b in pairwise(widths)) + widths[-1] * config.num_classes

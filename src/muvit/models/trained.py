@@ -1,39 +1,144 @@
-"""Any model that labels pixels: from its settings, or from its folder."""
+"""A trained model and how it saw its pixels: built from settings, loaded, saved and told apart as one."""
 
-from dataclasses import fields
+import hashlib
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Generic, TypeVar, overload
 
 import torch
 
+from muvit.data.crops.preprocessing import FILE, Preprocessing
+from muvit.errors import CheckpointError
 from muvit.models.baselines import Baseline, BaselineConfig
-from muvit.models.folder import load_config, model_folder
+from muvit.models.classifier import Classifier
+from muvit.models.encoder import MuViTEncoder
+from muvit.models.folder import FolderModel, fingerprint, load_settings, model_folder
+from muvit.models.mae import MuViTMAE
+from muvit.models.mae_decoder import MuViTDecoder
 from muvit.models.relay import RelayConfig, RelaySegmenter
 from muvit.models.segmentation_model import SegmentationModel
 from muvit.models.segmenter import Segmenter, SegmenterConfig
 
 NetworkConfig = SegmenterConfig | BaselineConfig | RelayConfig
-"""Settings of any of the models."""
+"""Settings of any model that labels pixels."""
+
+Model = TypeVar("Model", bound=FolderModel)
+
+_KINDS: dict[str, type[FolderModel]] = {
+    "muvit": Segmenter,
+    "relay": RelaySegmenter,
+    "baseline": Baseline,
+    "classifier": Classifier,
+    "mae": MuViTMAE,
+    "encoder": MuViTEncoder,
+    "decoder": MuViTDecoder,
+}
+"""Class of each kind of model, as ``config.yaml`` of its folder says it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedModel(Generic[Model]):
+    """A model, and what it takes to use it on images."""
+
+    model: Model
+    """The model."""
+    preprocessing: Preprocessing
+    """How crops were cut, normalised and labelled in training."""
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the model's class, configuration and weights, and of the preprocessing."""
+        content = f"{fingerprint(self.model)} {self.preprocessing.to_yaml()}"
+        return hashlib.sha256(content.encode()).hexdigest()
+
+    def save(self, folder: Path | str, overwrite: bool = False) -> None:
+        """Write both to a model folder, in one step.
+
+        Raises:
+            ExistsError: the folder exists and ``overwrite`` is false.
+        """
+        self.model.save(folder, overwrite=overwrite, extra_files={FILE: self.preprocessing.to_yaml()})
 
 
 def build_model(config: NetworkConfig) -> SegmentationModel:
     """The model that these settings describe, with fresh (or, if they say so, pre-trained) weights."""
-    settings = {field.name: getattr(config, field.name) for field in fields(config)}
-    if isinstance(config, SegmenterConfig):
-        return Segmenter(**settings)
-    return Baseline(**settings) if isinstance(config, BaselineConfig) else RelaySegmenter(**settings)
+    match config:
+        case SegmenterConfig():
+            return Segmenter(config)
+        case BaselineConfig():
+            return Baseline(config)
+        case RelayConfig():
+            return RelaySegmenter(config)
 
 
-def load_model(folder: Path | str, device: str | torch.device = "cpu") -> SegmentationModel:
-    """Load the model that a training run left: a `Segmenter`, a `Baseline` or a `RelaySegmenter`.
+@overload
+def load_model(folder: Path | str, device: str | torch.device = "cpu") -> TrainedModel[FolderModel]: ...
+
+
+@overload
+def load_model(folder: Path | str, device: str | torch.device = "cpu", *, kind: type[Model]) -> TrainedModel[Model]: ...
+
+
+def load_model(
+    folder: Path | str, device: str | torch.device = "cpu", *, kind: type[FolderModel] = FolderModel
+) -> TrainedModel[Any]:
+    """Load a trained model and its preprocessing.
 
     Args:
         folder: the model folder, or the folder of a run, which stands for its best model.
-        device: where to put it.
+        device: where to put the model.
+        kind: class that the model must be of, such as `SegmentationModel` or `Classifier`; by default any.
 
     Raises:
         CheckpointError: the folder is missing, damaged, or holds another kind of model.
     """
-    config = load_config(model_folder(folder))
-    kinds: dict[str, type[SegmentationModel]] = {"network": Baseline, "relay_tokens": RelaySegmenter}
-    kind = next((kind for key, kind in kinds.items() if key in config), Segmenter)
-    return kind.from_folder(folder, device)
+    folder = model_folder(folder)
+    return TrainedModel(model=load_network(folder, device, kind=kind), preprocessing=Preprocessing.load(folder))
+
+
+@overload
+def load_network(folder: Path | str, device: str | torch.device = "cpu") -> FolderModel: ...
+
+
+@overload
+def load_network(folder: Path | str, device: str | torch.device = "cpu", *, kind: type[Model]) -> Model: ...
+
+
+def load_network(
+    folder: Path | str, device: str | torch.device = "cpu", *, kind: type[FolderModel] = FolderModel
+) -> FolderModel:
+    """Load a model alone; arguments and errors as of `load_model`."""
+    folder = model_folder(folder)
+    found, _ = load_settings(folder)
+    if found not in _KINDS:
+        raise CheckpointError(folder, expected=f"a model of kind {', '.join(_KINDS)}", got=f"one of kind {found}")
+    if not issubclass(_KINDS[found], kind):
+        fitting = [name for name, known in _KINDS.items() if issubclass(known, kind)]
+        raise CheckpointError(folder, expected=f"a model of kind {' or '.join(fitting)}", got=f"one of kind {found}")
+    return _KINDS[found].from_folder(folder, device)
+
+
+def load_encoder(folder: Path | str) -> MuViTEncoder:
+    """The encoder in the folder of an encoder, masked autoencoder, segmenter or classifier.
+
+    Args:
+        folder: model folder, or the folder of the run that made it.
+
+    Raises:
+        CheckpointError: the folder holds no such model.
+    """
+    return encoder_of(load_network(folder), folder)
+
+
+def encoder_of(model: FolderModel, source: object) -> MuViTEncoder:
+    """The encoder of a model, or the model itself if it is one.
+
+    Raises:
+        CheckpointError: it has none; names ``source``, where the model comes from.
+    """
+    if isinstance(model, Segmenter | Classifier | MuViTMAE):
+        return model.encoder
+    if not isinstance(model, MuViTEncoder):
+        kind = type(model).__name__
+        raise CheckpointError(source, expected="a model with a multi-resolution encoder", got=f"a {kind}")
+    return model

@@ -48,7 +48,7 @@ def train_classifier(
     data = ClassificationData(recipe)
     preprocessing, val_crops = data.preprocessing, data.val_crops
     config = replace(recipe.model, num_classes=len(data.class_names))
-    model = Classifier(**{name: getattr(config, name) for name in config.__dataclass_fields__})
+    model = Classifier(config)
     if recipe.init is not None:
         start_from(model, recipe.init)
     is_frozen = recipe.init is not None and recipe.init.mode == "frozen"

@@ -229,9 +229,9 @@ class PretrainData(CropsData):
     def __init__(self, recipe: PretrainRecipe) -> None:
         super().__init__(recipe.data, recipe.run)
         self.recipe = recipe
-        model = recipe.model
+        model = recipe.model.encoder
         self.crops = self._crop_config(
-            Views(levels=model.levels, in_channels=model.in_channels, ndim=len(model.patch), multiple=model.patch)
+            Views(levels=model.levels, in_channels=model.in_channels, ndim=model.ndim, multiple=model.patch)
         )
         self.train_slides = self._open(Path(recipe.data.train))
         self.train_crops = self._random_crops(self.train_slides, self.crops)
@@ -246,7 +246,7 @@ class PretrainData(CropsData):
 
     def _open(self, folder: Path) -> list[LabelledSlide]:
         slides = list(open_folder(folder / "images", self.crops.levels).values())
-        check_channels(slides, self.recipe.model.in_channels, "model.in_channels")
+        check_channels(slides, self.recipe.model.encoder.in_channels, "model.encoder.in_channels")
         return [(slide, None) for slide in slides]
 
 

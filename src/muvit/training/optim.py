@@ -57,7 +57,7 @@ class PretrainOptimConfig:
     """AdamW with a cosine schedule; the defaults are the paper's for pre-training (MuViT supplement B)."""
 
     lr: float | None = 6e-5
-    """Peak learning rate; unset, 1e-4 * sqrt(samples per step over all devices / 128), as release 0.1.0."""
+    """Peak learning rate; unset, 1e-4 * sqrt(samples per step over all devices / 128)."""
     betas: tuple[float, float] = (0.9, 0.95)
     """Decay of the running mean of the gradient and of its square."""
     weight_decay: float = 0.01

@@ -1,4 +1,4 @@
-"""One pre-training run: from a recipe, or from a user's own data loaders with the signature of release 0.1.0."""
+"""One pre-training run: from a recipe, or from a user's own data loaders."""
 
 import logging
 from argparse import Namespace
@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from muvit.data.crops.dataset import MuViTDataset
 from muvit.errors import ExistsError, InputError
-from muvit.models.mae import MuViTMAE, build_mae
+from muvit.models.mae import MuViTMAE
 from muvit.training.callbacks import KeepModels
 from muvit.training.datamodules import PretrainData
 from muvit.training.optim import PretrainOptimConfig
@@ -62,7 +62,7 @@ def pretrain_mae(
     lightning.seed_everything(run.seed, verbose=False)
     data = PretrainData(recipe)
     val_crops = data.val_crops
-    model = build_mae(recipe.model)
+    model = MuViTMAE(recipe.model)
     task = PretrainTask(
         model, recipe.optim, batch_size=recipe.data.batch_size, seed=run.seed, use_boxes=recipe.boxes == "true"
     )
@@ -96,7 +96,7 @@ def fit_mae(
     fast_dev_run: bool = False,
     args_namespace: Namespace | None = None,
 ) -> None:
-    """Pre-train a model on a user's own batches of ``img`` and ``bbox``; arguments as in release 0.1.0.
+    """Pre-train a model on a user's own batches of ``img`` and ``bbox``.
 
     Args:
         model: the model; it is trained in place.
@@ -108,7 +108,7 @@ def fit_mae(
         lr: peak learning rate; None: ``1e-4 * sqrt(samples per step over all devices / 128)``.
         nobox: hide the boxes from the model.
         warmup_epochs: epochs over which the learning rate rises from 1 % to its peak.
-        logger: what to log to beside CSV files. Release 0.1.0 takes W&B unless told otherwise; we do not.
+        logger: what to log to beside CSV files.
         run_name: name of the run on W&B.
         wandb_project: project on W&B.
         ckpt_path: ``resume/last.ckpt`` of a run to go on with.
@@ -174,7 +174,7 @@ def _output(output: Path | str | None, ckpt_path: Path | str | None) -> Path:
 
 
 def _check_dataset(model: MuViTMAE, loader: DataLoader) -> None:
-    dataset, config = loader.dataset, model.config
+    dataset, config = loader.dataset, model.config.encoder
     if not isinstance(dataset, MuViTDataset):
         return
     for name, has, wants in (

@@ -3,22 +3,18 @@ additions."""
 
 import copy
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TypeVar
 
 from torch import nn
 
-from muvit.errors import CheckpointError, InputError
+from muvit.errors import InputError
 from muvit.models.classifier import Classifier
-from muvit.models.encoder import MuViTEncoder, MuViTEncoder2d, MuViTEncoder3d, MuViTEncoder4d
-from muvit.models.folder import load_config, model_folder
-from muvit.models.mae import MAES
 from muvit.models.segmenter import Segmenter
+from muvit.models.trained import load_encoder
 from muvit.training.recipes import InitConfig
 
-_ENCODERS: dict[int, type[MuViTEncoder]] = {2: MuViTEncoder2d, 3: MuViTEncoder3d, 4: MuViTEncoder4d}
-
 _MUST_AGREE = (
+    "ndim",
     "in_channels",
     "patch",
     "dim",
@@ -36,28 +32,6 @@ _LORA_TARGETS = r"layers\.\d+\.(attn\.(qkv|out)|ff\.(0|3))"
 Model = TypeVar("Model", bound=nn.Module)
 
 
-def load_encoder(folder: Path | str, ndim: int) -> MuViTEncoder:
-    """The encoder in the folder of an encoder, masked autoencoder, segmenter or classifier, ours or release 0.1.0's.
-
-    Args:
-        folder: model folder, or the folder of the run that made it.
-        ndim: spatial axes.
-
-    Raises:
-        CheckpointError: the folder holds no such model.
-    """
-    config = load_config(model_folder(folder))
-    if isinstance(config.get("encoder"), dict):
-        kind: type[Segmenter] | type[Classifier] = Classifier if "pooling" in config else Segmenter
-        model = kind.from_folder(folder)
-        if model.encoder.ndim != ndim:
-            raise CheckpointError(folder, expected=f"a {ndim}D model", got=f"a {model.encoder.ndim}D model")
-        return model.encoder
-    if "decoder_mode" in config:
-        return MAES[ndim].from_folder(folder).encoder
-    return _ENCODERS[ndim].from_folder(folder)
-
-
 def start_from(model: Segmenter | Classifier, init: InitConfig) -> None:
     """Put a pre-trained encoder's weights into a model, and settle what training may change of them.
 
@@ -66,7 +40,7 @@ def start_from(model: Segmenter | Classifier, init: InitConfig) -> None:
         InputError: the encoder lacks a level, or its sizes differ from the model's.
     """
     wanted = model.config.encoder
-    encoder = load_encoder(init.encoder, wanted.ndim)
+    encoder = load_encoder(init.encoder)
     for name in _MUST_AGREE:
         has, wants = (getattr(config, name) for config in (encoder.config, wanted))
         if has != wants:

@@ -102,7 +102,7 @@ class InitConfig:
     """The pre-trained encoder that a segmenter starts from, and what training may change of it."""
 
     encoder: str
-    """Folder of a pre-trained model or of its run, ours or of release 0.1.0; other levels than the recipe's are left
+    """Folder of a pre-trained model or of its run, of any version; other levels than the recipe's are left
     out."""
     mode: Literal["full", "frozen", "lora"] = "full"
     """Train all of the encoder (at optim.encoder_lr_factor), nothing, or low-rank additions to its matrices (needs the
@@ -197,7 +197,7 @@ def check_sizes(data: CropsConfig, model: SegmenterConfig | MAEConfig | Classifi
         InputError: the model has too many parameters, or a batch too many pixels.
     """
     check_size(model)
-    encoder, size = (model if isinstance(model, MAEConfig) else model.encoder), data.crop_size
+    encoder, size = model.encoder, data.crop_size
     pixels = size**encoder.ndim if isinstance(size, int) else prod(size)
     values = data.batch_size * len(encoder.levels) * encoder.in_channels * pixels
     if values > _MAX_BATCH:

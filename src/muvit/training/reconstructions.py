@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from muvit.levels import Level, level_name
-from muvit.models.mae import MASK_GREY, MuViTMAE
-from muvit.pictures import RGB, Picture, fit, outline_boxes, to_rgb
+from muvit.models.mae import MuViTMAE
+from muvit.pictures import MASK_GREY, RGB, Picture, fit, outline_boxes, to_rgb
 from muvit.pictures import panel as arrange
 from muvit.training.callbacks import publish, spread
 from muvit.training.reconstruct import PretrainTask
@@ -60,13 +60,17 @@ def reconstruction_rows(
     img, bbox = torch.nan_to_num(batch["img"], posinf=0.0, neginf=0.0).to(device), batch["bbox"].to(device)
     generator, was_training = torch.Generator(device).manual_seed(seed), model.training
     with torch.inference_mode():
-        result = model.eval()(img, bbox if use_boxes else None, return_all=True, rng_generator=generator)
+        mask = model.draw_mask(len(img), img.shape[3:], generator)
+        result = model.eval()(img, bbox if use_boxes else None, mask=mask)
+        restored = model.restored_patches(result["output"], result["input"], mask)
+        hidden = mask.is_masked[..., None].expand_as(restored)
+        pictures = (img, model.to_views(hidden, img.shape[3:]), model.to_views(restored, img.shape[3:]))
     model.train(was_training)
-    views, masks, restored = (_slices(t) for t in (img, result["mask"], result["reco"]))
+    views, masks, restored_views = map(_slices, pictures)
     return [
         row
         for b in range(len(img))
-        for row in _rows(model.levels, views[b], masks[b, :, 0], restored[b], batch["bbox"][b])
+        for row in _rows(model.levels, views[b], masks[b, :, 0], restored_views[b], batch["bbox"][b])
     ]
 
 

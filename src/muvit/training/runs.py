@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader
 
 from muvit.errors import ExistsError, InputError
 from muvit.models.folder import plain
+from muvit.settings import read_settings
 from muvit.training.classify_recipe import ClassifyRecipe
 from muvit.training.recipes import PretrainRecipe, Recipe, RunConfig
 
@@ -54,7 +55,8 @@ def prepare_folder(recipe: AnyRecipe, output: Path, resume: bool, overwrite: boo
         for file in (checkpoint, output / RECIPE):
             if not file.is_file():
                 raise InputError(output, expected="a run that was stopped, to resume it", got=f"no {file}")
-        changed = _changed_settings(recipe.upgrade(yaml.safe_load((output / RECIPE).read_text())), settings)
+        # read as a recipe: an earlier version may have written it, without the settings that have come since
+        changed = _changed_settings(plain(asdict(read_settings(output / RECIPE, type(recipe)))), settings)
         if changed:
             raise InputError(
                 output / RECIPE,

@@ -14,13 +14,13 @@ from muvit.data.crops.normalize import Range
 from muvit.data.pyramids.convert import convert_image
 from muvit.data.slides.ome_zarr import PyramidWriter
 from muvit.data.slides.open import open_slide
+from muvit.encoders import MuViTEncoder3d
 from muvit.errors import InputError
 from muvit.geometry import box_size, is_inside, naive_boxes, patch_centers
 from muvit.inference.tiling.tiles import TilePlan
 from muvit.labels import IGNORE
 from muvit.levels import check_levels, level_name, plain_level
-from muvit.models.encoder import MuViTEncoder3d
-from muvit.models.mae import MuViTMAE3d
+from muvit.mae import MuViTMAE3d
 
 LEVELS = (1, (1.0, 4.0, 4.0), (2.0, 8.0, 8.0))
 SIZE = (6, 16, 24)

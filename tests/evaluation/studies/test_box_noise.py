@@ -14,7 +14,7 @@ from muvit.evaluation.studies.box_noise import draw_noise, study_noise
 from muvit.inference.predict import predict_slide
 from muvit.models.encoder import EncoderConfig
 from muvit.models.segmentation_model import SegmentationModel, Views
-from muvit.models.segmenter import Segmenter
+from muvit.models.segmenter import Segmenter, SegmenterConfig
 
 PREPROCESSING = Preprocessing(
     crop_size=(16, 16),
@@ -108,7 +108,9 @@ def test_the_noise_follows_from_the_seed_alone(folder):
 def segmenter(boxes):
     torch.manual_seed(0)
     encoder = EncoderConfig(in_channels=1, levels=(1, 4), patch_size=4, dim=16, num_layers=2, heads=2)
-    return Segmenter(encoder=encoder, num_classes=2, boxes=boxes, decoder_widths=(4, 4, 4), stem_width=2)
+    return Segmenter(
+        SegmenterConfig(encoder=encoder, num_classes=2, boxes=boxes, decoder_widths=(4, 4, 4), stem_width=2)
+    )
 
 
 def test_without_noise_a_model_scores_what_its_prediction_scores(folder, tmp_path):

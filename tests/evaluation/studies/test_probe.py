@@ -8,10 +8,10 @@ import torch
 from muvit.data.crops.normalize import Range
 from muvit.data.crops.preprocessing import Preprocessing
 from muvit.data.slides.ome_zarr import PyramidWriter
+from muvit.encoders import MuViTEncoder2d
 from muvit.errors import InputError
 from muvit.evaluation.studies import probe
 from muvit.evaluation.studies.probe import ProbeConfig, draw_probe, study_probe
-from muvit.models.encoder import MuViTEncoder2d
 
 PREPROCESSING = Preprocessing(crop_size=(16, 16), normalization=Range(high=255), class_names=(), class_colors=())
 CONFIG = ProbeConfig(train_crops=3, test_crops=4, neighbors=3)

@@ -12,7 +12,7 @@ from muvit.data.folders import open_folder
 from muvit.data.slides.ome_zarr import PyramidWriter
 from muvit.errors import InputError
 from muvit.evaluation.studies.reconstruction import PretrainedModel, draw_reconstruction, study_reconstruction
-from muvit.models.mae import MuViTMAE2d
+from muvit.mae import MuViTMAE2d
 
 PREPROCESSING = Preprocessing(crop_size=(16, 16), normalization=Range(high=255), class_names=(), class_colors=())
 

@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from muvit.data.crops.placement import Window, place_views
-from muvit.inference.run.context import ContextCaching, label_logits_together
+from muvit.inference.run.context import ContextCaching
+from muvit.models.context import encode_context
 from muvit.models.encoder import EncoderConfig
-from muvit.models.segmenter import Segmenter
+from muvit.models.segmenter import Segmenter, SegmenterConfig
 
 LEVELS, SIDE = (1, 2, 8), 8
 QUERIES = {"decoder": "mask2former", "num_queries": 4, "query_heads": 2}
@@ -17,7 +18,9 @@ def model(encoder=(), **changes):
     fields = {"in_channels": 1, "levels": LEVELS, "patch_size": 4, "dim": 16, "num_layers": 3, "heads": 2}
     fields |= {"attention_mode": "coarse_to_fine", "rotary_base": 100} | dict(encoder)
     config = EncoderConfig(**fields)
-    segmenter = Segmenter(encoder=config, num_classes=3, decoder_widths=(8, 8, 4), stem_width=4, **changes).eval()
+    segmenter = Segmenter(
+        SegmenterConfig(encoder=config, num_classes=3, decoder_widths=(8, 8, 4), stem_width=4, **changes)
+    ).eval()
     with torch.no_grad():  # scores far from zero, so that it matters who attends to whom
         for block in segmenter.encoder.layers:
             block.attn.qkv.weight[:32] *= 3
@@ -48,15 +51,13 @@ def tiles(ndim=2, side=4):
 @pytest.fixture
 def encoded(monkeypatch):
     """The number of levels beyond each coarse view that was encoded."""
-    from muvit.models.encoder import MuViTEncoder
+    calls = []
 
-    calls, encode = [], MuViTEncoder.encode_context
-
-    def counting(self, x, bbox, context=None):
+    def counting(encoder, x, bbox, context=None):
         calls.append(0 if context is None else len(context.levels))
-        return encode(self, x, bbox, context)
+        return encode_context(encoder, x, bbox, context)
 
-    monkeypatch.setattr(MuViTEncoder, "encode_context", counting)
+    monkeypatch.setattr("muvit.inference.run.context.encode_context", counting)
     return calls
 
 
@@ -116,22 +117,6 @@ def test_leaving_out_what_the_decoder_does_not_read_changes_nothing(changes):
     segmenter, (img, bbox, _) = model({"attention_mode": "all"}, **changes), tiles()
     whole = segmenter.decode(segmenter.encode(img, bbox), img, 0)
     torch.testing.assert_close(segmenter.label_logits(img, bbox), whole, rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize("changes", [{}, QUERIES], ids=str)
-@torch.no_grad()
-def test_tiles_that_share_a_pass_see_each_other(changes):
-    segmenter, (img, bbox, windows) = model({"attention_mode": "all"}, **changes), tiles()
-    of = [i for i, crops in enumerate(windows) if crops[1:] == windows[0][1:]]
-    assert len(of) == 4
-    single = label_logits_together(segmenter, img[:1], bbox[:1])
-    torch.testing.assert_close(single, segmenter.label_logits(img[:1], bbox[:1]), rtol=0, atol=1e-5)
-    logits = label_logits_together(segmenter, img[of], bbox[of])
-    back = label_logits_together(segmenter, img[of].flip(0), bbox[of].flip(0)).flip(0)
-    torch.testing.assert_close(back, logits, rtol=0, atol=1e-5)
-    changed = img[of].clone()
-    changed[3, 0] += 1
-    assert (label_logits_together(segmenter, changed, bbox[of])[0] - logits[0]).abs().max() > 1e-4
 
 
 def test_tiles_of_a_block_share_few_coarse_crops():

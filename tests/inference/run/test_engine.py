@@ -27,7 +27,8 @@ from muvit.inference.run.engine import Work, _drive
 from muvit.inference.run.lock import OutputLock
 from muvit.inference.run.plan import PredictOptions
 from muvit.inference.run.store import Output, prediction_status
-from muvit.models.segmenter import Segmenter
+from muvit.models.encoder import EncoderConfig
+from muvit.models.segmenter import Segmenter, SegmenterConfig
 
 PREPROCESSING = Preprocessing(
     crop_size=(16, 16),
@@ -43,8 +44,8 @@ def work(tmp_path_factory):
     """A tiny model and image, and the result of an undisturbed run."""
     folder = tmp_path_factory.mktemp("work")
     torch.manual_seed(0)
-    encoder = {"in_channels": 1, "levels": (1, 4), "num_layers": 4, "dim": 16, "heads": 1}
-    model = Segmenter(encoder=encoder, num_classes=3, decoder_widths=(4, 4, 4, 4), stem_width=4)
+    encoder = EncoderConfig(**{"in_channels": 1, "levels": (1, 4), "num_layers": 4, "dim": 16, "heads": 1})
+    model = Segmenter(SegmenterConfig(encoder=encoder, num_classes=3, decoder_widths=(4, 4, 4, 4), stem_width=4))
     model.save(folder / "model", extra_files={"preprocessing.yaml": PREPROCESSING.to_yaml()})
     pixels = np.random.default_rng(0).integers(0, 256, (1, 90, 70), dtype=np.uint8)
     writer = PyramidWriter.create(

@@ -55,7 +55,7 @@ torch.set_num_threads(1)
 settings = Preprocessing(
     crop_size=(256, 256), normalization=Range(high=255), class_names=("a", "b"), class_colors=((0, 0, 0),) * 2
 )
-options = PredictOptions(block_px=512)
+options = PredictOptions(block_px=512, overlap=0.0)
 with tempfile.TemporaryDirectory() as folder:
     output = Path(folder) / "labels.ome.zarr"
     predict_slide(Halves(), Lazy(int(sys.argv[1])), output, settings, options=options, device="cpu")

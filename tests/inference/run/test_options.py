@@ -15,7 +15,9 @@ from muvit.inference.run.blocks import predict_blocks, ready
 from muvit.inference.run.canvas import BlockCanvas
 from muvit.inference.run.plan import PredictOptions
 from muvit.inference.run.store import prediction_status
-from muvit.models.segmenter import Segmenter
+from muvit.inference.tiling.seams import Seams
+from muvit.models.encoder import EncoderConfig
+from muvit.models.segmenter import Segmenter, SegmenterConfig
 
 NUM_CLASSES = 3
 PREPROCESSING = Preprocessing(
@@ -31,7 +33,10 @@ class Net(Segmenter):
     def __init__(self, channels=1, **changes):
         torch.manual_seed(0)
         encoder = {"in_channels": channels, "levels": (1, 4), "num_layers": 4, "dim": 16, "heads": 1} | changes
-        super().__init__(encoder=encoder, num_classes=NUM_CLASSES, decoder_widths=(4, 4, 4, 4), stem_width=4)
+        encoder = EncoderConfig(**encoder)
+        super().__init__(
+            SegmenterConfig(encoder=encoder, num_classes=NUM_CLASSES, decoder_widths=(4, 4, 4, 4), stem_width=4)
+        )
         with torch.no_grad():
             self.head.weight.mul_(20)  # classes shall differ from pixel to pixel
 
@@ -46,10 +51,12 @@ class Local(Net):
 class Edgy(Net):
     """Says class 2 near the edges of its view, class 1 inside."""
 
+    edge = 3
+
     def label_logits(self, img, bbox=None):
         logits = torch.zeros(len(img), NUM_CLASSES, *img.shape[3:])
         logits[:, 2] = 5
-        logits[:, 1, 3:-3, 3:-3] = 10
+        logits[:, 1, self.edge : -self.edge, self.edge : -self.edge] = 10
         return logits
 
 
@@ -71,7 +78,9 @@ def slide():
 
 def predict(model, slide, output, **options):
     settings = options.pop("settings", PREPROCESSING)
-    return predict_slide(model, slide, output, settings, options=PredictOptions(**{"block_px": 40} | options))
+    return predict_slide(
+        model, slide, output, settings, options=PredictOptions(**{"block_px": 40, "overlap": 0.0} | options)
+    )
 
 
 def read(path, name="labels"):
@@ -109,7 +118,6 @@ def final_scores(model, slide, batch_size=8, **options):
         {"overlap": 0.5, "flips": (-1,), "average": "probabilities"},
         {"overlap": 0.25, "average": "logits", "placement": "grid"},
         {"overlap": 0.25, "average": "logits", "placement": "grid", "flips": (-2, -1)},
-        {"overlap": 0.25, "average": "logits", "together": 2},
     ],
 )
 def test_scores_do_not_depend_on_blocks_or_batches(slide, options):
@@ -169,6 +177,14 @@ def test_only_the_central_parts_of_tiles_are_written(tmp_path, slide):
     assert (share_of_edges(overlap=6, blend="center") == border).all()
 
 
+def test_by_default_the_edges_of_tiles_do_not_show(tmp_path, slide):
+    """Nor where the last tiles were moved back into the image."""
+    model = Edgy()
+    model.edge = 2
+    labels = read(predict_slide(model, slide, tmp_path / "a.ome.zarr", PREPROCESSING))[0]
+    assert (labels[2:-2, 2:-2] == 1).all()
+
+
 def test_the_seam_metric_shows_seams(tmp_path):
     slide = ArraySlide(np.random.default_rng(0).integers(0, 256, (1, 80, 64), dtype=np.uint8), levels=(1, 4))
     tiled = predict(Tilted(), slide, tmp_path / "tiled.ome.zarr", block_px=80)
@@ -177,6 +193,10 @@ def test_the_seam_metric_shows_seams(tmp_path):
     assert (seams.across, seams.across_pairs) == (3 * (80 - 5) + 4 * 64, 3 * 80 + 4 * 64)
     assert (seams.inside, seams.inside_pairs) == (4 * (80 - 5), 4 * 80 + 5 * 64)
     assert seams.ratio == pytest.approx((481 / 496) / (300 / 640))
+    told = "labels change 2.07 times as often across the seams of tiles as inside tiles"
+    assert str(seams) == f"{told}; a larger --overlap makes them smoother"
+    assert "--overlap" not in str(Seams(across=1, across_pairs=10, inside=1, inside_pairs=10))
+    assert str(Seams(across=1, across_pairs=10)) == ""
 
 
 class Watching(Net):
@@ -226,9 +246,8 @@ def test_flipped_views_show_the_mirrored_scene_at_true_places(tmp_path):
     assert len(model.seen) == 4 * 36
 
 
-@pytest.mark.parametrize("together", [1, 2])
-def test_inside_a_region_all_is_as_in_a_whole_run_and_outside_nothing_is_computed(tmp_path, slide, together):
-    options = {"overlap": 0.25, "probabilities": "uint8", "together": together}
+def test_inside_a_region_all_is_as_in_a_whole_run_and_outside_nothing_is_computed(tmp_path, slide):
+    options = {"overlap": 0.25, "probabilities": "uint8"}
     whole = predict(Net(), slide, tmp_path / "whole.ome.zarr", **options)
     region = "POLYGON ((8 20, 30 20, 30 44, 8 44, 8 20))"
     model = Net()
@@ -252,7 +271,7 @@ def test_empty_glass_is_background_and_costs_nothing(tmp_path):
         ArraySlide(pixels, levels=(1, 4)),
         tmp_path / "a.ome.zarr",
         settings,
-        options=PredictOptions(tissue="bright", block_px=80),
+        options=PredictOptions(tissue="bright", block_px=80, overlap=0.0),
         progress=lambda *step: steps.append(step),
     )
     assert len(model.seen) == 2 * 3

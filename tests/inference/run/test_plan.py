@@ -13,7 +13,8 @@ from muvit.errors import InputError
 from muvit.inference.run.plan import Plan, PredictOptions, differences, hash_model, upgrade_plan
 from muvit.inference.run.prepare import make_plan
 from muvit.inference.tiling.tiles import mask_runs
-from muvit.models.segmenter import Segmenter
+from muvit.models.encoder import EncoderConfig
+from muvit.models.segmenter import Segmenter, SegmenterConfig
 
 PREPROCESSING = Preprocessing(
     crop_size=(16, 16),
@@ -25,8 +26,8 @@ PREPROCESSING = Preprocessing(
 
 def model(seed=0, **changes):
     torch.manual_seed(seed)
-    encoder = {"in_channels": 1, "levels": (1, 4), "num_layers": 4, "dim": 16, "heads": 1} | changes
-    return Segmenter(encoder=encoder, num_classes=2, decoder_widths=(4, 4, 4, 4), stem_width=4)
+    encoder = EncoderConfig(**{"in_channels": 1, "levels": (1, 4), "num_layers": 4, "dim": 16, "heads": 1} | changes)
+    return Segmenter(SegmenterConfig(encoder=encoder, num_classes=2, decoder_widths=(4, 4, 4, 4), stem_width=4))
 
 
 def slide(change=0, shape=(300, 500)):
@@ -62,7 +63,7 @@ def test_a_plan_is_plain_data_and_comes_back():
 
 
 def test_differences_are_named():
-    one, two = plan(), plan(PredictOptions(overlap=4), padding="edge")
+    one, two = plan(PredictOptions(overlap=0.0)), plan(PredictOptions(overlap=4), padding="edge")
     lines = differences(one.to_json(), two.to_json())
     assert "options.overlap 0.0 then, 4 now" in lines
     assert "preprocessing.padding zero then, edge now" in lines
@@ -91,7 +92,7 @@ def test_images_differ_by_pixels_and_sizes():
 
 
 def test_tiles_without_tissue_or_outside_the_region_are_left_out():
-    made = plan(PredictOptions(region="POLYGON ((0 0, 40 0, 40 20, 0 20, 0 0))"))
+    made = plan(PredictOptions(region="POLYGON ((0 0, 40 0, 40 20, 0 20, 0 0))", overlap=0.0))
     assert np.argwhere(made.tiling.computed).tolist() == [[y, x] for y in (0, 1) for x in (0, 1, 2)]
     assert made.tiling.runs == mask_runs(made.tiling.computed)
     assert sum(made.tiling.num_computed(i) for i in range(made.tiling.num_blocks)) == 6
@@ -130,7 +131,6 @@ def test_blocks_shrink_where_scores_of_many_classes_are_kept():
         ({"probabilities": "float64"}, "probabilities: expected uint8 or float16"),
         ({"tissue": "some"}, "tissue: expected"),
         ({"placement": "anywhere"}, "placement: expected one of auto, nested, concentric, grid, free"),
-        ({"together": 0}, "together: expected at least 1"),
         ({"precision": "float16"}, "precision: expected"),
         ({"block_px": 0}, "block_px: expected at least 1"),
         ({"region": "somewhere"}, "region: expected well-known text"),
@@ -141,26 +141,11 @@ def test_options_that_make_no_sense_are_refused(options, message):
         plan(PredictOptions(**options))
 
 
-@pytest.mark.parametrize(
-    ("encoder", "settings", "options"),
-    [
-        ({"attention_mode": "coarse_to_fine"}, {}, {}),
-        ({"levels": (1,)}, {}, {}),
-        ({}, {"placement": "concentric"}, {}),
-        ({}, {"normalization": Percentile(scope="sample")}, {}),
-        ({}, {}, {"placement": "nested"}),
-    ],
-)
-def test_tiles_that_cannot_share_a_pass_are_refused(encoder, settings, options):
-    def made(together):
-        wanted = PredictOptions(together=together, **options)
-        settled = replace(PREPROCESSING, **settings)
-        return make_plan(model(**encoder), slide(), settled, wanted, torch.device("cpu"))
-
-    assert made(1).tiling.together == 1
-    with pytest.raises(InputError, match="together: expected a MuViT that attends to all"):
-        made(2)
-    assert plan(PredictOptions(together=2)).tiling.placement == "grid"
+def test_plans_of_earlier_versions_are_read():
+    made = plan()
+    content = made.to_json()
+    content["tiling"]["together"] = content["options"]["together"] = 2
+    assert Plan.from_json(content) == made
 
 
 def test_options_are_all_recorded():

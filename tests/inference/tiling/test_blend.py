@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from muvit.inference.tiling.blend import axis_weights
+from muvit.inference.tiling.blend import Neighbor, axis_weights
 from muvit.inference.tiling.tiles import TilePlan
 
 
@@ -57,7 +57,7 @@ def pixel_weights(plan, tile):
 
 @pytest.mark.parametrize("blend", ["linear", "cosine"])
 def test_a_ramp_is_smooth_symmetric_and_as_long_as_the_overlap(blend):
-    weights = axis_weights(16, 6, (-10, 0, 10), blend)
+    weights = axis_weights(16, 6, tuple(map(Neighbor, (-10, 0, 10))), blend)
     assert (weights[6:10] == 1).all()
     assert (np.diff(weights[:7]) > 0).all()
     assert np.allclose(weights, weights[::-1])
@@ -67,7 +67,34 @@ def test_a_ramp_is_smooth_symmetric_and_as_long_as_the_overlap(blend):
 
 
 def test_border_pixels_belong_to_the_only_tile_there():
-    assert (axis_weights(16, 6, (0, 10), "cosine")[:10] == 1).all()
+    tiles = (Neighbor(0, is_first=True), Neighbor(10, is_last=True))
+    assert (axis_weights(16, 6, tiles, "cosine")[:10] == 1).all()
+
+
+def blended_error(shape, crop, overlap, blend="cosine"):
+    """What is left along one axis of an error that every tile makes near its edges inside the image."""
+    plan = TilePlan(
+        shapes=((shape,),), levels=(1,), crop_size=(crop,), block_size=(shape,), overlap=(overlap,), blend=blend
+    )
+    pixel, total = np.arange(crop), np.zeros(shape)
+    for tile in plan:
+        begin, (weights,) = tile.start[0], plan.weights(tile)
+        from_start, from_end = pixel + (np.inf if begin == 0 else 0), crop - 1 - pixel
+        from_end = from_end + (np.inf if begin + crop == shape else 0)
+        error = np.exp(-np.minimum(from_start, from_end))  # 1 at the edge, 0.37, 0.14, ... inwards
+        total[begin : begin + crop] += weights * error
+    return total
+
+
+@pytest.mark.parametrize(("overlap", "bound"), [(16, 0.02), (32, 0.005), (48, 0.002)])
+@pytest.mark.parametrize("shape", [*range(256, 290), 670, 1024])
+def test_what_tiles_get_wrong_near_their_edges_leaves_no_trace(shape, overlap, bound):
+    """Of an error of 1 at the edges of tiles, wherever the last tile comes to lie."""
+    assert blended_error(shape, 64, overlap).max() < bound
+
+
+def test_a_linear_ramp_leaves_more_of_the_edges():
+    assert blended_error(256, 64, 16, "linear").max() > 2 * blended_error(256, 64, 16).max()
 
 
 def test_an_average_of_equal_tiles_is_the_tile():

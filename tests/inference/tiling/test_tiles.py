@@ -85,24 +85,6 @@ def test_what_a_pixel_sees_does_not_depend_on_the_blocks(plan, side):
     assert views(plan) == views(other)
 
 
-@settings(deadline=None, max_examples=20)
-@given(plans(), st.integers(2, 4), st.integers(5, 50))
-def test_who_is_computed_together_does_not_depend_on_the_blocks(plan, together, side):
-    def companies(some):
-        found = {}
-        for number in range(len(some)):
-            numbers = some.companions(number)
-            assert number in numbers
-            assert {some.companions(n) for n in numbers if some.tile(n).block == some.tile(number).block} == {numbers}
-            places = tuple(some.tile(n).place for n in numbers)
-            assert len({some.tile(n).windows[1:] for n in numbers}) == 1
-            assert found.setdefault(some.tile(number).place, places) == places
-        return found
-
-    plan = replace(plan, placement="grid", together=together)
-    assert companies(plan) == companies(replace(plan, block_size=(side,) * len(plan.shape)))
-
-
 def test_a_crop_that_divides_the_block_is_computed_once():
     plan = make_plan((1000, 700), (64, 64), (256, 256))
     assert len(plan) == 16 * 11

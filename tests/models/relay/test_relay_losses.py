@@ -6,7 +6,7 @@ from torch.nn.functional import avg_pool2d, cross_entropy, one_hot
 
 from muvit.errors import InputError
 from muvit.labels import IGNORE
-from muvit.models.relay import RelaySegmenter
+from muvit.models.relay import RelayConfig, RelaySegmenter
 from muvit.models.relay.losses import labelled_cross_entropy, pooled_labels, soft_cross_entropy
 
 LN2, LN3, LN4 = log(2), log(3), log(4)
@@ -22,7 +22,7 @@ def segmenter(**changes):
         "levels": (1, 2),
         "size": (4, 4),
     }
-    return RelaySegmenter(**fields | changes)
+    return RelaySegmenter(RelayConfig(**fields | changes))
 
 
 def example():

@@ -11,7 +11,7 @@ from muvit.geometry import naive_boxes
 from muvit.labels import IGNORE
 from muvit.losses import SegmentationLoss
 from muvit.models.relay import RelayConfig, RelaySegmenter
-from muvit.models.trained import load_model
+from muvit.models.trained import load_network
 
 
 def boxes(model, batch=2):
@@ -23,7 +23,7 @@ def paper_size(**changes):
     """A model of the paper's size, without memory for its parameters."""
     fields = {"in_channels": 3, "num_classes": 8, "levels": (1, 4), "size": (256, 256)} | changes
     with torch.device("meta"):
-        return RelaySegmenter(**fields)
+        return RelaySegmenter(RelayConfig(**fields))
 
 
 def count(module):
@@ -203,7 +203,7 @@ def test_skips_come_from_spaced_blocks_or_from_stages():
 def test_a_saved_model_comes_back_equal(tmp_path, changes):
     model = build("vit_small_patch16_dinov3", shaken=True, **changes)
     model.save(tmp_path / "model")
-    back = load_model(tmp_path / "model").eval()
+    back = load_network(tmp_path / "model").eval()
     assert isinstance(back, RelaySegmenter)
     assert asdict(back.config) == asdict(model.config)
     img = views(model)
@@ -215,7 +215,7 @@ def test_the_folder_of_another_backbone_is_refused(tmp_path):
     config = tmp_path / "model" / "config.yaml"
     config.write_text(config.read_text().replace("depth: 3", "depth: 4"))
     with pytest.raises(CheckpointError, match=r"expected weights of RelaySegmenter, got .*blocks\.3.* missing"):
-        load_model(tmp_path / "model")
+        load_network(tmp_path / "model")
 
 
 def test_views_say_what_the_model_takes():

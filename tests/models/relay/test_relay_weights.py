@@ -10,8 +10,8 @@ from safetensors.torch import save_file
 from timm.layers import resample_abs_pos_embed
 
 from muvit.errors import CheckpointError, InputError
-from muvit.models.folder import load_config
-from muvit.models.relay import RelaySegmenter, weights
+from muvit.models.folder import load_settings
+from muvit.models.relay import RelayConfig, RelaySegmenter, weights
 
 
 def published(name, seed=5, **changes):
@@ -107,7 +107,7 @@ def test_the_folder_of_a_model_needs_no_weights_from_elsewhere(tmp_path):
     model = build(in_channels=3, pretrained=str(file))
     model.save(tmp_path / "model")
     file.unlink()
-    assert load_config(tmp_path / "model")["pretrained"] is False
+    assert load_settings(tmp_path / "model")[1]["pretrained"] is False
     back = RelaySegmenter.from_folder(tmp_path / "model")
     assert all(torch.equal(a, b) for a, b in zip(back.parameters(), model.parameters(), strict=True))
 
@@ -128,7 +128,12 @@ def test_timm_loads_what_it_publishes_with_its_own_classifier(monkeypatch):
 
 def named(backbone, **changes):
     return RelaySegmenter(
-        **{"backbone": backbone, "in_channels": 3, "num_classes": 2, "levels": (1, 4), "size": (64, 64)} | changes
+        RelayConfig(
+            RelayConfig(
+                **{"backbone": backbone, "in_channels": 3, "num_classes": 2, "levels": (1, 4), "size": (64, 64)}
+                | changes
+            )
+        )
     )
 
 

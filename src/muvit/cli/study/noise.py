@@ -30,22 +30,21 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(arguments: Namespace) -> None:
     """Score the models under noise, and write a table and a picture."""
-    from muvit.data.crops.preprocessing import Preprocessing
     from muvit.evaluation.studies.box_noise import draw_noise, study_noise
-    from muvit.models.folder import model_folder
+    from muvit.models.segmentation_model import SegmentationModel
     from muvit.models.trained import load_model
 
     files = result_files(arguments.output, "noise", overwrite=arguments.overwrite)
-    folders = {name: model_folder(path) for name, path in named_paths(arguments.model, "model").items()}
-    models = {name: (load_model(folder), Preprocessing.load(folder)) for name, folder in folders.items()}
+    paths = named_paths(arguments.model, "model")
+    models = {name: load_model(path, kind=SegmentationModel) for name, path in paths.items()}
     studies = []
-    for name, (model, preprocessing) in models.items():
+    for name, trained in models.items():
         with Progress(name, "tile") as progress:
             studies.append(
                 study_noise(
                     name,
-                    model,
-                    preprocessing,
+                    trained.model,
+                    trained.preprocessing,
                     arguments.data,
                     sigmas=arguments.sigmas,
                     ignore=arguments.ignore_labels,

@@ -35,12 +35,10 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(arguments: Namespace) -> None:
     """Classify frozen features, and write a table and a picture."""
-    from muvit.data.crops.preprocessing import Preprocessing
     from muvit.data.tables import read_column
     from muvit.evaluation.studies.probe import ProbeConfig, check_sklearn, draw_probe, study_probe
     from muvit.levels import plain_level
-    from muvit.models.folder import model_folder
-    from muvit.training.pretrained import load_encoder
+    from muvit.models.trained import encoder_of, load_model
 
     check_sklearn()
     files = result_files(arguments.output, "probe", overwrite=arguments.overwrite)
@@ -48,15 +46,15 @@ def run(arguments: Namespace) -> None:
     config = ProbeConfig(**{field.name: arguments[field.name] for field in fields(ProbeConfig)})
     scores = []
     for name, path in named_paths(arguments.model, "model").items():
-        preprocessing = Preprocessing.load(model_folder(path))
-        encoder = load_encoder(path, len(preprocessing.crop_size))
+        trained = load_model(path)
+        encoder = encoder_of(trained.model, path)
         if arguments.levels is not None:
             encoder = encoder.extract_levels([plain_level(level) for level in arguments.levels])
         with Progress(name, "crop") as progress:
             scores += study_probe(
                 name,
                 encoder,
-                preprocessing,
+                trained.preprocessing,
                 arguments.train,
                 arguments.test,
                 classes,

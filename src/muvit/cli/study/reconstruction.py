@@ -55,18 +55,18 @@ def _load(path: Path) -> "PretrainedModel":
     """A model with the boxes that its recipe names."""
     import yaml
 
-    from muvit.data.crops.preprocessing import Preprocessing
     from muvit.evaluation.studies.reconstruction import PretrainedModel
     from muvit.models.folder import model_folder
-    from muvit.models.mae import MAES
+    from muvit.models.mae import MuViTMAE
+    from muvit.models.trained import load_model
     from muvit.training.runs import RECIPE
 
     folder = model_folder(path)
-    preprocessing = Preprocessing.load(folder)
+    trained = load_model(folder, kind=MuViTMAE)
     recipe = folder.parent / RECIPE
     settings = yaml.safe_load(recipe.read_text()) if recipe.is_file() else {}
     return PretrainedModel(
-        model=MAES[len(preprocessing.crop_size)].from_folder(folder),
-        preprocessing=preprocessing,
+        model=trained.model,
+        preprocessing=trained.preprocessing,
         trained_boxes="naive" if settings.get("boxes") == "naive" else "true",
     )

@@ -243,7 +243,9 @@ def open_store(folder: Path, spec: dict[str, Any]) -> Any:
     require_unforked(folder)
     import tensorstore
 
-    return tensorstore.open({**spec, "kvstore": {"driver": "file", "path": f"{folder}/"}}, context=_context()).result()
+    # tensorstore refuses paths with `..`, and only the file system knows where that leads behind a link
+    kvstore = {"driver": "file", "path": f"{folder.resolve()}/"}
+    return tensorstore.open({**spec, "kvstore": kvstore}, context=_context()).result()
 
 
 def require_unforked(subject: object) -> None:

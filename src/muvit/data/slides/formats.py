@@ -25,6 +25,7 @@ MICROMETERS_PER_UNIT = {
 
 def slide_name(path: Path) -> str:
     """File name without its image suffixes: ``a.ome.zarr``, ``a.ome.tif`` and ``a.png`` are all ``a``."""
+    path = path.resolve() if path.name in ("", "..") else path  # a folder that is named by where it is
     stem = path.stem if path.suffix.lower() in SLIDE_SUFFIXES else path.name
     return stem[:-4] if stem.lower().endswith(".ome") else stem
 

@@ -6,6 +6,7 @@ has the level.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Literal
 
@@ -22,7 +23,9 @@ from muvit.evaluation.charts import draw_bars, new_figure, to_image
 from muvit.evaluation.results import Row
 from muvit.inference.predict import resolve_device
 from muvit.levels import Level, level_factors, level_name
+from muvit.models.layers.patch import patch_grid
 from muvit.models.mae import MuViTMAE
+from muvit.models.masking import draw_consistent_mask
 from muvit.progress import Progress
 
 Boxes = Literal["true", "naive"]
@@ -93,7 +96,7 @@ def study_reconstruction(
         ReadError: a slide cannot be read.
     """
     found = {level for entry in models.values() for level in entry.model.levels}
-    ndim = next(iter(models.values())).model.config.ndim
+    ndim = next(iter(models.values())).model.config.encoder.ndim
     levels = tuple(sorted(found, key=lambda level: level_factors(level, ndim)))
     crops = _crops(models, levels, images, num_crops, seed)
     target = resolve_device(device)
@@ -163,6 +166,13 @@ def _crops(
 def _errors(model: MuViTMAE, views: Mapping[str, Tensor], boxes: str, seed: int) -> Tensor:
     """Error of each level ``(L)``, float64 on the CPU."""
     img, bbox = views["img"], views["bbox"] if boxes == "true" else None
-    masks = torch.Generator().manual_seed(seed)  # drawn on the CPU, so alike everywhere
+    mask = draw_consistent_mask(
+        len(img),
+        model.levels,
+        prod(patch_grid(img.shape[3:], model.config.encoder.patch)),
+        ratio=model.config.masking_ratio,
+        generator=torch.Generator().manual_seed(seed),
+        device=img.device,
+    )
     with torch.autocast(img.device.type, torch.bfloat16, enabled=img.device.type == "cuda"):
-        return model(img, bbox, consistent_levels=True, rng_generator=masks)["loss_per_level"].double().cpu()
+        return model(img, bbox, mask=mask)["loss_per_level"].double().cpu()

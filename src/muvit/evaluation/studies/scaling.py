@@ -95,8 +95,8 @@ def measure_scaling(
             raise InputError("sizes", expected=f"multiples of the patch {model.encoder.patch}", got=size)
     measured: list[Measurement] = []
     for levels in config.level_sets:
-        fields = replace(model, encoder=replace(model.encoder, levels=levels))
-        segmenter = Segmenter(**{name: getattr(fields, name) for name in fields.__dataclass_fields__}).to(target)
+        config_of_levels = replace(model, encoder=replace(model.encoder, levels=levels))
+        segmenter = Segmenter(config_of_levels).to(target)
         for size in sizes:
             for is_training in (False, True):
                 measured.append(_measure(segmenter, size, is_training, config))

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from itertools import combinations
 
 import torch
@@ -11,11 +10,10 @@ from torch import Tensor
 from muvit.data.slides.slide import Slide
 from muvit.geometry import box_center, flip_boxes
 from muvit.inference.run.canvas import BlockCanvas, BlockPixels
-from muvit.inference.run.context import ContextCaching, grouped, label_logits_together, shares_contexts, ungrouped
+from muvit.inference.run.context import ContextCaching, shares_contexts
 from muvit.inference.run.plan import Plan
 from muvit.inference.run.reading import SlideTiles, read_tiles
 from muvit.models.segmentation_model import SegmentationModel
-from muvit.models.segmenter import Segmenter
 
 Forward = Callable[[Tensor, Tensor, Sequence[int], tuple[int, ...]], Tensor]
 """From images, boxes, tile numbers, and the axes that are flipped, to logits."""
@@ -54,21 +52,20 @@ def predict_blocks(
     """
     blocks = list(blocks)
     tiles = SlideTiles(slide, plan.tiling, plan.preprocessing)
-    batches = read_tiles(tiles, _Batches(plan, blocks, batch_size), device=device, num_workers=num_workers)
+    batches = read_tiles(tiles, _batches(plan, blocks, batch_size), device=device, num_workers=num_workers)
     for number in blocks:
         canvas = BlockCanvas(plan, number, device)
         if not canvas.missing:
             yield number, None
             continue
-        forward, wanted = _forward(model, plan), set(plan.tiling.computed_tiles(number))
+        forward = _forward(model, plan)
         while canvas.missing:
             batch = next(batches)
             img, bbox = (batch[name].to(device, non_blocking=True) for name in ("img", "bbox"))
             numbers = batch["tile"].tolist()
             for tile, scores in zip(numbers, _scores(forward, plan, img, bbox, numbers), strict=True):
-                if tile in wanted:  # others are there for their company
-                    canvas.add(plan.tiling.tile(tile), scores)
-            count(len(wanted.intersection(numbers)))
+                canvas.add(plan.tiling.tile(tile), scores)
+            count(len(numbers))
         pixels = canvas.finish()
         del canvas  # whoever takes the pixels decides how long they stay in memory
         yield number, pixels
@@ -89,30 +86,15 @@ def ready(model: torch.nn.Module, device: torch.device) -> Iterator[None]:
         model.to(home)
 
 
-class _Batches:
-    """Tile numbers, batch by batch, block by block; tiles that are computed together are in one batch."""
-
-    def __init__(self, plan: Plan, blocks: Sequence[int], batch_size: int) -> None:
-        self.plan, self.blocks, self.batch_size = plan, blocks, batch_size
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for block in self.blocks:
-            tiling = self.plan.tiling
-            batch: list[int] = []
-            for group in dict.fromkeys(map(tiling.companions, tiling.computed_tiles(block))):
-                if batch and len(batch) + len(group) > self.batch_size:
-                    yield batch
-                    batch = []
-                batch += group
-            if batch:
-                yield batch
+def _batches(plan: Plan, blocks: Sequence[int], batch_size: int) -> Iterator[list[int]]:
+    """Tile numbers, batch by batch, block by block."""
+    for block in blocks:
+        tiles = plan.tiling.computed_tiles(block)
+        yield from (tiles[first : first + batch_size] for first in range(0, len(tiles), batch_size))
 
 
 def _forward(model: SegmentationModel, plan: Plan) -> Forward:
     """Logits of a batch; where tiles share coarse crops, these are computed once for each block and flip."""
-    if plan.tiling.together > 1:
-        assert isinstance(model, Segmenter)  # as the plan says
-        return partial(_together, model, plan)
     if plan.tiling.placement != "grid" or not shares_contexts(model, plan.preprocessing):
         return lambda img, bbox, *_: model.label_logits(img, bbox)
     capacity = max(_REMEMBERED_VIEWS >> len(plan.options.flips), 2 * len(plan.tiling.levels))
@@ -122,13 +104,6 @@ def _forward(model: SegmentationModel, plan: Plan) -> Forward:
         return caching[axes].label_logits(img, bbox, [plan.tiling.tile(n).windows for n in tiles])
 
     return forward
-
-
-def _together(
-    model: Segmenter, plan: Plan, img: Tensor, bbox: Tensor, tiles: Sequence[int], _: tuple[int, ...]
-) -> Tensor:
-    groups = grouped(map(plan.tiling.group, tiles))
-    return ungrouped([label_logits_together(model, img[of], bbox[of]) for of in groups.values()], groups.values())
 
 
 def _looks(plan: Plan) -> list[tuple[int, ...]]:

@@ -1,4 +1,4 @@
-"""Inference that shares coarse views: each is encoded once for everything inside it, or once for a few tiles."""
+"""Inference that shares coarse views: each is encoded once for everything inside it."""
 
 from collections import OrderedDict
 from collections.abc import Hashable, Iterable, Sequence
@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from muvit.data.crops.placement import Window, tile_placements
 from muvit.data.crops.preprocessing import Preprocessing
 from muvit.geometry import naive_boxes
-from muvit.models.encoder import EncodedContext, MuViTEncoder
+from muvit.models.context import EncodedContext, encode_context, encode_in_context, is_cachable
+from muvit.models.encoder import MuViTEncoder
 from muvit.models.segmentation_model import SegmentationModel
 from muvit.models.segmenter import Encoded, Segmenter
 
@@ -48,7 +49,7 @@ class ContextMemory:
         for level in reversed(range(len(windows))):
             key, view = windows[level:], slice(level, level + 1)
             if key not in self._contexts:
-                self._contexts[key] = self.encoder.encode_context(img[:, view], bbox[:, view], context)
+                self._contexts[key] = encode_context(self.encoder, img[:, view], bbox[:, view], context)
             self._contexts.move_to_end(key)
             context = self._contexts[key]
         while len(self._contexts) > self.capacity:
@@ -101,7 +102,7 @@ class ContextCaching:
             bbox = boxes.to(bbox, non_blocking=True).expand(bbox.shape)
         context = memory.context(img[:1, 1:], bbox[:1, 1:], coarse)
         assert context is not None
-        _, coords, kept = encoder.forward_in_context(img[:, :1], bbox[:, :1], context, model.skips)
+        _, coords, kept = encode_in_context(encoder, img[:, :1], bbox[:, :1], context, model.skips)
         last, *others = reversed(kept)
         if model.query_decoder is not None:  # which looks at the tokens of all levels
             levels = context.expand(len(img)).levels
@@ -109,39 +110,6 @@ class ContextCaching:
             coords = torch.cat([coords, *(level.coords for level in levels)], dim=1)
         maps = [encoder.to_maps(tokens, img.shape[3:]) for tokens in (last, *others)]
         return model.decode(Encoded(maps, (coords - context.origin[:, None]).float()), img, 0)
-
-
-def is_cachable(encoder: MuViTEncoder) -> bool:
-    """Whether coarse views can be encoded without the finer ones."""
-    return encoder.config.attention_mode == "coarse_to_fine"
-
-
-def label_logits_together(model: Segmenter, img: Tensor, bbox: Tensor) -> Tensor:
-    """Logits ``(B, K, *space)`` of tiles that share all coarse views, which are encoded but once.
-
-    The coarse views see all tiles, so these are not quite the logits of the tiles one by one.
-
-    Args:
-        model: attends to all, with true boxes.
-        img: ``(B, L, C, *space)``, the coarse views equal.
-        bbox: ``(B, L, 2, ndim)``, world pixels, (t)(z)yx.
-    """
-    encoder = model.encoder
-    has_queries = model.query_decoder is not None  # which look at the tokens of all levels
-    kept = encoder.encode_together(img, bbox, model.skips, with_coarse=has_queries)
-    maps = [encoder.to_maps(tokens, img.shape[3:]) for tokens in reversed(kept)]
-    return model.decode(Encoded(maps, encoder.token_positions(img, bbox)), img, 0)
-
-
-def can_go_together(model: nn.Module, preprocessing: Preprocessing) -> bool:
-    """Whether `label_logits_together` suits a model, as it sees crops."""
-    return (
-        isinstance(model, Segmenter)
-        and model.config.encoder.attention_mode == "all"
-        and model.config.boxes == "true"
-        and len(model.config.encoder.levels) > 1
-        and _is_alike_for_tiles(preprocessing)
-    )
 
 
 def shares_contexts(model: nn.Module, preprocessing: Preprocessing) -> bool:
@@ -157,11 +125,6 @@ def shares_contexts(model: nn.Module, preprocessing: Preprocessing) -> bool:
     encoder = model.backbone if isinstance(model, SegmentationModel) else model
     if not isinstance(encoder, MuViTEncoder) or not is_cachable(encoder) or len(encoder.levels) == 1:
         return False
-    return _is_alike_for_tiles(preprocessing)
-
-
-def _is_alike_for_tiles(preprocessing: Preprocessing) -> bool:
-    """Whether tiles may share a coarse view: neither its place nor its pixels depend on the tile."""
     return preprocessing.normalizes_by_view and "grid" in tile_placements(preprocessing.placement)
 
 

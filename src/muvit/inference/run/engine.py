@@ -28,7 +28,7 @@ from muvit.inference.run.resume import PLAN, WORK, read_plan
 from muvit.inference.run.store import Output
 from muvit.inference.workers import without_interrupts, worker_pool
 from muvit.models.segmentation_model import SegmentationModel
-from muvit.models.trained import load_model
+from muvit.models.trained import load_network
 
 _LOG = logging.getLogger(__name__)
 
@@ -281,7 +281,7 @@ def _leave_model(work: Work) -> None:
     folder = work.output.path / WORK / "model"
     if not folder.exists():
         work.model.save(folder)
-    if hash_model(load_model(folder)) != work.output.plan.model:
+    if hash_model(load_network(folder)) != work.output.plan.model:
         got = type(work.model).__name__
         raise InputError("engine dask", expected="a model that comes back from its folder", got=got)
 
@@ -323,7 +323,8 @@ def _session(path: Path, plan_key: str, device: str) -> tuple[Output, Segmentati
     _check_plan(path, plan_key)
     plan = read_plan(path)
     assert plan is not None
-    return Output(path, Plan.from_json(plan)), load_model(path / WORK / "model", device).eval()
+    model = load_network(path / WORK / "model", device, kind=SegmentationModel)
+    return Output(path, Plan.from_json(plan)), model.eval()
 
 
 def _plan_key(path: Path) -> str:

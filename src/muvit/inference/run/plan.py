@@ -3,11 +3,10 @@
 A run that finds a plan beside an unfinished output goes on only if it would have made the same one.
 """
 
-import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
 import torch
@@ -19,7 +18,7 @@ from muvit.data.crops.preprocessing import Preprocessing
 from muvit.data.pyramids.spec import PyramidSpec
 from muvit.errors import InputError
 from muvit.inference.tiling.tiles import Blend, TilePlan
-from muvit.models.folder import plain
+from muvit.models.folder import fingerprint
 
 Precision = Literal["auto", "float32", "bfloat16"]
 Average = Literal["probabilities", "logits"]
@@ -30,11 +29,12 @@ ProbabilityType = Literal["uint8", "float16"]
 
 @dataclass(frozen=True, kw_only=True)
 class PredictOptions:
-    """What is predicted and how tiles are laid and joined; the defaults are the paper's (no overlap, one look)."""
+    """What is predicted and how tiles are laid and joined. The paper's tables are without overlap: `AS_PUBLISHED`."""
 
-    overlap: float = 0.0
-    """How much neighbouring tiles share: below 1 a fraction of the crop, from 1 on pixels."""
-    blend: Blend = "linear"
+    overlap: float = 0.5
+    """How much neighbouring tiles share: below 1 a fraction of the crop, from 1 on pixels; 0 is the paper's and the
+    fastest."""
+    blend: Blend = "cosine"
     """How overlapping tiles are joined: averaged with a linear or cosine ramp, or each writes only its central part
     (center, as Relay Tokens do)."""
     flips: tuple[int, ...] = ()
@@ -55,9 +55,6 @@ class PredictOptions:
     """Where coarse crops lie; auto takes the placement of training. After training with nested crops there is a choice:
     nested centres them on each tile, grid lets neighbouring tiles share them, which auto prefers for models that then
     encode each coarse crop once (``attention_mode: coarse_to_fine``)."""
-    together: int = 1
-    """Neighbouring tiles along each axis that share one forward pass with their coarse crops, for less work: 2 takes 2
-    x 2. The coarse crops then see all of them, so scores differ a little from those of single tiles."""
     precision: Precision = "auto"
     """Numbers of the model: float32, or bfloat16 autocast; auto takes the latter on CUDA."""
     block_px: int | None = None
@@ -82,8 +79,6 @@ class PredictOptions:
             raise InputError("overlap", expected="a fraction below 1 or whole pixels", got=self.overlap)
         if not all(isinstance(axis, int) and axis < 0 for axis in self.flips):
             raise InputError("flips", expected="negative numbers, counted from the last axis", got=self.flips)
-        if self.together < 1:
-            raise InputError("together", expected="at least 1", got=self.together)
         if self.block_px is not None and self.block_px < 1:
             raise InputError("block_px", expected="at least 1", got=self.block_px)
 
@@ -95,6 +90,10 @@ class PredictOptions:
     def needs_scores(self) -> bool:
         """Whether more than the most likely class of each pixel is written."""
         return self.probabilities is not None or self.entropy
+
+
+AS_PUBLISHED = PredictOptions(overlap=0.0)
+"""Tiles without overlap, as MuViT is evaluated in its paper: for numbers that are compared with those of its tables."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,9 +146,10 @@ class Plan:
     def from_json(cls, content: Mapping[str, Any]) -> "Plan":
         """The inverse of `to_json`."""
         content = upgrade_plan(content)
-        tiling = {name: _tuples(value) for name, value in content["tiling"].items()}
+        # plans of earlier versions also say how many tiles went through the model together
+        tiling = {name: _tuples(value) for name, value in content["tiling"].items() if name != "together"}
         tiling["runs"] = tuple(map(int, content["tiling"]["runs"].split()))
-        options = {name: _tuples(value) for name, value in content["options"].items()}
+        options = {name: _tuples(value) for name, value in content["options"].items() if name != "together"}
         return cls(
             version=content["version"],
             model=dict(content["model"]),
@@ -165,9 +165,13 @@ class Plan:
 def upgrade_plan(content: Mapping[str, Any]) -> dict[str, Any]:
     """A plan as a JSON object, of a prediction or of features, in today's spelling.
 
-    Earlier plans say ``context`` (centered, concentric or grid) for ``placement``.
+    Earlier plans say ``context`` (centered, concentric or grid) for ``placement``, and have ``together``, whose
+    results were those of today only at 1.
     """
     upgraded = dict(content)
+    for part in ("tiling", "options"):
+        if upgraded.get(part, {}).get("together") == 1:
+            upgraded[part] = {name: value for name, value in upgraded[part].items() if name != "together"}
     if "tiling" in upgraded:
         upgraded["tiling"] = _upgrade_tiling(upgraded["tiling"])
     if "options" in upgraded and "context" in upgraded["options"]:
@@ -203,14 +207,8 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 
 def hash_model(model: torch.nn.Module) -> dict[str, str]:
-    """Class of a model, and SHA-256 of its class, configuration and weights."""
-    config = getattr(model, "config", None)
-    settings = plain(asdict(config)) if is_dataclass(config) and not isinstance(config, type) else {}
-    digest = hashlib.sha256(json.dumps([type(model).__name__, settings], sort_keys=True, default=str).encode())
-    for name, weight in sorted(model.state_dict().items()):
-        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
-        digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return {"class": type(model).__name__, "sha256": digest.hexdigest()}
+    """Class and `fingerprint` of a model."""
+    return {"class": type(model).__name__, "sha256": fingerprint(model)}
 
 
 def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -13,7 +13,7 @@ from muvit.data.pyramids.spec import PyramidSpec, check_spec
 from muvit.data.slides.slide import Slide
 from muvit.errors import InputError
 from muvit.inference.inputs import check_weights
-from muvit.inference.run.context import can_go_together, shares_contexts
+from muvit.inference.run.context import shares_contexts
 from muvit.inference.run.plan import Plan, PredictOptions, hash_model
 from muvit.inference.tiling.region import tiles_in_region
 from muvit.inference.tiling.tiles import TilePlan, mask_runs
@@ -56,15 +56,8 @@ def make_plan(
         )
     if options.precision == "auto":
         options = replace(options, precision="bfloat16" if device.type == "cuda" else "float32")
-    if options.together > 1 and not (options.placement in ("auto", "grid") and can_go_together(model, preprocessing)):
-        raise InputError(
-            "together",
-            expected="a MuViT that attends to all of several levels at true boxes, and coarse crops that tiles share",
-            got=f"{options.together} with placement {options.placement} and {type(model).__name__}",
-            hint="Leave it at 1; models with attention_mode coarse_to_fine share coarse crops without it.",
-        )
     placement: Placement = suitable[0] if options.placement == "auto" else options.placement
-    if options.placement == "auto" and (options.together > 1 or shares_contexts(model, preprocessing)):
+    if options.placement == "auto" and shares_contexts(model, preprocessing):
         placement = "grid"
     options = replace(options, placement=placement)
     levels = model.views.levels
@@ -79,7 +72,6 @@ def make_plan(
         blend=options.blend,
         placement=placement,
         free_views=preprocessing.free_views,
-        together=options.together,
     )
     tiling, tissue = _choose_tiles(tiling, slide, options)
     return Plan(

@@ -1,36 +1,55 @@
 """How the predictions of overlapping tiles become one image: weights of sum 1, and the block that gathers them."""
 
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 
+class Neighbor(NamedTuple):
+    """A tile along one axis, as another one sees it."""
+
+    offset: int
+    """Where it begins, relative to the other; 0 is that tile itself."""
+    is_first: bool = False
+    """Whether it begins with the image."""
+    is_last: bool = False
+    """Whether it ends with the image, or beyond."""
+
+
 @lru_cache(maxsize=256)
-def axis_weights(size: int, overlap: int, offsets: tuple[int, ...], blend: str) -> NDArray[np.float64]:
+def axis_weights(size: int, overlap: int, neighbors: tuple[Neighbor, ...], blend: str) -> NDArray[np.float64]:
     """Weights of a tile along one axis, which with those of the tiles around it sum to 1 at every pixel.
 
     A tile's share rises from its edge over ``overlap`` pixels, linearly or as a squared sine, and stays at 1 inside;
-    its weight is its share of the sum over all tiles that cover a pixel. So the border of the image, and tiles that
-    were moved back into it, need no rule of their own.
+    its weight is its share of the sum over all tiles that cover a pixel.
+
+    A model errs most near the edges of a tile, where the surroundings are hidden at full resolution. The squared sine
+    begins without a slope, so the outermost pixels of a tile have next to no weight; a linear ramp gives them some
+    percent and breaks off, which shows as lines along the edges of tiles. At the border of the image no share falls:
+    the edge of a last tile that was moved back lies close to that of the tile before it, and if both fell, the latter
+    would still have much weight at its edge.
 
     Args:
         size: pixels of a tile.
         overlap: pixels of the ramp, at least 1.
-        offsets: where all tiles begin that cover a part of this one, relative to it; 0 is the tile itself.
+        neighbors: all tiles that cover a part of this one, itself included.
         blend: ``linear`` or ``cosine``.
 
     Returns:
         ``(size,)``.
     """
     pixel = np.arange(size)
-    total = sum(_share(pixel - offset, size, overlap, blend) for offset in offsets)
-    weights: NDArray[np.float64] = _share(pixel, size, overlap, blend) / total
+    shares = {tile.offset: _share(pixel - tile.offset, size, overlap, tile, blend) for tile in neighbors}
+    weights: NDArray[np.float64] = shares[0] / sum(shares.values())
     weights.flags.writeable = False
     return weights
 
 
-def _share(pixel: NDArray[np.int64], size: int, overlap: int, blend: str) -> NDArray[np.float64]:
-    distance = np.minimum(pixel, size - 1 - pixel) + 0.5
-    ramp = (distance / overlap).clip(0, 1)
+def _share(pixel: NDArray[np.int64], size: int, overlap: int, tile: Neighbor, blend: str) -> NDArray[np.float64]:
+    inside = (pixel >= 0) & (pixel < size)
+    from_start = np.full(pixel.shape, np.inf) if tile.is_first else pixel + 0.5
+    from_end = np.full(pixel.shape, np.inf) if tile.is_last else size - pixel - 0.5
+    ramp = (np.minimum(from_start, from_end) / overlap).clip(0, 1) * inside
     return ramp if blend == "linear" else np.sin(np.pi / 2 * ramp) ** 2

@@ -9,6 +9,9 @@ from numpy.typing import NDArray
 
 from muvit.inference.tiling.tiles import Block, TilePlan
 
+VISIBLE_RATIO = 1.5
+"""`Seams.ratio` from which on users are advised to let tiles overlap more."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Seams:
@@ -33,6 +36,13 @@ class Seams:
         if not (self.across_pairs and self.inside):
             return None
         return (self.across / self.across_pairs) / (self.inside / self.inside_pairs)
+
+    def __str__(self) -> str:
+        """The ratio in a sentence, with what to do where seams show; empty where there is nothing to compare."""
+        if self.ratio is None:
+            return ""
+        told = f"labels change {self.ratio:.2f} times as often across the seams of tiles as inside tiles"
+        return told if self.ratio < VISIBLE_RATIO else f"{told}; a larger --overlap makes them smoother"
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object."""

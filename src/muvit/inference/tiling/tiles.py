@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from muvit.data.crops.placement import FreeViews, Placement, Window, check_placement, place_views
 from muvit.errors import InputError
-from muvit.inference.tiling.blend import axis_weights
+from muvit.inference.tiling.blend import Neighbor, axis_weights
 from muvit.levels import Level, check_levels
 
 Blend = Literal["linear", "cosine", "center"]
@@ -80,14 +80,12 @@ class TilePlan:
     """Pixels of a block of the output; the last ones end with the image."""
     overlap: tuple[int, ...] = ()
     """Pixels that neighbouring tiles share along each axis; none by default."""
-    blend: Blend = "linear"
+    blend: Blend = "cosine"
     """How the overlap is joined."""
     placement: Placement = "nested"
     """Where the coarse crops lie, see `muvit.data.crops.placement.place_views`."""
     free_views: FreeViews | None = None
     """Offsets of placement free."""
-    together: int = 1
-    """Neighbouring tiles along each axis that are computed together with the coarse crops that they share."""
     runs: tuple[int, ...] = ()
     """Which tiles of the row-major grid are left out and which are computed: lengths of runs of either in turn, those
     left out first (0 if the first tile is computed). By default all are computed."""
@@ -111,9 +109,6 @@ class TilePlan:
             raise InputError("overlap", expected=f"from 0 px to less than the crop {self.crop_size}", got=self.overlap)
         if self.blend not in get_args(Blend):
             raise InputError("blend", expected=f"one of {', '.join(get_args(Blend))}", got=repr(self.blend))
-        if self.together < 1 or (self.together > 1 and self.placement != "grid"):
-            expected = "1, or more where coarse crops lie on a grid, so that tiles share them"
-            raise InputError("together", expected=expected, got=f"{self.together}, placement {self.placement}")
         if self.runs and (sum(self.runs) != prod(self.grid) or min(self.runs) < 0):
             raise InputError("runs", expected=f"numbers of sum {prod(self.grid)}", got=sum(self.runs))
 
@@ -152,25 +147,6 @@ class TilePlan:
             numbers.sort(key=lambda number: [w.start for w in self.tile(number).windows[:0:-1]])
         return numbers
 
-    def companions(self, number: int) -> tuple[int, ...]:
-        """Numbers of the tiles that are computed together with a tile, itself included, by their places.
-
-        These are the tiles of its square (of side ``together``) with the same coarse crops, also those that meet other
-        blocks or are not computed for themselves: what a tile sees depends on its place alone.
-        """
-        if self.together == 1:
-            return (number,)
-        block, group = self.tile(number).block, self.group(number)
-        corner = [i * self.together for i in group[0]]
-        square = product(*(range(c, min(c + self.together, n)) for c, n in zip(corner, self.grid, strict=True)))
-        others = [self._number(place, block) for place in square]
-        return tuple(other for other in others if self.group(other) == group)
-
-    def group(self, number: int) -> tuple[tuple[int, ...], tuple[Window, ...]]:
-        """What tiles that are computed together have in common: their square in the grid, and their coarse crops."""
-        tile = self.tile(number)
-        return tuple(i // self.together for i in tile.place), tile.windows[1:]
-
     def num_computed(self, block: int) -> int:
         """Number of tiles that are computed for a block."""
         first, counts = self._tile_grid(self.block(block))
@@ -205,15 +181,6 @@ class TilePlan:
             start=start,
             size=tuple(min(high, b + m) - a for (_, high), b, m, a in edges),
         )
-
-    def _number(self, place: tuple[int, ...], block: int) -> int:
-        """Number of the tile at a place of the grid: that in a block if it meets it, else that where it begins."""
-        first, counts = self._tile_grid(self.block(block))
-        index = [i - f for i, f in zip(place, first, strict=True)]
-        if all(0 <= i < n for i, n in zip(index, counts, strict=True)):
-            return self._tile_offsets[block] + int(np.ravel_multi_index(index, counts))
-        begins = [self.written(axis, i)[0] // self.block_size[axis] for axis, i in enumerate(place)]
-        return self._number(place, int(np.ravel_multi_index(begins, self._block_grid)))
 
     def _windows(self, corner: list[int]) -> tuple[Window, ...]:
         placed = place_views(
@@ -266,8 +233,9 @@ class TilePlan:
             return ((pixel >= low) & (pixel < high)).astype(np.float64)
         reach = n // (n - o) + 2
         others = range(max(0, index - reach), min(self.grid[axis], index + reach + 1))
-        offsets = tuple(self.corner(axis, i) - corner for i in others)
-        return axis_weights(n, o, tuple(a for a in offsets if abs(a) < n), self.blend)
+        last = self.grid[axis] - 1
+        tiles = (Neighbor(self.corner(axis, i) - corner, is_first=i == 0, is_last=i == last) for i in others)
+        return axis_weights(n, o, tuple(tile for tile in tiles if abs(tile.offset) < n), self.blend)
 
     @property
     def _block_grid(self) -> tuple[int, ...]:

@@ -119,6 +119,6 @@ def level_mask(mode: AttentionMode, query_level: Tensor, key_level: Tensor) -> T
 
 
 def random_key_mask(num_queries: int, num_keys: int, device: torch.device) -> Tensor:
-    """Let each query see one random key, ``(1, 1, num_queries, num_keys)`` bool (mode ``random`` of release 0.1.0)."""
+    """Let each query see one random key, ``(1, 1, num_queries, num_keys)``, bool (mode ``random``)."""
     chosen = torch.randint(num_keys, (num_queries, 1), device=device)
     return torch.zeros(num_queries, num_keys, dtype=torch.bool, device=device).scatter_(1, chosen, True)[None, None]

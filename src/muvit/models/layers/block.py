@@ -7,7 +7,7 @@ from muvit.models.layers.rope import AxialRope, Rotation
 
 
 class FeedForward(nn.Sequential):
-    """Two linear layers with a GELU between; the hidden width is twice the token width, as in the release."""
+    """Two linear layers with a GELU between; the hidden width is twice the token width."""
 
     def __init__(self, dim: int, dropout: float = 0.0) -> None:
         super().__init__(nn.Linear(dim, 2 * dim), nn.GELU(), nn.Dropout(dropout), nn.Linear(2 * dim, dim))

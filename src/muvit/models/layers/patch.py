@@ -12,9 +12,9 @@ def patch_grid(space: Sequence[int], patch: Sequence[int]) -> tuple[int, ...]:
     """Number of patches along each axis.
 
     Raises:
-        ShapeError: a side is not a multiple of the patch.
+        ShapeError: a side is not a multiple of the patch, or there are others than its axes.
     """
-    if any(n % p for n, p in zip(space, patch, strict=True)):
+    if len(space) != len(patch) or any(n % p for n, p in zip(space, patch, strict=True)):
         raise ShapeError(
             "img",
             expected=f"sides that are multiples of the patch {tuple(patch)}",

@@ -7,6 +7,12 @@ from torch import Tensor, nn
 
 from muvit.errors import InputError
 
+RotaryMode = Literal["none", "fixed", "shared", "per_layer"]
+"""Frequencies of the blocks: none, fixed, learnable and shared by all blocks, or learnable in each block."""
+
+RotaryParam = Literal["freq", "base"]
+"""What is learnable of them: every frequency, or one base per axis."""
+
 Rotation = tuple[Tensor, Tensor]
 """Cosine and sine of the rotation angles, each ``(B, N, head_dim / 2)`` float32."""
 
@@ -30,7 +36,7 @@ class AxialRope(nn.Module):
         head_dim: features of one attention head.
         ndim: number of coordinate axes.
         base: initial base; 10000 suits worlds of 1e5 px, small worlds want a smaller one.
-        learn: what the optimiser may change: each frequency (``freq``, the released model), one base per axis
+        learn: what the optimiser may change: each frequency (``freq``), one base per axis
             (``base``), or nothing (``none``).
     """
 
@@ -68,3 +74,15 @@ def rotate(x: Tensor, rotation: Rotation) -> Tensor:
     cos, sin = (t.unsqueeze(1) for t in rotation)
     u, v = x.unflatten(-1, (-1, 2)).unbind(-1)
     return torch.stack((u * cos - v * sin, u * sin + v * cos), dim=-1).flatten(-2).to(x.dtype)
+
+
+def build_ropes(
+    mode: RotaryMode, num_layers: int, head_dim: int, ndim: int, base: float, param: RotaryParam = "freq"
+) -> list[AxialRope | None]:
+    """One rotary embedding per block: none, all the same object, or each its own."""
+    if mode == "none":
+        return [None] * num_layers
+    learn: Literal["freq", "base", "none"] = "none" if mode == "fixed" else param
+    count = num_layers if mode == "per_layer" else 1
+    ropes = [AxialRope(head_dim, ndim, base, learn) for _ in range(count)]
+    return [ropes[i % count] for i in range(num_layers)]

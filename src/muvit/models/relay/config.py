@@ -1,8 +1,9 @@
 """Settings of a model with relay tokens."""
 
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal
 
+from muvit.checks import Bounds, NonNegative, PositiveInt, Share, check_fields, freeze_lists
 from muvit.errors import InputError
 from muvit.levels import check_levels
 
@@ -33,10 +34,12 @@ class RelayConfig:
     each coarser one a context branch.
     """
 
+    kind: ClassVar[str] = "relay"
+
     backbone: str
     """Name of a Vision Transformer (also DeiT, DINOv2, DINOv3, EVA) or Swin Transformer (V1, V2) of timm, such as
     vit_small_patch16_224, deit3_small_patch16_224, vit_small_patch16_dinov3 or swinv2_small_window8_256."""
-    relay_tokens: int = 4
+    relay_tokens: Annotated[int, Bounds(min=0)] = 4
     """Relay tokens that carry information between the branches; 0 leaves the branches independent."""
     update: Literal["sequential", "mean"] = "sequential"
     """In each block the tokens pass the coarsest branch first and the local one last (sequential, the paper), or all
@@ -58,51 +61,37 @@ class RelayConfig:
     (false)."""
     timm_options: dict[str, Any] = field(default_factory=dict)
     """Further arguments of timm's model, such as depth or window_size."""
-    drop_path: float | None = None
+    drop_path: Share | None = None
     """Highest rate of stochastic depth; unset, timm's default for the backbone."""
     decoder: Literal["linear", "unetr", "mask2former"] = "linear"
     """From tokens to logits, the same for all branches: one transposed convolution (the paper), or a decoder of MuViT
     on the maps of the branch."""
-    decoder_widths: Literal["paper", "slim"] | tuple[int, ...] = "slim"
+    decoder_widths: Literal["paper", "slim"] | tuple[PositiveInt, ...] = "slim"
     """Channels of the stages of unetr and mask2former from the token grid to the pixels: slim, paper (256 in every
     stage), or one number for each."""
-    num_queries: int = 16
+    num_queries: PositiveInt = 16
     """Queries of mask2former, at least one for each class."""
-    context_weight: float = 0.1
+    context_weight: NonNegative = 0.1
     """Weight of the context branches' loss against the labels."""
-    consistency_weight: float = 0.1
+    consistency_weight: NonNegative = 0.1
     """Weight of the context branches' loss against the local prediction."""
     context_target: Literal["center", "full"] = "center"
     """Labels of the context branches: those of the finest view, pooled, where it lies in the context view (center), or
     those of the whole context view (full; needs data.label_levels all)."""
-    in_channels: int | None = None
+    in_channels: PositiveInt | None = None
     """Channels of every view; in a recipe unset, those of the model."""
-    num_classes: int | None = None
+    num_classes: Annotated[int, Bounds(min=2)] | None = None
     """Classes, background (class 0) included; in a recipe unset, those of the model."""
     levels: tuple[float, ...] | None = None
     """Downsampling factor of each view, finest first; in a recipe unset, those of the model."""
-    size: tuple[int, ...] | None = None
+    size: tuple[PositiveInt, PositiveInt] | None = None
     """Side of a view in pixels, yx; in a recipe unset, the data's crop size."""
 
     def __post_init__(self) -> None:
-        for name in ("levels", "size"):
-            if getattr(self, name) is not None:
-                object.__setattr__(self, name, tuple(getattr(self, name)))
-        if not isinstance(self.decoder_widths, str):
-            object.__setattr__(self, "decoder_widths", tuple(self.decoder_widths))
-        elif self.decoder_widths not in ("paper", "slim"):
-            raise InputError(
-                "decoder_widths", expected="paper, slim or a width for each stage", got=repr(self.decoder_widths)
-            )
-        for name in ("update", "fusion", "decoder", "context_target"):
-            allowed = get_args(get_type_hints(RelayConfig)[name])
-            if getattr(self, name) not in allowed:
-                raise InputError(name, expected=" or ".join(allowed), got=repr(getattr(self, name)))
-        self._check_numbers()
+        freeze_lists(self)
+        check_fields(self)
         if self.levels is not None:
             check_levels(self.levels, 2)
-        if self.size is not None and (len(self.size) != 2 or min(self.size) < 1):
-            raise InputError("size", expected="two positive sides, yx, as timm's backbones see images", got=self.size)
         for name in self.timm_options:
             if name in _SET_BY_US:
                 raise InputError(f"timm_options.{name}", expected=f"the setting {_SET_BY_US[name]} instead", got=name)
@@ -110,14 +99,3 @@ class RelayConfig:
                 raise InputError(
                     f"timm_options.{name}", expected="an argument that keeps every token in its place", got=name
                 )
-
-    def _check_numbers(self) -> None:
-        for name, least in (("relay_tokens", 0), ("in_channels", 1), ("num_classes", 2), ("num_queries", 1)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise InputError(name, expected=f"a number >= {least}", got=value)
-        for name in ("context_weight", "consistency_weight"):
-            if not getattr(self, name) >= 0:
-                raise InputError(name, expected="a number >= 0", got=getattr(self, name))
-        if self.drop_path is not None and not 0 <= self.drop_path < 1:
-            raise InputError("drop_path", expected="a rate in [0, 1)", got=self.drop_path)

@@ -6,8 +6,8 @@ from torch import Tensor, nn
 
 from muvit.errors import InputError
 from muvit.geometry import patch_centers
-from muvit.models.encoder import build_ropes
 from muvit.models.layers.conv import conv
+from muvit.models.layers.rope import build_ropes
 from muvit.models.mask2former import QueryDecoder, query_masks
 from muvit.models.relay.backbone import Backbone
 from muvit.models.relay.config import RelayConfig

@@ -1,8 +1,7 @@
 """The segmentation model with relay tokens: local and context views in, logits of the local view out."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
-from typing import Any
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -23,7 +22,7 @@ class RelaySegmenter(SegmentationModel):
     """A local and one or more context branches of one timm backbone, coupled by relay tokens (Relay Tokens).
 
     Args:
-        **fields: the fields of `RelayConfig`; channels, classes, levels and size must be known.
+        config: the backbone and its coupling; channels, classes, levels and size must be known.
 
     Raises:
         InputError: a setting does not fit, or timm is not installed.
@@ -32,9 +31,8 @@ class RelaySegmenter(SegmentationModel):
 
     config: RelayConfig
 
-    def __init__(self, **fields: Any) -> None:
-        super().__init__()
-        self.config = config = RelayConfig(**fields)
+    def __init__(self, config: RelayConfig) -> None:
+        super().__init__(config)
         for name in ("in_channels", "num_classes", "levels", "size"):
             if getattr(config, name) is None:
                 raise InputError(name, expected=f"a value, to build {config.backbone}", got="none")
@@ -74,9 +72,9 @@ class RelaySegmenter(SegmentationModel):
         return self.trunk.backbone
 
     @property
-    def _config(self) -> dict[str, Any]:
-        # the folder holds the weights: none are to be fetched or read elsewhere when it is loaded
-        return asdict(self.config) | {"pretrained": False}
+    def config_to_save(self) -> RelayConfig:
+        """The configuration without weights to start from: none are read for a model that is loaded."""
+        return replace(self.config, pretrained=False)
 
     def forward(self, img: Tensor, bbox: Tensor | None = None) -> Tensor:
         """Segment the local view of each sample.

@@ -7,25 +7,27 @@ import torch
 import yaml
 
 from muvit.cli import main
+from muvit.decoders import MuViTDecoder2d
+from muvit.encoders import MuViTEncoder2d, MuViTEncoder3d, MuViTEncoder4d
 from muvit.errors import CheckpointError
-from muvit.models.encoder import MuViTEncoder2d, MuViTEncoder3d, MuViTEncoder4d
-from muvit.models.folder import load_config
-from muvit.models.legacy import convert_weights, is_legacy
-from muvit.models.mae import MuViTMAE2d, MuViTMAE3d, MuViTMAE4d
-from muvit.models.mae_decoder import MuViTDecoder2d
+from muvit.mae import MuViTMAE2d, MuViTMAE3d, MuViTMAE4d
+from muvit.models.encoder import EncoderConfig, MuViTEncoder
+from muvit.models.folder import load_settings
+from muvit.models.mae import MuViTMAE
 from muvit.models.masking import draw_mask
+from muvit.models.trained import load_encoder, load_network
+from muvit.models.upgrade import convert_weights, is_format_0, upgrade_settings
 
 MAES = {2: MuViTMAE2d, 3: MuViTMAE3d, 4: MuViTMAE4d}
 ENCODERS = {2: MuViTEncoder2d, 3: MuViTEncoder3d, 4: MuViTEncoder4d}
 TINY = {"in_channels": 1, "levels": (1, 4), "patch_size": 4, "dim": 32, "num_layers": 2, "heads": 2}
-NEW = {
-    "level_embed_std",
-    "patch_spacing",
-    "decoder_context",
-    "loss_average",
-    "share_masking_draw",
-    "rotary_param",
+BEHAVIOUR = {
+    "patch_spacing": "corner",
+    "decoder_context": "all",
+    "loss_average": "token",
+    "share_masking_draw": True,
 }
+NEW = {"level_embed_std", "rotary_param", *BEHAVIOUR}
 
 
 def axis_sizes(head_dim, ndim):
@@ -68,7 +70,7 @@ def write_old(folder, model, head_dims, **changes):
 def old_mae(folder, ndim=2, **changes):
     """A model that behaves as release 0.1.0 did, and its folder."""
     torch.manual_seed(0)
-    model = MAES[ndim](**TINY | {"dim_decoder": 16} | MAES[ndim].legacy_settings | changes).eval()
+    model = MAES[ndim](**TINY | {"dim_decoder": 16} | BEHAVIOUR | changes).eval()
     return model, write_old(folder, model, {"encoder": 16, "decoder": 8})
 
 
@@ -86,23 +88,24 @@ def old_mae(folder, ndim=2, **changes):
 )
 def test_old_models_give_their_outputs(tmp_path, ndim, changes):
     torch.manual_seed(0)
-    model = MAES[ndim](**TINY | {"dim_decoder": 16} | MAES[ndim].legacy_settings | changes).eval()
+    model = MAES[ndim](**TINY | {"dim_decoder": 16} | BEHAVIOUR | changes).eval()
     head_dims = {"encoder": 16, "decoder": model.config.dim_decoder // 2}
     folder = write_old(tmp_path / "old", model, head_dims)
     assert "!!python/tuple" in (folder / "config.yaml").read_text()
-    assert is_legacy(folder)
+    assert is_format_0(folder)
     loaded = MAES[ndim].from_folder(folder).eval()
     assert loaded.config == model.config
     space = (8,) * ndim
     img = torch.rand(2, 2, 1, *space)
     lower = 50 * torch.rand(2, 2, 1, ndim)
     bbox = torch.cat([lower, lower + 8], 2)
-    tokens = 2 * (img[0, 0].numel() // torch.tensor(model.config.patch).prod().item())
+    tokens = 2 * (img[0, 0].numel() // torch.tensor(model.config.encoder.patch).prod().item())
     mask = draw_mask(2, 2, tokens // 2)
     for boxes in (None, bbox):
         ours, theirs = (m(img, boxes, mask=mask, return_all=True) for m in (loaded, model))
         for name in ("loss", "reco", "encoded"):
             assert torch.equal(ours[name], theirs[name])
+        assert torch.equal(load_network(folder, kind=MuViTMAE)(img, boxes, mask=mask)["loss"], theirs["loss"])
 
 
 @pytest.mark.parametrize("ndim", [2, 3, 4])
@@ -113,6 +116,7 @@ def test_old_encoders_give_their_outputs(tmp_path, ndim):
     img = torch.rand(1, 2, 1, *(8,) * ndim)
     assert loaded.config.patch_spacing == "corner"
     assert torch.equal(loaded(img)[0], encoder(img)[0])
+    assert torch.equal(load_encoder(tmp_path / "old")(img)[0], encoder(img)[0])
 
 
 def test_old_decoders_load(tmp_path):
@@ -126,7 +130,7 @@ def test_old_decoders_load(tmp_path):
 def test_loaded_models_behave_as_the_release_did(tmp_path):
     _, folder = old_mae(tmp_path / "old")
     config = MuViTMAE2d.from_folder(folder).config
-    assert (config.patch_spacing, config.decoder_context, config.loss_average) == ("corner", "all", "token")
+    assert (config.encoder.patch_spacing, config.decoder_context, config.loss_average) == ("corner", "all", "token")
     assert config.share_masking_draw
 
 
@@ -137,7 +141,7 @@ def test_the_early_name_of_the_rotary_mode_is_understood(tmp_path, uses, mode):
     config = yaml.load((folder / "config.yaml").read_text(), yaml.FullLoader)
     del config["rotary_mode"]
     (folder / "config.yaml").write_text(yaml.dump(config))
-    assert MuViTMAE2d.from_folder(folder).config.rotary_mode == mode
+    assert MuViTMAE2d.from_folder(folder).config.encoder.rotary_mode == mode
 
 
 def test_copies_of_shared_frequencies_beside_the_layers_are_passed_over():
@@ -151,8 +155,10 @@ def test_conversion_writes_our_format_with_what_reproduces_the_release(tmp_path,
     assert main(["convert-checkpoint", str(folder), str(tmp_path / "new")]) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "new")
     assert {file.name for file in (tmp_path / "new").iterdir()} == {"config.yaml", "model.safetensors"}
-    config = load_config(tmp_path / "new")
-    assert (config["patch_spacing"], config["decoder_context"], config["loss_average"]) == ("corner", "all", "token")
+    kind, config = load_settings(tmp_path / "new")
+    assert kind == "mae"
+    assert config["encoder"]["patch_spacing"] == "corner"
+    assert (config["decoder_context"], config["loss_average"]) == ("all", "token")
     img, mask = torch.rand(2, 2, 1, 8, 8), draw_mask(2, 2, 4)
     converted = MuViTMAE2d.from_folder(tmp_path / "new").eval()
     assert torch.equal(converted(img, mask=mask)["loss"], model(img, mask=mask)["loss"])
@@ -170,15 +176,49 @@ def test_conversion_overwrites_only_when_asked(tmp_path, capsys):
     assert (target / "model.safetensors").exists()
 
 
-def test_conversion_refuses_what_release_010_did_not_write(tmp_path, capsys):
-    MuViTMAE2d(**TINY).save(tmp_path / "ours")
-    assert main(["convert-checkpoint", str(tmp_path / "ours"), str(tmp_path / "new")]) == 1
-    assert "model.pth" in capsys.readouterr().err
+def test_conversion_refuses_what_is_no_model(tmp_path, capsys):
     model, _ = old_mae(tmp_path / "old")
     folder = write_old(tmp_path / "odd", model, {"encoder": 16, "decoder": 8}, ndim=5)
     assert main(["convert-checkpoint", str(folder), str(tmp_path / "new")]) == 1
     assert "ndim" in capsys.readouterr().err
+    assert main(["convert-checkpoint", str(tmp_path), str(tmp_path / "new")]) == 1
+    assert "config.yaml" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
+
+
+def test_todays_folders_say_what_they_are(tmp_path):
+    encoder = MuViTEncoder(EncoderConfig(**TINY))
+    encoder.save(tmp_path / "encoder")
+    kind, settings = load_settings(tmp_path / "encoder")
+    assert kind == "encoder"
+    assert EncoderConfig(**settings) == encoder.config
+
+
+@pytest.mark.parametrize(
+    "values, kind, settings",
+    [
+        ({"in_channels": 1, "levels": [1], "input_space": "real"}, "encoder", {"in_channels": 1, "levels": [1]}),
+        (
+            {"in_channels": 1, "levels": [1], "decoder_mode": "multi", "input_space": "real", "dim_decoder": 8},
+            "mae",
+            {"encoder": {"in_channels": 1, "levels": [1]}, "decoder_mode": "multi", "dim_decoder": 8},
+        ),
+        ({"in_channels": 3, "attention_mode": "all"}, "decoder", {"in_channels": 3}),
+        (
+            {"encoder": {"dim": 8, "input_space": "real"}, "num_classes": 2, "decoder_widths": None},
+            "muvit",
+            {"encoder": {"dim": 8}, "num_classes": 2, "decoder_widths": "paper"},
+        ),
+        ({"encoder": {"dim": 8}, "pooling": "mean"}, "classifier", {"encoder": {"dim": 8}, "pooling": "mean"}),
+        ({"network": "unet", "levels": [1]}, "baseline", {"network": "unet", "levels": [1]}),
+        ({"backbone": "vit", "relay_tokens": 4}, "relay", {"backbone": "vit", "relay_tokens": 4}),
+    ],
+)
+def test_settings_of_format_1_are_put_in_their_places(tmp_path, values, kind, settings):
+    before = repr(values)
+    assert upgrade_settings(values, tmp_path) == (kind, settings)
+    assert upgrade_settings({"format": 1} | values, tmp_path) == (kind, settings)
+    assert repr(values) == before
 
 
 class Bomb:

@@ -1,0 +1,75 @@
+"""Several slides under one command: files and folders of them, each with its output, and errors that stop one alone."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from muvit.data.folders import image_files, image_folder
+from muvit.data.slides.formats import slide_name
+from muvit.errors import InputError, MuViTError
+
+
+def slide_targets(paths: Sequence[Path], output: Path, suffix: str) -> dict[Path, Path]:
+    """The slide that belongs to each output ``<output>/<slide><suffix>``.
+
+    Args:
+        paths: slides, or folders of them.
+        output: folder of all outputs.
+        suffix: of the outputs, such as ``.ome.zarr``.
+
+    Raises:
+        InputError: two slides have one name, or a folder of slides would receive the outputs.
+        ReadError: a folder holds no slide.
+    """
+    for path in paths:
+        is_folder = image_files([path]) != [path]
+        if is_folder and output.resolve() in (path.resolve(), image_folder(path).resolve()):
+            raise InputError("--output", expected="another folder than that of the slides", got=output)
+    targets: dict[Path, Path] = {}
+    for file in image_files(paths):
+        target = output / f"{slide_name(file)}{suffix}"
+        if target in targets:
+            raise InputError("slide", expected="images of different names", got=f"{targets[target]} and {file}")
+        targets[target] = file
+    return targets
+
+
+class SlideFailures:
+    """Slides that failed while the work on others goes on. An error of the only slide is raised as it is.
+
+    Args:
+        num_slides: all that there are.
+
+    Attributes:
+        names: slides that failed.
+    """
+
+    def __init__(self, num_slides: int) -> None:
+        self.num_slides = num_slides
+        self.names: list[str] = []
+
+    @contextmanager
+    def of(self, name: str) -> Iterator[None]:
+        """Work on one slide, whose error is printed and noted."""
+        try:
+            yield
+        except (MuViTError, OSError) as error:
+            if self.num_slides == 1:
+                raise
+            self.names.append(name)
+            print(f"muvit: {error}", *getattr(error, "__notes__", ()), file=sys.stderr)
+
+    def require_none(self, expected: str, *, hint: str = "") -> None:
+        """End the command if a slide failed.
+
+        Args:
+            expected: what should have become of the slides, such as ``labelled``.
+            hint: what to do, a full sentence.
+
+        Raises:
+            InputError: slides failed; names them.
+        """
+        if self.names:
+            got = f"{len(self.names)} that failed: {', '.join(self.names)}"
+            raise InputError("slides", expected=f"{self.num_slides} {expected}", got=got, hint=hint)
