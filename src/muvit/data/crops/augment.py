@@ -1,4 +1,4 @@
-"""Augmentations that act on a whole nested sample: pixels, labels and boxes together, so that positions stay true."""
+"""Augmentation of all views of a sample: pixels, labels and boxes together, so that positions stay true."""
 
 import math
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ _PIXELS = (
     "label",
     "labels",
     "inside",
-)  # what of a sample moves with the pixels: its last axes are those of space
+)  # entries of a sample that move with the pixels: their last axes are those of space
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,26 +34,26 @@ class Augmentation:
     flip_axes: tuple[int, ...] = (-2, -1)
     """Spatial axes that are mirrored with probability 1/2 each, counted from the end: -1 is x, -2 is y."""
     quarter_turns: bool = False
-    """Also swap y and x with probability 1/2; with both flips this makes all eight turns and mirrors of a square."""
+    """Also swap y and x with probability 1/2; with both flips this gives all eight symmetries of a square."""
     gain: tuple[float, float] = (0.8, 1.2)
     """Range of the factor on all pixels of a sample."""
     offset: tuple[float, float] = (-0.1, 0.1)
-    """Range of what is then added to all pixels of a sample; zero padding stays 0."""
+    """Range of the offset that is then added to all pixels of a sample; zero padding stays 0."""
     box_scale: tuple[float, float] = (0.9, 1.1)
     """Range of the factor on all boxes of a sample, about the centre of the finest."""
     box_shift_px: float = 8.0
-    """Standard deviation, in world pixels, of the shift of each box; per level, as a common one would be invisible."""
+    """Standard deviation, in world pixels, of the shift of each box, drawn per level: a common one has no effect."""
     scale: tuple[float, float] = (1, 1)
     """Range of the factor on the side of what all views show, about their common centre (needs placement concentric): 2
     shows twice as much at half the detail, and boxes grow with it (Relay Tokens: 0.5 to 2). Above 2, pixels are left
     out."""
     scale_probability: float = 0.5
-    """Share of the samples that are scaled."""
+    """Fraction of the samples that are scaled."""
     rotation_degrees: float = 0
     """Largest rotation of all views about their common centre, either way (needs placement concentric; Relay Tokens:
     90). Boxes stay: the frame that they are in is rotated with the content."""
     rotation_probability: float = 0.5
-    """Share of the samples that are turned."""
+    """Fraction of the samples that are rotated."""
 
     def __post_init__(self) -> None:
         for name in ("gain", "offset", "box_scale", "scale"):
@@ -78,12 +78,12 @@ class Augmentation:
 
     @property
     def has_similarity(self) -> bool:
-        """Whether views are scaled or turned, which happens when they are read."""
+        """Whether views are scaled or rotated, which happens when they are read."""
         scales = tuple(self.scale) != (1, 1) and self.scale_probability > 0
         return scales or (self.rotation_degrees > 0 and self.rotation_probability > 0)
 
     def draw_similarity(self, rng: np.random.Generator) -> Similarity:
-        """Scale and turn of a sample, to read it by before it is augmented."""
+        """Draw the scale and rotation with which the views of a sample are read."""
         if not self.has_similarity:
             return Similarity()
         is_scaled, is_turned = rng.random() < self.scale_probability, rng.random() < self.rotation_probability

@@ -34,7 +34,7 @@ class CropConfig:
     label_levels: LabelLevels = "finest"
     """Views whose labels a sample holds: the finest, or each view at its own level, which the labels must have."""
     placement: Placement = "nested"
-    """Where the coarse views lie, see `muvit.data.crops.placement.place_views`."""
+    """Placement of the coarse views, see `muvit.data.crops.placement.place_views`."""
     free_views: FreeViews | None = None
     """Offsets and boxes of placement free; unset, anywhere in the image."""
 

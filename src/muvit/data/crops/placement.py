@@ -20,7 +20,7 @@ from muvit.geometry import box_center, nested_start_range, window_to_box
 from muvit.levels import Level, level_factors
 
 Placement = Literal["nested", "concentric", "grid", "free"]
-"""Where coarse views lie: around the next finer view and inside the image (nested); centred on the finest view, also
+"""Placement of coarse views: around the next finer view and inside the image (nested); centred on the finest view, also
 beyond the image (concentric); around the next finer view, on a grid of half-crop steps that neighbouring tiles share
 (grid); or independently of the finest view (free)."""
 
@@ -59,7 +59,7 @@ class PlacedViews(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class FreeViews:
-    """Where the coarse views of placement `free` lie: at another place of the image, or in another slice."""
+    """Offsets and boxes of the coarse views of placement ``free``: elsewhere in the image, or in another slice."""
 
     offset_px: tuple[tuple[float, float], ...] | None = None
     """For each axis, (t)(z)yx, lowest and highest offset from the centre of the finest view to that of a free one, in

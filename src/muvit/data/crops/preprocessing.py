@@ -28,7 +28,7 @@ class Preprocessing:
     padding: Padding = "zero"
     """Pixels of a view outside the image: zero, edge or reflect."""
     placement: Placement = "nested"
-    """Where coarse views lay in training, see `muvit.data.crops.placement.place_views`."""
+    """Placement of coarse views in training, see `muvit.data.crops.placement.place_views`."""
     free_views: FreeViews | None = None
     """Offsets and boxes of placement free; None: anywhere in the image."""
     class_names: tuple[str, ...]
@@ -59,7 +59,7 @@ class Preprocessing:
 
     @property
     def normalizes_by_view(self) -> bool:
-        """Whether the numbers of a view do not depend on the other views of its sample."""
+        """Whether the normalised pixels of a view are independent of the other views of its sample."""
         return not (isinstance(self.normalization, Percentile) and self.normalization.scope == "sample")
 
     def crops(self, levels: Sequence[Level], **labels: Any) -> CropConfig:
