@@ -2,16 +2,20 @@
 
 import math
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from muvit.checks import Bounds, NonNegative, check_fields
 from muvit.data.crops.affine import Similarity
 from muvit.errors import InputError
 from muvit.geometry import box_center, flip_boxes, scale_boxes, shift_boxes, transpose_boxes
 
 Sample = dict[str, Tensor]
+
+Probability = Annotated[float, Bounds(min=0, max=1)]
 
 _PIXELS = (
     "img",
@@ -41,33 +45,27 @@ class Augmentation:
     """Range of the offset that is then added to all pixels of a sample; zero padding stays 0."""
     box_scale: tuple[float, float] = (0.9, 1.1)
     """Range of the factor on all boxes of a sample, about the centre of the finest."""
-    box_shift_px: float = 8.0
+    box_shift_px: NonNegative = 8.0
     """Standard deviation, in world pixels, of the shift of each box, drawn per level: a common one has no effect."""
     scale: tuple[float, float] = (1, 1)
     """Range of the factor on the side of what all views show, about their common centre (needs placement concentric): 2
     shows twice as much at half the detail, and boxes grow with it (Relay Tokens: 0.5 to 2). Above 2, pixels are left
     out."""
-    scale_probability: float = 0.5
+    scale_probability: Probability = 0.5
     """Fraction of the samples that are scaled."""
-    rotation_degrees: float = 0
+    rotation_degrees: Annotated[float, Bounds(min=0, max=180)] = 0
     """Largest rotation of all views about their common centre, either way (needs placement concentric; Relay Tokens:
     90). Boxes stay: the frame that they are in is rotated with the content."""
-    rotation_probability: float = 0.5
+    rotation_probability: Probability = 0.5
     """Fraction of the samples that are rotated."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name in ("gain", "offset", "box_scale", "scale"):
             low, high = getattr(self, name)
             if not -math.inf < low <= high < math.inf or (name != "offset" and low <= 0):
                 expected = "a finite range low <= high" + ("" if name == "offset" else " above 0")
                 raise InputError(name, expected=expected, got=(low, high))
-        if not 0 <= self.box_shift_px < math.inf:
-            raise InputError("box_shift_px", expected="a standard deviation >= 0", got=self.box_shift_px)
-        if not 0 <= self.rotation_degrees <= 180:
-            raise InputError("rotation_degrees", expected="an angle from 0 to 180", got=self.rotation_degrees)
-        for name in ("scale_probability", "rotation_probability"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(name, expected="a number from 0 to 1", got=getattr(self, name))
         if not all(axis < 0 for axis in self.flip_axes):
             raise InputError("flip_axes", expected="negative numbers, counted from the last axis", got=self.flip_axes)
 

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from muvit.checks import check_fields, freeze_lists
 from muvit.errors import InputError
 from muvit.geometry import box_center, nested_start_range, window_to_box
 from muvit.levels import Level, level_factors
@@ -68,13 +69,12 @@ class FreeViews:
     """Boxes of the free views: their own, or those of other draws, which hide where they lie (a control)."""
 
     def __post_init__(self) -> None:
+        freeze_lists(self)
+        check_fields(self, "free_views.")
         if self.offset_px is not None:
-            object.__setattr__(self, "offset_px", tuple(map(tuple, self.offset_px)))
             for span in self.offset_px:
                 if len(span) != 2 or not -math.inf < span[0] <= span[1] < math.inf:
                     raise InputError("offset_px", expected="a finite (lowest, highest) for each axis", got=span)
-        if self.boxes not in ("true", "shuffled"):
-            raise InputError("boxes of free views", expected="true or shuffled", got=repr(self.boxes))
 
 
 def check_placement(placement: Placement, free_views: FreeViews | None, ndim: int) -> None:
