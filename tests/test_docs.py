@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
-from test_legacy import old_mae
+from test_upgrade import old_mae
 
 import muvit
 from muvit.cli import main
