@@ -152,6 +152,32 @@ def open_labels(
     return dict(sorted(found.items()))
 
 
+def has_annotations(path: Path) -> bool:
+    """Whether a file, or one in a folder, holds annotations, which need their image to be read."""
+    return is_annotation(path) or (_is_plain_folder(path) and any(map(is_annotation, _visible_files(path, "labels"))))
+
+
+def images_of_labels(path: Path, image: Path | None = None) -> dict[str, Slide]:
+    """The images of label images or annotations, by name.
+
+    Args:
+        path: a file of labels, or a folder of them.
+        image: an image, or a folder of images; unset, the folder ``images`` beside the folder of the labels. A single
+            image belongs to a single file, whatever their names.
+
+    Raises:
+        ReadError: there is no such folder, or an image cannot be read.
+    """
+    folder = path if _is_plain_folder(path) else path.parent
+    place = image if image is not None else folder.resolve().parent / IMAGES
+    if not place.exists():
+        raise ReadError(path, expected=f"its image, in {place}", got="nothing there", hint="Name the image (--image).")
+    slides = [open_slide(file) for file in image_files([place])]
+    if len(slides) == 1 and is_annotation(path):
+        return dict.fromkeys(annotated_images(path), slides[0])
+    return {slide.name: slide for slide in slides}
+
+
 def _visible_files(folder: Path, kind: str) -> list[Path]:
     files = [f for f in folder.iterdir() if not f.name.startswith(".")] if folder.is_dir() else []
     files = sorted(f for f in files if f.name not in CONFIG_NAMES)

@@ -1,6 +1,7 @@
 """Settings of annotations: their classes, and the meaning of what is not annotated."""
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +16,7 @@ CONFIG_NAMES = ("classes.json", "classes.yaml", "classes.yml")
 """Files with these settings, beside the annotations that they are about."""
 
 _BACKGROUND = "background"
-_IGNORED_CLASS = "ignore*"
+_QUPATH_IGNORED = "Ignore*"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +25,8 @@ class AnnotationConfig:
 
     classes: dict[str, int | Literal["ignore"]] | None = None
     """Label value of each class, or ignore, such as {Tumour: 1, Stroma: 2, Artefact: ignore}; objects without a class
-    are of the class unclassified. Unset, the classes found in the files in alphabetical order, from 1."""
+    are of the class unclassified. Unset, the classes found in the files in alphabetical order (class 2 before class
+    10), from 1."""
     colors: dict[str, tuple[int, int, int]] | None = None
     """Red, green and blue of classes; unset, the colours in the files."""
     unannotated: Literal["background", "ignore"] = "background"
@@ -56,9 +58,9 @@ class AnnotationConfig:
         """
         if self.classes is not None:
             return self
-        names = sorted(set(found) - {self.region_class})
+        names = sorted(set(found) - {self.region_class}, key=_natural)
         values: dict[str, int | Literal["ignore"]] = {n: 0 for n in names if n.lower() == _BACKGROUND}
-        values |= {n: "ignore" for n in names if n.lower() == _IGNORED_CLASS}
+        values |= {n: "ignore" for n in names if n == _QUPATH_IGNORED}
         values |= {n: i for i, n in enumerate((n for n in names if n not in values), start=1)}
         return replace(self, classes=values)
 
@@ -89,7 +91,19 @@ def read_config(folder: Path) -> AnnotationConfig | None:
     return read_settings(files[0], AnnotationConfig) if files else None
 
 
+def config_of_names(names: Mapping[int, str]) -> AnnotationConfig:
+    """Settings under which annotations get the label values that stored labels, or a model, have for these names."""
+    classes: dict[str, int | Literal["ignore"]] = {_QUPATH_IGNORED: "ignore"}
+    classes |= {name: value for value, name in names.items()}
+    return AnnotationConfig(classes=classes)
+
+
 def describe_classes(config: AnnotationConfig) -> str:
     """The classes and their label values in one line."""
     classes: dict[str, Any] = config.classes or {}
     return ", ".join(f"{name} {value if value == 'ignore' else f'= {value}'}" for name, value in classes.items())
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Sorts numbers in names by their value."""
+    return [(int(part) if part.isdecimal() else -1, part) for part in re.split(r"(\d+)", name)]

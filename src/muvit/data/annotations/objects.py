@@ -1,8 +1,11 @@
 """Annotated objects, whatever file they come from."""
 
+import gc
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +51,7 @@ class ObjectBuilder:
     """Colour of each class."""
     num_without_area: int = 0
     """Objects left out: points, lines, and outlines of less than 3 points."""
-    _rings: list[Array] = field(default_factory=list)
+    _rings: list[Sequence[Any]] = field(default_factory=list)
     _ring_polygon: list[int] = field(default_factory=list)
     _polygon_object: list[int] = field(default_factory=list)
 
@@ -60,19 +63,15 @@ class ObjectBuilder:
             polygons: rings of each of its polygons, the exterior first; a ring is a sequence of points (x, y, ...).
             color: red, green and blue of its class.
 
-        Raises:
-            ReadError: the points are no pairs of finite numbers.
         """
-        name = name or UNCLASSIFIED
-        has_area = False
+        name, number = name or UNCLASSIFIED, len(self._polygon_object)
         for polygon in polygons:
-            rings = [points for ring in polygon if len(points := self._points(ring)) >= 3]
+            rings = [ring for ring in polygon if len(ring) >= 3]
             if rings:
                 self._rings += rings
                 self._ring_polygon += [len(self._polygon_object)] * len(rings)
                 self._polygon_object.append(len(self.names))
-                has_area = True
-        if not has_area:
+        if len(self._polygon_object) == number:
             self.num_without_area += 1
             return
         self.names.append(name)
@@ -83,7 +82,7 @@ class ObjectBuilder:
         """The objects as polygons; outlines that cross themselves are repaired, and warnings say what was changed.
 
         Raises:
-            ReadError: there is no object with an area.
+            ReadError: there is no object with an area, or the points are no pairs of finite numbers.
         """
         polygons = self._multipolygons()
         is_invalid = ~shapely.is_valid(polygons)
@@ -103,33 +102,46 @@ class ObjectBuilder:
         names = tuple(name for name, kept in zip(self.names, has_area, strict=True) if kept)
         return Annotations(file=self.file, polygons=polygons[has_area], class_names=names, colors=self.colors)
 
-    def _points(self, ring: Any) -> Array:
+    def _points(self) -> Array:
+        """Points ``(n, 2)`` of all rings."""
+        flat = chain.from_iterable
         try:
-            points = np.asarray(ring, dtype=np.float64)
+            lengths = set(map(len, flat(self._rings)))
+            points = np.fromiter(flat(flat(self._rings)), np.float64)
         except (TypeError, ValueError):
-            points = np.empty(0)
-        if points.size == 0 and len(ring) == 0:
-            return np.empty((0, 2))
-        if points.ndim != 2 or points.shape[1] not in (2, 3) or not np.isfinite(points).all():
+            lengths, points = set(), np.empty(0)
+        if len(lengths) != 1 or not lengths <= {2, 3} or not np.isfinite(points).all():
             raise ReadError(
                 self.file,
                 expected="outlines of points (x, y), all finite numbers",
-                got=f"another outline in object {len(self.names) + self.num_without_area + 1}",
+                got="others",
                 hint="Export the annotations again.",
             )
-        return points[:, :2]
+        return points.reshape(-1, lengths.pop())[:, :2]
 
     def _multipolygons(self) -> Array:
         if not self._rings:
             return np.empty(0, object)
         ring = np.repeat(np.arange(len(self._rings)), [len(points) for points in self._rings])
-        rings = shapely.linearrings(np.concatenate(self._rings), indices=ring)
+        rings = shapely.linearrings(self._points(), indices=ring)
         polygons = shapely.polygons(rings, indices=np.array(self._ring_polygon))
         return np.asarray(shapely.multipolygons(polygons, indices=np.array(self._polygon_object)))
 
     def _warn(self, count: int, what: str) -> None:
         if count:
             _LOG.warning("%s: %d %s", self.file, count, what)
+
+
+@contextmanager
+def without_garbage_collection() -> Iterator[None]:
+    """Millions of points are made into lists at once, which are walked through again and again otherwise."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def ellipse(corners: Any) -> Array:

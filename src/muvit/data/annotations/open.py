@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import shapely
 
-from muvit.data.annotations.config import AnnotationConfig, describe_classes, read_config
+from muvit.data.annotations.config import AnnotationConfig, config_of_names, describe_classes, read_config
 from muvit.data.annotations.geojson import coco_images, coco_objects, geojson_objects, is_coco, read_json
 from muvit.data.annotations.imagej import imagej_objects
-from muvit.data.annotations.objects import Annotations
+from muvit.data.annotations.objects import Annotations, without_garbage_collection
 from muvit.data.annotations.slide import AnnotationSlide, LabelPolygons
 from muvit.data.annotations.xml import xml_objects
 from muvit.data.slides.formats import slide_name
@@ -40,6 +40,13 @@ def annotated_images(file: Path) -> list[str]:
         if is_coco(content) and len(content["images"]) > 1:
             return coco_images(content)
     return [slide_name(Path(file.stem))]
+
+
+def config_of(label: Slide) -> AnnotationConfig | None:
+    """Settings under which annotations get the label values of these labels; None where they name no classes."""
+    if isinstance(label, AnnotationSlide):
+        return label.config
+    return config_of_names(label.label_names) if label.label_names else None
 
 
 def open_annotations(
@@ -98,16 +105,17 @@ def read_annotations(file: Path, image: Slide) -> Annotations:
     """
     if image.axes != "yx":
         raise InputError(file, expected="the annotations of a 2D image", got=f"{image.path} with axes {image.axes}")
-    annotations = _read(file, image)
+    with without_garbage_collection():
+        annotations = _read(file, image)
     height, width = image.shape
-    is_inside = shapely.intersects(annotations.polygons, shapely.box(0, 0, width, height))
+    left, top, right, bottom = shapely.bounds(annotations.polygons).T
+    is_inside = (left < width) & (top < height) & (right > 0) & (bottom > 0)
     outside = int((~is_inside).sum())
     if not is_inside.any():
-        x, y = shapely.bounds(annotations.polygons[0])[:2]
         raise InputError(
             file,
             expected=f"polygons in the {height} x {width} pixels of {image.path}",
-            got=f"none there; the first begins at row {y:g}, column {x:g}",
+            got=f"none there; the first begins at row {top[0]:g}, column {left[0]:g}",
             hint="Name the image that was annotated; coordinates count its finest pixels.",
         )
     if outside:
