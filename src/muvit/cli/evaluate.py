@@ -8,7 +8,9 @@ from typing import Literal
 from jsonargparse import ArgumentParser, Namespace
 
 from muvit.cli.progress import Progress
-from muvit.data.folders import class_legend, open_folder
+from muvit.data.annotations.config import read_config
+from muvit.data.annotations.open import config_of
+from muvit.data.folders import class_legend, has_annotations, images_of_labels, open_folder, open_labels
 from muvit.data.slides.formats import SLIDE_SUFFIXES
 from muvit.data.slides.open import open_slide
 from muvit.data.slides.slide import Slide
@@ -26,7 +28,9 @@ MAX_CLASSES = 4096
 def add_arguments(parser: ArgumentParser) -> None:
     """Arguments of the verb."""
     parser.add_argument("prediction", type=Path, help="predicted labels: an image, or a folder of them")
-    parser.add_argument("truth", type=Path, help="true labels: an image, or a folder with those of the same names")
+    parser.add_argument(
+        "truth", type=Path, help="true labels: a label image or annotations, or a folder with those of the same names"
+    )
     add_pair_arguments(parser)
     parser.add_argument(
         "--boundary_tolerance",
@@ -57,6 +61,12 @@ def add_pair_arguments(parser: ArgumentParser) -> None:
         type=int | None,
         default=None,
         help="classes, background included (default: as named in the labels)",
+    )
+    parser.add_argument(
+        "--image",
+        type=Path | None,
+        default=None,
+        help="the annotated image, or a folder of them (default: images/ beside the folder of the annotations)",
     )
     parser.add_argument(
         "--ignore_labels", type=list[int], default=[], help="true label values ignored in the scores, such as [14]"
@@ -104,7 +114,7 @@ def evaluate_paths(prediction: Path, arguments: Namespace, boundary: BoundaryCon
         arguments: ``truth`` and what `add_pair_arguments` adds.
         boundary: how to compare outlines.
     """
-    pairs, missing = _pairs(prediction, arguments.truth, arguments.allow_missing)
+    pairs, missing = _pairs(prediction, arguments.truth, arguments.image, arguments.allow_missing)
     num_classes = arguments.num_classes or _count_classes(pairs[0])
     if not 1 <= num_classes <= MAX_CLASSES:
         raise InputError("--num_classes", expected=f"1 to {MAX_CLASSES}", got=num_classes)
@@ -125,12 +135,15 @@ def evaluate_paths(prediction: Path, arguments: Namespace, boundary: BoundaryCon
     return replace(result, missing=tuple(missing))
 
 
-def _pairs(prediction: Path, truth: Path, allow_missing: bool) -> tuple[list[tuple[Slide, Slide]], list[str]]:
+def _pairs(
+    prediction: Path, truth: Path, image: Path | None, allow_missing: bool
+) -> tuple[list[tuple[Slide, Slide]], list[str]]:
     """Predictions with their truth, and the names of true slides without a prediction.
 
     A prediction that is no folder is the one that shall be scored: then no other is missing.
     """
-    predictions, truths = _slides(prediction), _slides(truth)
+    predictions = _slides(prediction)
+    truths = _annotated(truth, image, next(iter(predictions.values()))) if has_annotations(truth) else _slides(truth)
     if len(predictions) == len(truths) == 1:
         return [(next(iter(predictions.values())), next(iter(truths.values())))], []
     unknown = sorted(set(predictions) - set(truths))
@@ -145,6 +158,12 @@ def _pairs(prediction: Path, truth: Path, allow_missing: bool) -> tuple[list[tup
             hint="Predict them, or score the others alone (--allow_missing).",
         )
     return [(slide, truths[name]) for name, slide in predictions.items()], missing
+
+
+def _annotated(truth: Path, image: Path | None, prediction: Slide) -> dict[str, Slide]:
+    """True labels from annotations; classes that are not stated have the values that they have in the predictions."""
+    stated = read_config(truth if truth.is_dir() else truth.parent)
+    return open_labels(truth, images_of_labels(truth, image), annotations=stated or config_of(prediction))
 
 
 def _quoted(names: Sequence[str]) -> str:

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from muvit.data.annotations.open import config_of
 from muvit.data.crops.preprocessing import Preprocessing
-from muvit.data.folders import open_folder, open_labelled_folder
+from muvit.data.folders import LABELS, has_annotations, open_folder, open_labelled_folder
 from muvit.data.slides.derived import with_levels
 from muvit.data.slides.slide import Slide
 from muvit.durable import write_whole
@@ -23,7 +24,7 @@ from muvit.evaluation.variants import Variant
 from muvit.levels import level_name
 from muvit.pictures import to_rgb
 from muvit.progress import Progress
-from muvit.training.recipes import Recipe
+from muvit.training.recipes import DataConfig, Recipe
 
 PICTURE_PX = 1024
 """Longest side of a slide as shown in the report."""
@@ -80,7 +81,7 @@ def compare(
     if len(set(slugs)) != len(slugs):
         raise InputError("variants", expected="different names", got=[variant.name for variant in variants])
     places = [choose_devices(variant.recipe.run, devices) for variant in variants]
-    pairs = open_labelled_folder(test)
+    pairs = _open_test(variants[0].recipe.data, Path(test))
     for variant in variants:
         _check_slides(variant.recipe, pairs)
     slides = [image.path for image, _ in pairs]
@@ -120,6 +121,14 @@ def compare(
         overwrite=resume or overwrite,
     )
     return results
+
+
+def _open_test(data: DataConfig, test: Path) -> list[Pair]:
+    """The test slides; classes that annotations do not state have the values of training."""
+    annotations = data.annotations
+    if annotations is None and has_annotations(test / LABELS):
+        annotations = config_of(open_labelled_folder(Path(data.train))[0][1])
+    return list(open_labelled_folder(test, annotations=annotations))
 
 
 def _check_output(output: Path, *, resume: bool, overwrite: bool) -> None:

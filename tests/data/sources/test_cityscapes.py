@@ -4,10 +4,10 @@ from PIL import Image
 
 from muvit.data.slides.open import open_slide
 from muvit.data.sources.cityscapes import LABEL_IDS, find_cityscapes
-from muvit.data.sources.label_map import IGNORED
 from muvit.data.sources.prepare import prepare
 from muvit.data.sources.source import check_source
 from muvit.errors import InputError
+from muvit.labels import IGNORED
 
 CITIES = {"train": ["aachen", "zurich"], "val": ["frankfurt", "lindau"], "test": ["berlin"]}
 IDS = np.arange(34, dtype=np.uint8)

@@ -4,10 +4,11 @@ from PIL import Image
 
 from muvit.data.slides.open import open_slide
 from muvit.data.sources.gleason import find_gleason, split_of
-from muvit.data.sources.label_map import IGNORED, LabelMap
+from muvit.data.sources.label_map import LabelMap
 from muvit.data.sources.prepare import prepare
 from muvit.data.sources.source import check_source
 from muvit.errors import InputError
+from muvit.labels import IGNORED
 
 
 def save(file, pixels):

@@ -3,11 +3,12 @@ import pytest
 from PIL import Image
 
 from muvit.data.folders import open_labelled_folder
-from muvit.data.sources.label_map import IGNORED, LabelMap
+from muvit.data.sources.label_map import LabelMap
 from muvit.data.sources.mouse import CLASSES, find_mouse
 from muvit.data.sources.prepare import prepare
 from muvit.data.sources.source import check_source
 from muvit.errors import InputError
+from muvit.labels import IGNORED
 
 
 def write(file, value):

@@ -4,11 +4,12 @@ import tifffile
 from PIL import Image
 
 from muvit.data.slides.open import open_slide
-from muvit.data.sources.label_map import IGNORED, LabelMap
+from muvit.data.sources.label_map import LabelMap
 from muvit.data.sources.prepare import prepare
 from muvit.data.sources.source import check_source
 from muvit.data.sources.urur import LAND, find_urur
 from muvit.errors import InputError
+from muvit.labels import IGNORED
 
 COLORS = [color for colors in LAND.classes.values() for color in colors]
 

@@ -221,7 +221,7 @@ def evaluate_slides(
     Args:
         pairs: predicted and true labels of each slide.
         num_classes: classes, background included.
-        ignore: values of the true labels that count nowhere.
+        ignore: values of the true labels that count nowhere, beside the `Slide.ignored_labels` of these.
         class_names: one per class, by default their numbers.
         has_background: whether class 0 is background.
         boundary: how to compare the outlines of the classes; None leaves them out.
@@ -242,6 +242,7 @@ def evaluate_slides(
         if truth.name in seen:
             raise InputError(truth.path, expected="slides of different names", got=f"also {seen[truth.name].path}")
         seen[truth.name] = truth
+    ignore = (*ignore, *{value for _, truth in pairs for value in truth.ignored_labels})
     total, done, counted = sum(count_blocks(truth.shape) for _, truth in pairs), 0, []
     for prediction, truth in pairs:
         confusion = np.zeros((num_classes, num_classes), np.int64)
