@@ -152,7 +152,7 @@ def _result(variant: Variant, run: Trained, scored: Evaluation, first: Evaluatio
     return ModelResult(
         name=variant.name,
         description=variant.description,
-        dice=dict(zip(scored.class_names[shown], scored.pooled.dice[shown].tolist(), strict=True)),
+        dice=dict(zip(scored.names(shown), scored.pooled.dice[shown].tolist(), strict=True)),
         mean_dice=scored.pooled.mean_dice,
         behind=None if scored is first else paired_difference(first, scored),
         curves=run.curves,
