@@ -8,9 +8,7 @@ from typing import Literal
 from jsonargparse import ArgumentParser, Namespace
 
 from muvit.cli.progress import Progress
-from muvit.data.folders import class_legend, open_folder
-from muvit.data.slides.formats import SLIDE_SUFFIXES
-from muvit.data.slides.open import open_slide
+from muvit.data.folders import class_legend, is_slide_folder, open_labels
 from muvit.data.slides.slide import Slide
 from muvit.errors import InputError
 from muvit.evaluation.results import result_files, write_results
@@ -65,8 +63,8 @@ def add_pair_arguments(parser: ArgumentParser) -> None:
         "--has_background",
         type=bool | None,
         default=None,
-        help="whether class 0 is background, which mDSC and the mean foreground IoU leave out (default: as the "
-        "predictions say, which take it from the recipe; true if they do not)",
+        help="whether class 0 is background, which mDSC and the mean foreground IoU leave out (default: true, unless "
+        "the predictions or the true labels say otherwise)",
     )
     parser.add_argument(
         "--allow_missing",
@@ -111,7 +109,7 @@ def evaluate_paths(prediction: Path, arguments: Namespace, boundary: BoundaryCon
     names = class_legend(pairs[0][0], num_classes)[0] | class_legend(pairs[0][1], num_classes)[0]
     has_background = arguments.has_background
     if has_background is None:
-        has_background = all(guess.has_background for guess, _ in pairs)
+        has_background = all(slide.has_background for pair in pairs for slide in pair)
     with Progress("Scoring", "block") as progress:
         result = evaluate_slides(
             pairs,
@@ -130,13 +128,13 @@ def _pairs(prediction: Path, truth: Path, allow_missing: bool) -> tuple[list[tup
 
     A prediction that is no folder is the one that shall be scored: then no other is missing.
     """
-    predictions, truths = _slides(prediction), _slides(truth)
+    predictions, truths = open_labels([prediction]), open_labels([truth])
     if len(predictions) == len(truths) == 1:
         return [(next(iter(predictions.values())), next(iter(truths.values())))], []
     unknown = sorted(set(predictions) - set(truths))
     if unknown:
         raise InputError(truth, expected="true labels of every predicted slide", got=f"none of {_quoted(unknown)}")
-    missing = sorted(set(truths) - set(predictions)) if _is_folder(prediction) else []
+    missing = sorted(set(truths) - set(predictions)) if is_slide_folder(prediction) else []
     if missing and not allow_missing:
         raise InputError(
             prediction,
@@ -149,17 +147,6 @@ def _pairs(prediction: Path, truth: Path, allow_missing: bool) -> tuple[list[tup
 
 def _quoted(names: Sequence[str]) -> str:
     return ", ".join(map(repr, names))
-
-
-def _is_folder(path: Path) -> bool:
-    return path.is_dir() and not path.name.endswith(SLIDE_SUFFIXES)
-
-
-def _slides(path: Path) -> dict[str, Slide]:
-    if _is_folder(path):
-        return open_folder(path)
-    slide = open_slide(path)
-    return {slide.name: slide}
 
 
 def _count_classes(pair: tuple[Slide, Slide]) -> int:

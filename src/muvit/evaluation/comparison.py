@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from muvit.data.crops.preprocessing import Preprocessing
-from muvit.data.folders import open_folder, open_labelled_folder
+from muvit.data.folders import open_labelled_folder, open_labels
 from muvit.data.slides.derived import with_levels
 from muvit.data.slides.slide import Slide
 from muvit.errors import ExistsError, InputError
@@ -87,7 +87,7 @@ def compare(
         variants, slides, output, devices=places[0], resume=resume, overwrite=overwrite, progress=progress
     )
     legend = Preprocessing.load(trained[0].folder)
-    labels = {variant.name: open_folder(output / "predictions" / variant.slug) for variant in variants}
+    labels = {variant.name: open_labels([output / "predictions" / variant.slug]) for variant in variants}
     ignore = variants[0].recipe.data.ignore_labels
     scored = [
         evaluate_slides(
