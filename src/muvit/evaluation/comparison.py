@@ -13,7 +13,9 @@ from muvit.data.folders import open_labelled_folder, open_labels
 from muvit.data.slides.derived import with_levels
 from muvit.data.slides.slide import Slide
 from muvit.errors import ExistsError, InputError
-from muvit.evaluation.report import Example, ModelResult, warn_if_it_fails, write_report
+from muvit.evaluation.report.content import Example, ModelResult
+from muvit.evaluation.report.failures import warn_if_it_fails
+from muvit.evaluation.report.page import write_report
 from muvit.evaluation.results import Row, write_rows
 from muvit.evaluation.scores.bootstrap import Interval, bootstrap_intervals
 from muvit.evaluation.scores.segmentation import Evaluation, evaluate_slides
