@@ -61,6 +61,7 @@ def find_gleason(folder: Path, *, label_map: LabelMap = GRADES) -> Source:
         options={"label_map": label_map.to_json()},
         problems=tuple(problems),
         warnings=tuple(f"{name}: maps without an image" for name in lonely),
+        has_background=False,
         **mapped(label_map),
     )
 

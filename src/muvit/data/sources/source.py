@@ -57,7 +57,9 @@ class Source:
     class_names: tuple[str, ...]
     """Names of the classes, from class 0."""
     open_labels: Callable[[Item], Slide]
-    """Gives the classes of a slide as they are to be stored, uint8; pixels that count nowhere are `IGNORED`."""
+    """Gives the classes of a slide as they are to be stored, uint8; ignored pixels are `IGNORED`."""
+    has_background: bool = True
+    """Whether class 0 is background; else all classes are foreground."""
     open_image: Callable[[Item], Slide] = open_image
     """Gives the image of a slide as it is to be stored."""
     levels: tuple[int, ...] = (1, 2, 4, 8)

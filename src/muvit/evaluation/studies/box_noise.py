@@ -86,7 +86,7 @@ def study_noise(
         preprocessing: how it saw crops in training.
         folder: with ``images`` and ``labels``.
         sigmas: standard deviations, world pixels.
-        ignore: label values that count nowhere.
+        ignore: label values ignored in the scores.
         seed: of the noise.
         batch_size: tiles computed at once.
         device: where to compute; by default CUDA if there is any, else the CPU.
@@ -119,6 +119,7 @@ def study_noise(
             class_names=preprocessing.class_names,
             slides=tuple(case),
             has_background=preprocessing.has_background,
+            ignore=tuple(ignore),
         )
         for case in counted
     )
@@ -172,6 +173,6 @@ def _count(model: SegmentationModel, batch: dict[str, Tensor], sigmas: Sequence[
     counts = []
     for case in [*boxes, None]:
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            guess = model.label_logits(img, case).argmax(1).cpu().numpy()
-        counts.append(confusion_matrix(label, guess, model.num_classes, (IGNORE,)))
+            predicted = model.label_logits(img, case).argmax(1).cpu().numpy()
+        counts.append(confusion_matrix(label, predicted, model.num_classes, (IGNORE,)))
     return np.stack(counts)
