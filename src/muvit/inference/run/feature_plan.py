@@ -10,7 +10,6 @@ import numpy as np
 import torch
 import yaml
 
-from muvit import __version__
 from muvit.data.crops.placement import Placement, tile_placements
 from muvit.data.crops.preprocessing import Preprocessing
 from muvit.data.pyramids.spec import PyramidSpec, check_spec
@@ -24,6 +23,7 @@ from muvit.inference.tiling.tiles import TilePlan
 from muvit.levels import Level, level_factors, level_name
 from muvit.models.encoder import MuViTEncoder
 from muvit.models.segmentation_model import encoder_views
+from muvit.version import __version__
 
 FeatureType = Literal["float16", "float32"]
 

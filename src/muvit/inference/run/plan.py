@@ -12,13 +12,13 @@ from typing import Any, Literal, get_args
 import torch
 import yaml
 
-from muvit import __version__
 from muvit.data.crops.placement import Placement, upgrade_placement
 from muvit.data.crops.preprocessing import Preprocessing
 from muvit.data.pyramids.spec import PyramidSpec
 from muvit.errors import InputError
 from muvit.inference.tiling.tiles import Blend, TilePlan
 from muvit.models.folder import fingerprint
+from muvit.version import __version__
 
 Precision = Literal["auto", "float32", "bfloat16"]
 Average = Literal["probabilities", "logits"]
