@@ -105,7 +105,7 @@ def network(recipe):
 
 
 def encoder_of(recipe):
-    return recipe.model if isinstance(recipe, PretrainRecipe) else recipe.model.encoder
+    return recipe.model.encoder
 
 
 def test_there_are_recipes():
