@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from muvit.data.crops.preprocessing import Preprocessing
 from muvit.data.folders import open_labelled_folder, open_labels
 from muvit.data.slides.derived import with_levels
+from muvit.durable import write_whole
 from muvit.errors import ExistsError, InputError
 from muvit.evaluation.report.content import ModelResult
 from muvit.evaluation.report.page import write_report
@@ -194,7 +195,7 @@ def _write_metrics(path: Path, results: Sequence[ModelResult], scored: Sequence[
         | own.to_dict()
         for result, own in zip(results, scored, strict=True)
     }
-    path.write_text(json.dumps(metrics, indent=2) + "\n")
+    write_whole(path, (json.dumps(metrics, indent=2) + "\n").encode())
 
 
 def _settings(recipe: Recipe) -> dict[str, object]:
