@@ -20,7 +20,7 @@ NetworkName = Literal["unet", "deeplabv3", "segformer", "residual_unet", "swinun
 
 @dataclass(frozen=True)
 class _Network:
-    """What the library of a network asks for."""
+    """Requirements of the library of a network."""
 
     packages: tuple[str, ...]
     multiple: int
@@ -51,7 +51,7 @@ class BaselineConfig:
     """From segmentation-models-pytorch (2D): unet, deeplabv3, segformer; from MONAI (2D and 3D): residual_unet,
     swinunetr (version 2), unetr."""
     views: Literal["finest", "stacked"] = "finest"
-    """What it sees: the finest view alone, or all nested views stacked as channels of one image (early fusion)."""
+    """Input: the finest view alone, or all nested views stacked as channels of one image (early fusion)."""
     encoder_name: str | None = None
     """Its encoder; unset, resnet34 for unet, resnet50 for deeplabv3, mit_b2 for segformer, vit_base for unetr (which
     takes vit_small and vit_tiny too)."""
