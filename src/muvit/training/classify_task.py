@@ -40,7 +40,8 @@ class ClassificationTask(BaseTask):
 
     def __init__(self, model: Classifier, optim: OptimConfig, *, freeze_encoder: bool = False, seed: int = 0) -> None:
         super().__init__(model, optim, seed=seed, freeze_encoder=freeze_encoder)
-        self.guesses = CatMetric()  # (N, K + 2): probabilities, class and slide of each crop
+        # (N, K + 2): probabilities, class and slide of each crop; looking for NaN would wait for the device
+        self.guesses = CatMetric(nan_strategy="disable")
 
     @property
     def encoder(self) -> nn.Module:

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
-from torchmetrics.classification import MulticlassConfusionMatrix
+from torchmetrics import Metric
 
 from muvit.labels import IGNORE
 from muvit.losses import SegmentationLoss
@@ -52,7 +53,7 @@ class SegmentationTask(BaseTask):
         super().__init__(model, optim, seed=seed, freeze_encoder=freeze_encoder)
         self.loss, self.class_names, self.monitor = loss, tuple(class_names), monitor
         self.has_background, self.ignore_labels = has_background, tuple(ignore_labels)
-        self.confusion = MulticlassConfusionMatrix(len(self.class_names), ignore_index=IGNORE, validate_args=False)
+        self.confusion = Confusion(len(self.class_names))
 
     @property
     def encoder(self) -> nn.Module | None:
@@ -107,3 +108,32 @@ class SegmentationTask(BaseTask):
         loss, logits = self.model.training_loss(batch, self.loss)
         self.log_loss(stage, loss, len(logits))
         return loss, logits
+
+
+class Confusion(Metric):
+    """Confusion matrix over all batches and processes, counted without waiting for the device.
+
+    That of torchmetrics picks the labelled pixels by a mask, and the host waits for their number.
+
+    Args:
+        num_classes: classes, background included.
+    """
+
+    counts: Tensor
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.add_state("counts", torch.zeros(num_classes, num_classes, dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, prediction: Tensor, truth: Tensor) -> None:
+        """Count the pixels of integer labels ``(B, *space)``; those whose true label is `IGNORE` are left out."""
+        size = self.num_classes**2
+        cell = torch.where(truth == IGNORE, size, truth * self.num_classes + prediction).flatten()
+        found = torch.zeros(size + 1, dtype=torch.int64, device=cell.device)
+        found.scatter_add_(0, cell, torch.ones_like(cell))  # ignored pixels fall into the last cell
+        self.counts += found[:size].view_as(self.counts)
+
+    def compute(self) -> Tensor:
+        """Pixels ``(K, K)`` int64: rows the true class, columns the predicted one."""
+        return self.counts
