@@ -29,8 +29,8 @@ from muvit.levels import level_name
 from muvit.metrics import Scores
 from muvit.models.trained import build_model, load_model
 from muvit.settings import read_settings
+from muvit.training.fit import train_segmenter
 from muvit.training.recipes import Recipe
-from muvit.training.train import train_segmenter
 
 ROOT = Path(__file__).parents[1]
 RECIPE = ROOT / "recipes" / "synthetic_volumes.yaml"

@@ -25,12 +25,9 @@ from muvit.models.mae import MuViTMAE
 from muvit.models.segmenter import Segmenter
 from muvit.models.trained import build_model, load_network
 from muvit.settings import settings_from
-from muvit.training.classify import train_classifier
-from muvit.training.classify_recipe import ClassifyRecipe
-from muvit.training.pretrain import pretrain_mae
-from muvit.training.pretrained import start_from
-from muvit.training.recipes import PretrainRecipe, Recipe
-from muvit.training.train import train_segmenter
+from muvit.training.fit import pretrain_mae, train_classifier, train_segmenter
+from muvit.training.pretrained import load_pretrained_encoder
+from muvit.training.recipes import ClassifyRecipe, PretrainRecipe, Recipe
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
@@ -170,7 +167,9 @@ def test_a_recipe_says_what_it_starts_from_and_random_weights_learn_at_the_full_
         encoder = shrunk(recipe.model.encoder)
         config = replace(recipe.model, encoder=encoder)
         model = Classifier(config) if isinstance(recipe, ClassifyRecipe) else Segmenter(config)
-        start_from(model, replace(recipe.init, encoder=str(tmp_path / source)))  # refuses what does not fit
+        load_pretrained_encoder(
+            model, replace(recipe.init, encoder=str(tmp_path / source))
+        )  # refuses what does not fit
         kept = mae.encoder.extract_levels(encoder.levels)
         torch.testing.assert_close(model.encoder.state_dict(), kept.state_dict())
 

@@ -22,12 +22,11 @@ from muvit.models.classifier import Classifier, ClassifierConfig
 from muvit.models.encoder import EncoderConfig
 from muvit.models.folder import model_folder
 from muvit.models.trained import load_encoder
-from muvit.training.classify import train_classifier
-from muvit.training.classify_data import ClassificationData
-from muvit.training.classify_recipe import ClassifyDataConfig, ClassifyRecipe
-from muvit.training.classify_task import ClassificationTask
+from muvit.training.datamodules import ClassificationData
+from muvit.training.fit import train_classifier
 from muvit.training.optim import OptimConfig
-from muvit.training.recipes import InitConfig, RunConfig
+from muvit.training.recipes import ClassifyDataConfig, ClassifyRecipe, InitConfig, RunConfig
+from muvit.training.tasks import ClassificationTask
 
 KINDS = ("along", "across", "plain")
 

@@ -13,12 +13,17 @@ from muvit.models.encoder import EncoderConfig
 from muvit.models.mae import MAEConfig
 from muvit.models.relay import RelayConfig
 from muvit.models.segmenter import SegmenterConfig
-from muvit.training.classify import train_classifier
-from muvit.training.classify_recipe import ClassifyDataConfig, ClassifyRecipe
+from muvit.training.fit import pretrain_mae, train_classifier, train_segmenter
 from muvit.training.optim import OptimConfig, PretrainOptimConfig
-from muvit.training.pretrain import pretrain_mae
-from muvit.training.recipes import DataConfig, PretrainDataConfig, PretrainRecipe, Recipe, RunConfig
-from muvit.training.train import train_segmenter
+from muvit.training.recipes import (
+    ClassifyDataConfig,
+    ClassifyRecipe,
+    DataConfig,
+    PretrainDataConfig,
+    PretrainRecipe,
+    Recipe,
+    RunConfig,
+)
 
 ENCODER = EncoderConfig(in_channels=1, levels=(1, 4), patch_size=8, dim=16, num_layers=3, heads=2)
 SEGMENTER = SegmenterConfig(

@@ -23,11 +23,11 @@ from muvit.models.encoder import EncoderConfig
 from muvit.models.relay import RelayConfig
 from muvit.models.segmenter import Segmenter, SegmenterConfig
 from muvit.models.trained import build_model
-from muvit.training.callbacks import KeepModels, frame
+from muvit.training.callbacks import SaveBestAndLast, frame
 from muvit.training.datamodules import SegmentationData
+from muvit.training.fit import train_segmenter
 from muvit.training.optim import OptimConfig
 from muvit.training.recipes import DataConfig, InitConfig, LossConfig, Recipe, RunConfig
-from muvit.training.train import train_segmenter
 
 STEPS_PER_EPOCH = 3
 
@@ -322,7 +322,7 @@ def test_the_best_model_is_the_one_of_the_highest_score(tmp_path, recipe):
             self.callback_metrics = {} if score is None else {"val_mdsc": torch.tensor(score)}
 
     saved = []
-    keep = KeepModels(tmp_path, None)
+    keep = SaveBestAndLast(tmp_path, None)
     keep._save = lambda task, name: saved.append(name)
     for score in (0.5, 0.4, float("nan"), None, 0.6):
         saved.append(score)
@@ -330,7 +330,7 @@ def test_the_best_model_is_the_one_of_the_highest_score(tmp_path, recipe):
     assert saved[:8] == [0.5, "last", "best", 0.4, "last", *saved[5:8]]
     assert saved.count("best") == 2
     assert saved[-2:] == ["last", "best"]
-    resumed = KeepModels(tmp_path, None)
+    resumed = SaveBestAndLast(tmp_path, None)
     resumed.load_state_dict(keep.state_dict())
     assert resumed.best == pytest.approx(0.6)
 
@@ -496,7 +496,7 @@ def test_statistics_of_the_training_slides_are_kept_for_prediction(recipe):
 @pytest.mark.parametrize(("least", "epochs"), [(1, 3), (5, 5)])
 def test_training_stops_when_the_score_rises_no_more(recipe, tmp_path, monkeypatch, least, epochs):
     always = Scores(dice=np.full(3, 0.5), iou=np.full(3, 0.5), accuracy=0.5)
-    monkeypatch.setattr("muvit.training.segment.scores", lambda confusion: always)
+    monkeypatch.setattr("muvit.training.tasks.scores", lambda confusion: always)
 
     class Count(Callback):
         epochs = 0

@@ -11,10 +11,9 @@ from muvit.models.encoder import EncoderConfig
 from muvit.models.mae import MAEConfig
 from muvit.models.relay import RelayConfig
 from muvit.models.segmenter import SegmenterConfig
+from muvit.training.fit import pretrain_mae, train_segmenter
 from muvit.training.optim import OptimConfig, PretrainOptimConfig
-from muvit.training.pretrain import pretrain_mae
 from muvit.training.recipes import DataConfig, LossConfig, PretrainDataConfig, PretrainRecipe, Recipe, RunConfig
-from muvit.training.train import train_segmenter
 
 GLOBAL_BATCH = 4
 

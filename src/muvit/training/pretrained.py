@@ -32,7 +32,7 @@ _LORA_TARGETS = r"layers\.\d+\.(attn\.(qkv|out)|ff\.(0|3))"
 Model = TypeVar("Model", bound=nn.Module)
 
 
-def start_from(model: Segmenter | Classifier, init: InitConfig) -> None:
+def load_pretrained_encoder(model: Segmenter | Classifier, init: InitConfig) -> None:
     """Put a pre-trained encoder's weights into a model, and settle what training may change of them.
 
     Raises:
@@ -73,7 +73,7 @@ def add_lora(encoder: nn.Module, rank: int, alpha: int) -> None:
     inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha, target_modules=_LORA_TARGETS), encoder)
 
 
-def merged(model: Model) -> Model:
+def merge_lora(model: Model) -> Model:
     """The model itself, or, if it has low-rank additions, a copy with plain weights that gives the same outputs."""
     if not any(hasattr(module, "lora_A") for module in model.modules()):
         return model

@@ -6,6 +6,7 @@ from typing import Any, Literal, get_args, get_type_hints
 
 from muvit.data.crops.augment import Augmentation
 from muvit.data.crops.balance import Balance
+from muvit.data.crops.classified import SlideChoice
 from muvit.data.crops.config import LabelLevels
 from muvit.data.crops.placement import FreeViews, Placement
 from muvit.errors import InputError
@@ -299,3 +300,50 @@ class PretrainRecipe:
     def __post_init__(self) -> None:
         check_sizes(self.data, self.model)
         _check_steps(self.data, self.run)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifyDataConfig(CropsConfig):
+    """Which slides of known classes to train on, and how crops are cut from them."""
+
+    train: str
+    """Folder with images/<name>.* to train on."""
+    classes: str
+    """CSV file with a column ``name`` and one of classes, such as the slides.csv that muvit prepare writes."""
+    column: str = "group"
+    """Name of the column of classes."""
+    choice: SlideChoice = "slides"
+    """Crops are from each slide in turn, or from one of a class that is drawn first (classes)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifyRecipe:
+    """Everything that the training of a classifier depends on."""
+
+    data: ClassifyDataConfig
+    """The slides, their classes and the crops."""
+    model: ClassifierConfig
+    """The classifier."""
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    """Optimiser and schedule."""
+    run: RunConfig = field(default_factory=RunConfig)
+    """Duration, seed and devices; the best model is that of the lowest ``val_loss``, or, with ``monitor``
+    ``val_accuracy``, of the highest accuracy on slides."""
+    init: InitConfig | None = None
+    """A pre-trained encoder to start from; unset, training starts from scratch."""
+
+    upgrade = staticmethod(upgrade_recipe)
+
+    def __post_init__(self) -> None:
+        check_sizes(self.data, self.model)
+        steps = self.run.devices * self.run.num_nodes * self.data.batch_size
+        if self.data.samples_per_epoch < steps:
+            raise InputError(
+                "data.samples_per_epoch",
+                expected=f"at least {steps}: a batch for each device",
+                got=self.data.samples_per_epoch,
+            )
+        if self.optim.schedule != "cosine":
+            raise InputError("optim.schedule", expected="cosine, for classifiers", got=repr(self.optim.schedule))
+        if self.data.val is None and self.run.early_stop is not None:
+            raise InputError("data.val", expected="slides, which run.early_stop follows", got="none")

@@ -25,8 +25,7 @@ from torch.utils.data import DataLoader
 from muvit.errors import ExistsError, InputError
 from muvit.models.folder import plain
 from muvit.settings import read_settings
-from muvit.training.classify_recipe import ClassifyRecipe
-from muvit.training.recipes import PretrainRecipe, Recipe, RunConfig
+from muvit.training.recipes import ClassifyRecipe, PretrainRecipe, Recipe, RunConfig
 
 AnyRecipe = Recipe | PretrainRecipe | ClassifyRecipe
 
@@ -140,7 +139,7 @@ def build_trainer(run: RunConfig, output: Path | None, callbacks: Sequence[Callb
                 filename="last",
                 save_top_k=1,
                 enable_version_counter=False,
-                save_on_train_epoch_end=True,  # after `KeepModels` has seen the epoch, validated or not
+                save_on_train_epoch_end=True,  # after `SaveBestAndLast` has seen the epoch, validated or not
             ),
             LearningRateMonitor("step"),
         ]

@@ -1,25 +1,30 @@
-"""One pre-training run: from a recipe, or from a user's own data loaders."""
+"""Training runs, end to end: checks first, then training, with all results in one folder."""
 
 import logging
 from argparse import Namespace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning
 import torch
 from lightning import Callback
+from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.loggers import Logger
 from torch.utils.data import DataLoader
 
 from muvit.data.crops.dataset import MuViTDataset
 from muvit.errors import ExistsError, InputError
+from muvit.losses import SegmentationLoss
+from muvit.models.classifier import Classifier
 from muvit.models.mae import MuViTMAE
-from muvit.training.callbacks import KeepModels
-from muvit.training.datamodules import PretrainData
+from muvit.models.segmenter import Segmenter
+from muvit.models.trained import build_model
+from muvit.training.callbacks import ExampleClasses, ExamplePictures, ReconstructionPictures, SaveBestAndLast
+from muvit.training.datamodules import ClassificationData, PretrainData, SegmentationData
 from muvit.training.optim import PretrainOptimConfig
-from muvit.training.recipes import PretrainRecipe, RunConfig
-from muvit.training.reconstruct import PretrainTask
-from muvit.training.reconstructions import ReconstructionPictures
+from muvit.training.pretrained import load_pretrained_encoder
+from muvit.training.recipes import ClassifyRecipe, PretrainRecipe, Recipe, RunConfig
 from muvit.training.runs import (
     build_loggers,
     build_trainer,
@@ -31,6 +36,109 @@ from muvit.training.runs import (
     quiet,
     stoppable,
 )
+from muvit.training.tasks import ClassificationTask, PretrainTask, SegmentationTask
+
+
+def train_segmenter(
+    recipe: Recipe,
+    output: Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    callbacks: list[Callback] | None = None,
+) -> Path:
+    """Train a model that labels pixels.
+
+    Args:
+        recipe: all settings.
+        output: folder of the run. It receives the model folders ``best`` (by ``run.monitor``) and ``last``,
+            ``logs`` (CSV) and ``tensorboard``, ``pictures`` of validation crops, ``resume`` and the recipe.
+        resume: go on with the run in ``output`` where it stopped.
+        overwrite: delete a run that is there already.
+        callbacks: further Lightning callbacks.
+
+    Returns:
+        The folder of the best model, or of the last one if the run is not validated.
+
+    Raises:
+        ExistsError: ``output`` exists, and neither ``resume`` nor ``overwrite`` is set.
+        InputError, ReadError: slides, labels, settings or the pre-trained encoder do not fit; nothing has been written
+            then.
+    """
+    output = Path(output)
+    lightning.seed_everything(recipe.run.seed, verbose=False)
+    model = build_model(recipe.network)
+    data = SegmentationData(recipe, model.views)
+    preprocessing, val_crops = data.preprocessing, data.val_crops
+    if recipe.init is not None:
+        assert isinstance(model, Segmenter)  # the recipe has seen to it
+        load_pretrained_encoder(model, recipe.init)
+    task = SegmentationTask(
+        model,
+        SegmentationLoss(**asdict(recipe.loss), has_background=preprocessing.has_background),
+        recipe.optim,
+        preprocessing.class_names,
+        freeze_encoder=recipe.init is not None and recipe.init.mode == "frozen",
+        seed=recipe.run.seed,
+        monitor=recipe.run.monitor,
+        has_background=preprocessing.has_background,
+    )
+    checkpoint = prepare_folder(recipe, output, resume, overwrite)
+    keep = [SaveBestAndLast(output, preprocessing, metric=recipe.run.monitor), *(callbacks or [])]
+    if recipe.run.early_stop is not None:
+        keep.append(EarlyStopping(recipe.run.monitor, mode="max", patience=recipe.run.early_stop))
+    if val_crops is not None and recipe.run.pictures:
+        keep.append(ExamplePictures(output / "pictures", val_crops, recipe.run.pictures, preprocessing))
+    return fit(task, data, recipe, output, callbacks=keep, checkpoint=checkpoint)
+
+
+def train_classifier(
+    recipe: ClassifyRecipe,
+    output: Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    callbacks: list[Callback] | None = None,
+) -> Path:
+    """Train a classifier.
+
+    Args:
+        recipe: all settings.
+        output: folder of the run. It receives the model folders ``best`` and ``last``, ``logs`` (CSV) and
+            ``tensorboard``, ``pictures`` of validation crops, ``resume`` and the recipe.
+        resume: go on with the run in ``output`` where it stopped.
+        overwrite: delete a run that is there already.
+        callbacks: further Lightning callbacks.
+
+    Returns:
+        The folder of the best model, or of the last one if the run is not validated.
+
+    Raises:
+        ExistsError: ``output`` exists, and neither ``resume`` nor ``overwrite`` is set.
+        InputError, ReadError: slides, classes, settings or the pre-trained encoder do not fit; nothing has been written
+            then.
+    """
+    output, run = Path(output), recipe.run
+    lightning.seed_everything(run.seed, verbose=False)
+    data = ClassificationData(recipe)
+    preprocessing, val_crops = data.preprocessing, data.val_crops
+    config = replace(recipe.model, num_classes=len(data.class_names))
+    model = Classifier(config)
+    if recipe.init is not None:
+        load_pretrained_encoder(model, recipe.init)
+    is_frozen = recipe.init is not None and recipe.init.mode == "frozen"
+    task = ClassificationTask(model, recipe.optim, freeze_encoder=is_frozen, seed=run.seed)
+    checkpoint = prepare_folder(recipe, output, resume, overwrite)
+    metric: Literal["val_loss", "val_accuracy"] = "val_accuracy" if run.monitor == "val_accuracy" else "val_loss"
+    keep: list[Callback] = [
+        SaveBestAndLast(output, preprocessing, metric=metric, lower_is_better=metric == "val_loss"),
+        *(callbacks or []),
+    ]
+    if run.early_stop is not None:
+        keep.append(EarlyStopping(metric, mode="min" if metric == "val_loss" else "max", patience=run.early_stop))
+    if val_crops is not None and run.pictures:
+        keep.append(ExampleClasses(output / "pictures", val_crops, run.pictures, data.class_names))
+    return fit(task, data, recipe, output, callbacks=keep, checkpoint=checkpoint)
 
 
 def pretrain_mae(
@@ -67,7 +175,7 @@ def pretrain_mae(
         model, recipe.optim, batch_size=recipe.data.batch_size, seed=run.seed, use_boxes=recipe.boxes == "true"
     )
     checkpoint = prepare_folder(recipe, output, resume, overwrite)
-    keep = [KeepModels(output, data.preprocessing, metric="val_loss", lower_is_better=True), *(callbacks or [])]
+    keep = [SaveBestAndLast(output, data.preprocessing, metric="val_loss", lower_is_better=True), *(callbacks or [])]
     if val_crops is not None and run.pictures:
         keep.append(ReconstructionPictures(output / "pictures", val_crops, run.pictures))
     return fit(task, data, recipe, output, callbacks=keep, checkpoint=checkpoint)
@@ -146,7 +254,7 @@ def fit_mae(
     seed = 0 if data_gen is None else data_gen.initial_seed()
     batch_size = train_dataloader.batch_size or 1
     task = PretrainTask(model, optim, batch_size=batch_size, seed=seed, use_boxes=not nobox)
-    keep = [] if folder is None else [KeepModels(folder, None, metric="val_loss", lower_is_better=True)]
+    keep = [] if folder is None else [SaveBestAndLast(folder, None, metric="val_loss", lower_is_better=True)]
     with quiet(), stoppable():
         trainer = build_trainer(
             RunConfig(epochs=num_epochs, num_nodes=num_nodes),
