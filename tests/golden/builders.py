@@ -100,8 +100,8 @@ def relay(**settings: object) -> nn.Module:
     return filled(RelaySegmenter(RelayConfig(**settings)))
 
 
-def baseline(**settings: object) -> nn.Module:
-    return filled(Baseline(BaselineConfig(**settings)))
+def baseline(*, network: str, views: str = "finest", **settings: object) -> nn.Module:
+    return filled(Baseline(BaselineConfig(kind=network, **settings)))
 
 
 def mask(order: Tensor, num_visible: int) -> TokenMask:

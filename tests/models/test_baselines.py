@@ -23,7 +23,7 @@ SMALL = {
 def small(network, **changes):
     torch.manual_seed(0)
     fields = {"in_channels": 2, "num_classes": 3, "levels": (1,)} | SMALL[network] | changes
-    return Baseline(BaselineConfig(network=network, **fields)).eval()
+    return Baseline(BaselineConfig(kind=network, **fields)).eval()
 
 
 def draw(levels=1, space=(64, 64), batch=2, seed=1):
@@ -63,7 +63,7 @@ def test_a_saved_baseline_comes_back_equal(tmp_path, network):
     if network != "deeplabv3":  # gives batch normalisation some statistics to keep
         model.train()(img)
     model.eval().save(tmp_path / "model")
-    assert yaml.safe_load((tmp_path / "model" / "config.yaml").read_text())["network"] == network
+    assert yaml.safe_load((tmp_path / "model" / "config.yaml").read_text())["kind"] == network
     back = load_network(tmp_path / "model").eval()
     assert isinstance(back, Baseline)
     assert asdict(back.config) == asdict(model.config)
@@ -73,7 +73,7 @@ def test_a_saved_baseline_comes_back_equal(tmp_path, network):
 
 @pytest.mark.parametrize("network", SMALL)
 def test_a_stacked_baseline_sees_every_view(network):
-    model, img = small(network, views="stacked", levels=(1, 4, 16)), draw(levels=3)
+    model, img = small(network, levels=(1, 4, 16)), draw(levels=3)
     with torch.inference_mode():
         logits = model(img)
         for level in range(3):
@@ -83,7 +83,7 @@ def test_a_stacked_baseline_sees_every_view(network):
 
 
 def test_stacked_views_are_the_channels_of_one_image():
-    model, img = small("residual_unet", views="stacked", levels=(1, 4)), draw(levels=2)
+    model, img = small("residual_unet", levels=(1, 4)), draw(levels=2)
     expected = model.network(torch.cat([img[:, 0], img[:, 1]], dim=1))
     assert torch.equal(model(img), expected)
 
@@ -187,8 +187,7 @@ def test_a_missing_library_is_named(monkeypatch):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"network": "vgg"}, "network: expected unet or deeplabv3 or"),
-        ({"views": "all"}, "views: expected finest or stacked"),
+        ({"kind": "vgg"}, "kind: expected unet or deeplabv3 or"),
         ({"levels": (1, 4)}, "levels: expected one level, as unet sees one view"),
         ({"levels": (4, 1), "views": "stacked"}, "levels: expected different levels in ascending order"),
         ({"ndim": 3}, "network: expected residual_unet, swinunetr or unetr for volumes"),
@@ -226,7 +225,7 @@ def test_a_network_that_cannot_be_built_is_refused(network, changes, message):
 
 
 def test_a_recipe_fills_in_what_the_task_says():
-    config = BaselineConfig(network="unet", encoder_name="resnet18")
+    config = BaselineConfig(kind="unet", encoder_name="resnet18")
     filled = replace(config, in_channels=2, num_classes=3, levels=[1], size=[64, 64])
     assert (filled.levels, filled.size) == ((1,), (64, 64))
     assert Baseline(BaselineConfig(**asdict(filled)))(draw(batch=2)).shape == (2, 3, 64, 64)

@@ -10,7 +10,6 @@ from lightning import Callback
 from muvit.models.encoder import EncoderConfig
 from muvit.models.mae import MAEConfig
 from muvit.models.relay import RelayConfig
-from muvit.models.segmenter import SegmenterConfig
 from muvit.training.fit import pretrain_mae, train_segmenter
 from muvit.training.optim import OptimConfig, PretrainOptimConfig
 from muvit.training.recipes import DataConfig, LossConfig, PretrainDataConfig, PretrainRecipe, Recipe, RunConfig
@@ -47,8 +46,7 @@ def recipes(slides, num_processes):
         train_segmenter,
         Recipe(
             data=DataConfig(**folders, **sizes, placement="concentric"),
-            model=SegmenterConfig(encoder=EncoderConfig(in_channels=1, levels=(1, 4)), num_classes=2),
-            relay=RelayConfig(backbone="vit_tiny_patch16_224", timm_options=timm_options),
+            model=RelayConfig(backbone="vit_tiny_patch16_224", timm_options=timm_options, levels=(1, 4)),
             loss=LossConfig(dice_weight=0),
             optim=OptimConfig(gradient_clip=None),
             run=run,
@@ -60,7 +58,9 @@ def recipes(slides, num_processes):
         PretrainRecipe(
             data=PretrainDataConfig(**folders, **sizes),
             model=MAEConfig(
-                levels=(1, 4), patch_size=4, dim=16, num_layers=1, heads=2, dim_decoder=16, loss_average="token"
+                encoder=EncoderConfig(in_channels=1, levels=(1, 4), patch_size=4, dim=16, num_layers=1, heads=2),
+                dim_decoder=16,
+                loss_average="token",
             ),
             optim=PretrainOptimConfig(gradient_clip=None, ema_decay=0.9),
             run=run,

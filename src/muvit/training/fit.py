@@ -21,7 +21,7 @@ from muvit.models.mae import MuViTMAE
 from muvit.models.segmenter import Segmenter
 from muvit.models.trained import build_model
 from muvit.training.callbacks import ExampleClasses, ExamplePictures, ReconstructionPictures, SaveBestAndLast
-from muvit.training.datamodules import ClassificationData, PretrainData, SegmentationData
+from muvit.training.datamodules import ClassificationData, PretrainData, SegmentationData, complete
 from muvit.training.optim import PretrainOptimConfig
 from muvit.training.pretrained import load_pretrained_encoder
 from muvit.training.recipes import ClassifyRecipe, PretrainRecipe, Recipe, RunConfig
@@ -53,8 +53,8 @@ def train_segmenter(
         recipe: all settings.
         output: folder of the run. It receives the model folders ``best`` (by ``run.monitor``) and ``last``,
             ``logs`` (CSV) and ``tensorboard``, ``pictures`` of validation crops, ``resume`` and the recipe.
-        resume: go on with the run in ``output`` where it stopped.
-        overwrite: delete a run that is there already.
+        resume: continue the run in ``output`` after its last complete epoch.
+        overwrite: delete an existing run.
         callbacks: further Lightning callbacks.
 
     Returns:
@@ -65,13 +65,13 @@ def train_segmenter(
         InputError, ReadError: slides, labels, settings or the pre-trained encoder do not fit; nothing has been written
             then.
     """
-    output = Path(output)
+    output, recipe = Path(output), complete(recipe)
     lightning.seed_everything(recipe.run.seed, verbose=False)
-    model = build_model(recipe.network)
+    model = build_model(recipe.model)
     data = SegmentationData(recipe, model.views)
     preprocessing, val_crops = data.preprocessing, data.val_crops
     if recipe.init is not None:
-        assert isinstance(model, Segmenter)  # the recipe has seen to it
+        assert isinstance(model, Segmenter)  # checked by the recipe
         load_pretrained_encoder(model, recipe.init)
     task = SegmentationTask(
         model,
@@ -106,8 +106,8 @@ def train_classifier(
         recipe: all settings.
         output: folder of the run. It receives the model folders ``best`` and ``last``, ``logs`` (CSV) and
             ``tensorboard``, ``pictures`` of validation crops, ``resume`` and the recipe.
-        resume: go on with the run in ``output`` where it stopped.
-        overwrite: delete a run that is there already.
+        resume: continue the run in ``output`` after its last complete epoch.
+        overwrite: delete an existing run.
         callbacks: further Lightning callbacks.
 
     Returns:
@@ -118,7 +118,7 @@ def train_classifier(
         InputError, ReadError: slides, classes, settings or the pre-trained encoder do not fit; nothing has been written
             then.
     """
-    output, run = Path(output), recipe.run
+    output, recipe, run = Path(output), complete(recipe), recipe.run
     lightning.seed_everything(run.seed, verbose=False)
     data = ClassificationData(recipe)
     preprocessing, val_crops = data.preprocessing, data.val_crops
@@ -155,8 +155,8 @@ def pretrain_mae(
         recipe: all settings.
         output: folder of the run. It receives the model folders ``best`` (lowest validation loss) and ``last``,
             ``logs`` (CSV) and ``tensorboard``, ``pictures`` of reconstructions, ``resume`` and the recipe.
-        resume: go on with the run in ``output`` after its last whole epoch; on a CPU, to the same bits.
-        overwrite: delete a run that is there already.
+        resume: continue the run in ``output`` after its last complete epoch; on a CPU, bit for bit.
+        overwrite: delete an existing run.
         callbacks: further Lightning callbacks.
 
     Returns:
@@ -166,7 +166,7 @@ def pretrain_mae(
         ExistsError: ``output`` exists, and neither ``resume`` nor ``overwrite`` is set.
         InputError, ReadError: slides or settings do not fit; nothing has been written then.
     """
-    output, run = Path(output), recipe.run
+    output, recipe, run = Path(output), complete(recipe), recipe.run
     lightning.seed_everything(run.seed, verbose=False)
     data = PretrainData(recipe)
     val_crops = data.val_crops
@@ -216,23 +216,23 @@ def fit_mae(
         lr: peak learning rate; None: ``1e-4 * sqrt(samples per step over all devices / 128)``.
         nobox: hide the boxes from the model.
         warmup_epochs: epochs over which the learning rate rises from 1 % to its peak.
-        logger: what to log to beside CSV files.
+        logger: logger beside the CSV files.
         run_name: name of the run on W&B.
         wandb_project: project on W&B.
-        ckpt_path: ``resume/last.ckpt`` of a run to go on with.
-        accelerator: where to compute, as Lightning calls it; all devices there are used.
+        ckpt_path: ``resume/last.ckpt`` of a run to continue.
+        accelerator: Lightning's name of the device type; all devices of it are used.
         num_nodes: number of machines.
-        precision: as Lightning calls it.
-        strategy: as Lightning calls it.
-        data_gen: its seed is that of the masks.
+        precision: as in Lightning's trainer.
+        strategy: as in Lightning's trainer.
+        data_gen: generator whose seed is that of the masks.
         dry: write nothing.
         gradient_clip_val: largest norm of the gradient; 0 or None does not clip it.
-        fast_dev_run: try one batch of each kind, and write nothing.
+        fast_dev_run: run one batch of training and validation, and write nothing.
         args_namespace: further settings to log.
 
     Raises:
-        InputError: the data set, ``output`` or ``logger`` does not fit.
-        ExistsError: ``output`` is not empty, and there is no ``ckpt_path``.
+        InputError: the data set, ``output`` or ``logger`` is invalid.
+        ExistsError: ``output`` is not empty, and ``ckpt_path`` is not set.
     """
     if logger not in ("tensorboard", "tb", "wandb", None):
         raise InputError("logger", expected="tensorboard, tb, wandb or None", got=repr(logger))
@@ -277,7 +277,7 @@ def _output(output: Path | str | None, ckpt_path: Path | str | None) -> Path:
         raise InputError("output", expected="a folder for the model", got=None, hint="Or pass dry=True.")
     folder = Path(output)
     if is_first_process() and ckpt_path is None and folder.exists() and any(folder.iterdir()):
-        raise ExistsError(folder, hint="Choose another folder, or pass its resume/last.ckpt as ckpt_path to go on.")
+        raise ExistsError(folder, hint="Choose another folder, or pass its resume/last.ckpt as ckpt_path to resume.")
     return folder
 
 

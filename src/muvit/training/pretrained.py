@@ -1,5 +1,4 @@
-"""Where a segmenter or classifier starts from: a pre-trained encoder, trained on in full, frozen, or with low-rank
-additions."""
+"""Pre-trained encoders in segmenters and classifiers: trained in full, frozen, or with low-rank additions."""
 
 import copy
 from importlib.util import find_spec
@@ -25,7 +24,7 @@ _MUST_AGREE = (
     "rotary_param",
     "patch_spacing",
 )
-"""Settings of the encoder that the pre-trained one and the recipe's must share; the rest may change."""
+"""Settings in which the recipe's encoder must equal the pre-trained one; the others may differ."""
 
 _LORA_TARGETS = r"layers\.\d+\.(attn\.(qkv|out)|ff\.(0|3))"
 
@@ -33,7 +32,7 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def load_pretrained_encoder(model: Segmenter | Classifier, init: InitConfig) -> None:
-    """Put a pre-trained encoder's weights into a model, and settle what training may change of them.
+    """Copy a pre-trained encoder's weights into a model, and freeze them or add low-rank matrices, as ``init`` says.
 
     Raises:
         CheckpointError: the folder holds no encoder.
