@@ -40,7 +40,7 @@ def image_files(paths: Iterable[Path]) -> list[Path]:
 
 
 def image_folder(path: Path) -> Path:
-    """Where the images of a folder lie: in its ``images``, if it has one, or in itself; a slide itself as it is.
+    """Folder of the images of a folder: its ``images``, if it has one, or itself; for the path of a slide, that path.
 
     Raises:
         InputError: it holds slides beside its ``images``.
@@ -59,7 +59,7 @@ def image_folder(path: Path) -> Path:
 
 
 def _is_plain_folder(path: Path) -> bool:
-    """Whether a path is a folder that is no slide itself."""
+    """Whether a path is a folder that is not itself a slide."""
     return path.is_dir() and not _is_slide(path)
 
 
@@ -119,7 +119,7 @@ def open_labelled_folder(
 
 
 def class_legend(label: Slide, num_classes: int) -> tuple[dict[int, str], dict[int, tuple[int, int, int]]]:
-    """Names and RGB colours of the classes, as far as a label image tells them."""
+    """Names and RGB colours of the classes, as far as a label image states them."""
     names = {value: name for value, name in label.label_names.items() if value < num_classes}
     colors = {value: (r, g, b) for value, (r, g, b, *_) in label.label_colors.items() if value < num_classes}
     return names, colors

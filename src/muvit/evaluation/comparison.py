@@ -13,6 +13,7 @@ from muvit.data.crops.preprocessing import Preprocessing
 from muvit.data.folders import open_folder, open_labelled_folder
 from muvit.data.slides.derived import with_levels
 from muvit.data.slides.slide import Slide
+from muvit.durable import write_whole
 from muvit.errors import ExistsError, InputError
 from muvit.evaluation.report import Example, ModelResult, warn_if_it_fails, write_report
 from muvit.evaluation.results import Row, write_rows
@@ -208,7 +209,7 @@ def _write_metrics(path: Path, results: Sequence[ModelResult], scored: Sequence[
         | own.to_dict()
         for result, own in zip(results, scored, strict=True)
     }
-    path.write_text(json.dumps(metrics, indent=2) + "\n")
+    write_whole(path, (json.dumps(metrics, indent=2) + "\n").encode())
 
 
 def _examples(pairs: Sequence[Pair], labels: Mapping[str, Mapping[str, Slide]]) -> list[Example]:

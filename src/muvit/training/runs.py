@@ -22,6 +22,7 @@ from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.data import DataLoader
 
+from muvit.durable import write_whole
 from muvit.errors import ExistsError, InputError
 from muvit.models.folder import plain
 from muvit.settings import read_settings
@@ -61,7 +62,7 @@ def prepare_folder(recipe: AnyRecipe, output: Path, resume: bool, overwrite: boo
                 expected="the settings that the run was started with",
                 got=f"others in {', '.join(changed)}",
             )
-        (output / RECIPE).write_text(yaml.safe_dump(settings, sort_keys=False))
+        write_whole(output / RECIPE, yaml.safe_dump(settings, sort_keys=False).encode())
         return checkpoint
     if output.exists() and any(output.iterdir()):
         if not overwrite:
@@ -70,7 +71,7 @@ def prepare_folder(recipe: AnyRecipe, output: Path, resume: bool, overwrite: boo
             raise InputError(output, expected=f"a run to overwrite, with {RECIPE}", got="another folder")
         shutil.rmtree(output)
     output.mkdir(parents=True, exist_ok=True)
-    (output / RECIPE).write_text(yaml.safe_dump(settings, sort_keys=False))
+    write_whole(output / RECIPE, yaml.safe_dump(settings, sort_keys=False).encode())
     return None
 
 

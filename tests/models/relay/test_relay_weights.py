@@ -129,10 +129,7 @@ def test_timm_loads_what_it_publishes_with_its_own_classifier(monkeypatch):
 def named(backbone, **changes):
     return RelaySegmenter(
         RelayConfig(
-            RelayConfig(
-                **{"backbone": backbone, "in_channels": 3, "num_classes": 2, "levels": (1, 4), "size": (64, 64)}
-                | changes
-            )
+            **{"backbone": backbone, "in_channels": 3, "num_classes": 2, "levels": (1, 4), "size": (64, 64)} | changes
         )
     )
 

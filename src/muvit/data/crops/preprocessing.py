@@ -3,14 +3,14 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import yaml
 
+from muvit.checks import PositiveInt, check_fields
 from muvit.data.crops.config import CropConfig, Cropping
 from muvit.data.crops.normalize import Normalization, Percentile, normalization_from_dict, normalization_to_dict
 from muvit.data.crops.placement import FreeViews, check_placement, upgrade_placement
-from muvit.data.slides.slide import Padding
 from muvit.errors import CheckpointError, InputError
 from muvit.levels import Level
 
@@ -21,7 +21,7 @@ FILE = "preprocessing.yaml"
 class Preprocessing(Cropping):
     """Cutting, normalisation and classes of the crops that a model was trained on; prediction repeats them."""
 
-    crop_size: tuple[int, ...]
+    crop_size: tuple[PositiveInt, ...]
     """Side of every view in pixels of its level, (z)yx."""
     normalization: Normalization
     """From native pixel values to the model's input."""
@@ -37,12 +37,11 @@ class Preprocessing(Cropping):
     def __post_init__(self) -> None:
         if isinstance(self.free_views, dict):  # as it comes from YAML
             object.__setattr__(self, "free_views", FreeViews(**self.free_views))
-        if not self.crop_size or not all(isinstance(n, int) and n > 0 for n in self.crop_size):
-            raise InputError("crop_size", expected="a positive number of pixels for each axis", got=self.crop_size)
+        check_fields(self)
+        if not self.crop_size:
+            raise InputError("crop_size", expected="a number of pixels for each axis", got="none")
         if not isinstance(self.has_background, bool):
             raise InputError("has_background", expected="true or false", got=repr(self.has_background))
-        if self.padding not in get_args(Padding):
-            raise InputError("padding", expected=f"one of {', '.join(get_args(Padding))}", got=repr(self.padding))
         check_placement(self.placement, self.free_views, len(self.crop_size))
         if len(self.class_names) != len(self.class_colors):
             raise InputError(
@@ -53,7 +52,7 @@ class Preprocessing(Cropping):
 
     @property
     def normalizes_by_view(self) -> bool:
-        """Whether the numbers of a view do not depend on the other views of its sample."""
+        """Whether the normalised pixels of a view are independent of the other views of its sample."""
         return not (isinstance(self.normalization, Percentile) and self.normalization.scope == "sample")
 
     def crops(self, levels: Sequence[Level], **labels: Any) -> CropConfig:

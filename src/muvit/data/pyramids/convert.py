@@ -1,4 +1,4 @@
-"""Importing images and label masks of any readable format as OME-Zarr pyramids, streamed."""
+"""Conversion of images and label masks of any readable format to OME-Zarr pyramids, in bounded memory."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -30,7 +30,7 @@ def convert_image(
 ) -> Path:
     """Convert an image to an OME-Zarr 0.5 pyramid.
 
-    Reads and writes bands of whole shards, so memory stays at some hundred MiB however large the image is (PNG and JPEG
+    Reads and writes bands of whole shards, so memory stays at some hundred MiB for images of any size (PNG and JPEG
     files are decoded whole on top of that). The pyramid is built beside ``target`` and takes its place when complete: a
     conversion that fails or is killed leaves ``target`` as it was. A killed one also leaves a folder
     ``.<target>.*.partial`` beside it, which the next conversion to ``target`` removes.

@@ -71,8 +71,8 @@ class DerivedLevels(Slide):
     """A slide with further levels: of an image area means of the next finer level, stored or itself derived; of labels
     majority votes of the finest level.
 
-    They are what a pyramid of all these levels would store. Windows are read and reduced piece by piece, and the latest
-    blocks are remembered, up to 64 MiB in each process, since neighbouring windows of a coarse level overlap much.
+    They equal the levels that a pyramid of all these levels would store. Windows are read and reduced piece by piece,
+    and the latest blocks are cached, up to 64 MiB in each process, as neighbouring windows of a coarse level overlap.
 
     Args:
         slide: the image as it is stored.
@@ -177,7 +177,7 @@ class DerivedLevels(Slide):
 
 
 def _ratio(source: Level, level: Level, ndim: int) -> tuple[int, ...] | None:
-    """How many pixels of one level make one of another along each axis, if that is whole numbers."""
+    """Pixels of one level per pixel of another along each axis, if they are whole numbers."""
     pairs = zip(level_factors(source, ndim), level_factors(level, ndim), strict=True)
     ratios = [outer / factor for factor, outer in pairs]
     whole = all(ratio >= 1 and ratio == int(ratio) for ratio in ratios)

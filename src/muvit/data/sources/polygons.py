@@ -1,4 +1,4 @@
-"""Labels that are drawn as polygons, painted window by window."""
+"""Labels drawn as polygons, rasterised window by window."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Annotations:
-    """Polygons of classes, and of the places where anything was annotated.
+    """Polygons of classes, and of the annotated areas.
 
     Args:
         polygons: polygon and class of each feature; where they overlap, the later one counts.
-        outlines: polygon of each place; outside it nothing counts.
+        outlines: polygon of each area; pixels outside it are ignored.
     """
 
     polygons: tuple[tuple["BaseGeometry", int], ...]
@@ -28,7 +28,7 @@ class Annotations:
 
     @cached_property
     def tree(self) -> "STRtree":
-        """The polygons by where they lie."""
+        """Spatial index of the polygons."""
         from shapely import STRtree
 
         return STRtree([polygon for polygon, _ in self.polygons])
