@@ -211,14 +211,14 @@ def test_the_recipe_trains(file, monkeypatch, tmp_path):
         model = Classifier.from_folder(folder)
     else:
         model = load_network(train_segmenter(recipe, tmp_path / "run"))
-        assert type(model) is type(build_model(recipe.model))
+        assert type(model) is type(build_model(complete(recipe).model))
     assert all(torch.isfinite(p).all() for p in model.parameters())
 
 
 @pytest.mark.parametrize("words", [w for f in STUDIES for w in uses(f)], ids=lambda words: Path(words[-1]).name)
 def test_the_settings_of_a_study_find_what_prepare_and_pretraining_leave(words, monkeypatch, tmp_path):
     run, output = Path(words[3].split("=")[-1]), Path(words[-1])
-    levels = read(uses(ROOT / "recipes" / f"{run.name}.yaml")[0], monkeypatch).model.levels
+    levels = read(uses(ROOT / "recipes" / f"{run.name}.yaml")[0], monkeypatch).model.encoder.levels
     monkeypatch.chdir(tmp_path)
     Path("recipes").symlink_to(ROOT / "recipes")
     for split in ("train", "test"):

@@ -188,28 +188,26 @@ def test_a_missing_library_is_named(monkeypatch):
     "changes, message",
     [
         ({"kind": "vgg"}, "kind: expected unet or deeplabv3 or"),
-        ({"levels": (1, 4)}, "levels: expected one level, as unet sees one view"),
-        ({"levels": (4, 1), "views": "stacked"}, "levels: expected different levels in ascending order"),
-        ({"ndim": 3}, "network: expected residual_unet, swinunetr or unetr for volumes"),
-        ({"ndim": 4, "network": "residual_unet"}, "ndim: expected a whole number >= 2 and <= 3"),
+        ({"levels": (4, 1)}, "levels: expected different levels in ascending order"),
+        ({"ndim": 3}, "kind: expected residual_unet, swinunetr or unetr for volumes"),
+        ({"ndim": 4, "kind": "residual_unet"}, "ndim: expected a whole number >= 2 and <= 3"),
         ({"width": 16}, "width: expected none, as unet has no such choice"),
-        ({"network": "swinunetr", "encoder_name": "resnet18"}, "encoder_name: expected none"),
-        ({"network": "swinunetr", "width": 16}, "width: expected a multiple of 12"),
-        ({"network": "unetr", "encoder_weights": "imagenet"}, "encoder_weights: expected none"),
-        ({"network": "unetr", "encoder_name": "resnet18"}, "encoder_name: expected vit_tiny or vit_small or vit_base"),
+        ({"kind": "swinunetr", "encoder_name": "resnet18"}, "encoder_name: expected none"),
+        ({"kind": "swinunetr", "width": 16}, "width: expected a multiple of 12"),
+        ({"kind": "unetr", "encoder_weights": "imagenet"}, "encoder_weights: expected none"),
+        ({"kind": "unetr", "encoder_name": "resnet18"}, "encoder_name: expected vit_tiny or vit_small or vit_base"),
         ({"num_classes": 1}, "num_classes: expected a whole number >= 2"),
         ({"in_channels": 0}, "in_channels: expected a whole number >= 1"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(changes, message):
     with pytest.raises(InputError, match=message):
-        BaselineConfig(**{"network": "unet"} | changes)
+        BaselineConfig(**{"kind": "unet"} | changes)
 
 
 @pytest.mark.parametrize(
     "network, changes, message",
     [
-        ("unet", {"levels": None}, "levels: expected a value, to build unet"),
         ("unet", {"in_channels": None}, "in_channels: expected a value"),
         ("unet", {"encoder_name": "resnet17"}, "encoder_name: expected an encoder of segmentation-models-pytorch"),
         ("deeplabv3", {"encoder_name": "densenet121"}, "encoder_name: expected one that deeplabv3 can use"),

@@ -91,7 +91,7 @@ class Parser(ArgumentParser):
         self.add_argument("--output", type=Path, required=True, metavar="FOLDER", help=f"folder of the {job}")
         self.add_argument("--resume", action="store_true", help=f"continue the {job} in the output folder")
         self.add_argument("--overwrite", action="store_true", help=f"delete a {job} that is there already")
-        self.add_class_arguments(recipe, as_group=False)
+        self.add_class_arguments(self.recipe, as_group=False)
         for action in self._actions:
             if "--print_config" in action.option_strings:
                 action.help = "print all settings as YAML and exit; =skip_default leaves out those at their defaults"

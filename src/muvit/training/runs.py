@@ -247,7 +247,7 @@ def stoppable(output: Path | None = None) -> Iterator[None]:
 def _noted(error: BaseException, output: Path | None) -> BaseException:
     if output is not None and is_first_process():
         if (output / CHECKPOINT).exists():
-            error.add_note(f"Resume the run in {output} after its last complete epoch with --resume.")
+            error.add_note(f"The run in {output} can be resumed after its last complete epoch with --resume.")
         else:
             error.add_note(f"The run in {output} has not finished an epoch: restart it with --overwrite.")
     return error

@@ -15,7 +15,7 @@ LabelLevels = Literal["finest", "all"]
 
 @dataclass(frozen=True, kw_only=True)
 class Cropping:
-    """How the views of a sample are cut: settings that recipes, data sets and trained models share."""
+    """Settings of the cutting of views, shared by recipes, data sets and trained models."""
 
     padding: Padding = "zero"
     """Pixels of a view outside the image: 0 after normalisation and augmentation, the nearest pixel, or the mirrored
