@@ -25,9 +25,9 @@ def dice_loss(logits: Tensor, target: Tensor, *, has_background: bool = True, ep
     valid = target != IGNORE
     num_classes = logits.shape[1]
     truth = one_hot(target.where(valid, 0), num_classes).movedim(-1, 1) * valid[:, None]
-    guess = logits.float().softmax(dim=1) * valid[:, None]
+    probabilities = logits.float().softmax(dim=1) * valid[:, None]
     axes = (0, *range(2, logits.ndim))
-    overlap, total = (guess * truth).sum(axes), guess.sum(axes) + truth.sum(axes)
+    overlap, total = (probabilities * truth).sum(axes), probabilities.sum(axes) + truth.sum(axes)
     return 1 - ((2 * overlap + eps) / (total + eps))[foreground(has_background)].mean()
 
 

@@ -82,6 +82,11 @@ class Parser(ArgumentParser):
             f"{self.description or ''} The recipe is a YAML file. Each of its settings is an option too, which "
             "overrides the recipe: --optim.lr 3e-4 stands for lr in the section optim."
         ).strip()
+        if hasattr(recipe, "kinds"):
+            self.description += (
+                f" The settings of the model are those of its kind, one of {', '.join(recipe.kinds())}: name it with "
+                f"--{KIND}, before --help, too."
+            )
         self.usage = " ".join(
             ["%(prog)s --config RECIPE --output FOLDER", *filter(None, [required]), "[--section.key VALUE ...]"]
         )

@@ -18,11 +18,11 @@ class Variant:
     """One of the models to compare."""
 
     name: str
-    """What the report calls it."""
+    """Name in the report."""
     description: str
-    """What sets it apart, one sentence."""
+    """Difference from the others, one sentence."""
     recipe: Recipe
-    """How to train it."""
+    """Settings of its training."""
 
     @property
     def slug(self) -> str:

@@ -131,7 +131,7 @@ class RunConfig:
     seed: Annotated[int, Bounds(min=0, below=2**32)] = 0
     """Seed of all random numbers."""
     accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = "auto"
-    """Where to compute; auto takes a GPU if there is one."""
+    """Type of device; auto takes a GPU if there is one."""
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
     """Floating-point numbers: float32 (32-true), or in matrix products bfloat16 (bf16-mixed) or float16 with scaled
     gradients (16-mixed); auto takes bf16-mixed on a CUDA device that computes in it, else 32-true."""
@@ -211,6 +211,11 @@ class Recipe:
     upgrade = staticmethod(upgrade_recipe)
     kind_of = staticmethod(kind_of)
     with_kind = staticmethod(with_kind)
+
+    @staticmethod
+    def kinds() -> tuple[str, ...]:
+        """Kinds of model."""
+        return tuple(RECIPES)
 
     @staticmethod
     def of_kind(kind: str) -> type["Recipe"]:
