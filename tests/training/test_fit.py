@@ -540,9 +540,10 @@ def test_channels_and_classes_come_from_the_data(recipe):
     [([0, 1, 2], (), 3), ([0, 1, 255], (255,), 2), ([0, 1, 255], (), None), ([0], (), None), ([1, 2], (), None)],
 )
 def test_without_names_the_classes_are_counted_by_the_values_of_the_labels(tmp_path, values, ignored, classes):
-    (tmp_path / "labels").mkdir()
     pixels = np.repeat(np.uint8(values), 8)[None].repeat(8, 0)
-    Image.fromarray(pixels).save(tmp_path / "labels" / "a.png")
+    for kind in ("images", "labels"):
+        (tmp_path / kind).mkdir()
+        Image.fromarray(pixels).save(tmp_path / kind / "a.png")
     data = DataConfig(train=str(tmp_path), ignore_labels=ignored)
     if classes is not None:
         assert count_classes(data, 1) == classes
@@ -573,6 +574,13 @@ def test_a_class_without_a_pixel_is_told(recipe, caplog):
     assert [record.message for record in caplog.records] == [
         f"{recipe.data.train}: no pixel of class 3 was found; absent classes cannot be learned"
     ]
+
+
+def test_an_ignored_class_without_a_pixel_is_no_warning(recipe, caplog):
+    four = change(replace(recipe, model=replace(recipe.model, num_classes=4)), "data", ignore_labels=(3,))
+    data = SegmentationData(four, build_model(four.network).views)
+    assert data.preprocessing.class_names[3] == "class 3"
+    assert caplog.records == []
 
 
 def test_levels_that_the_slides_lack_are_computed_as_a_pyramid_would_store_them(recipe, slides, tmp_path, caplog):

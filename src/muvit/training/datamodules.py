@@ -13,6 +13,8 @@ import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, Subset
 
+from muvit.data.annotations.config import AnnotationConfig
+from muvit.data.annotations.open import config_of
 from muvit.data.crops.balance import locate_classes
 from muvit.data.crops.classified import ClassifiedCrops, ClassifiedTiles
 from muvit.data.crops.config import CropConfig
@@ -22,7 +24,7 @@ from muvit.data.crops.preprocessing import Preprocessing
 from muvit.data.crops.sampling import EpochSampler
 from muvit.data.crops.slide_crops import LabelledSlide, SlideCrops
 from muvit.data.crops.statistics import measure_channels
-from muvit.data.folders import IMAGES, LABELS, class_legend, open_folder, open_labelled_folder, slide_files
+from muvit.data.folders import IMAGES, class_legend, open_folder, open_labelled_folder, slide_files
 from muvit.data.slides.open import open_slide
 from muvit.data.slides.slide import Slide
 from muvit.data.tables import read_column, values_of
@@ -86,7 +88,7 @@ def count_classes(data: DataConfig, level: Level) -> int:
     if data.class_names is not None:
         return len(data.class_names)
     values: set[int] = set()
-    for i, label in enumerate(open_folder(Path(data.train) / LABELS, (level,), "label").values()):
+    for i, (_, label) in enumerate(open_labelled_folder(Path(data.train), (), (level,), data.annotations)):
         values |= set(label.label_names) or {found.value for found in locate_classes(i, label, level)}
     classes = sorted(values - set(data.ignore_labels))
     if len(classes) < 2 or classes != list(range(len(classes))):
@@ -248,7 +250,7 @@ class SegmentationData(CropsData):
             _LOG.warning(
                 "relay tokens have no coordinates and learn little from nested views; set data.placement to concentric"
             )
-        self.train_slides = open_labelled_folder(Path(data.train), views.levels, self.crops.labelled_levels)
+        self.train_slides = self._open_pairs(Path(data.train), data.annotations)
         check_channels([image for image, _ in self.train_slides], views.in_channels)
         self.train_crops = self._random_crops(
             self.train_slides,
@@ -258,8 +260,12 @@ class SegmentationData(CropsData):
         )
 
     def _open_val_crops(self, folder: Path) -> SlideCrops:
-        slides = open_labelled_folder(folder, self.crops.levels, self.crops.labelled_levels)
-        return self._fixed_crops(slides, self.crops)
+        # classes found in the training annotations have the same values here
+        annotations = self.recipe.data.annotations or config_of(self.train_slides[0][1])
+        return self._fixed_crops(self._open_pairs(folder, annotations), self.crops)
+
+    def _open_pairs(self, folder: Path, annotations: AnnotationConfig | None) -> list[tuple[Slide, Slide]]:
+        return open_labelled_folder(folder, self.crops.levels, self.crops.labelled_levels, annotations)
 
     @cached_property
     def preprocessing(self) -> Preprocessing:
@@ -273,7 +279,8 @@ class SegmentationData(CropsData):
         if len(names) != count or len(set(names)) != count or not all(names):
             expected = f"{count} different names, as model.num_classes says"
             raise InputError("data.class_names", expected=expected, got=names)
-        absent = [names[i] for i in range(count) if i not in self.train_crops.seen_classes]
+        expected_classes = set(range(count)) - set(self.recipe.data.ignore_labels)
+        absent = [names[i] for i in sorted(expected_classes - set(self.train_crops.seen_classes))]
         if absent:
             _LOG.warning(
                 "%s: no pixel of %s was found; absent classes cannot be learned",

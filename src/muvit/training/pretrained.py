@@ -1,12 +1,11 @@
 """Pre-trained encoders in segmenters and classifiers: trained in full, frozen, or with low-rank additions."""
 
 import copy
-from importlib.util import find_spec
 from typing import TypeVar
 
 from torch import nn
 
-from muvit.errors import InputError
+from muvit.errors import InputError, require_package
 from muvit.models.classifier import Classifier
 from muvit.models.segmenter import Segmenter
 from muvit.models.trained import load_encoder
@@ -60,13 +59,7 @@ def add_lora(encoder: nn.Module, rank: int, alpha: int) -> None:
     Raises:
         InputError: the package for it is not installed.
     """
-    if find_spec("peft") is None:
-        raise InputError(
-            "init.mode lora",
-            expected="the package peft",
-            got="none installed",
-            hint="Install it with: pip install 'muvit[lora]'",
-        )
+    require_package("peft", "init.mode lora", package="peft", install="'muvit[lora]'")
     from peft import LoraConfig, inject_adapter_in_model
 
     inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha, target_modules=_LORA_TARGETS), encoder)

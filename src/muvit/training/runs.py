@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from importlib.util import find_spec
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.data import DataLoader
 
 from muvit.durable import write_whole
-from muvit.errors import ExistsError, InputError
+from muvit.errors import ExistsError, InputError, require_package
 from muvit.models.folder import plain
 from muvit.settings import read_settings
 from muvit.training.datamodules import AnyRecipe, complete
@@ -209,13 +208,7 @@ def check_wandb() -> None:
     Raises:
         InputError: it is not installed.
     """
-    if find_spec("wandb") is None:
-        raise InputError(
-            "logging to Weights & Biases",
-            expected="the package wandb",
-            got="none installed",
-            hint="Install it with: pip install wandb",
-        )
+    require_package("wandb", "logging to Weights & Biases", package="wandb", install="wandb")
 
 
 def precision_for(accelerator: str) -> str:

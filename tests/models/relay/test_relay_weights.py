@@ -11,7 +11,7 @@ from timm.layers import resample_abs_pos_embed
 
 from muvit.errors import CheckpointError, InputError
 from muvit.models.folder import load_settings
-from muvit.models.relay import RelayConfig, RelaySegmenter, weights
+from muvit.models.relay import RelayConfig, RelaySegmenter
 
 
 def published(name, seed=5, **changes):
@@ -170,6 +170,6 @@ def test_a_backbone_that_does_not_fit_is_refused_in_one_sentence(backbone, chang
 
 
 def test_without_timm_there_is_a_hint(monkeypatch):
-    monkeypatch.setattr(weights, "find_spec", lambda name: None)
+    monkeypatch.setattr("muvit.errors.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"expected the package timm, .* pip install 'muvit\[relay\]'"):
         build()

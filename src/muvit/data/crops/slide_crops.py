@@ -1,6 +1,7 @@
 """Base of the data sets that cut crops out of slides, reading only the windows they need."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -33,7 +34,8 @@ class SlideCrops(MuViTDataset):
 
     def __init__(self, slides: Sequence[LabelledSlide], config: CropConfig) -> None:
         _check_slides(slides, config)
-        self.config = config
+        ignored = {value for _, label in slides if label is not None for value in label.ignored_labels}
+        self.config = replace(config, ignore_labels=(*config.ignore_labels, *sorted(ignored)))
         self.images = tuple(image for image, _ in slides)
         self.labels = tuple(label for _, label in slides if label is not None)
         self.shapes = [[image.level_shape(level) for level in config.levels] for image in self.images]

@@ -25,6 +25,7 @@ def convert_image(
     channel_names: Sequence[str] | None = None,
     label_names: dict[int, str] | None = None,
     label_colors: dict[int, Color] | None = None,
+    has_background: bool | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Path:
@@ -46,6 +47,7 @@ def convert_image(
         channel_names: one per channel; by default what the source states.
         label_names: name of each label value; by default what the source states.
         label_colors: (red, green, blue) or (red, green, blue, alpha) of each label value; by default the source's.
+        has_background: whether label 0 is background; by default what the source states.
         overwrite: replace a store that is at ``target``.
         progress: called with the number of steps done and their total.
 
@@ -73,7 +75,7 @@ def convert_image(
         channel_names=slide.channel_names if channel_names is None else channel_names,
         label_names=slide.label_names if label_names is None else label_names,
         label_colors=slide.label_colors if label_colors is None else label_colors,
-        has_background=slide.has_background,
+        has_background=slide.has_background if has_background is None else has_background,
     )
     check_replaceable(target, overwrite)
     # pixels that cannot be read at all are found before anything is written

@@ -47,6 +47,7 @@ class Slide(ABC):
         label_names: name of each label value, as far as the file states them.
         label_colors: red, green, blue, alpha of each label value, likewise.
         has_background: whether label 0 is background; True where the file does not say otherwise.
+        ignored_labels: label values that are ignored in loss and metrics, beside those that a recipe ignores.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class Slide(ABC):
         self.label_names: dict[int, str] = {}
         self.label_colors: dict[int, tuple[int, ...]] = {}
         self.has_background = True
+        self.ignored_labels: tuple[int, ...] = ()
 
     @property
     def ndim(self) -> int:

@@ -61,12 +61,13 @@ def find_gleason(folder: Path, *, label_map: LabelMap = GRADES) -> Source:
         options={"label_map": label_map.to_json()},
         problems=tuple(problems),
         warnings=tuple(f"{name}: maps without an image" for name in lonely),
+        has_background=False,
         **mapped(label_map),
     )
 
 
 def split_of(name: str) -> Split:
-    """Where the core called ``slide<n>_core<m>`` belongs."""
+    """Split of the core called ``slide<n>_core<m>``."""
     match = _CORE.fullmatch(name)
     assert match, name
     slide, core = int(match[1]), int(match[2])

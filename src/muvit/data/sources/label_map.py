@@ -9,9 +9,7 @@ import numpy as np
 import yaml
 
 from muvit.errors import InputError, ReadError
-
-IGNORED = 255
-"""What is stored for pixels that count nowhere; recipes for such data say ``data.ignore_labels: [255]``."""
+from muvit.labels import IGNORED
 
 IGNORE_NAME = "ignore"
 """Name in a label map for the values that become `IGNORED`."""

@@ -84,6 +84,7 @@ def prepare(
                 pixel_size_um=image.pixel_size_um if pixel_size_um is None else pixel_size_um,
                 label_names=dict(enumerate(source.class_names)) if kind == "label" else None,
                 label_colors=_colors(source) if kind == "label" else None,
+                has_background=source.has_background,
                 overwrite=target.exists(),
                 progress=report,
             )
