@@ -36,10 +36,8 @@ from muvit.models.encoder import EncoderConfig
 from muvit.models.masking import TokenMask
 from muvit.models.relay import RelayConfig, RelaySegmenter
 from muvit.models.segmenter import Segmenter, SegmenterConfig
-from muvit.training.classify_task import ClassificationTask
 from muvit.training.optim import OptimConfig, PretrainOptimConfig, build_optimizer, build_pretrain_optimizer
-from muvit.training.reconstruct import PretrainTask
-from muvit.training.segment import SegmentationTask
+from muvit.training.tasks import ClassificationTask, PretrainTask, SegmentationTask
 
 ENCODER = {"in_channels": 1, "levels": (1, 4), "patch_size": 4, "num_layers": 2, "dim": 16, "heads": 2}
 SEGMENTER = {"num_classes": 3, "decoder_widths": (8, 4, 4), "stem_width": 4}
