@@ -23,9 +23,9 @@ from muvit.inference.workers import without_interrupts, worker_pool
 from muvit.models.segmentation_model import SegmentationModel
 from muvit.models.trained import load_model
 from muvit.progress import Progress
+from muvit.training.fit import train_segmenter
 from muvit.training.recipes import Recipe, RunConfig
 from muvit.training.runs import CHECKPOINT, check_devices
-from muvit.training.train import train_segmenter
 
 _SECONDS = "training_seconds.txt"
 

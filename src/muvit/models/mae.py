@@ -85,7 +85,7 @@ class MuViTMAE(FolderModel):
         num_decoders = 1 if config.decoder_mode == "single" else len(encoder.levels)
         self.decoder = nn.ModuleList(MuViTDecoder(config.decoder) for _ in range(num_decoders))
         self.mask_token = nn.Parameter(torch.randn(1, num_decoders, encoder.dim))
-        self.final = nn.Linear(config.decoder.dim, prod(encoder.patch) * encoder.in_channels)
+        self.final = nn.Linear(config.decoder.dim, prod(encoder.patch) * encoder.channels)
 
     @property
     def levels(self) -> tuple[Level, ...]:
