@@ -32,9 +32,8 @@ if TYPE_CHECKING:
     from muvit.models.segmenter import Segmenter, SegmenterConfig
     from muvit.models.trained import TrainedModel, load_model
     from muvit.settings import read_settings
-    from muvit.training.pretrain import pretrain_mae
+    from muvit.training.fit import pretrain_mae, train_segmenter
     from muvit.training.recipes import PretrainRecipe, Recipe
-    from muvit.training.train import train_segmenter
 
 __all__ = [
     "Classifier",
@@ -165,7 +164,7 @@ _MODULES = (
         ),
     ),
     ("settings", ("read_settings",)),
-    ("training.pretrain", ("pretrain_mae",)),
+    ("training.fit", ("pretrain_mae",)),
     (
         "training.recipes",
         (
@@ -173,7 +172,7 @@ _MODULES = (
             "Recipe",
         ),
     ),
-    ("training.train", ("train_segmenter",)),
+    ("training.fit", ("train_segmenter",)),
 )
 _HOME = {name: module for module, names in _MODULES for name in names}
 

@@ -1,6 +1,7 @@
 """What class a slide is of: the mean of a classifier's probabilities over crops of it."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from muvit.inference.inputs import prepare_slide
 from muvit.inference.predict import resolve_device
 from muvit.models.classifier import Classifier
 from muvit.models.segmentation_model import encoder_views
+from muvit.models.trained import TrainedModel, as_trained
 from muvit.progress import Progress
 
 
@@ -33,9 +35,9 @@ class SlideClass:
 
 
 def classify_slide(
-    model: Classifier,
+    model: Classifier | TrainedModel[Any],
     slide: Slide,
-    preprocessing: Preprocessing,
+    preprocessing: Preprocessing | None = None,
     *,
     num_crops: int | None = 64,
     seed: int = 0,
@@ -48,9 +50,10 @@ def classify_slide(
     On CUDA the model runs under bfloat16 autocast, elsewhere in its own precision.
 
     Args:
-        model: the classifier; it is moved to ``device`` and put into evaluation mode.
+        model: the classifier; it is moved to ``device`` and put into evaluation mode. A `TrainedModel`, as
+            `muvit.load_model` returns, brings its preprocessing.
         slide: the image; levels of the model that it does not store are computed from those that it does.
-        preprocessing: how the model saw crops in training.
+        preprocessing: how the model saw crops in training; by default that of a `TrainedModel`.
         num_crops: random crops; None takes every tile once.
         seed: of the crops.
         batch_size: crops computed at once.
@@ -61,21 +64,23 @@ def classify_slide(
         InputError: slide, model and preprocessing do not fit each other.
         ReadError: the slide cannot be read.
     """
-    slide = prepare_slide(encoder_views(model.config.encoder), slide, preprocessing)
-    crops = preprocessing.crops(model.config.encoder.levels)
+    trained = as_trained(model, preprocessing, Classifier)
+    classifier, encoder = trained.model, trained.model.config.encoder
+    slide = prepare_slide(encoder_views(encoder), slide, trained.preprocessing)
+    crops = trained.preprocessing.crops(encoder.levels)
     drawn = (
         ClassifiedTiles([slide], None, crops)
         if num_crops is None
         else ClassifiedCrops([slide], None, crops, num_samples=num_crops, seed=seed)
     )
     target = resolve_device(device)
-    model.to(target).eval()
+    classifier.to(target).eval()
     shares: list[NDArray[np.float32]] = []
     done = 0
     with torch.inference_mode():
         for batch in DataLoader(drawn, batch_size=batch_size):
             with torch.autocast(target.type, torch.bfloat16, enabled=target.type == "cuda"):
-                logits = model(batch["img"].to(target), batch["bbox"].to(target))
+                logits = classifier(batch["img"].to(target), batch["bbox"].to(target))
             shares.append(logits.float().softmax(1).cpu().numpy())
             done += len(logits)
             if progress is not None:

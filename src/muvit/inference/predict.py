@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -26,6 +26,7 @@ from muvit.inference.run.resume import is_published, read_plan
 from muvit.inference.run.store import Output, prediction_status
 from muvit.inference.tiling.seams import Seams
 from muvit.models.segmentation_model import SegmentationModel
+from muvit.models.trained import TrainedModel, as_trained
 from muvit.progress import Progress
 
 _LOG = logging.getLogger(__name__)
@@ -86,10 +87,10 @@ class Engine:
 
 
 def predict_slide(
-    model: SegmentationModel,
+    model: SegmentationModel | TrainedModel[Any],
     slide: Slide,
     output: Path | str,
-    preprocessing: Preprocessing,
+    preprocessing: Preprocessing | None = None,
     *,
     options: PredictOptions | None = None,
     batch_size: int = 8,
@@ -108,12 +109,14 @@ def predict_slide(
     finds what it would make, complete, it leaves it as it is.
 
     Args:
-        model: takes the slide's channels and levels; it is moved to the device, and back when done.
+        model: takes the slide's channels and levels; it is moved to the device, and back when done. A `TrainedModel`,
+            as `muvit.load_model` returns, brings its preprocessing.
         slide: the image; levels of the model that it does not store are computed from those that it does.
         output: folder of the label image to create, by custom named ``*.ome.zarr``; inside the ``labels`` folder of an
             OME-Zarr image it becomes one of that image's labels. Probabilities and entropy lie beside it:
             ``one.ome.zarr``, ``one.probabilities.ome.zarr``.
-        preprocessing: how the model saw crops in training, and what its classes are.
+        preprocessing: how the model saw crops in training, and what its classes are; by default that of a
+            `TrainedModel`.
         options: what is predicted, and how tiles are laid and joined; by default as in the paper.
         batch_size: tiles per forward pass.
         device: where to run; by default CUDA if there is any, else the CPU.
@@ -136,9 +139,10 @@ def predict_slide(
     if engine is None:
         name = None if device is None else str(device)
         engine = Engine(device=name, batch_size=batch_size, num_workers=num_workers)
-    slide = prepare_slide(model.views, slide, preprocessing)
-    plan = plan_prediction(model, slide, output, preprocessing, options=options, engine=engine)
-    run_prediction(plan, model, slide, output, engine=engine, overwrite=overwrite, progress=progress)
+    trained = as_trained(model, preprocessing, SegmentationModel)
+    slide = prepare_slide(trained.model.views, slide, trained.preprocessing)
+    plan = plan_prediction(trained.model, slide, output, trained.preprocessing, options=options, engine=engine)
+    run_prediction(plan, trained.model, slide, output, engine=engine, overwrite=overwrite, progress=progress)
     return Path(output)
 
 
