@@ -17,7 +17,7 @@ from muvit.data.pyramids.convert import convert_image
 from muvit.data.slides.ome_zarr import OmeZarrSlide
 from muvit.data.slides.open import open_slide
 from muvit.inference.predict import predict_slide
-from muvit.inference.run.plan import PredictOptions
+from muvit.inference.run.options import PredictOptions
 from muvit.models.segmentation_model import SegmentationModel, Views
 
 LABELS = np.zeros((64, 96), np.uint8)

@@ -15,7 +15,7 @@ from muvit.data.slides.ome_zarr import OmeZarrSlide
 from muvit.encoders import MuViTEncoder2d, MuViTEncoder3d
 from muvit.errors import ExistsError, InputError
 from muvit.inference.features import extract_features
-from muvit.inference.run import feature_plan
+from muvit.inference.run import planning
 
 CROP, PATCH, LEVELS, DIM = (16, 24), 4, (1, 2, 8), 16
 SETTINGS = Preprocessing(crop_size=CROP, normalization=Range(high=255), class_names=(), class_colors=())
@@ -44,8 +44,8 @@ def slide():
 @pytest.fixture(autouse=True)
 def _several_blocks(monkeypatch):
     """Chunks of 4 x 4 patches and shards of 8 x 8, whose edges the tiles do not divide."""
-    monkeypatch.setattr(feature_plan, "_CHUNK_BYTES", 16 * DIM * 4)
-    monkeypatch.setattr(feature_plan, "_SHARD_BYTES", 64 * DIM * 4)
+    monkeypatch.setattr(planning, "_CHUNK_BYTES", 16 * DIM * 4)
+    monkeypatch.setattr(planning, "_SHARD_BYTES", 64 * DIM * 4)
 
 
 def read(output, level):
@@ -140,12 +140,15 @@ def test_a_run_that_was_killed_goes_on_to_the_same_bytes(tmp_path, slide, mode):
     output, counts = tmp_path / "killed.zarr", []
 
     def kill(done, total):
-        counts.append((done, total))
-        raise KeyboardInterrupt
+        calls.append((done, total))
+        if len(calls) == 2:  # one block is written, and one only computed
+            raise KeyboardInterrupt
 
     for _ in range(3):
+        calls = []
         with pytest.raises(KeyboardInterrupt):
             extract_features(encoder(mode), slide, output, SETTINGS, progress=kill)
+        counts.append(calls[-1])
         assert not (output / "zarr.json").exists()
     assert [done for done, _ in counts] == sorted({done for done, _ in counts})  # each time a block further
     extract_features(encoder(mode), slide, output, SETTINGS, progress=lambda *c: counts.append(c))
@@ -214,7 +217,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(tmp_path, slide
         extract_features(encoder(), slide, output, SETTINGS, levels=(4,))
     with pytest.raises(InputError, match="dtype: expected float16 or float32, got 'int8'"):
         extract_features(encoder(), slide, output, SETTINGS, dtype="int8")
-    with pytest.raises(InputError, match="batch_size: expected at least 1"):
+    with pytest.raises(InputError, match="batch_size: expected a whole number >= 1"):
         extract_features(encoder(), slide, output, SETTINGS, batch_size=0)
     with pytest.raises(InputError, match="channels of image: expected 1, as the model has, got 2"):
         extract_features(

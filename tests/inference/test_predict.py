@@ -10,9 +10,10 @@ from muvit.data.crops.preprocessing import Preprocessing
 from muvit.data.slides.ome_zarr import OmeZarrSlide, PyramidWriter
 from muvit.data.slides.open import open_slide
 from muvit.errors import ExistsError, InputError, ReadError
-from muvit.inference.predict import predict_slide, resolve_device
-from muvit.inference.run.plan import PredictOptions
-from muvit.inference.run.store import prediction_status
+from muvit.inference.predict import predict_slide
+from muvit.inference.run.execution import resolve_device
+from muvit.inference.run.label_store import prediction_status
+from muvit.inference.run.options import PredictOptions
 from muvit.models.encoder import EncoderConfig
 from muvit.models.segmenter import Segmenter, SegmenterConfig
 
@@ -347,8 +348,8 @@ def broken_model():
         (broken_model, {}, {}, r"weights of the model, head\.weight: expected finite"),
         (Toy, {"pixel_size_um": (0.5, 0.5)}, {}, r"pixel size of .*image\.ome\.zarr"),
         (Toy, {"normalization": Standardize(mean=(0.0, 0.0), std=(1.0, 1.0))}, {}, "mean and std: expected 1 channels"),
-        (Toy, {}, {"batch_size": 0}, "batch_size: expected at least 1"),
-        (Toy, {}, {"num_workers": -1}, "num_workers: expected at least 0"),
+        (Toy, {}, {"batch_size": 0}, "batch_size: expected a whole number >= 1"),
+        (Toy, {}, {"num_workers": -1}, "num_workers: expected a whole number >= 0"),
         (Toy, {}, {"device": "abacus"}, "device: expected a device of this machine"),
     ],
 )
