@@ -414,6 +414,10 @@ FAILURES = {
         "deep.json: expected JSON that names label values, got lists nested too deeply",
     ),
     "inverted region": ([*PREDICT, "--region", "100,100,10,10"], "y0 < y1 and x0 < x1"),
+    "an option by its earlier name": (
+        [*PREDICT, "--engine", "dask"],
+        "there is no option --engine; did you mean --backend?",
+    ),
     "scheduler without dask": ([*PREDICT, "--scheduler", "tcp://x:1"], "scheduler: expected backend dask"),
     "scores exist": (
         ["evaluate", "{bad}/grey.png", "{bad}/grey.png", "--num_classes", "2", "--output", "{bad}/taken/scores.json"],

@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -6,7 +8,7 @@ from PIL import Image
 from muvit.cli import main
 from muvit.data.crops.normalize import Range
 from muvit.data.crops.preprocessing import Preprocessing
-from muvit.data.slides.ome_zarr import PyramidWriter
+from muvit.data.slides.ome_zarr import OmeZarrSlide, PyramidWriter
 from muvit.data.slides.open import open_slide
 from muvit.data.slides.slide import Slide
 from muvit.inference.run.label_store import prediction_status
@@ -153,6 +155,20 @@ def test_the_plan_stays_with_the_labels_and_the_work_folder_goes(work):
     assert not (target / ".muvit").exists()
     labels = open_slide(target)
     assert (labels.read(1, (32, 32), (38, 58)) == 0).all()
+
+
+def test_a_region_counts_from_the_scanned_part_of_slides_without_all_levels_too(work, monkeypatch):
+    pixels = open_slide(work / "a.ome.zarr").read(1, (0, 0), (70, 90))
+    writer = PyramidWriter.create(work / "c.ome.zarr", shape=(70, 90), num_channels=1, dtype=np.uint8, levels=(1,))
+    writer.write((0, 0), pixels)
+    writer.finish()
+    corners = [[0, 0], [20, 0], [20, 20], [0, 20], [0, 0]]
+    (work / "region.geojson").write_text(json.dumps({"type": "Polygon", "coordinates": [corners]}))
+    monkeypatch.setattr(OmeZarrSlide, "bounds", ((32, 48), (38, 42)), raising=False)
+    assert predict(work, "--region", work / "region.geojson", "--part", "1/2", slides="c") == 0
+    assert (
+        read_plan(work / "out" / "c.ome.zarr")["options"]["region"] == "POLYGON ((48 32, 48 52, 68 52, 68 32, 48 32))"
+    )
 
 
 @pytest.mark.parametrize(

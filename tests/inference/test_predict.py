@@ -13,7 +13,7 @@ from muvit.errors import ExistsError, InputError, ReadError
 from muvit.inference.predict import predict_slide
 from muvit.inference.run.execution import resolve_device
 from muvit.inference.run.label_store import prediction_status
-from muvit.inference.run.options import PredictOptions
+from muvit.inference.run.options import AS_PUBLISHED, PredictOptions
 from muvit.models.encoder import EncoderConfig
 from muvit.models.segmenter import Segmenter, SegmenterConfig
 
@@ -161,9 +161,16 @@ def test_every_view_shows_what_its_box_says(tmp_path, shape):
 
 def test_labels_do_not_depend_on_batches_blocks_or_workers(tmp_path, slide):
     model, settings = Toy(), replace(PREPROCESSING, normalization=Percentile())
-    runs = {"one": {"batch_size": 1}, "many": {"batch_size": 64}, "workers": {"batch_size": 5, "num_workers": 1}}
-    labels = [read(predict_slide(model, slide, tmp_path / f"{k}.ome.zarr", settings, **v)) for k, v in runs.items()]
-    labels.append(read(predict_slide(model, slide, tmp_path / "blocks.ome.zarr", settings, options=SMALL)))
+    runs = {
+        "one": {"batch_size": 1},
+        "many": {"batch_size": 64},
+        "workers": {"batch_size": 5, "num_workers": 1},
+        "blocks": {"options": SMALL},
+    }
+    labels = [
+        read(predict_slide(model, slide, tmp_path / f"{k}.ome.zarr", settings, **{"options": AS_PUBLISHED} | v))
+        for k, v in runs.items()
+    ]
     assert len(np.unique(labels[0])) > 1
     assert all((other == labels[0]).all() for other in labels[1:])
 
@@ -183,6 +190,7 @@ def test_the_output_says_what_it_shows(tmp_path, slide):
         slide,
         tmp_path / "labels.ome.zarr",
         PREPROCESSING,
+        options=AS_PUBLISHED,
         batch_size=10,
         progress=lambda *step: steps.append(step),
     )
@@ -275,11 +283,11 @@ def contents(folder):
     return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_failed_run_is_kept_and_goes_on(tmp_path, slide):
+def test_a_failed_run_is_kept_and_resumes(tmp_path, slide):
     model, output = Crashing().train(), tmp_path / "labels.ome.zarr"
     with pytest.raises(RuntimeError, match="out of luck") as caught:
         predict_slide(model, slide, output, PREPROCESSING, options=SMALL, batch_size=2)
-    assert "goes on from there" in caught.value.__notes__[0]
+    assert "run the same command again to resume" in caught.value.__notes__[0]
     assert model.training
     with pytest.raises(ReadError, match="unfinished"):
         open_slide(output)

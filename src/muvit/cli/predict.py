@@ -6,8 +6,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Literal
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 
+from muvit.cli.parser import Parser
 from muvit.cli.progress import Progress
 from muvit.cli.slides import SlideFailures, slide_targets
 from muvit.data.crops.preprocessing import Preprocessing
@@ -26,8 +27,9 @@ from muvit.models.trained import load_model
 _TTA_FLIPS = (-2, -1)
 
 
-def add_arguments(parser: ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
     """Arguments of the verb."""
+    parser.renamed = {"--engine": "--backend"}
     parser.add_argument("model", type=Path, help="folder of a trained model, or of the run that made it")
     parser.add_argument("slide", nargs="+", type=Path, help="images to label, or folders of them")
     parser.add_argument(

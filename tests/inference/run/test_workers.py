@@ -41,7 +41,7 @@ def test_workers_exit_with_a_parent_that_is_killed():
 @pytest.mark.parametrize("is_frozen", [False, True])
 def test_an_error_ends_workers_that_do_not_obey(tmp_path, monkeypatch, is_frozen):
     """One that ignores SIGTERM exits by itself; one that cannot even do that is killed."""
-    monkeypatch.setattr(workers, "PATIENCE_S", 0.2 if is_frozen else 60.0)
+    monkeypatch.setattr(workers, "EXIT_WAIT_S", 0.2 if is_frozen else 60.0)
     started, seen = tmp_path / "started", []
     with pytest.raises(KeyboardInterrupt), worker_pool(1) as pool:
         with without_interrupts():

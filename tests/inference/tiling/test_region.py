@@ -83,5 +83,5 @@ def test_what_is_no_region_is_refused(tmp_path):
             read_region(str(tmp_path / name), SLIDE)
     with pytest.raises(InputError, match="expected polygons or a box with an area"):
         read_region("5,5,5,9", SLIDE)
-    with pytest.raises(InputError, match=r"region: expected one that meets the image"):
+    with pytest.raises(InputError, match=r"region: expected one that intersects the image"):
         tiles_in_region(plan(), read_region("500,500,600,600", SLIDE))

@@ -101,7 +101,7 @@ def plan_features(
     dtype: FeatureType,
     device: torch.device,
 ) -> FeaturePlan:
-    """The plan of `extract_features`, whose arguments and errors it shares."""
+    """The plan of `muvit.inference.features.extract_features`, which describes arguments and errors."""
     config = encoder.config
     encoder_views(config).check_size(preprocessing.crop_size)
     check_weights(encoder)
@@ -223,7 +223,7 @@ def _plan_level(
         chunk=chunk,
         shard=shard,
     )
-    # a tile must begin with a patch: the last ones stick out of the image by less than one
+    # tiles begin with a patch: the last ones leave the image by less than one
     shapes[0] = tuple(n * p for n, p in zip(patches, patch, strict=True))
     tiling = TilePlan(
         shapes=tuple(shapes),
