@@ -1,5 +1,6 @@
 """The errors that muvit raises for its user: each says what was expected, what came, and what to do."""
 
+from importlib.util import find_spec
 from typing import Any
 
 
@@ -43,6 +44,23 @@ class ExistsError(MuViTError, FileExistsError):
 
     def __init__(self, path: object, *, hint: str = "Choose another output, or pass overwrite (--overwrite).") -> None:
         super().__init__(f"{path}: exists already and is not overwritten. {hint}")
+
+
+def require_package(module: str, subject: str, *, package: str, install: str) -> None:
+    """Refuse to go on without an optional package.
+
+    Args:
+        module: the name that it is imported by.
+        subject: what needs it, as the user knows it.
+        package: the name of the package.
+        install: what pip installs to get it.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    if find_spec(module) is None:
+        hint = f"Install it with: pip install {install}"
+        raise InputError(subject, expected=f"the package {package}", got="none installed", hint=hint)
 
 
 def _restored(kind: type[MuViTError], *args: Any) -> MuViTError:

@@ -6,6 +6,13 @@ BACKGROUND = 0
 IGNORE = -100
 """Label of pixels that count nowhere: unlabelled, or outside the image (torch's own convention)."""
 
+IGNORED = 255
+"""Stored for pixels that are ignored in loss and metrics; recipes for such stored labels say
+``data.ignore_labels: [255]``."""
+
+WIDE_IGNORED = 65535
+"""The same among labels of 16 bits."""
+
 
 def foreground(has_background: bool) -> slice:
     """The classes that are no background."""

@@ -7,10 +7,14 @@ from typing import Literal
 from jsonargparse import ArgumentParser, Namespace
 
 from muvit.cli.progress import Progress
+from muvit.data.annotations.config import config_of_names
+from muvit.data.annotations.open import is_annotation
+from muvit.data.folders import images_of_labels, open_labels
 from muvit.data.pyramids.convert import convert_image
 from muvit.data.pyramids.spec import WholeLevel
 from muvit.data.slides.formats import OME_ZARR_SUFFIXES
 from muvit.data.slides.open import open_slide
+from muvit.data.slides.slide import Slide
 from muvit.errors import ExistsError, InputError, ReadError
 from muvit.pictures import class_colors
 
@@ -20,7 +24,17 @@ _MAX_LABEL = 2**16 - 1
 def add_arguments(parser: ArgumentParser) -> None:
     """Arguments of the verb."""
     parser.add_argument(
-        "source", nargs="+", type=Path, help="images: PNG, JPEG, TIFF, OME-TIFF, SVS, NDPI, ... OME-Zarr"
+        "source",
+        nargs="+",
+        type=Path,
+        help="images: PNG, JPEG, TIFF, OME-TIFF, SVS, NDPI, ... OME-Zarr; or, with --kind label, annotations: GeoJSON "
+        "(QuPath), XML (ASAP, ImageScope), ROI (ImageJ), COCO",
+    )
+    parser.add_argument(
+        "--image",
+        type=Path | None,
+        default=None,
+        help="the annotated image, or a folder of them (default: images/ beside the folder of the annotations)",
     )
     parser.add_argument(
         "--output",
@@ -65,16 +79,20 @@ def run(arguments: Namespace) -> None:
     if names and arguments.kind != "label":
         raise InputError("--classes", expected="--kind label", got=f"--kind {arguments.kind}")
     colors = None if names is None else dict(enumerate(class_colors(max(names) + 1)))
-    targets = {source: _target(source, arguments) for source in arguments.source}
-    if len(set(targets.values())) < len(targets):
-        raise InputError("source", expected="images of different names", got="two of one name")
-    for target in targets.values():  # all before any work starts
+    targets: dict[Path, Slide] = {}
+    for source in arguments.source:
+        for slide in _slides(source, arguments, names):
+            target = _target(slide.name, arguments)
+            if target in targets:
+                raise InputError("source", expected="images of different names", got="two of one name")
+            targets[target] = slide
+    for target in targets:  # all before any work starts
         if target.exists() and not arguments.overwrite:
             raise ExistsError(target)
-    for source, target in targets.items():
+    for target, slide in targets.items():
         with Progress(target.name, "block") as progress:
             convert_image(
-                source,
+                slide,
                 target,
                 kind=arguments.kind,
                 levels=arguments.levels,
@@ -88,7 +106,17 @@ def run(arguments: Namespace) -> None:
         print(target)
 
 
-def _target(source: Path, arguments: Namespace) -> Path:
+def _slides(source: Path, arguments: Namespace, names: dict[int, str] | None) -> list[Slide]:
+    """What a source holds: an image, labels, or the annotations of one or several images."""
+    if not is_annotation(source):
+        return [open_slide(source, palette="index" if arguments.kind == "label" else "rgb")]
+    if arguments.kind != "label":
+        raise InputError(source, expected="--kind label, for annotations", got=f"--kind {arguments.kind}")
+    config = None if names is None else config_of_names(names)
+    return list(open_labels(source, images_of_labels(source, arguments.image), annotations=config).values())
+
+
+def _target(name: str, arguments: Namespace) -> Path:
     output: Path = arguments.output
     if output.is_file():
         raise InputError("--output", expected="a folder", got=f"the file {output}")
@@ -96,7 +124,7 @@ def _target(source: Path, arguments: Namespace) -> Path:
         if len(arguments.source) > 1:
             raise InputError("--output", expected="a folder, for several images", got=output)
         return output
-    return output / f"{open_slide(source).name}.ome.zarr"
+    return output / f"{name}.ome.zarr"
 
 
 def _class_names(file: Path) -> dict[int, str]:

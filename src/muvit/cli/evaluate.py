@@ -8,9 +8,16 @@ from typing import Literal
 from jsonargparse import ArgumentParser, Namespace
 
 from muvit.cli.progress import Progress
-from muvit.data.folders import class_legend, open_folder
-from muvit.data.slides.formats import SLIDE_SUFFIXES
-from muvit.data.slides.open import open_slide
+from muvit.data.annotations.config import read_config
+from muvit.data.annotations.open import config_of
+from muvit.data.folders import (
+    class_legend,
+    has_annotations,
+    images_of_labels,
+    is_slide_folder,
+    open_label_images,
+    open_labels,
+)
 from muvit.data.slides.slide import Slide
 from muvit.errors import InputError
 from muvit.evaluation.results import result_files, write_results
@@ -26,7 +33,9 @@ MAX_CLASSES = 4096
 def add_arguments(parser: ArgumentParser) -> None:
     """Arguments of the verb."""
     parser.add_argument("prediction", type=Path, help="predicted labels: an image, or a folder of them")
-    parser.add_argument("truth", type=Path, help="true labels: an image, or a folder with those of the same names")
+    parser.add_argument(
+        "truth", type=Path, help="true labels: a label image or annotations, or a folder with those of the same names"
+    )
     add_pair_arguments(parser)
     parser.add_argument(
         "--boundary_tolerance",
@@ -59,14 +68,20 @@ def add_pair_arguments(parser: ArgumentParser) -> None:
         help="classes, background included (default: as named in the labels)",
     )
     parser.add_argument(
+        "--image",
+        type=Path | None,
+        default=None,
+        help="the annotated image, or a folder of them (default: images/ beside the folder of the annotations)",
+    )
+    parser.add_argument(
         "--ignore_labels", type=list[int], default=[], help="true label values ignored in the scores, such as [14]"
     )
     parser.add_argument(
         "--has_background",
         type=bool | None,
         default=None,
-        help="whether class 0 is background, which mDSC and the mean foreground IoU leave out (default: as the "
-        "predictions say, which take it from the recipe; true if they do not)",
+        help="whether class 0 is background, which mDSC and the mean foreground IoU leave out (default: true, unless "
+        "the predictions or the true labels say otherwise)",
     )
     parser.add_argument(
         "--allow_missing",
@@ -104,14 +119,14 @@ def evaluate_paths(prediction: Path, arguments: Namespace, boundary: BoundaryCon
         arguments: ``truth`` and what `add_pair_arguments` adds.
         boundary: how to compare outlines.
     """
-    pairs, missing = _pairs(prediction, arguments.truth, arguments.allow_missing)
+    pairs, missing = _pairs(prediction, arguments.truth, arguments.image, arguments.allow_missing)
     num_classes = arguments.num_classes or _count_classes(pairs[0])
     if not 1 <= num_classes <= MAX_CLASSES:
         raise InputError("--num_classes", expected=f"1 to {MAX_CLASSES}", got=num_classes)
     names = class_legend(pairs[0][0], num_classes)[0] | class_legend(pairs[0][1], num_classes)[0]
     has_background = arguments.has_background
     if has_background is None:
-        has_background = all(guess.has_background for guess, _ in pairs)
+        has_background = all(slide.has_background for pair in pairs for slide in pair)
     with Progress("Scoring", "block") as progress:
         result = evaluate_slides(
             pairs,
@@ -125,18 +140,25 @@ def evaluate_paths(prediction: Path, arguments: Namespace, boundary: BoundaryCon
     return replace(result, missing=tuple(missing))
 
 
-def _pairs(prediction: Path, truth: Path, allow_missing: bool) -> tuple[list[tuple[Slide, Slide]], list[str]]:
+def _pairs(
+    prediction: Path, truth: Path, image: Path | None, allow_missing: bool
+) -> tuple[list[tuple[Slide, Slide]], list[str]]:
     """Predictions with their truth, and the names of true slides without a prediction.
 
     A prediction that is no folder is the one that shall be scored: then no other is missing.
     """
-    predictions, truths = _slides(prediction), _slides(truth)
+    predictions = open_label_images([prediction])
+    truths = (
+        _annotated(truth, image, next(iter(predictions.values())))
+        if has_annotations(truth)
+        else open_label_images([truth])
+    )
     if len(predictions) == len(truths) == 1:
         return [(next(iter(predictions.values())), next(iter(truths.values())))], []
     unknown = sorted(set(predictions) - set(truths))
     if unknown:
         raise InputError(truth, expected="true labels of every predicted slide", got=f"none of {_quoted(unknown)}")
-    missing = sorted(set(truths) - set(predictions)) if _is_folder(prediction) else []
+    missing = sorted(set(truths) - set(predictions)) if is_slide_folder(prediction) else []
     if missing and not allow_missing:
         raise InputError(
             prediction,
@@ -147,19 +169,14 @@ def _pairs(prediction: Path, truth: Path, allow_missing: bool) -> tuple[list[tup
     return [(slide, truths[name]) for name, slide in predictions.items()], missing
 
 
+def _annotated(truth: Path, image: Path | None, prediction: Slide) -> dict[str, Slide]:
+    """True labels from annotations; classes that are not stated have the values that they have in the predictions."""
+    stated = read_config(truth if truth.is_dir() else truth.parent)
+    return open_labels(truth, images_of_labels(truth, image), annotations=stated or config_of(prediction))
+
+
 def _quoted(names: Sequence[str]) -> str:
     return ", ".join(map(repr, names))
-
-
-def _is_folder(path: Path) -> bool:
-    return path.is_dir() and not path.name.endswith(SLIDE_SUFFIXES)
-
-
-def _slides(path: Path) -> dict[str, Slide]:
-    if _is_folder(path):
-        return open_folder(path)
-    slide = open_slide(path)
-    return {slide.name: slide}
 
 
 def _count_classes(pair: tuple[Slide, Slide]) -> int:

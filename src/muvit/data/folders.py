@@ -1,11 +1,14 @@
 """Folders of images with their labels: ``<folder>/images/<name>.*`` and ``<folder>/labels/<name>.*``."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from muvit.data.annotations.config import CONFIG_NAMES, AnnotationConfig
+from muvit.data.annotations.open import annotated_images, is_annotation, open_all_annotations
 from muvit.data.pyramids.ngff import Kind, read_attributes
 from muvit.data.slides.derived import complete_slides
 from muvit.data.slides.formats import SLIDE_SUFFIXES
+from muvit.data.slides.ome_zarr import OmeZarrSlide
 from muvit.data.slides.open import open_slide
 from muvit.data.slides.slide import Slide
 from muvit.errors import InputError, ReadError
@@ -21,7 +24,7 @@ def slide_files(path: Path) -> list[Path]:
     Raises:
         ReadError: the folder holds no slide.
     """
-    if not _is_plain_folder(path):
+    if not is_slide_folder(path):
         return [path]
     files = sorted(filter(_is_visible_slide, path.iterdir()))
     if not files:
@@ -40,13 +43,13 @@ def image_files(paths: Iterable[Path]) -> list[Path]:
 
 
 def image_folder(path: Path) -> Path:
-    """Where the images of a folder lie: in its ``images``, if it has one, or in itself; a slide itself as it is.
+    """Folder of the images of a folder: its ``images``, if it has one, or itself; for the path of a slide, that path.
 
     Raises:
         InputError: it holds slides beside its ``images``.
     """
     inner = path / IMAGES
-    if not _is_plain_folder(path) or not inner.is_dir():
+    if not is_slide_folder(path) or not inner.is_dir():
         return path
     if any(map(_is_visible_slide, path.iterdir())):
         raise InputError(
@@ -58,8 +61,8 @@ def image_folder(path: Path) -> Path:
     return inner
 
 
-def _is_plain_folder(path: Path) -> bool:
-    """Whether a path is a folder that is no slide itself."""
+def is_slide_folder(path: Path) -> bool:
+    """Whether a path is a folder, and not a slide that is stored as one."""
     return path.is_dir() and not _is_slide(path)
 
 
@@ -83,43 +86,147 @@ def open_folder(folder: Path, levels: Sequence[Level] = (), kind: Kind = "image"
         ReadError: the folder is missing or empty, or a file in it cannot be read.
         InputError: two files share one name, or a level cannot be computed.
     """
-    files = sorted(f for f in Path(folder).iterdir() if not f.name.startswith(".")) if Path(folder).is_dir() else []
-    if not files:
-        raise ReadError(folder, expected="a folder of images", got="nothing there")
     slides: dict[str, Slide] = {}
-    for file in files:
+    for file in _visible_files(Path(folder), "images"):
         slide = open_slide(file)
-        if slide.name in slides:
-            raise InputError(file, expected="one image of each name", got=f"also {slides[slide.name].path}")
-        slides[slide.name] = slide
+        _put(slides, slide.name, slide)
     return dict(zip(slides, complete_slides(list(slides.values()), levels, kind), strict=True))
 
 
+def open_label_images(paths: Iterable[Path]) -> dict[str, Slide]:
+    """Open label images, and all those of folders, by name in the order given.
+
+    What lies beside them in a folder is left out: files of other formats, and OME-Zarr stores of several channels or of
+    fractions, such as the probabilities and the entropy of a prediction.
+
+    Args:
+        paths: label images, or folders of them.
+
+    Raises:
+        ReadError: a folder holds no label image, or a file cannot be read.
+        InputError: two label images share one name.
+    """
+    labels: dict[str, Slide] = {}
+    for path in paths:
+        found = [open_slide(file, palette="index") for file in slide_files(path)]
+        if is_slide_folder(path):
+            found = [slide for slide in found if not isinstance(slide, OmeZarrSlide) or _is_label_like(slide)]
+            if not found:
+                raise ReadError(path, expected="a folder of label images", got="stores of other kinds")
+        for slide in found:
+            if slide.name in labels:
+                got = f"{labels[slide.name].path} and {slide.path}"
+                raise InputError("labels", expected="label images of different names", got=got)
+            labels[slide.name] = slide
+    return labels
+
+
+def _is_label_like(slide: Slide) -> bool:
+    return slide.num_channels == 1 and slide.dtype.kind in "iu"
+
+
 def open_labelled_folder(
-    folder: Path, levels: Sequence[Level] = (), label_levels: Sequence[Level] = ()
+    folder: Path,
+    levels: Sequence[Level] = (),
+    label_levels: Sequence[Level] = (),
+    annotations: AnnotationConfig | None = None,
 ) -> list[tuple[Slide, Slide]]:
-    """Open images and the label image of the same name of each.
+    """Open images and the label image, or the annotations, of the same name of each.
 
     Args:
         folder: holds ``images`` and ``labels``.
         levels: as of `open_folder`, for the images.
         label_levels: likewise, for the labels.
+        annotations: as of `open_labels`.
 
     Raises:
         ReadError: a folder is missing or empty, or a file cannot be read.
-        InputError: an image has no labels, or labels have no image.
+        InputError: an image has no labels, or labels have no image, or what `open_labels` refuses.
     """
     images = open_folder(Path(folder) / IMAGES, levels)
-    labels = open_folder(Path(folder) / LABELS, label_levels, "label")
-    for one, other, kind in ((images, labels, "labels"), (labels, images, "image")):
-        missing = sorted(set(one) - set(other))
-        if missing:
-            raise InputError(folder, expected="an image and labels of each name", got=f"no {kind} for {missing[0]!r}")
+    labels = open_labels(Path(folder) / LABELS, images, label_levels, annotations)
+    missing = sorted(set(images) - set(labels))
+    if missing:
+        raise InputError(folder, expected="an image and labels of each name", got=f"no labels for {missing[0]!r}")
     return [(images[name], labels[name]) for name in images]
 
 
+def open_labels(
+    path: Path,
+    images: Mapping[str, Slide],
+    levels: Sequence[Level] = (),
+    annotations: AnnotationConfig | None = None,
+) -> dict[str, Slide]:
+    """Open the label images and the annotations of images, by name in alphabetical order.
+
+    Args:
+        path: a file, or the folder in which they lie.
+        images: the images by name.
+        levels: as of `open_folder`.
+        annotations: what annotations stand for, see `muvit.data.annotations.open.open_annotations`.
+
+    Raises:
+        ReadError: the folder is missing or empty, or a file cannot be read.
+        InputError: two files share one name, labels have no image, or what `open_annotations` refuses.
+    """
+    files = [path] if _is_slide(path) or is_annotation(path) else _visible_files(path, "labels")
+    stored = [open_slide(file) for file in files if not is_annotation(file)]
+    found: dict[str, Slide] = {}
+    for slide in complete_slides(stored, levels, "label"):
+        _put(found, slide.name, slide)
+    drawn = {file: annotated_images(file) for file in files if is_annotation(file)}
+    missing = sorted({*found, *(name for names in drawn.values() for name in names)} - set(images))
+    if missing:
+        raise InputError(path.parent, expected="an image and labels of each name", got=f"no image for {missing[0]!r}")
+    if drawn:
+        several = {file: [images[name] for name in names] for file, names in drawn.items()}
+        for labels in open_all_annotations(several, annotations, levels=levels):
+            _put(found, labels.name, labels)
+    return dict(sorted(found.items()))
+
+
+def has_annotations(path: Path) -> bool:
+    """Whether a file, or one in a folder, holds annotations, which need their image to be read."""
+    return is_annotation(path) or (is_slide_folder(path) and any(map(is_annotation, _visible_files(path, "labels"))))
+
+
+def images_of_labels(path: Path, image: Path | None = None) -> dict[str, Slide]:
+    """The images of label images or annotations, by name.
+
+    Args:
+        path: a file of labels, or a folder of them.
+        image: an image, or a folder of images; unset, the folder ``images`` beside the folder of the labels. A single
+            image belongs to a single file, whatever their names.
+
+    Raises:
+        ReadError: there is no such folder, or an image cannot be read.
+    """
+    folder = path if is_slide_folder(path) else path.parent
+    place = image if image is not None else folder.resolve().parent / IMAGES
+    if not place.exists():
+        raise ReadError(path, expected=f"its image, in {place}", got="nothing there", hint="Name the image (--image).")
+    slides = [open_slide(file) for file in image_files([place])]
+    if len(slides) == 1 and is_annotation(path):
+        return dict.fromkeys(annotated_images(path), slides[0])
+    return {slide.name: slide for slide in slides}
+
+
+def _visible_files(folder: Path, kind: str) -> list[Path]:
+    files = [f for f in folder.iterdir() if not f.name.startswith(".")] if folder.is_dir() else []
+    files = sorted(f for f in files if f.name not in CONFIG_NAMES)
+    if not files:
+        raise ReadError(folder, expected=f"a folder of {kind}", got="nothing there")
+    return files
+
+
+def _put(slides: dict[str, Slide], name: str, slide: Slide) -> None:
+    if name in slides:
+        raise InputError(slide.path, expected="one image of each name", got=f"also {slides[name].path}")
+    slides[name] = slide
+
+
 def class_legend(label: Slide, num_classes: int) -> tuple[dict[int, str], dict[int, tuple[int, int, int]]]:
-    """Names and RGB colours of the classes, as far as a label image tells them."""
+    """Names and RGB colours of the classes, as far as a label image states them."""
     names = {value: name for value, name in label.label_names.items() if value < num_classes}
     colors = {value: (r, g, b) for value, (r, g, b, *_) in label.label_colors.items() if value < num_classes}
     return names, colors

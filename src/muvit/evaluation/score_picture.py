@@ -13,8 +13,7 @@ def draw_scores(evaluation: Evaluation, bootstrap: BootstrapConfig | None = None
     bootstrap = BootstrapConfig() if bootstrap is None else bootstrap
     values, intervals = evaluation.summary(), evaluation.intervals(bootstrap)
     kinds = {"Dice": "dice"} if evaluation.boundary is None else {"Dice": "dice", "boundary F1": "boundary_f1"}
-    classes = evaluation.class_names
-    shown = classes[evaluation.foreground]
+    classes, shown = evaluation.class_names, evaluation.names(evaluation.foreground)
     keys = {title: [*(f"{kind}/{c}" for c in shown), f"mean_{kind}"] for title, kind in kinds.items()}
     side = max(4.0, 0.34 * len(classes) + 2)
     figure, axes = new_figure(2 * side + 1, side, columns=2)

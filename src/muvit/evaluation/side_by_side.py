@@ -13,6 +13,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 
 from muvit.data.slides.open import open_slide
+from muvit.durable import write_whole
 from muvit.errors import InputError, MuViTError
 from muvit.evaluation.studies.epochs import read_curves
 from muvit.evaluation.variants import Variant
@@ -191,7 +192,7 @@ def _work(variant: Variant, job: _Job, index: int) -> Trained:
     folder = train_segmenter(recipe, run, resume=started, overwrite=again, callbacks=[_CountSteps(index)])
     seconds = before + time.perf_counter() - began
     _steps[index] = _num_steps(recipe)  # also if it was complete already, or has stopped early
-    (run / _SECONDS).write_text(f"{seconds:.1f}\n")
+    write_whole(run / _SECONDS, f"{seconds:.1f}\n".encode())
     trained = load_model(folder, kind=SegmentationModel)
     for path in job.slides:
         slide = open_slide(path)

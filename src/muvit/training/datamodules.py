@@ -12,6 +12,8 @@ import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, Subset
 
+from muvit.data.annotations.config import AnnotationConfig
+from muvit.data.annotations.open import config_of
 from muvit.data.crops.config import CropConfig
 from muvit.data.crops.crops import GridCrops, NestedCrops
 from muvit.data.crops.normalize import Normalization, normalization_from_dict
@@ -178,7 +180,7 @@ class SegmentationData(CropsData):
             _LOG.warning(
                 "relay tokens know no coordinates: nested views teach them little; set data.placement to concentric"
             )
-        self.train_slides = open_labelled_folder(Path(data.train), views.levels, self.crops.labelled_levels)
+        self.train_slides = self._open_pairs(Path(data.train), data.annotations)
         check_channels([image for image, _ in self.train_slides], views.in_channels, "model.encoder.in_channels")
         self.train_crops = self._random_crops(
             self._pairs(self.train_slides),
@@ -188,8 +190,12 @@ class SegmentationData(CropsData):
         )
 
     def _open_val_crops(self, folder: Path) -> SlideCrops:
-        slides = open_labelled_folder(folder, self.crops.levels, self.crops.labelled_levels)
-        return self._fixed_crops(self._pairs(slides), self.crops)
+        # classes found in the training annotations have the same values here
+        annotations = self.recipe.data.annotations or config_of(self.train_slides[0][1])
+        return self._fixed_crops(self._pairs(self._open_pairs(folder, annotations)), self.crops)
+
+    def _open_pairs(self, folder: Path, annotations: AnnotationConfig | None) -> list[tuple[Slide, Slide]]:
+        return open_labelled_folder(folder, self.crops.levels, self.crops.labelled_levels, annotations)
 
     @cached_property
     def preprocessing(self) -> Preprocessing:
@@ -203,7 +209,8 @@ class SegmentationData(CropsData):
         if len(names) != count or len(set(names)) != count or not all(names):
             expected = f"{count} different names, as model.num_classes says"
             raise InputError("data.class_names", expected=expected, got=names)
-        absent = [names[i] for i in range(count) if i not in self.train_crops.seen_classes]
+        expected_classes = set(range(count)) - set(self.recipe.data.ignore_labels)
+        absent = [names[i] for i in sorted(expected_classes - set(self.train_crops.seen_classes))]
         if absent:
             _LOG.warning(
                 "%s: no pixel of %s was seen; what does not occur cannot be learned",

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any, Literal, get_args, get_type_hints
 
+from muvit.data.annotations.config import AnnotationConfig
 from muvit.data.crops.augment import Augmentation
 from muvit.data.crops.balance import Balance
 from muvit.data.crops.config import LabelLevels
@@ -79,6 +80,9 @@ class DataConfig(CropsConfig):
     Set false where every class counts (Cityscapes, whose class 0 is road)."""
     label_levels: LabelLevels = "finest"
     """Views whose labels are read: the finest, or all, each at its own level (needs label pyramids)."""
+    annotations: AnnotationConfig | None = None
+    """Labels that annotations (GeoJSON and others in place of label images) stand for; unset, as the file classes.json
+    or classes.yaml beside them says, or the classes that are found in them."""
     class_names: tuple[str, ...] | None = None
     """Name of each class; unset, the names stored with the labels."""
     balance: Balance = "none"

@@ -13,10 +13,10 @@ from muvit.data.slides.open import open_slide
 from muvit.data.sources import derived
 from muvit.data.sources.archaeoscape import PARCELS, find_archaeoscape
 from muvit.data.sources.geopackage import read_geopackage
-from muvit.data.sources.label_map import IGNORED
 from muvit.data.sources.prepare import prepare
 from muvit.data.sources.source import check_source
 from muvit.errors import InputError, ReadError
+from muvit.labels import IGNORED
 
 NAMES = [name for names in PARCELS.values() for name in names]
 HEIGHT, WIDTH = 40, 60

@@ -4,10 +4,10 @@ from PIL import Image
 
 from muvit.data.slides.open import open_slide
 from muvit.data.sources.cityscapes import LABEL_IDS, find_cityscapes
-from muvit.data.sources.label_map import IGNORED
 from muvit.data.sources.prepare import prepare
 from muvit.data.sources.source import check_source
 from muvit.errors import InputError
+from muvit.labels import IGNORED
 
 CITIES = {"train": ["aachen", "zurich"], "val": ["frankfurt", "lindau"], "test": ["berlin"]}
 IDS = np.arange(34, dtype=np.uint8)
@@ -43,6 +43,7 @@ def test_ids_become_the_19_scored_classes_and_validation_cities_the_test(tmp_pat
     assert sorted(set(stored.tolist())) == [*range(19), IGNORED]
     assert (stored == IGNORED).sum() == 34 - 19
     assert (labels.label_names[0], labels.label_names[18]) == ("road", "bicycle")
+    assert not labels.has_background
     assert "train: 2 images instead of the published 2975" in source.warnings
 
 

@@ -3,11 +3,12 @@ import pytest
 from PIL import Image
 
 from muvit.data.folders import open_labelled_folder
-from muvit.data.sources.label_map import IGNORED, LabelMap
+from muvit.data.sources.label_map import LabelMap
 from muvit.data.sources.mouse import CLASSES, find_mouse
 from muvit.data.sources.prepare import prepare
 from muvit.data.sources.source import check_source
 from muvit.errors import InputError
+from muvit.labels import IGNORED
 
 
 def write(file, value):
@@ -39,7 +40,7 @@ def test_whole_specimens_are_held_out(flat, tmp_path_factory):
     [(image, labels)] = open_labelled_folder(output / "test")
     assert (image.name, image.read(1, (0, 0), (1, 1)), labels.read(1, (0, 0), (1, 1))) == ("BM15_01", 102, 3)
     assert image.pixel_size_um == labels.pixel_size_um == (1.35, 1.35)
-    assert tuple(labels.label_names.values()) == CLASSES
+    assert tuple(labels.label_names.values()) == CLASSES and labels.has_background
     assert image.levels == (1, 2, 4, 8, 16, 32)
 
 

@@ -75,7 +75,7 @@ class NestedCrops(SlideCrops):
         self.foreground_fraction = foreground_fraction
         if balance != "none" and not self.labels:
             raise InputError(f"balance '{balance}'", expected="slides with labels", got="slides without")
-        found, level, ignored = self.locate_classes(), config.levels[0], config.ignore_labels
+        found, level, ignored = self.locate_classes(), config.levels[0], self.config.ignore_labels
         others = (BACKGROUND, *ignored) if config.has_background else ignored
         self._foreground = (
             None

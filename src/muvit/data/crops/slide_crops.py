@@ -1,6 +1,7 @@
 """Base of the data sets that cut crops out of slides, reading only the windows they need."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -33,7 +34,8 @@ class SlideCrops(MuViTDataset):
 
     def __init__(self, slides: Sequence[LabelledSlide], config: CropConfig) -> None:
         _check_slides(slides, config)
-        self.config = config
+        ignored = {value for _, label in slides if label is not None for value in label.ignored_labels}
+        self.config = replace(config, ignore_labels=(*config.ignore_labels, *sorted(ignored)))
         self.images = tuple(image for image, _ in slides)
         self.labels = tuple(label for _, label in slides if label is not None)
         self.shapes = [[image.level_shape(level) for level in config.levels] for image in self.images]
@@ -106,7 +108,7 @@ class SlideCrops(MuViTDataset):
         return sample
 
     def read_similar(self, slide: int, views: Sequence[SimilarView]) -> dict[str, Tensor]:
-        """The sample of scaled and turned views of one slide, as `read` gives that of windows."""
+        """The sample of scaled and rotated views of one slide, as `read` gives that of windows."""
         config = self.config
         pixels, valid = read_similar(self.images[slide], views, config.padding)
         sample = to_sample(pixels, valid, [view.box for view in views], config)

@@ -1,24 +1,21 @@
 """Levels that an image does not store, computed as they are read."""
 
-import itertools
 import logging
 import math
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from muvit.data.pyramids.ngff import Kind
 from muvit.data.pyramids.reduction import reduce_window
+from muvit.data.slides.blockwise import BlockwiseSlide
 from muvit.data.slides.slide import Padding, Slide
 from muvit.levels import Level, level_factors, plain_level
 
 _LOG = logging.getLogger(__name__)
 
-_CACHED_BYTES = 64 << 20
 _REDUCED_PIXELS = 1 << 22
-_BLOCK = {1: 1 << 16, 2: 256, 3: 64, 4: 16}
 
 
 def complete_slides(slides: Sequence[Slide], levels: Sequence[Level], kind: Kind = "image") -> list[Slide]:
@@ -67,12 +64,11 @@ def with_levels(slide: Slide, levels: Sequence[Level], kind: Kind = "image") -> 
     return DerivedLevels(slide, levels, kind)
 
 
-class DerivedLevels(Slide):
+class DerivedLevels(BlockwiseSlide):
     """A slide with further levels: of an image area means of the next finer level, stored or itself derived; of labels
     majority votes of the finest level.
 
-    They are what a pyramid of all these levels would store. Windows are read and reduced piece by piece, and the latest
-    blocks are remembered, up to 64 MiB in each process, since neighbouring windows of a coarse level overlap much.
+    They equal the levels that a pyramid of all these levels would store. Blocks are read and reduced piece by piece.
 
     Args:
         slide: the image as it is stored.
@@ -109,22 +105,9 @@ class DerivedLevels(Slide):
         )
         self.name = slide.name
         self.label_names, self.label_colors = slide.label_names, slide.label_colors
-        self.has_background = slide.has_background
+        self.has_background, self.ignored_labels = slide.has_background, slide.ignored_labels
         self.slide = slide
         self.kind: Kind = kind
-        self._edge = _BLOCK[slide.ndim]
-        self._remember()
-
-    def _remember(self) -> None:
-        block_bytes = self._edge**self.ndim * self.num_channels * self.dtype.itemsize
-        self._block = lru_cache(maxsize=max(_CACHED_BYTES // block_bytes, 1))(self._reduced_block)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_block"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._remember()
 
     @property
     def stored_levels(self) -> tuple[Level, ...]:
@@ -143,25 +126,8 @@ class DerivedLevels(Slide):
             return self.slide.read(level, start, size, padding=padding)
         return super().read(level, start, size, padding=padding)
 
-    def _read_window(self, level: Level, start: tuple[int, ...], stop: tuple[int, ...]) -> np.ndarray[Any, Any]:
-        pixels = np.empty((self.num_channels, *(b - a for a, b in zip(start, stop, strict=True))), self.dtype)
-        ranges = (range(a // self._edge, -(-b // self._edge)) for a, b in zip(start, stop, strict=True))
-        for index in itertools.product(*ranges):
-            block = self._block(level, index)
-            origin = [i * self._edge for i in index]
-            bounds = [
-                (max(a, o), min(b, o + n)) for a, b, o, n in zip(start, stop, origin, block.shape[1:], strict=True)
-            ]
-            target = tuple(slice(p - a, q - a) for (p, q), a in zip(bounds, start, strict=True))
-            source = tuple(slice(p - o, q - o) for (p, q), o in zip(bounds, origin, strict=True))
-            pixels[(slice(None), *target)] = block[(slice(None), *source)]
-        return pixels
-
-    def _reduced_block(self, level: Level, index: tuple[int, ...]) -> np.ndarray[Any, Any]:
-        """One block of a derived level."""
+    def _compute_block(self, level: Level, start: Sequence[int], size: Sequence[int]) -> np.ndarray[Any, Any]:
         source, ratio = self._sources[level]
-        start = [i * self._edge for i in index]
-        size = [min(self._edge, n - a) for a, n in zip(start, self.level_shape(level), strict=True)]
         block = np.empty((self.num_channels, *size), self.dtype)
         edge = max(int((_REDUCED_PIXELS / self.num_channels / math.prod(ratio)) ** (1 / self.ndim)), 1)
         reduce_window(
@@ -177,7 +143,7 @@ class DerivedLevels(Slide):
 
 
 def _ratio(source: Level, level: Level, ndim: int) -> tuple[int, ...] | None:
-    """How many pixels of one level make one of another along each axis, if that is whole numbers."""
+    """Pixels of one level per pixel of another along each axis, if they are whole numbers."""
     pairs = zip(level_factors(source, ndim), level_factors(level, ndim), strict=True)
     ratios = [outer / factor for factor, outer in pairs]
     whole = all(ratio >= 1 and ratio == int(ratio) for ratio in ratios)

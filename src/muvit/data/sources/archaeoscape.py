@@ -4,20 +4,22 @@ As downloaded: ``rasters/rgb/<parcel>.tif``, ``rasters/dtm/<parcel>.tif`` (the e
 part of each raster is annotated) and ``data/features.gpkg`` (polygons of the types mound, hydrology, temple and void).
 """
 
+from collections.abc import Mapping, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import shapely
 
+from muvit.data.annotations.slide import AnnotationSlide, LabelPolygons
 from muvit.data.slides.open import open_slide
 from muvit.data.slides.slide import Slide
 from muvit.data.sources.derived import DerivedSlide, joined
 from muvit.data.sources.geopackage import Feature, read_geopackage
-from muvit.data.sources.label_map import IGNORED
-from muvit.data.sources.polygons import Annotations
 from muvit.data.sources.source import Item, Source, Split
 from muvit.errors import InputError
+from muvit.labels import IGNORED
 
 CLASSES = ("background", "mound", "hydrology", "temple")
 CHANNELS = ("red", "green", "blue", "elevation")
@@ -41,7 +43,7 @@ _SAMPLED_PX = 1024
 def find_archaeoscape(folder: Path) -> Source:
     """The parcels below a folder, as 4 channels of float32 (colours 0 to 255, elevation in metres).
 
-    Void areas and what lies outside a parcel's outline count nowhere. Elevation that was not measured is filled with
+    Void areas and pixels outside a parcel's outline are ignored. Missing elevation is filled with
     the parcel's mean.
     """
     problems: list[str] = []
@@ -66,8 +68,9 @@ def find_archaeoscape(folder: Path) -> Source:
     problems += [
         f"{files['parcels']}: no parcel {name}" for name in _names() if layers["parcels"] and name not in parcels
     ]
-    known = ((feature.geometry, _TYPES.get(str(feature.properties.get("type")), 0)) for feature in layers["features"])
-    annotations = Annotations(tuple(known), parcels)
+    features = [
+        (feature.geometry, _TYPES.get(str(feature.properties.get("type")), 0)) for feature in layers["features"]
+    ]
     return Source(
         dataset="archaeoscape",
         folder=folder,
@@ -79,7 +82,7 @@ def find_archaeoscape(folder: Path) -> Source:
         ),
         class_names=CLASSES,
         open_image=_open_image,
-        open_labels=partial(_open_labels, annotations),
+        open_labels=partial(_open_labels, features, parcels),
         problems=tuple(problems),
     )
 
@@ -108,10 +111,14 @@ def _open_image(item: Item) -> Slide:
     return joined([colors, filled], CHANNELS, pixel_size_um=pixel_size_um)
 
 
-def _open_labels(annotations: Annotations, item: Item) -> Slide:
+def _open_labels(features: Sequence[tuple[Any, int]], parcels: Mapping[str, Any], item: Item) -> Slide:
     raster = item.images[1]
-    paint = partial(annotations.paint, item.name, _profile(raster)["transform"])
-    return DerivedSlide(open_slide(raster), paint, num_channels=1, dtype=np.uint8, channel_names=("label",))
+    a, b, c, d, e, f = tuple(~_profile(raster)["transform"])[:6]
+    on_ground = np.array([*(polygon for polygon, _ in features), parcels[item.name]], object)
+    polygons = shapely.transform(on_ground, lambda points: points @ [[a, d], [b, e]] + [c, f])
+    values = np.array([value for _, value in features], np.uint8)
+    labels = LabelPolygons(polygons=polygons[:-1], values=values, regions=polygons[-1:])
+    return AnnotationSlide(item.labels[0], open_slide(raster), labels)
 
 
 def _profile(file: Path) -> dict[str, Any]:
@@ -136,7 +143,7 @@ def _filled_window(
 
 @lru_cache(maxsize=32)
 def _mean_elevation(file: Path) -> float:
-    """Mean of what was measured, from a sample of the raster."""
+    """Mean of the measured elevation, from a sample of the raster."""
     import rasterio
 
     with rasterio.open(file) as raster:

@@ -82,7 +82,7 @@ def compare_boundaries(
         truth: true labels.
         num_classes: classes, background included.
         config: tolerance, unit and level.
-        ignore: true values that count nowhere.
+        ignore: true values whose pixels are left out.
 
     Returns:
         The counts, and the 95th percentile of the Hausdorff distance of each class ``(K)``: the larger one of both
@@ -94,16 +94,16 @@ def compare_boundaries(
     """
     spacing = _spacing(truth, config)
     prediction.level_shape(config.level)  # refuses a level that is not stored
-    true, guessed = _boundary_pixels(prediction, truth, num_classes, config, ignore)
+    true, predicted = _boundary_pixels(prediction, truth, num_classes, config, ignore)
     counts = np.zeros((4, num_classes), np.int64)
     hausdorff = np.full(num_classes, np.nan)
-    for c, (t, g) in enumerate(zip(true, guessed, strict=True)):
-        counts[:2, c] = len(t), len(g)
-        if not len(t) or not len(g):
+    for c, (t, p) in enumerate(zip(true, predicted, strict=True)):
+        counts[:2, c] = len(t), len(p)
+        if not len(t) or not len(p):
             continue
-        to_guess, to_truth = nearest_distances(t * spacing, g * spacing)
-        counts[2:, c] = (to_guess <= config.tolerance).sum(), (to_truth <= config.tolerance).sum()
-        hausdorff[c] = max(np.percentile(d, HAUSDORFF_PERCENTILE) for d in (to_guess, to_truth))
+        to_prediction, to_truth = nearest_distances(t * spacing, p * spacing)
+        counts[2:, c] = (to_prediction <= config.tolerance).sum(), (to_truth <= config.tolerance).sum()
+        hausdorff[c] = max(np.percentile(d, HAUSDORFF_PERCENTILE) for d in (to_prediction, to_truth))
     num_true, num_predicted, found_true, found_predicted = counts
     found = BoundaryCounts(
         num_true=num_true, num_predicted=num_predicted, found_true=found_true, found_predicted=found_predicted
@@ -155,9 +155,9 @@ def _boundary_pixels(
     for start, size in blocks(truth.level_shape(config.level)):
         # a rim of one pixel shows the neighbours; beyond the image it repeats the border, where nothing differs
         window = [a - 1 for a in start], [n + 2 for n in size]
-        true, guessed = (s.read(config.level, *window, padding="edge")[0] for s in (truth, prediction))
+        true, predicted = (s.read(config.level, *window, padding="edge")[0] for s in (truth, prediction))
         counted = ~np.isin(true, tuple(ignore))
-        for labels, pixels in zip((true, guessed), found, strict=True):
+        for labels, pixels in zip((true, predicted), found, strict=True):
             inner = (slice(1, -1),) * labels.ndim
             is_boundary = boundary_mask(labels, counted)[inner]
             places, classes = (np.argwhere(is_boundary) + np.array(start)).astype(np.int32), labels[inner][is_boundary]
@@ -172,5 +172,5 @@ def _boundary_pixels(
             for c in np.unique(classes):
                 pixels[int(c)].append(places[classes == c])
     empty = np.empty((0, truth.ndim), np.int32)
-    true, guessed = ([np.concatenate([empty, *parts]) for parts in pixels] for pixels in found)
-    return true, guessed
+    true, predicted = ([np.concatenate([empty, *parts]) for parts in pixels] for pixels in found)
+    return true, predicted

@@ -16,9 +16,10 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from muvit.data.annotations.config import config_of_names, read_config
 from muvit.data.crops.crops import GridCrops
 from muvit.data.crops.preprocessing import Preprocessing
-from muvit.data.folders import open_labelled_folder
+from muvit.data.folders import LABELS, open_labelled_folder
 from muvit.errors import InputError
 from muvit.evaluation.charts import Line, draw_lines, new_figure, to_image
 from muvit.evaluation.results import Row
@@ -85,7 +86,7 @@ def study_noise(
         preprocessing: how it saw crops in training.
         folder: with ``images`` and ``labels``.
         sigmas: standard deviations, world pixels.
-        ignore: label values that count nowhere.
+        ignore: label values ignored in the scores.
         seed: of the noise.
         batch_size: tiles computed at once.
         device: where to compute; by default CUDA if there is any, else the CPU.
@@ -98,7 +99,8 @@ def study_noise(
         raise InputError("sigmas", expected="standard deviations >= 0", got=list(sigmas))
     views = model.views
     config = preprocessing.crops(views.levels, num_classes=model.num_classes, ignore_labels=tuple(ignore))
-    pairs = open_labelled_folder(folder, views.levels, config.labelled_levels)
+    annotations = read_config(Path(folder) / LABELS) or config_of_names(dict(enumerate(preprocessing.class_names)))
+    pairs = open_labelled_folder(folder, views.levels, config.labelled_levels, annotations)
     grids = [(truth.name, GridCrops([(image, truth)], config)) for image, truth in pairs]
     model.to(resolve_device(device)).eval()
     total, done = sum(len(grid) for _, grid in grids), 0
@@ -117,6 +119,7 @@ def study_noise(
             class_names=preprocessing.class_names,
             slides=tuple(case),
             has_background=preprocessing.has_background,
+            ignore=tuple(ignore),
         )
         for case in counted
     )
@@ -170,6 +173,6 @@ def _count(model: SegmentationModel, batch: dict[str, Tensor], sigmas: Sequence[
     counts = []
     for case in [*boxes, None]:
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            guess = model.label_logits(img, case).argmax(1).cpu().numpy()
-        counts.append(confusion_matrix(label, guess, model.num_classes, (IGNORE,)))
+            predicted = model.label_logits(img, case).argmax(1).cpu().numpy()
+        counts.append(confusion_matrix(label, predicted, model.num_classes, (IGNORE,)))
     return np.stack(counts)

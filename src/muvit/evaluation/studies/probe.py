@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +16,7 @@ from muvit.data.crops.preprocessing import Preprocessing
 from muvit.data.folders import open_folder
 from muvit.data.slides.slide import Slide
 from muvit.data.tables import values_of
-from muvit.errors import InputError
+from muvit.errors import InputError, require_package
 from muvit.evaluation.charts import draw_bars, new_figure, to_image
 from muvit.evaluation.results import Row
 from muvit.inference.run.execution import resolve_device
@@ -160,13 +159,7 @@ def check_sklearn() -> None:
     Raises:
         InputError: it is not installed.
     """
-    if find_spec("sklearn") is None:
-        raise InputError(
-            "probe",
-            expected="the package scikit-learn",
-            got="none installed",
-            hint="Install it with: pip install 'muvit[probe]'",
-        )
+    require_package("sklearn", "probe", package="scikit-learn", install="'muvit[probe]'")
 
 
 def _crops(

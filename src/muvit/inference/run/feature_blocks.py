@@ -13,7 +13,7 @@ from torch import Tensor
 from muvit.data.slides.slide import Slide
 from muvit.errors import InputError
 from muvit.inference.run.blocks import Compute, CountTiles, fill_blocks
-from muvit.inference.run.context import ContextMemory, grouped, ungrouped
+from muvit.inference.run.context import ContextMemory, grouped, rows, ungrouped
 from muvit.inference.run.plan import FeaturePlan, LevelFeatures
 from muvit.inference.run.reading import SlideTiles
 from muvit.inference.run.store import BlockPixels
@@ -113,8 +113,9 @@ def _compute(encoder: MuViTEncoder, plan: FeaturePlan, features: LevelFeatures, 
             return encoder(img, bbox)[0].unflatten(1, (len(encoder.levels), -1))[:, position]
         groups, parts = grouped(features.tiling.tile(number).windows[1:] for number in tiles), []
         for coarse, of in groups.items():
-            context = memory.context(img[of[:1], 1:], bbox[of[:1], 1:], coarse)
-            parts.append(encode_context(encoder, img[of, :1], bbox[of, :1], context).tokens)
+            views, boxes = rows(img, of), rows(bbox, of)
+            context = memory.context(views[:1, 1:], boxes[:1, 1:], coarse)
+            parts.append(encode_context(encoder, views[:, :1], boxes[:, :1], context).tokens)
         return ungrouped(parts, groups.values())
 
     @torch.inference_mode()

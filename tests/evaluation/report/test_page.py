@@ -8,7 +8,10 @@ import pytest
 from PIL import Image
 
 from muvit.errors import ExistsError, InputError, ShapeError
-from muvit.evaluation.report import Example, ModelResult, conclusion, inset_window, write_report
+from muvit.evaluation.report.conclusion import conclusion
+from muvit.evaluation.report.content import Example, ModelResult
+from muvit.evaluation.report.examples import inset_window
+from muvit.evaluation.report.page import write_report
 from muvit.pictures import IGNORED_COLOR, class_colors
 
 VOID = {"meta", "img", "source", "br", "link"}
@@ -219,10 +222,13 @@ class TestWriting:
         assert (tmp_path / "mine.txt").read_text() == "kept"
 
     def test_a_failure_on_the_way_leaves_no_page(self, tmp_path):
+        class Unreadable:
+            def __str__(self):
+                raise OSError("unreadable")
+
         path = write(tmp_path)
-        (tmp_path / ".index.html.part").mkdir()
-        with pytest.raises(OSError, match=r"index\.html\.part"):
-            write(tmp_path, overwrite=True)
+        with pytest.raises(OSError, match="unreadable"):
+            write(tmp_path, overwrite=True, settings={"seed": Unreadable()})
         assert not path.exists()
 
     def test_a_picture_that_fails_is_one_warning(self, tmp_path, caplog):

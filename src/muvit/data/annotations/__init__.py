@@ -1,0 +1,1 @@
+"""Annotations of other software, drawn as polygons and read as labels."""
