@@ -14,11 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from muvit.data import MuViTDataset
+from muvit import EncoderConfig, MuViTDataset, SegmentationLoss, Segmenter, SegmenterConfig
 from muvit.data.synthetic.perlin import fractal_noise
-from muvit.losses import SegmentationLoss
-from muvit.models.encoder import EncoderConfig
-from muvit.models.segmenter import Segmenter, SegmenterConfig
 
 WORLD, CROP = 512, 32
 

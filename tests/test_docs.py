@@ -167,6 +167,14 @@ def test_architecture_describes_what_is_there() -> None:
     assert not {name for name in found if name.count(".") == 1} - named, "describe them in docs/architecture.md"
 
 
+def test_reference_lists_the_public_names_with_their_homes() -> None:
+    text = (DOCS / "api" / "public.md").read_text()
+    named = set(re.findall(r"`(\w+)`(?:\]|, |  *\|)", text))
+    assert named - {"fit"} == {*muvit.__all__} - {"__version__"}
+    for name, home in re.findall(r"\[`(\w+)`\]\[muvit\.([\w.]+)\]", text):
+        assert home == f"{muvit._HOME[name]}.{name}"
+
+
 def test_version_is_stated_alike_everywhere() -> None:
     assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == muvit.__version__
     latest = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.M)

@@ -60,9 +60,13 @@ def test_the_kind_may_be_asked_for(tmp_path):
     trained("classifier").save(tmp_path / "classifier")
     assert isinstance(load_model(tmp_path / "segmenter", kind=SegmentationModel).model, Segmenter)
     assert isinstance(load_model(tmp_path / "baseline", kind=SegmentationModel).model, Baseline)
-    with pytest.raises(CheckpointError, match="classifier: expected a model of kind muvit or relay or unet or .*, got"):
+    with pytest.raises(
+        CheckpointError, match=r"classifier: expected a model of kind muvit or relay or unet or .*, got"
+    ):
         load_model(tmp_path / "classifier", kind=SegmentationModel)
-    with pytest.raises(CheckpointError, match="baseline: expected a model of kind muvit, got one of kind residual_unet"):
+    with pytest.raises(
+        CheckpointError, match="baseline: expected a model of kind muvit, got one of kind residual_unet"
+    ):
         load_network(tmp_path / "baseline", kind=Segmenter)
 
 

@@ -61,9 +61,7 @@ class TrainedModel(Generic[Model]):
         self.model.save(folder, overwrite=overwrite, extra_files={FILE: self.preprocessing.to_yaml()})
 
 
-def as_trained(
-    model: nn.Module | TrainedModel[Any], preprocessing: Preprocessing | None, kind: type[Model]
-) -> TrainedModel[Model]:
+def as_trained(model: object, preprocessing: Preprocessing | None, kind: type[Model]) -> TrainedModel[Model]:
     """A `TrainedModel`, given as one or in two parts.
 
     Args:
@@ -74,8 +72,9 @@ def as_trained(
     Raises:
         InputError: the model is of another class, or there is no preprocessing.
     """
-    if isinstance(model, TrainedModel):
-        model, preprocessing = model.model, preprocessing or model.preprocessing
+    if not isinstance(model, nn.Module):
+        preprocessing = preprocessing or model.preprocessing
+        model = model.model
     if not isinstance(model, kind):
         hint = f"A network of your own becomes one as a subclass of muvit.{kind.__name__}."
         raise InputError("model", expected=f"a {kind.__name__}", got=f"a {type(model).__name__}", hint=hint)
