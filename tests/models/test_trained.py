@@ -30,7 +30,7 @@ MODELS = {
     "mae": lambda: MuViTMAE(MAEConfig(encoder=ENCODER, dim_decoder=16)),
     "muvit": lambda: Segmenter(SEGMENTER),
     "classifier": lambda: Classifier(ClassifierConfig(encoder=ENCODER, num_classes=2)),
-    "baseline": lambda: Baseline(BASELINE),
+    "residual_unet": lambda: Baseline(BASELINE),
 }
 
 
@@ -56,13 +56,17 @@ def test_any_model_comes_back_with_its_preprocessing(tmp_path, kind):
 
 def test_the_kind_may_be_asked_for(tmp_path):
     trained("muvit").save(tmp_path / "segmenter")
-    trained("baseline").save(tmp_path / "baseline")
+    trained("residual_unet").save(tmp_path / "baseline")
     trained("classifier").save(tmp_path / "classifier")
     assert isinstance(load_model(tmp_path / "segmenter", kind=SegmentationModel).model, Segmenter)
     assert isinstance(load_model(tmp_path / "baseline", kind=SegmentationModel).model, Baseline)
-    with pytest.raises(CheckpointError, match="classifier: expected a model of kind muvit or relay or baseline, got"):
+    with pytest.raises(
+        CheckpointError, match=r"classifier: expected a model of kind muvit or relay or unet or .*, got"
+    ):
         load_model(tmp_path / "classifier", kind=SegmentationModel)
-    with pytest.raises(CheckpointError, match="baseline: expected a model of kind muvit, got one of kind baseline"):
+    with pytest.raises(
+        CheckpointError, match="baseline: expected a model of kind muvit, got one of kind residual_unet"
+    ):
         load_network(tmp_path / "baseline", kind=Segmenter)
 
 
@@ -85,7 +89,7 @@ def test_nothing_is_overwritten_unasked(tmp_path):
     trained().save(tmp_path / "model")
     with pytest.raises(ExistsError):
         trained().save(tmp_path / "model")
-    trained("baseline").save(tmp_path / "model", overwrite=True)
+    trained("residual_unet").save(tmp_path / "model", overwrite=True)
     assert isinstance(load_model(tmp_path / "model").model, Baseline)
     assert (tmp_path / "model" / FILE).is_file()
 
@@ -111,7 +115,7 @@ def test_encoders_come_from_any_model_that_has_one(tmp_path, kind):
 
 
 def test_a_model_without_an_encoder_has_none_to_give(tmp_path):
-    trained("baseline").save(tmp_path / "model")
+    trained("residual_unet").save(tmp_path / "model")
     with pytest.raises(
         CheckpointError, match="model: expected a model with a multi-resolution encoder, got a Baseline"
     ):
