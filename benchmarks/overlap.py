@@ -20,9 +20,10 @@ from muvit.data.folders import open_labelled_folder
 from muvit.data.slides.open import open_slide
 from muvit.evaluation.scores.segmentation import evaluate_slides
 from muvit.inference.predict import predict_slide
-from muvit.inference.run.plan import Plan, PredictOptions
+from muvit.inference.run.label_store import prediction_status, store_path
+from muvit.inference.run.options import PredictOptions
+from muvit.inference.run.plan import LabelPlan
 from muvit.inference.run.resume import read_summary
-from muvit.inference.run.store import prediction_status, store_path
 from muvit.inference.tiling.seams import Seams
 from muvit.inference.tiling.tiles import TilePlan
 from muvit.models.folder import model_folder
@@ -64,7 +65,7 @@ def measure(folder: Path, test: Path, output: Path, options: PredictOptions, ign
         counts = prediction_status(target).seams
         assert counts is not None
         seams += (counts.across, counts.across_pairs, counts.inside, counts.inside_pairs)
-        tiling = Plan.from_json(read_summary(target)["plan"]).tiling
+        tiling = LabelPlan.from_json(read_summary(target)["plan"]).tiling
         stored = open_slide(store_path(target, "probabilities"))
         bent += bends(tiling, stored.read(1, (0,) * stored.ndim, stored.shape).astype(np.float32))
         pairs.append((open_slide(target), truth))

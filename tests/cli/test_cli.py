@@ -386,7 +386,7 @@ FAILURES = {
     "a later slide of other channels": ([*PREDICT[:3], "{bad}/rgb.png", *PREDICT[3:]], "rgb.png: expected 1"),
     "a later slide that is cut": ([*PREDICT[:3], "{bad}/cut.png", *PREDICT[3:]], "cut.png"),
     "slides of one name": ([*PREDICT[:3], *PREDICT[2:]], "slide: expected images of different names"),
-    "tiles at once": ([*PREDICT, "--batch_size", "0"], "batch_size: expected at least 1, got 0"),
+    "tiles at once": ([*PREDICT, "--batch_size", "0"], "batch_size: expected a whole number >= 1, got 0"),
     "no such device": ([*PREDICT, "--device", "abacus"], "device"),
     "labels of no class": (
         ["evaluate", "{bad}/nine.png", "{bad}/grey.png", "--num_classes", "2"],
@@ -414,7 +414,11 @@ FAILURES = {
         "deep.json: expected JSON that names label values, got lists nested too deeply",
     ),
     "inverted region": ([*PREDICT, "--region", "100,100,10,10"], "y0 < y1 and x0 < x1"),
-    "scheduler without dask": ([*PREDICT, "--scheduler", "tcp://x:1"], "scheduler: expected engine dask"),
+    "an option by its earlier name": (
+        [*PREDICT, "--engine", "dask"],
+        "there is no option --engine; did you mean --backend?",
+    ),
+    "scheduler without dask": ([*PREDICT, "--scheduler", "tcp://x:1"], "scheduler: expected backend dask"),
     "scores exist": (
         ["evaluate", "{bad}/grey.png", "{bad}/grey.png", "--num_classes", "2", "--output", "{bad}/taken/scores.json"],
         "scores.json: exists already",

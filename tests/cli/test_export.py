@@ -20,7 +20,7 @@ from muvit.data.slides.ome_zarr import OmeZarrSlide, PyramidWriter
 from muvit.data.slides.open import open_slide
 from muvit.errors import ReadError
 from muvit.inference.predict import predict_slide
-from muvit.inference.run.plan import PredictOptions
+from muvit.inference.run.options import PredictOptions
 from muvit.models.segmentation_model import SegmentationModel, Views
 
 LABELS = np.zeros((64, 96), np.uint8)

@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -6,11 +8,11 @@ from PIL import Image
 from muvit.cli import main
 from muvit.data.crops.normalize import Range
 from muvit.data.crops.preprocessing import Preprocessing
-from muvit.data.slides.ome_zarr import PyramidWriter
+from muvit.data.slides.ome_zarr import OmeZarrSlide, PyramidWriter
 from muvit.data.slides.open import open_slide
 from muvit.data.slides.slide import Slide
+from muvit.inference.run.label_store import prediction_status
 from muvit.inference.run.resume import read_plan
-from muvit.inference.run.store import prediction_status
 from muvit.models.encoder import EncoderConfig
 from muvit.models.segmenter import Segmenter, SegmenterConfig
 
@@ -72,7 +74,7 @@ def test_status_is_told_without_the_model(work, capfd):
         assert predict(work, "--part", part) == 0
     assert predict(work, "--status") == 0
     out = capfd.readouterr().out.splitlines()
-    assert out[0] == f"{work}/out/a.ome.zarr: not begun"
+    assert out[0] == f"{work}/out/a.ome.zarr: not started"
     assert out[1] == f"{work}/out/a.ome.zarr"
     assert out[2].startswith(f"{work}/out/a.ome.zarr: unfinished, 5 of 9 blocks, 0 of ")
     assert out[4].startswith(f"{work}/out/a.ome.zarr: complete, 9 of 9 blocks, 5 of 5 coarser shards; labels change ")
@@ -85,7 +87,7 @@ def test_one_slide_that_fails_does_not_stop_the_others(work, capfd):
     out, err = capfd.readouterr()
     assert out.split() == [f"{work}/out/b.ome.zarr"]
     assert "c/0/1/1 is truncated" in err
-    assert f"The unfinished output {work}/out/a.ome.zarr is kept: the same call goes on from there." in err
+    assert f"The unfinished output {work}/out/a.ome.zarr is kept: run the same command again to resume." in err
     assert "slides: expected 2 labelled, got 1 that failed" in err
     before = (work / "out" / "b.ome.zarr" / "zarr.json").stat().st_mtime_ns
     mend()
@@ -105,7 +107,7 @@ def test_another_plan_is_refused_until_told_to_begin_anew(work, capfd):
     assert predict(work, "--overlap", 4) == 1
     err = capfd.readouterr().err
     assert "options.overlap 0.0 then, 4.0 now" in err
-    assert "--overwrite to begin anew" in err
+    assert "--overwrite to start over" in err
     assert prediction_status(work / "out" / "a.ome.zarr") == done
     assert predict(work, "--overlap", 4, "--overwrite") == 0
     assert prediction_status(work / "out" / "a.ome.zarr").state == "complete"
@@ -155,6 +157,20 @@ def test_the_plan_stays_with_the_labels_and_the_work_folder_goes(work):
     assert (labels.read(1, (32, 32), (38, 58)) == 0).all()
 
 
+def test_a_region_counts_from_the_scanned_part_of_slides_without_all_levels_too(work, monkeypatch):
+    pixels = open_slide(work / "a.ome.zarr").read(1, (0, 0), (70, 90))
+    writer = PyramidWriter.create(work / "c.ome.zarr", shape=(70, 90), num_channels=1, dtype=np.uint8, levels=(1,))
+    writer.write((0, 0), pixels)
+    writer.finish()
+    corners = [[0, 0], [20, 0], [20, 20], [0, 20], [0, 0]]
+    (work / "region.geojson").write_text(json.dumps({"type": "Polygon", "coordinates": [corners]}))
+    monkeypatch.setattr(OmeZarrSlide, "bounds", ((32, 48), (38, 42)), raising=False)
+    assert predict(work, "--region", work / "region.geojson", "--part", "1/2", slides="c") == 0
+    assert (
+        read_plan(work / "out" / "c.ome.zarr")["options"]["region"] == "POLYGON ((48 32, 48 52, 68 52, 68 32, 48 32))"
+    )
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -162,7 +178,7 @@ def test_the_plan_stays_with_the_labels_and_the_work_folder_goes(work):
         (["--part", "some"], "part: expected a part such as 3/8"),
         (["--region", "nowhere.geojson"], "nowhere.geojson: expected a GeoJSON file with polygons"),
         (["--overlap", "16"], "overlap: expected from 0 px to less than the crop"),
-        (["--dask_workers", "0"], "dask_workers: expected at least 1"),
+        (["--dask_workers", "0"], "dask_workers: expected a whole number >= 1"),
         (["--device", "cpu,abacus"], "device: expected a device of this machine"),
     ],
 )

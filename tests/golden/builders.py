@@ -27,7 +27,7 @@ from muvit.data.slides.slide import Slide
 from muvit.encoders import MuViTEncoder2d, MuViTEncoder3d, MuViTEncoder4d
 from muvit.inference.predict import predict_slide
 from muvit.inference.run.context import ContextCaching
-from muvit.inference.run.plan import PredictOptions
+from muvit.inference.run.options import PredictOptions
 from muvit.losses import SegmentationLoss
 from muvit.mae import MuViTMAE2d, MuViTMAE3d, MuViTMAE4d
 from muvit.models.baselines import Baseline, BaselineConfig

@@ -1,4 +1,7 @@
 import csv
+import json
+from concurrent.futures import Future
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,8 +17,12 @@ from muvit.data.slides.derived import complete_slide
 from muvit.data.slides.ome_zarr import OmeZarrSlide
 from muvit.encoders import MuViTEncoder2d, MuViTEncoder3d
 from muvit.errors import ExistsError, InputError
-from muvit.inference.features import extract_features
-from muvit.inference.run import feature_plan
+from muvit.inference.features import extract_features, plan_extraction
+from muvit.inference.run import planning
+from muvit.inference.run.cluster import _distribute, _save_model
+from muvit.inference.run.execution import Execution
+from muvit.inference.run.plan import FeaturePlan
+from muvit.models.encoder import EncoderConfig, MuViTEncoder
 
 CROP, PATCH, LEVELS, DIM = (16, 24), 4, (1, 2, 8), 16
 SETTINGS = Preprocessing(crop_size=CROP, normalization=Range(high=255), class_names=(), class_colors=())
@@ -44,8 +51,8 @@ def slide():
 @pytest.fixture(autouse=True)
 def _several_blocks(monkeypatch):
     """Chunks of 4 x 4 patches and shards of 8 x 8, whose edges the tiles do not divide."""
-    monkeypatch.setattr(feature_plan, "_CHUNK_BYTES", 16 * DIM * 4)
-    monkeypatch.setattr(feature_plan, "_SHARD_BYTES", 64 * DIM * 4)
+    monkeypatch.setattr(planning, "_CHUNK_BYTES", 16 * DIM * 4)
+    monkeypatch.setattr(planning, "_SHARD_BYTES", 64 * DIM * 4)
 
 
 def read(output, level):
@@ -140,12 +147,15 @@ def test_a_run_that_was_killed_goes_on_to_the_same_bytes(tmp_path, slide, mode):
     output, counts = tmp_path / "killed.zarr", []
 
     def kill(done, total):
-        counts.append((done, total))
-        raise KeyboardInterrupt
+        calls.append((done, total))
+        if len(calls) == 2:  # one block is written, and one only computed
+            raise KeyboardInterrupt
 
     for _ in range(3):
+        calls = []
         with pytest.raises(KeyboardInterrupt):
             extract_features(encoder(mode), slide, output, SETTINGS, progress=kill)
+        counts.append(calls[-1])
         assert not (output / "zarr.json").exists()
     assert [done for done, _ in counts] == sorted({done for done, _ in counts})  # each time a block further
     extract_features(encoder(mode), slide, output, SETTINGS, progress=lambda *c: counts.append(c))
@@ -153,7 +163,58 @@ def test_a_run_that_was_killed_goes_on_to_the_same_bytes(tmp_path, slide, mode):
     assert files(output) == files(whole)
 
 
-def test_a_run_of_another_plan_does_not_go_on(tmp_path, slide):
+@pytest.mark.parametrize("mode", ["all", "coarse_to_fine"])
+def test_features_do_not_depend_on_devices_and_parts(tmp_path, slide, mode):
+    def made(name, **options):
+        execution = Execution(**{"device": "cpu"} | options)
+        return files(extract_features(encoder(mode), slide, tmp_path / name, SETTINGS, execution=execution))
+
+    whole = made("whole")
+    assert made("devices", device="cpu,cpu") == whole
+    for part in ("2/3", "1/3"):
+        assert made("parts", part=part) != whole
+    assert made("parts", part="3/3") == whole
+
+
+def test_a_worker_of_a_cluster_makes_the_same_features(tmp_path, slide, monkeypatch):
+    class Here:
+        """A cluster whose only worker is this process."""
+
+        def nthreads(self):
+            return {"one": 1}
+
+        def submit(self, function, *arguments, pure):
+            future = Future()
+            future.set_result(function(*arguments))
+            future.status = "finished"
+            return future
+
+    monkeypatch.setattr("distributed.get_worker", lambda: SimpleNamespace(name=0))
+    torch.manual_seed(0)
+    model = MuViTEncoder(EncoderConfig(in_channels=1, levels=LEVELS, patch_size=PATCH, dim=DIM, num_layers=2, heads=1))
+    whole = extract_features(model, slide, tmp_path / "whole", SETTINGS)
+    job = plan_extraction(model, slide, tmp_path / "cluster", SETTINGS)
+    execution = Execution(backend="dask", device="cpu")
+    job.store.begin()
+    _save_model(job)
+    with job.store.ledger() as ledger:
+        blocks = job.store.missing_blocks()
+        _distribute(Here(), job, blocks, execution, ledger, lambda _: None, workerless_s=1)
+        job.store.finish(ledger)
+    assert files(tmp_path / "cluster") == files(whole)
+
+
+def test_a_plan_of_features_comes_back_from_json(tmp_path, slide):
+    plan = plan_extraction(encoder(), slide, tmp_path / "f.zarr", SETTINGS, levels=(2, 8)).store.plan
+    assert FeaturePlan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
+    assert [plan.locate(block)[0] for block in range(plan.num_blocks)] == sorted(
+        index for index, tiling in enumerate(plan.tilings) for _ in range(tiling.num_blocks)
+    )
+    with pytest.raises(IndexError):
+        plan.locate(plan.num_blocks)
+
+
+def test_a_run_of_another_plan_is_refused(tmp_path, slide):
     def kill(done, total):
         raise KeyboardInterrupt
 
@@ -214,7 +275,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(tmp_path, slide
         extract_features(encoder(), slide, output, SETTINGS, levels=(4,))
     with pytest.raises(InputError, match="dtype: expected float16 or float32, got 'int8'"):
         extract_features(encoder(), slide, output, SETTINGS, dtype="int8")
-    with pytest.raises(InputError, match="batch_size: expected at least 1"):
+    with pytest.raises(InputError, match="batch_size: expected a whole number >= 1"):
         extract_features(encoder(), slide, output, SETTINGS, batch_size=0)
     with pytest.raises(InputError, match="channels of image: expected 1, as the model has, got 2"):
         extract_features(

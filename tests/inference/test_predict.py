@@ -10,9 +10,10 @@ from muvit.data.crops.preprocessing import Preprocessing
 from muvit.data.slides.ome_zarr import OmeZarrSlide, PyramidWriter
 from muvit.data.slides.open import open_slide
 from muvit.errors import ExistsError, InputError, ReadError
-from muvit.inference.predict import predict_slide, resolve_device
-from muvit.inference.run.plan import PredictOptions
-from muvit.inference.run.store import prediction_status
+from muvit.inference.predict import predict_slide
+from muvit.inference.run.execution import resolve_device
+from muvit.inference.run.label_store import prediction_status
+from muvit.inference.run.options import AS_PUBLISHED, PredictOptions
 from muvit.models.encoder import EncoderConfig
 from muvit.models.segmenter import Segmenter, SegmenterConfig
 
@@ -160,9 +161,16 @@ def test_every_view_shows_what_its_box_says(tmp_path, shape):
 
 def test_labels_do_not_depend_on_batches_blocks_or_workers(tmp_path, slide):
     model, settings = Toy(), replace(PREPROCESSING, normalization=Percentile())
-    runs = {"one": {"batch_size": 1}, "many": {"batch_size": 64}, "workers": {"batch_size": 5, "num_workers": 1}}
-    labels = [read(predict_slide(model, slide, tmp_path / f"{k}.ome.zarr", settings, **v)) for k, v in runs.items()]
-    labels.append(read(predict_slide(model, slide, tmp_path / "blocks.ome.zarr", settings, options=SMALL)))
+    runs = {
+        "one": {"batch_size": 1},
+        "many": {"batch_size": 64},
+        "workers": {"batch_size": 5, "num_workers": 1},
+        "blocks": {"options": SMALL},
+    }
+    labels = [
+        read(predict_slide(model, slide, tmp_path / f"{k}.ome.zarr", settings, **{"options": AS_PUBLISHED} | v))
+        for k, v in runs.items()
+    ]
     assert len(np.unique(labels[0])) > 1
     assert all((other == labels[0]).all() for other in labels[1:])
 
@@ -182,6 +190,7 @@ def test_the_output_says_what_it_shows(tmp_path, slide):
         slide,
         tmp_path / "labels.ome.zarr",
         PREPROCESSING,
+        options=AS_PUBLISHED,
         batch_size=10,
         progress=lambda *step: steps.append(step),
     )
@@ -274,11 +283,11 @@ def contents(folder):
     return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_failed_run_is_kept_and_goes_on(tmp_path, slide):
+def test_a_failed_run_is_kept_and_resumes(tmp_path, slide):
     model, output = Crashing().train(), tmp_path / "labels.ome.zarr"
     with pytest.raises(RuntimeError, match="out of luck") as caught:
         predict_slide(model, slide, output, PREPROCESSING, options=SMALL, batch_size=2)
-    assert "goes on from there" in caught.value.__notes__[0]
+    assert "run the same command again to resume" in caught.value.__notes__[0]
     assert model.training
     with pytest.raises(ReadError, match="unfinished"):
         open_slide(output)
@@ -347,8 +356,8 @@ def broken_model():
         (broken_model, {}, {}, r"weights of the model, head\.weight: expected finite"),
         (Toy, {"pixel_size_um": (0.5, 0.5)}, {}, r"pixel size of .*image\.ome\.zarr"),
         (Toy, {"normalization": Standardize(mean=(0.0, 0.0), std=(1.0, 1.0))}, {}, "mean and std: expected 1 channels"),
-        (Toy, {}, {"batch_size": 0}, "batch_size: expected at least 1"),
-        (Toy, {}, {"num_workers": -1}, "num_workers: expected at least 0"),
+        (Toy, {}, {"batch_size": 0}, "batch_size: expected a whole number >= 1"),
+        (Toy, {}, {"num_workers": -1}, "num_workers: expected a whole number >= 0"),
         (Toy, {}, {"device": "abacus"}, "device: expected a device of this machine"),
     ],
 )

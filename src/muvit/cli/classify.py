@@ -26,7 +26,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--overwrite", action="store_true", help="replace those files")
     parser.add_argument(
-        "--num_crops", type=int | None, default=64, help="random crops of each image; null looks at every tile"
+        "--num_crops", type=int | None, default=64, help="random crops of each image; null takes every tile"
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the crops")
     parser.add_argument("--batch_size", type=int, default=8, help="crops computed at once")
@@ -47,19 +47,18 @@ def run(arguments: Namespace) -> None:
     from muvit.data.folders import image_files
     from muvit.data.slides.open import open_slide
     from muvit.data.tables import read_column, values_of
-    from muvit.inference.classify import classify_slide
-    from muvit.inference.inputs import prepare_slide
+    from muvit.inference.classify import plan_classification, run_classification
     from muvit.models.classifier import Classifier
-    from muvit.models.segmentation_model import encoder_views
     from muvit.models.trained import load_model
 
     files = result_files(arguments.output, "classes", overwrite=arguments.overwrite)
     trained = load_model(arguments.model, kind=Classifier)
     model, preprocessing = trained.model, trained.preprocessing
-    views = encoder_views(model.config.encoder)
-    # all before any work starts
-    slides = [prepare_slide(views, open_slide(path), preprocessing) for path in image_files(arguments.slide)]
-    names = [slide.name for slide in slides]
+    settings = {name: arguments[name] for name in ("num_crops", "seed", "batch_size", "device")}
+    planned = [  # all before any work starts
+        plan_classification(model, open_slide(path), preprocessing, **settings) for path in image_files(arguments.slide)
+    ]
+    names = [one.name for one in planned]
     if len(set(names)) < len(names):
         raise InputError("slide", expected="images of different names", got=", ".join(names))
     truth = None
@@ -67,20 +66,9 @@ def run(arguments: Namespace) -> None:
         truth = values_of(names, read_column(arguments.classes, arguments.column), arguments.classes)
         _check_classes(truth, preprocessing.class_names, arguments.classes)
     found = []
-    for slide in slides:
-        with Progress(slide.name, "crop") as progress:
-            found.append(
-                classify_slide(
-                    model,
-                    slide,
-                    preprocessing,
-                    num_crops=arguments.num_crops,
-                    seed=arguments.seed,
-                    batch_size=arguments.batch_size,
-                    device=arguments.device,
-                    progress=progress,
-                )
-            )
+    for one in planned:
+        with Progress(one.name, "crop") as progress:
+            found.append(run_classification(one, progress=progress))
     _report(found, preprocessing.class_names, truth, files)
 
 

@@ -1,5 +1,6 @@
 """``muvit features``."""
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Literal
 
@@ -11,14 +12,12 @@ from muvit.data.crops.preprocessing import Preprocessing
 from muvit.data.folders import image_files
 from muvit.data.slides.formats import slide_name
 from muvit.data.slides.open import open_slide
-from muvit.data.slides.slide import Slide
 from muvit.errors import InputError
 from muvit.inference.features import plan_extraction, run_extraction
-from muvit.inference.inputs import prepare_slide
-from muvit.inference.run.feature_plan import FeaturePlan
+from muvit.inference.run.execution import Execution
+from muvit.inference.run.job import Job
 from muvit.models.classifier import Classifier
 from muvit.models.folder import model_folder
-from muvit.models.segmentation_model import encoder_views
 from muvit.models.segmenter import Segmenter
 from muvit.models.trained import encoder_of, load_network
 
@@ -45,35 +44,30 @@ def add_arguments(parser: ArgumentParser) -> None:
         default=None,
         help="folder whose preprocessing.yaml to use (default: the model's)",
     )
-    parser.add_argument("--batch_size", type=int, default=8, help="tiles computed at once")
-    parser.add_argument("--num_workers", type=int, default=0, help="processes that read ahead")
-    parser.add_argument(
-        "--device", type=str | None, default=None, help="cpu, cuda, mps (default: a GPU if there is one)"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace what is there already, begun or done")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing features, complete or not")
+    parser.add_class_arguments(Execution, as_group=False)
 
 
 def run(arguments: Namespace) -> None:
-    """Encode each slide, going on where an earlier call stopped; a slide that fails does not stop the others."""
+    """Encode each slide, or resume an earlier call; a slide that fails does not stop the others."""
     folder = model_folder(arguments.model)
     model = load_network(folder)
     if isinstance(model, Segmenter | Classifier) and model.config.boxes == "naive":
         raise InputError(arguments.model, expected="a model that knows where its views lie", got="one with naive boxes")
     preprocessing = Preprocessing.load(arguments.preprocessing or folder)
     targets, encoder = _targets(arguments), encoder_of(model, folder)
-    planned: dict[Path, tuple[Slide, FeaturePlan]] = {}
+    execution = Execution(**{field.name: arguments[field.name] for field in fields(Execution)})
+    planned: dict[Path, Job] = {}
     failures = SlideFailures(len(targets))
-    common = {"device": arguments.device, "overwrite": arguments.overwrite}
+    kept = {"levels": arguments.levels, "dtype": arguments.dtype, "overwrite": arguments.overwrite}
     for target, path in targets.items():  # all before any work starts
         with failures.of(slide_name(path)):
-            slide = prepare_slide(encoder_views(encoder.config), open_slide(path), preprocessing)
-            kept = {"levels": arguments.levels, "dtype": arguments.dtype}
-            planned[target] = slide, plan_extraction(encoder, slide, target, preprocessing, **kept, **common)
-    failures.require_none("that can be encoded", hint="None was encoded: mend these, or leave them out.")
-    reading = {"batch_size": arguments.batch_size, "num_workers": arguments.num_workers}
-    for target, (slide, plan) in planned.items():
-        with failures.of(slide.name), Progress(slide.name, "tile") as progress:
-            run_extraction(plan, encoder, slide, target, **reading, **common, progress=progress)
+            slide = open_slide(path.resolve() if execution.backend == "dask" else path)
+            planned[target] = plan_extraction(encoder, slide, target, preprocessing, execution=execution, **kept)
+    failures.require_none("that can be encoded", hint="None was encoded: fix these, or leave them out.")
+    for target, job in planned.items():
+        with failures.of(job.slide.name), Progress(job.slide.name, "tile") as progress:
+            run_extraction(job, execution, overwrite=arguments.overwrite, progress=progress)
             print(target)
     failures.require_none("encoded")
 

@@ -3,12 +3,13 @@
 import re
 import types
 from argparse import SUPPRESS, Action, HelpFormatter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from copy import copy
 from dataclasses import fields
 from itertools import pairwise
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
 from jsonargparse import (
@@ -48,6 +49,9 @@ class Parser(ArgumentParser):
     given: Sequence[str] | None = None
     """Arguments to be parsed, if known: of a verb's own verbs only those that they name need to be imported."""
 
+    renamed: Mapping[str, str] = MappingProxyType({})
+    """Earlier names of options, with the present ones, which the error message suggests."""
+
     def __init__(self, *args: Any, **options: Any) -> None:
         fixed = {"allow_abbrev": False, "parser_mode": YAML_MODE, "formatter_class": PlainHelp, "exit_on_error": False}
         super().__init__(*args, **options | fixed)
@@ -59,7 +63,7 @@ class Parser(ArgumentParser):
             given = unknown["first"].partition("=")[0]
             options = [option for action in self._actions for option in action.option_strings]
             options += [f"--{name}" for name in self._setting_types()]
-            meant = suggestion(given, options) if given.startswith("-") else ""
+            meant = suggestion(self.renamed.get(given, given), options) if given.startswith("-") else ""
             message = f"there is no option {given}" if given.startswith("-") else f"unexpected argument {given}"
             message += f"; {meant}" if meant else ""
         message = sentence(message)

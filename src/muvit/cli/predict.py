@@ -6,19 +6,20 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Literal
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 
+from muvit.cli.parser import Parser
 from muvit.cli.progress import Progress
 from muvit.cli.slides import SlideFailures, slide_targets
 from muvit.data.crops.preprocessing import Preprocessing
 from muvit.data.slides.formats import slide_name
 from muvit.data.slides.open import open_slide
 from muvit.data.slides.slide import Slide
-from muvit.inference.inputs import prepare_slide
-from muvit.inference.predict import Engine, plan_prediction, run_prediction
-from muvit.inference.run.plan import Plan, PredictOptions
-from muvit.inference.run.resume import is_made_by, is_published
-from muvit.inference.run.store import Output, prediction_status
+from muvit.inference.predict import plan_prediction, run_prediction
+from muvit.inference.run.execution import Execution
+from muvit.inference.run.job import Job
+from muvit.inference.run.label_store import prediction_status
+from muvit.inference.run.options import PredictOptions
 from muvit.inference.tiling.region import read_region
 from muvit.models.segmentation_model import SegmentationModel
 from muvit.models.trained import load_model
@@ -26,15 +27,16 @@ from muvit.models.trained import load_model
 _TTA_FLIPS = (-2, -1)
 
 
-def add_arguments(parser: ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
     """Arguments of the verb."""
+    parser.renamed = {"--engine": "--backend"}
     parser.add_argument("model", type=Path, help="folder of a trained model, or of the run that made it")
     parser.add_argument("slide", nargs="+", type=Path, help="images to label, or folders of them")
     parser.add_argument(
         "--output", type=Path, required=True, help="folder that receives <slide>.ome.zarr with the labels of each slide"
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace labels that are there already, begun or done")
-    parser.add_argument("--status", action="store_true", help="only tell what is done")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing labels, complete or not")
+    parser.add_argument("--status", action="store_true", help="only show the progress")
     parser.add_argument("--tta", action="store_true", help="average over the flips of each tile along y and x")
     parser.add_argument(
         "--region",
@@ -46,11 +48,11 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--context", type=Literal["auto", "centered", "grid"], default="auto", help="older spelling of --placement"
     )
     parser.add_class_arguments(PredictOptions, as_group=False, skip={"flips", "region"})
-    parser.add_class_arguments(Engine, as_group=False)
+    parser.add_class_arguments(Execution, as_group=False)
 
 
 def run(arguments: Namespace) -> None:
-    """Label each slide, going on where an earlier call stopped; a slide that fails does not stop the others."""
+    """Label each slide, or resume an earlier call; a slide that fails does not stop the others."""
     targets = slide_targets(arguments.slide, arguments.output, ".ome.zarr")
     if arguments.status:
         for target in targets:
@@ -58,21 +60,19 @@ def run(arguments: Namespace) -> None:
         return
     trained = load_model(arguments.model, kind=SegmentationModel)
     model, preprocessing = trained.model, trained.preprocessing
-    engine = Engine(**{field.name: arguments[field.name] for field in fields(Engine)})
-    planned = _plan(arguments, targets, model, preprocessing, engine)
+    execution = Execution(**{field.name: arguments[field.name] for field in fields(Execution)})
+    planned = _plan(arguments, targets, model, preprocessing, execution)
     failures = SlideFailures(len(targets))
-    for target, (slide, plan) in planned.items():
-        with failures.of(slide.name):
-            with Progress(slide.name, "tile") as progress:
-                seams = run_prediction(
-                    plan, model, slide, target, engine=engine, overwrite=arguments.overwrite, progress=progress
-                )
+    for target, job in planned.items():
+        with failures.of(job.slide.name):
+            with Progress(job.slide.name, "tile") as progress:
+                seams = run_prediction(job, execution, overwrite=arguments.overwrite, progress=progress)
             print(target)
             if seams is not None and str(seams):
                 print(f"{target.name}: {seams}", file=sys.stderr)
     if len(targets) > 1:
         complete, failed = len(targets) - len(planned), len(failures.names)
-        done = f"{len(planned) - failed} labelled" + ("" if engine.part is None else f" (part {engine.part})")
+        done = f"{len(planned) - failed} labelled" + ("" if execution.part is None else f" (part {execution.part})")
         print(f"{len(targets)} slides: {done}, {complete} complete already, {failed} failed", file=sys.stderr)
     failures.require_none("labelled")
 
@@ -82,25 +82,23 @@ def _plan(
     targets: Mapping[Path, Path],
     model: SegmentationModel,
     preprocessing: Preprocessing,
-    engine: Engine,
-) -> dict[Path, tuple[Slide, Plan]]:
-    """The slides that are not complete, with their plans; all is checked before any work starts."""
-    planned: dict[Path, tuple[Slide, Plan]] = {}
+    execution: Execution,
+) -> dict[Path, Job]:
+    """The jobs of the slides that are not complete; all are checked before any work starts."""
+    planned: dict[Path, Job] = {}
     failures = SlideFailures(len(targets))
     for target, path in targets.items():
         with failures.of(slide_name(path)):
-            opened = open_slide(path.resolve() if engine.engine == "dask" else path)
-            slide = prepare_slide(model.views, opened, preprocessing)
+            slide = open_slide(path.resolve() if execution.backend == "dask" else path)
             options = _options(arguments, slide, preprocessing)
-            plan = plan_prediction(model, slide, target, preprocessing, options=options, engine=engine)
-            if not arguments.overwrite and is_made_by(target, plan.to_json()):
+            planning = {"options": options, "execution": execution, "overwrite": arguments.overwrite}
+            job = plan_prediction(model, slide, target, preprocessing, **planning)
+            if not arguments.overwrite and job.store.is_complete():
                 print(target)  # by an earlier call, or by the other parts
                 print(f"{target.name}: complete already", file=sys.stderr)
                 continue
-            if arguments.overwrite or not is_published(target, plan.to_json()):
-                Output(target, plan).check(overwrite=arguments.overwrite)
-            planned[target] = slide, plan
-    failures.require_none("that can be labelled", hint="None was labelled: mend these, or leave them out.")
+            planned[target] = job
+    failures.require_none("that can be labelled", hint="None was labelled: fix these, or leave them out.")
     return planned
 
 
@@ -115,7 +113,7 @@ def _options(arguments: Namespace, slide: Slide, preprocessing: Preprocessing) -
 def _status(target: Path) -> str:
     status = prediction_status(target)
     if status.state in ("missing", "foreign"):
-        return f"{target}: {'not begun' if status.state == 'missing' else 'no prediction'}"
+        return f"{target}: {'not started' if status.state == 'missing' else 'not a prediction'}"
     done = f"{status.blocks} of {status.num_blocks} blocks, {status.shards} of {status.num_shards} coarser shards"
     seams = f"; {status.seams}" if status.seams is not None and str(status.seams) else ""
     return f"{target}: {status.state}, {done}{seams}"

@@ -1,4 +1,4 @@
-"""What class a slide is of: the mean of a classifier's probabilities over crops of it."""
+"""Classification of slides: the mean of a classifier's probabilities over crops."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from muvit.data.crops.classified import ClassifiedCrops, ClassifiedTiles
 from muvit.data.crops.preprocessing import Preprocessing
 from muvit.data.slides.slide import Slide
 from muvit.inference.inputs import prepare_slide
-from muvit.inference.predict import resolve_device
+from muvit.inference.run.execution import Execution
 from muvit.models.classifier import Classifier
 from muvit.models.segmentation_model import encoder_views
 from muvit.progress import Progress
@@ -19,7 +19,7 @@ from muvit.progress import Progress
 
 @dataclass(frozen=True, kw_only=True)
 class SlideClass:
-    """What a classifier makes of a slide."""
+    """Probabilities of the classes of a slide."""
 
     name: str
     """Name of the slide."""
@@ -30,6 +30,22 @@ class SlideClass:
     def probabilities(self) -> NDArray[np.float64]:
         """Mean over the crops, ``(K)``."""
         return self.crops.mean(0, dtype=np.float64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classification:
+    """A classifier and the crops of a slide, checked."""
+
+    model: Classifier
+    """The classifier."""
+    name: str
+    """Name of the slide."""
+    crops: ClassifiedCrops | ClassifiedTiles
+    """Random crops, or all tiles."""
+    device: torch.device
+    """Where to compute."""
+    batch_size: int
+    """Crops computed at once."""
 
 
 def classify_slide(
@@ -50,7 +66,7 @@ def classify_slide(
     Args:
         model: the classifier; it is moved to ``device`` and put into evaluation mode.
         slide: the image; levels of the model that it does not store are computed from those that it does.
-        preprocessing: how the model saw crops in training.
+        preprocessing: crop size, normalisation and padding as in training.
         num_crops: random crops; None takes every tile once.
         seed: of the crops.
         batch_size: crops computed at once.
@@ -61,23 +77,46 @@ def classify_slide(
         InputError: slide, model and preprocessing do not fit each other.
         ReadError: the slide cannot be read.
     """
-    slide = prepare_slide(encoder_views(model.config.encoder), slide, preprocessing)
-    crops = preprocessing.crops(model.config.encoder.levels)
-    drawn = (
-        ClassifiedTiles([slide], None, crops)
-        if num_crops is None
-        else ClassifiedCrops([slide], None, crops, num_samples=num_crops, seed=seed)
+    planned = plan_classification(
+        model, slide, preprocessing, num_crops=num_crops, seed=seed, batch_size=batch_size, device=device
     )
-    target = resolve_device(device)
-    model.to(target).eval()
-    shares: list[NDArray[np.float32]] = []
+    return run_classification(planned, progress=progress)
+
+
+def plan_classification(
+    model: Classifier,
+    slide: Slide,
+    preprocessing: Preprocessing,
+    *,
+    num_crops: int | None = 64,
+    seed: int = 0,
+    batch_size: int = 8,
+    device: str | torch.device | None = None,
+) -> Classification:
+    """The first half of `classify_slide`: all checks."""
+    execution = Execution(device=None if device is None else str(device), batch_size=batch_size)
+    slide = prepare_slide(encoder_views(model.config.encoder), slide, preprocessing)
+    settings = preprocessing.crops(model.config.encoder.levels)
+    crops = (
+        ClassifiedTiles([slide], None, settings)
+        if num_crops is None
+        else ClassifiedCrops([slide], None, settings, num_samples=num_crops, seed=seed)
+    )
+    return Classification(model=model, name=slide.name, crops=crops, device=execution.devices[0], batch_size=batch_size)
+
+
+@torch.inference_mode()
+def run_classification(planned: Classification, *, progress: Progress | None = None) -> SlideClass:
+    """The second half of `classify_slide`."""
+    model, device = planned.model, planned.device
+    model.to(device).eval()
+    probabilities: list[NDArray[np.float32]] = []
     done = 0
-    with torch.inference_mode():
-        for batch in DataLoader(drawn, batch_size=batch_size):
-            with torch.autocast(target.type, torch.bfloat16, enabled=target.type == "cuda"):
-                logits = model(batch["img"].to(target), batch["bbox"].to(target))
-            shares.append(logits.float().softmax(1).cpu().numpy())
-            done += len(logits)
-            if progress is not None:
-                progress(done, len(drawn))
-    return SlideClass(name=slide.name, crops=np.concatenate(shares))
+    for batch in DataLoader(planned.crops, batch_size=planned.batch_size):
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            logits = model(batch["img"].to(device), batch["bbox"].to(device))
+        probabilities.append(logits.float().softmax(1).cpu().numpy())
+        done += len(logits)
+        if progress is not None:
+            progress(done, len(planned.crops))
+    return SlideClass(name=planned.name, crops=np.concatenate(probabilities))

@@ -1,4 +1,6 @@
-"""Checks of a model and a slide before inference; the slide is then given all levels that the model sees."""
+"""Checks of models, slides and targets before inference; slides get all levels of the model."""
+
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,14 +16,14 @@ PIXEL_SIZE_TOLERANCE = 0.1
 
 
 def prepare_slide(views: Views, slide: Slide, preprocessing: Preprocessing) -> Slide:
-    """The slide with all levels of a model; those that it does not store are computed as they are read.
+    """The slide with all levels of a model; levels that it does not store are computed as they are read.
 
-    Prediction, features and classification begin with this call.
+    Planning of a prediction, of features and of a classification begins with this call.
 
     Args:
         views: the views that the model takes.
-        slide: the image as it was opened; one that is prepared already comes back as it is.
-        preprocessing: how the model saw crops in training.
+        slide: the image as it was opened.
+        preprocessing: crops in training, with their pixel size.
 
     Raises:
         InputError: axes, channels or pixel size are not those of training, or a level cannot be computed.
@@ -34,6 +36,16 @@ def prepare_slide(views: Views, slide: Slide, preprocessing: Preprocessing) -> S
         raise InputError(f"channels of {slide.path}", expected=f"{views.in_channels}, as the model has", got=got)
     _check_pixel_size(slide, preprocessing.pixel_size_um)
     return complete_slide(slide, views.levels)
+
+
+def check_target(slide: Slide, output: Path | str) -> None:
+    """Refuse an output whose folder holds the image.
+
+    Raises:
+        InputError: it does.
+    """
+    if slide.path.resolve().is_relative_to(Path(output).resolve()):
+        raise InputError("output", expected="a folder that does not hold the image", got=output)
 
 
 def check_weights(model: torch.nn.Module) -> None:

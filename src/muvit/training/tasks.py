@@ -11,10 +11,8 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_, get_total_norm
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torchmetrics import CatMetric
-from torchmetrics.classification import MulticlassConfusionMatrix
 
 from muvit.errors import InputError
-from muvit.labels import IGNORE
 from muvit.levels import level_name
 from muvit.losses import SegmentationLoss
 from muvit.metrics import class_scores, mean_of_slides, scores
@@ -32,7 +30,7 @@ from muvit.training.optim import (
     build_schedule,
 )
 from muvit.training.pretrained import merge_lora
-from muvit.training.sums import Sums
+from muvit.training.totals import Confusion, Sums
 
 _TRAINING_MASK, _VALIDATION_MASK, _MODEL = 0, 1, 2
 """Purposes of random numbers: masks, and dropout with random attention."""
@@ -194,7 +192,7 @@ class SegmentationTask(BaseTask):
         super().__init__(model, optim, seed=seed, freeze_encoder=freeze_encoder)
         self.loss, self.class_names, self.monitor = loss, tuple(class_names), monitor
         self.has_background, self.ignore_labels = has_background, tuple(ignore_labels)
-        self.confusion = MulticlassConfusionMatrix(len(self.class_names), ignore_index=IGNORE, validate_args=False)
+        self.confusion = Confusion(len(self.class_names))
 
     @property
     def encoder(self) -> nn.Module | None:
@@ -361,7 +359,8 @@ class ClassificationTask(BaseTask):
 
     def __init__(self, model: Classifier, optim: OptimConfig, *, freeze_encoder: bool = False, seed: int = 0) -> None:
         super().__init__(model, optim, seed=seed, freeze_encoder=freeze_encoder)
-        self.predictions = CatMetric()  # (N, K + 2): probabilities, class and slide of each crop
+        # (N, K + 2): probabilities, class and slide of each crop; checking for NaN would wait for the device
+        self.predictions = CatMetric(nan_strategy="disable")
 
     @property
     def encoder(self) -> nn.Module:

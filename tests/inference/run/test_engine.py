@@ -23,10 +23,11 @@ from muvit.data.slides.ome_zarr import OmeZarrSlide, PyramidWriter
 from muvit.errors import MuViTError
 from muvit.inference.predict import plan_prediction
 from muvit.inference.run import engine
-from muvit.inference.run.engine import Work, _drive
+from muvit.inference.run.cluster import _distribute
+from muvit.inference.run.execution import Execution
+from muvit.inference.run.label_store import LabelStore, prediction_status
 from muvit.inference.run.lock import OutputLock
-from muvit.inference.run.plan import PredictOptions
-from muvit.inference.run.store import Output, prediction_status
+from muvit.inference.run.options import PredictOptions
 from muvit.models.encoder import EncoderConfig
 from muvit.models.segmenter import Segmenter, SegmenterConfig
 
@@ -150,11 +151,11 @@ def test_workers_of_a_cluster_may_be_killed_too(server, work, tmp_path):
         output, is_over = tmp_path / str(trial), threading.Event()
         killer = threading.Thread(target=kill_workers, args=(is_over,))
         killer.start()
-        code = predict(work, output, "--engine", "dask", "--dask_workers", "2")
+        code = predict(work, output, "--backend", "dask", "--dask_workers", "2")
         is_over.set()
         killer.join()
         while code:  # a block whose workers were killed four times is given up, but all others are done
-            code = predict(work, output, "--engine", "dask", "--dask_workers", "2")
+            code = predict(work, output, "--backend", "dask", "--dask_workers", "2")
         assert hashes(output) == hashes(work / "whole")
 
 
@@ -171,7 +172,7 @@ def test_the_last_part_completes_the_output(work, tmp_path, capfd):
     assert predict(work, tmp_path, "--part", "1/3") == 0  # a job that is started once more finds nothing to do
     assert hashes(tmp_path) == hashes(work / "whole")
     assert predict(work, tmp_path, "--part", "1/3", "--overwrite") == 1
-    assert "one part that would begin it anew" in capfd.readouterr().err
+    assert "one part that would replace it" in capfd.readouterr().err
 
 
 def test_parts_may_run_at_the_same_time_and_their_progress_be_asked_for(server, work, tmp_path):
@@ -197,7 +198,7 @@ def test_every_device_has_a_process(work, tmp_path):
 
 @pytest.mark.parametrize("more", [(), ("--part", "1/2")])
 def test_a_second_writer_is_refused(work, tmp_path, capfd, monkeypatch, more):
-    monkeypatch.setattr("muvit.inference.predict._PATIENCE_S", 0.3)
+    monkeypatch.setattr("muvit.inference.run.engine._LOCK_WAIT_S", 0.3)
     output = tmp_path / "image.ome.zarr"
     with OutputLock(output).require():
         assert predict(work, tmp_path, *more) == 1
@@ -217,7 +218,7 @@ class FakeClient:
     def nthreads(self):
         return {"one": 1, "two": 1}
 
-    def submit(self, function, path, key, slide, number, *arguments, pure):
+    def submit(self, function, job, number, *, pure):
         self.calls.append(number)
         future = Future()
         if self.failures.get(number, 0):
@@ -233,19 +234,18 @@ class FakeClient:
 def test_a_block_is_tried_four_times_and_then_listed(work, tmp_path):
     model, slide = Segmenter.from_folder(work / "model"), OmeZarrSlide(work / "image.ome.zarr")
     options = PredictOptions(block_px=32)
-    plan = plan_prediction(model, slide, tmp_path / "a.ome.zarr", PREPROCESSING, options=options)
-    output = Output.begin(tmp_path / "a.ome.zarr", plan)
-    todo = Work(output=output, model=model, slide=slide, blocks=[0, 1, 2], batch_size=1, num_workers=0)
-    client = FakeClient({1: 3, 2: 4})
-    with output.ledger() as ledger:
+    job = plan_prediction(model, slide, tmp_path / "a.ome.zarr", PREPROCESSING, options=options)
+    assert job.store.begin()
+    client, execution = FakeClient({1: 3, 2: 4}), Execution(backend="dask")
+    with job.store.ledger() as ledger:
         with pytest.raises(MuViTError, match=r"1 of 3 blocks failed 4 times each\. block 2: bad luck with 2"):
-            _drive(client, todo, [None], ledger, lambda _: None, patience_s=1)
+            _distribute(client, job, [0, 1, 2], execution, ledger, lambda _: None, workerless_s=1)
         assert set(ledger.entries) == {"block 0", "block 1"}
     assert [client.calls.count(number) for number in range(3)] == [1, 4, 4]
 
 
 @pytest.mark.parametrize(("room", "state"), [(0, "missing"), (1, "missing"), (6, "missing"), (70, "unfinished")])
-def test_a_full_disk_is_told_and_the_run_goes_on_when_there_is_room(work, tmp_path, monkeypatch, capfd, room, state):
+def test_a_full_disk_is_reported_and_the_run_resumes_with_room(work, tmp_path, monkeypatch, capfd, room, state):
     fsync = os.fsync
 
     def full(handle):
@@ -259,7 +259,7 @@ def test_a_full_disk_is_told_and_the_run_goes_on_when_there_is_room(work, tmp_pa
     assert predict(work, tmp_path) == 1
     complaint = capfd.readouterr().err
     assert re.search(rf"^muvit: {tmp_path}\S*: No space left on device\.", complaint, re.MULTILINE)
-    assert ("image.ome.zarr is kept: the same call goes on from there." in complaint) == (state == "unfinished")
+    assert ("image.ome.zarr is kept: run the same command again to resume." in complaint) == (state == "unfinished")
     monkeypatch.undo()
     assert prediction_status(tmp_path / "image.ome.zarr").state == state
     assert predict(work, tmp_path) == 0
@@ -307,8 +307,8 @@ def ctrl_c():
 
 @pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_run_that_is_told_to_stop_says_how_to_go_on(work, tmp_path, monkeypatch, capfd, number):
-    write, written = Output.write_block, []
+def test_an_interrupted_run_says_how_to_resume(work, tmp_path, monkeypatch, capfd, number):
+    write, written = LabelStore.write_block, []
 
     def stop_at_the_third(output, *block):
         written.append(block)
@@ -317,7 +317,7 @@ def test_a_run_that_is_told_to_stop_says_how_to_go_on(work, tmp_path, monkeypatc
         return write(output, *block)
 
     before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr(Output, "write_block", stop_at_the_third)
+    monkeypatch.setattr(LabelStore, "write_block", stop_at_the_third)
     assert predict(work, tmp_path) == 1
     assert "muvit: interrupted. The unfinished output" in capfd.readouterr().err
     assert signal.getsignal(signal.SIGTERM) is before

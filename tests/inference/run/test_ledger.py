@@ -99,4 +99,4 @@ def test_a_lock_is_held_by_one_and_shared_by_many(tmp_path):
 def test_a_lock_waits_as_long_as_it_is_told(tmp_path):
     output = tmp_path / "a.ome.zarr"
     with OutputLock(output).require(), pytest.raises(InputError, match="Wait until it is done"):
-        OutputLock(output).require(patience_s=0.3)
+        OutputLock(output).require(wait_s=0.3)

@@ -11,10 +11,11 @@ from muvit.data.crops.normalize import Percentile, Range
 from muvit.data.crops.preprocessing import Preprocessing
 from muvit.data.slides.open import open_slide
 from muvit.inference.predict import plan_prediction, predict_slide
-from muvit.inference.run.blocks import predict_blocks, ready
+from muvit.inference.run.blocks import ready
 from muvit.inference.run.canvas import BlockCanvas
-from muvit.inference.run.plan import PredictOptions
-from muvit.inference.run.store import prediction_status
+from muvit.inference.run.label_blocks import predict_blocks
+from muvit.inference.run.label_store import prediction_status
+from muvit.inference.run.options import PredictOptions
 from muvit.inference.tiling.seams import Seams
 from muvit.models.encoder import EncoderConfig
 from muvit.models.segmenter import Segmenter, SegmenterConfig
@@ -90,7 +91,8 @@ def read(path, name="labels"):
 
 def final_scores(model, slide, batch_size=8, **options):
     """Scores ``(K, *space)`` before anything is decided on them."""
-    plan = plan_prediction(model, slide, "none.ome.zarr", PREPROCESSING, options=PredictOptions(**options))
+    job = plan_prediction(model, slide, "none.ome.zarr", PREPROCESSING, options=PredictOptions(**options))
+    plan = job.store.plan
     scores = np.full((NUM_CLASSES, *SHAPE), np.nan)
 
     def keep(canvas, values):
@@ -100,11 +102,11 @@ def final_scores(model, slide, batch_size=8, **options):
         return {"labels": values.argmax(0, keepdim=True).to(torch.uint8)}
 
     with pytest.MonkeyPatch.context() as patch, ready(model, torch.device("cpu")):
-        patch.setattr(BlockCanvas, "_decided", keep)
-        blocks = reversed(range(plan.tiling.num_blocks))
+        patch.setattr(BlockCanvas, "_outputs_of", keep)
+        blocks = list(reversed(range(plan.tiling.num_blocks)))
         device = torch.device("cpu")
         made = predict_blocks(
-            model, slide, plan, blocks, device=device, batch_size=batch_size, num_workers=0, count=lambda _: None
+            model, job.slide, plan, blocks, device=device, batch_size=batch_size, num_workers=0, count=lambda _: None
         )
         assert len(list(made)) == plan.tiling.num_blocks
     return scores
@@ -133,7 +135,7 @@ def test_scores_do_not_depend_on_blocks_or_batches(slide, options):
 def test_shared_coarse_crops_give_what_each_tile_gives_by_itself(slide, flips, monkeypatch):
     model = Net(attention_mode="coarse_to_fine")
     cached = final_scores(model, slide, overlap=0.25, average="logits", flips=flips, block_px=80)
-    monkeypatch.setattr("muvit.inference.run.blocks.shares_contexts", lambda *_: False)
+    monkeypatch.setattr("muvit.inference.run.label_blocks.shares_contexts", lambda *_: False)
     plain = final_scores(model, slide, overlap=0.25, average="logits", flips=flips, block_px=80, placement="grid")
     assert np.abs(cached - plain).max() < 1e-5 * np.abs(plain).max()
     assert plain.std() > 0.1

@@ -10,8 +10,10 @@ from muvit.data.crops.normalize import Percentile, Standardize
 from muvit.data.crops.placement import FreeViews
 from muvit.data.crops.preprocessing import Preprocessing
 from muvit.errors import InputError
-from muvit.inference.run.plan import Plan, PredictOptions, differences, hash_model, upgrade_plan
-from muvit.inference.run.prepare import make_plan
+from muvit.inference.run.old_plans import upgrade_plan
+from muvit.inference.run.options import PredictOptions
+from muvit.inference.run.plan import LabelPlan, differences, hash_model
+from muvit.inference.run.planning import plan_labels
 from muvit.inference.tiling.tiles import mask_runs
 from muvit.models.encoder import EncoderConfig
 from muvit.models.segmenter import Segmenter, SegmenterConfig
@@ -38,7 +40,7 @@ def slide(change=0, shape=(300, 500)):
 
 def plan(options=None, **changes):
     settings = replace(PREPROCESSING, **changes)
-    return make_plan(model(), slide(), settings, options or PredictOptions(), torch.device("cpu"))
+    return plan_labels(model(), slide(), settings, options or PredictOptions(), torch.device("cpu"))
 
 
 def test_a_plan_is_plain_data_and_comes_back():
@@ -52,7 +54,7 @@ def test_a_plan_is_plain_data_and_comes_back():
     )
     made = plan(options)
     content = json.loads(json.dumps(made.to_json()))
-    back = Plan.from_json(content)
+    back = LabelPlan.from_json(content)
     assert back == made
     assert back.to_json() == content
     assert differences(content, made.to_json()) == []
@@ -108,7 +110,7 @@ def test_runs_say_what_a_mask_says(mask):
 def test_blocks_shrink_where_scores_of_many_classes_are_kept():
     def block(options, **changes):
         big = ArraySlide(np.broadcast_to(np.uint8(0), (1, 9000, 9000)), levels=(1, 4))
-        return make_plan(model(), big, PREPROCESSING, options, torch.device("cpu")).tiling.block_size
+        return plan_labels(model(), big, PREPROCESSING, options, torch.device("cpu")).tiling.block_size
 
     assert block(PredictOptions()) == (4096, 4096)
     assert block(PredictOptions(overlap=0.5)) == (4096, 4096)
@@ -121,18 +123,18 @@ def test_blocks_shrink_where_scores_of_many_classes_are_kept():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"overlap": -0.1}, "overlap: expected a fraction below 1 or whole pixels"),
+        ({"overlap": -0.1}, "overlap: expected a number >= 0"),
         ({"overlap": 1.5}, "overlap: expected a fraction"),
         ({"overlap": 16}, "overlap: expected from 0 px to less than the crop"),
-        ({"blend": "smooth"}, "blend: expected one of linear, cosine, center"),
+        ({"blend": "smooth"}, "blend: expected linear or cosine or center"),
         ({"flips": (1,)}, "flips: expected negative numbers"),
         ({"flips": (-3,)}, "flips: expected axes from -2 to -1"),
         ({"average": "labels"}, "average: expected"),
         ({"probabilities": "float64"}, "probabilities: expected uint8 or float16"),
         ({"tissue": "some"}, "tissue: expected"),
-        ({"placement": "anywhere"}, "placement: expected one of auto, nested, concentric, grid, free"),
+        ({"placement": "anywhere"}, "placement: expected auto or nested or concentric or grid or free"),
         ({"precision": "float16"}, "precision: expected"),
-        ({"block_px": 0}, "block_px: expected at least 1"),
+        ({"block_px": 0}, "block_px: expected a whole number >= 1"),
         ({"region": "somewhere"}, "region: expected well-known text"),
     ],
 )
@@ -145,7 +147,7 @@ def test_plans_of_earlier_versions_are_read():
     made = plan()
     content = made.to_json()
     content["tiling"]["together"] = content["options"]["together"] = 2
-    assert Plan.from_json(content) == made
+    assert LabelPlan.from_json(content) == made
 
 
 def test_options_are_all_recorded():
@@ -179,7 +181,7 @@ def test_tiles_are_placed_as_in_training(trained):
     ],
 )
 def test_coarse_crops_are_shared_where_that_saves_work(mode, settings, place):
-    made = make_plan(
+    made = plan_labels(
         model(attention_mode=mode), slide(), replace(PREPROCESSING, **settings), PredictOptions(), torch.device("cpu")
     )
     assert made.tiling.placement == made.options.placement == place
@@ -194,6 +196,6 @@ def test_plans_in_an_older_spelling_are_read(trained, context):
         older[part]["context"] = context
     del older["preprocessing"]["placement"]
     older["preprocessing"]["context"] = "random"
-    assert Plan.from_json(older).tiling == now.tiling
-    assert Plan.from_json(older).options == now.options
+    assert LabelPlan.from_json(older).tiling == now.tiling
+    assert LabelPlan.from_json(older).options == now.options
     assert trained == "grid" or not differences(upgrade_plan(older), now.to_json())

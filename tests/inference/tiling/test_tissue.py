@@ -42,7 +42,7 @@ def test_a_slide_without_contrast_is_all_tissue():
 
 
 def test_a_coarse_level_is_looked_at_also_where_none_is_stored(monkeypatch):
-    monkeypatch.setattr("muvit.inference.tiling.tissue._LOOK_PX", 60 * 60)
+    monkeypatch.setattr("muvit.inference.tiling.tissue._OVERVIEW_PX", 60 * 60)
     pixels, disc = stained()
     for slide in (ArraySlide(pixels), ArraySlide(pixels, levels=(1, 2, 4))):
         tissue = find_tissue(slide)
@@ -55,7 +55,7 @@ def test_a_coarse_level_is_looked_at_also_where_none_is_stored(monkeypatch):
 @pytest.mark.parametrize("level", [1, 4])
 def test_no_tile_with_tissue_is_left_out_and_none_far_from_it_is_computed(overlap, level, monkeypatch):
     pixels, disc = stained()
-    monkeypatch.setattr("muvit.inference.tiling.tissue._LOOK_PX", 200 * 240 // level**2)
+    monkeypatch.setattr("muvit.inference.tiling.tissue._OVERVIEW_PX", 200 * 240 // level**2)
     plan = plan_of(disc.shape, overlap)
     chosen = tiles_with_tissue(plan, find_tissue(ArraySlide(pixels)))
     for tile in plan:

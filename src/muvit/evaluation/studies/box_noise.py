@@ -24,7 +24,7 @@ from muvit.evaluation.charts import Line, draw_lines, new_figure, to_image
 from muvit.evaluation.results import Row
 from muvit.evaluation.scores.bootstrap import BootstrapConfig
 from muvit.evaluation.scores.segmentation import Evaluation, SlideCounts
-from muvit.inference.predict import resolve_device
+from muvit.inference.run.execution import resolve_device
 from muvit.labels import IGNORE
 from muvit.metrics import confusion_matrix
 from muvit.models.segmentation_model import SegmentationModel

@@ -19,7 +19,7 @@ from muvit.data.tables import values_of
 from muvit.errors import InputError, require_package
 from muvit.evaluation.charts import draw_bars, new_figure, to_image
 from muvit.evaluation.results import Row
-from muvit.inference.predict import resolve_device
+from muvit.inference.run.execution import resolve_device
 from muvit.metrics import mean_known, one_vs_rest_auc
 from muvit.models.classifier import mean_tokens
 from muvit.models.encoder import MuViTEncoder

@@ -21,7 +21,7 @@ from muvit.data.folders import open_folder
 from muvit.errors import InputError
 from muvit.evaluation.charts import draw_bars, new_figure, to_image
 from muvit.evaluation.results import Row
-from muvit.inference.predict import resolve_device
+from muvit.inference.run.execution import resolve_device
 from muvit.levels import Level, level_factors, level_name
 from muvit.models.layers.patch import patch_grid
 from muvit.models.mae import MuViTMAE

@@ -17,7 +17,7 @@ from muvit.errors import InputError
 from muvit.evaluation.charts import Line, draw_lines, new_figure, to_image
 from muvit.evaluation.results import Row
 from muvit.geometry import naive_boxes
-from muvit.inference.predict import resolve_device
+from muvit.inference.run.execution import resolve_device
 from muvit.levels import Level, level_name
 from muvit.models.segmenter import Segmenter, SegmenterConfig
 from muvit.progress import Progress

@@ -1,18 +1,19 @@
 """Labels as GeoJSON that QuPath opens (File, Import objects): polygons with class, colour and area.
 
-Coordinates are pixels of the image's finest level, (x, y) from the upper-left corner of what QuPath shows.
+Coordinates are pixels of the image's finest level, (x, y) from the upper-left corner of the image in QuPath.
 """
 
 import uuid
 from dataclasses import dataclass
-from math import ceil, inf
+from math import ceil
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import orjson
 import shapely
 
+from muvit.checks import NonNegative, check_fields
 from muvit.durable import whole_file
 from muvit.errors import ExistsError, InputError
 from muvit.inference.export.labelled import LabelledImage
@@ -27,28 +28,23 @@ _OBJECTS = uuid.UUID("0a88359a-935c-425b-a285-490af278a8f0")
 
 @dataclass(frozen=True, kw_only=True)
 class GeoJsonConfig:
-    """Which objects are written, and how."""
+    """Selection and form of the objects."""
 
     object_type: ObjectType = "annotation"
-    """What they become in QuPath: annotations, which can be edited, or detections, of which it can show millions."""
-    simplify_px: float = 1.0
-    """How far an outline may move to get by with fewer corners, in label pixels; 0 keeps every step between pixels."""
-    min_area_um2: float | None = None
+    """Type in QuPath: annotations, which can be edited, or detections, of which it can show millions."""
+    simplify_px: NonNegative = 1.0
+    """Tolerance of the simplification of outlines, in label pixels; 0 keeps every corner."""
+    min_area_um2: NonNegative | None = None
     """Leave out objects smaller than this."""
 
     def __post_init__(self) -> None:
-        if self.object_type not in get_args(ObjectType):
-            raise InputError("object_type", expected="annotation or detection", got=repr(self.object_type))
-        for name in ("simplify_px", "min_area_um2"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value < inf:
-                raise InputError(name, expected="a number >= 0", got=value)
+        check_fields(self)
 
     def min_pixels(self, source: LabelledImage) -> int:
-        """Pixels that an object has at least.
+        """Pixels of the smallest object that is written.
 
         Raises:
-            InputError: there is a least area, but no pixel size.
+            InputError: a minimum area is given, but no pixel size is known.
         """
         if self.min_area_um2 is None:
             return 1
@@ -73,12 +69,12 @@ def write_geojson(
     """Write the objects of a label slide as a GeoJSON FeatureCollection, one Feature each.
 
     The labels are read block by block and features written as they are found, so memory stays bounded. Areas are those
-    of the pixels, whatever the outlines were simplified to. The ids are the same in every run.
+    of the pixels, before simplification. The ids are the same in every run.
 
     Args:
-        source: the labels, with their image if that is coarser or finer, or has a place of its own on the scanner.
-        file: to write; it is there when it is complete.
-        config: which objects, and how.
+        source: the labels, with their image if its pixels or its origin differ.
+        file: to write; it appears once it is complete.
+        config: selection and form of the objects.
         overwrite: replace the file.
         progress: called with the number of blocks done and of all blocks.
 
@@ -87,7 +83,7 @@ def write_geojson(
 
     Raises:
         ExistsError: the file exists and ``overwrite`` is false.
-        InputError: a least area is asked for, and the pixel size is unknown.
+        InputError: a minimum area is given, and the pixel size is unknown.
     """
     config, file = config or GeoJsonConfig(), Path(file)
     if file.exists() and not overwrite:

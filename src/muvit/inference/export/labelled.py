@@ -1,4 +1,4 @@
-"""Labels with the image that they belong to: what is needed to tell others where and what the labelled things are."""
+"""Labels with their image: positions, sizes, names and colours of the labelled objects."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,18 +20,18 @@ _ALL_VALUES = 1 << 62
 class LabelledImage:
     """A 2D label image, and the image that it labels.
 
-    Labels may be coarser than their image, as those of a model without a level 1 are.
+    Labels may be coarser than their image, as after prediction with a model without level 1.
 
     Raises:
-        InputError: the labels are no 2D labels, or cannot be those of the image.
+        InputError: the labels are not 2D labels, or do not fit the image.
     """
 
     labels: Slide
     """One channel of whole numbers; 0 is background, unless the labels say otherwise (``has_background``)."""
     image: Slide | None = None
-    """What they label; unset, an image of the size of the labels."""
+    """The image; unset, one of the size of the labels."""
     pixel_size_um: float | None = None
-    """Micrometers per label pixel; unset, what the labels say, or else the image."""
+    """Micrometers per label pixel; unset, those of the labels, or else of the image."""
 
     def __post_init__(self) -> None:
         labels, image = self.labels, self.image
@@ -56,16 +56,16 @@ class LabelledImage:
 
     @property
     def origin(self) -> tuple[int, int]:
-        """Upper-left corner (y, x) of what viewers take for the whole image, in image pixels.
+        """Upper-left corner (y, x) of the image in viewers, in image pixels.
 
-        OpenSlide counts from the corner of the whole scan area; QuPath shows the part that was scanned.
+        The origin of OpenSlide is the corner of the whole scan area; QuPath shows only the scanned part.
         """
         bounds = self.image.bounds if isinstance(self.image, WholeSlide) else None
         return (0, 0) if bounds is None else bounds[0]
 
     @property
     def pixel_um(self) -> tuple[float, ...] | None:
-        """Micrometers per label pixel, (y, x); None where nothing tells."""
+        """Micrometers per label pixel, (y, x); None if unknown."""
         if self.pixel_size_um is not None:
             return (self.pixel_size_um,) * 2
         if self.labels.pixel_size_um is not None:
@@ -75,7 +75,7 @@ class LabelledImage:
 
     @property
     def pixel_area_um2(self) -> float | None:
-        """Square micrometers per label pixel; None where nothing tells."""
+        """Square micrometers per label pixel; None if unknown."""
         return None if self.pixel_um is None else self.pixel_um[0] * self.pixel_um[1]
 
     @property
@@ -85,7 +85,7 @@ class LabelledImage:
 
     @cached_property
     def class_names(self) -> dict[int, str]:
-        """Name of each value that the labels name."""
+        """Names of the values that have one."""
         return class_legend(self.labels, _ALL_VALUES)[0]
 
     @cached_property
@@ -98,7 +98,7 @@ class LabelledImage:
         return self.class_names.get(value) or ("background" if is_background else f"class {value}")
 
     def class_color(self, value: int) -> Color:
-        """Colour of a value: the labels' own, or one of `class_colors`, which come again after 255 values."""
+        """Colour of a value: the labels' own, or one of `class_colors`, which repeat after 255 values."""
         if value in self._class_colors:
             return self._class_colors[value]
         index = value if value < MAX_COLORS else 1 + (value - 1) % (MAX_COLORS - 1)

@@ -1,6 +1,6 @@
-"""Label slides as polygons, block by block: every object comes out whole, however many blocks it crosses.
+"""Label slides as polygons, block by block; objects that cross blocks are joined.
 
-An object is a set of pixels of one value that hang together by their edges (4-connectivity), so its outline never
+An object is a set of pixels of one value that are connected by their edges (4-connectivity), so its outline never
 crosses itself. Pixel *i* covers ``[i, i + 1)``: outlines run along whole numbers, and their areas are pixel counts.
 """
 
@@ -27,7 +27,7 @@ BLOCK_PX = 2048
 
 @dataclass(frozen=True, kw_only=True)
 class LabelObject:
-    """Pixels of one value that hang together."""
+    """Connected pixels of one value."""
 
     value: int
     """Their value."""
@@ -38,7 +38,7 @@ class LabelObject:
 
     @property
     def first_pixel(self) -> tuple[int, int]:
-        """The uppermost and there leftmost pixel (y, x), which no other object holds."""
+        """The leftmost of the uppermost pixels (y, x), which identifies the object."""
         x, y = shapely.get_coordinates(self.polygon.exterior).T
         return int(y.min()), int(x[y == y.min()].min())
 
@@ -48,8 +48,8 @@ def trace_objects(
 ) -> Iterator[LabelObject]:
     """Find the objects of a label slide, background left out: values below 0, and 0 if the labels have a background.
 
-    Memory holds one block, and the outlines of the objects that may go on in blocks still to be read. The objects do
-    not depend on ``block_px``, but their order does.
+    Memory holds one block, and the outlines of objects that may continue in blocks still to be read. The objects do not
+    depend on ``block_px``, but their order does.
 
     Args:
         labels: a 2D label image.
@@ -78,21 +78,21 @@ def trace_objects(
 
 
 def simplify(polygon: Polygon, tolerance: float) -> Polygon:
-    """The polygon with fewer corners, its outline moved by about ``tolerance`` at most; holes stay holes.
+    """The polygon with fewer corners, its outline moved by at most about ``tolerance``; holes are kept.
 
-    The corners are among the old ones (Douglas and Peucker 1973). An outline or hole too small for it stays.
+    The corners are a subset of the old ones (Douglas and Peucker 1973). Outlines and holes that would vanish are kept.
     """
     rings = np.asarray(shapely.get_rings(polygon))
     simple = shapely.simplify(rings, tolerance, preserve_topology=False)
     is_lost = shapely.get_num_coordinates(simple) < 4
     simple[is_lost] = rings[is_lost]
     result = Polygon(simple[0], simple[1:])
-    # where outlines are near each other they may have crossed: then by the way that sees to that, and takes long
+    # nearby outlines may cross: then by the slower method that prevents it
     return result if result.is_valid else polygon.simplify(tolerance, preserve_topology=True)
 
 
 def _whole(pieces: Sequence[LabelObject]) -> LabelObject:
-    """One object of its pieces, in a form that does not tell where it was cut."""
+    """One object from its pieces, in a form that does not depend on the cuts."""
     joined = pieces[0].polygon if len(pieces) == 1 else shapely.union_all([piece.polygon for piece in pieces])
     outline, *holes = (_corners(ring) for ring in shapely.get_rings(joined))
     polygon = shapely.orient_polygons(shapely.normalize(Polygon(outline, holes)))
@@ -120,7 +120,7 @@ class _Block:
     Attributes:
         corner: as given.
         components: ``(H, W)``, the number of each pixel's piece, from 1; 0 is background.
-        whole: objects that lie in this block altogether.
+        whole: objects that lie completely in this block.
         cut: pieces that reach a seam, by their number.
     """
 
@@ -166,9 +166,9 @@ class _Block:
 
 
 class _Unfinished:
-    """Pieces of objects that may go on in later blocks; blocks come row by row, from left to right.
+    """Pieces of objects that may continue in later blocks; blocks are added row by row, from left to right.
 
-    Every piece has a number of its own, from 1. Numbers of one object lead to one of them, its root.
+    A union-find forest: every piece has its own number, from 1, and the numbers of one object lead to its root.
 
     Args:
         width: of the image.
@@ -182,7 +182,7 @@ class _Unfinished:
         self._beside = np.zeros(0, np.int64)
 
     def add(self, block: _Block) -> None:
-        """Take the pieces of a block, and join them to those above and to the left of it."""
+        """Add the pieces of a block, and join them to those above and to the left of it."""
         numbers = np.zeros(int(block.components.max()) + 1, np.int64)
         for component, piece in block.cut.items():
             self._count += 1
@@ -197,15 +197,15 @@ class _Unfinished:
         self._above[span], self._beside = bottom, right
 
     def complete(self, *, is_last: bool) -> Iterator[list[LabelObject]]:
-        """After a row of blocks: give away the pieces of each object that does not go on below it."""
-        going_on = set() if is_last else {self._root(number) for number in np.unique(self._above).tolist() if number}
-        for root in [root for root in self._pieces if root not in going_on]:
+        """After a row of blocks, return the pieces of each object that does not continue below it."""
+        continued = set() if is_last else {self._root(number) for number in np.unique(self._above).tolist() if number}
+        for root in [root for root in self._pieces if root not in continued]:
             yield self._pieces.pop(root)
         roots = {number: self._root(number) for number in self._parents}
-        self._parents = {number: root for number, root in roots.items() if root in going_on}
+        self._parents = {number: root for number, root in roots.items() if root in continued}
 
     def _join(self, one: NDArray[np.int64], other: NDArray[np.int64]) -> None:
-        """Join the pieces of one value that lie side by side across a seam."""
+        """Join adjacent pieces of one value across a seam."""
         touching = np.unique(np.stack([one, other])[:, (one > 0) & (other > 0)], axis=1)
         for a, b in touching.T.tolist():
             first, second = sorted((self._root(a), self._root(b)))

@@ -1,4 +1,4 @@
-"""Labels at a glance: a table of the area of each class, and a picture of the labels over their image."""
+"""Summaries of labels: a table of the area of each class, and a picture of the labels over their image."""
 
 import csv
 import io
@@ -42,11 +42,11 @@ def count_pixels(labels: Slide, progress: Progress | None = None) -> dict[int, i
 
 
 def area_rows(source: LabelledImage, counts: Mapping[int, int]) -> list[dict[str, str | int | float | None]]:
-    """Area of each class that a label slide names or holds, background included, as lines with `AREA_COLUMNS`.
+    """Area of each class that has a name or pixels, background included, as rows with `AREA_COLUMNS`.
 
     Args:
         source: the labels.
-        counts: their pixels, from `count_pixels`.
+        counts: pixels of each value, from `count_pixels`.
 
     Returns:
         ``pixels`` of the labels, their ``fraction`` of all, and ``area_um2``, None without a pixel size.
@@ -66,7 +66,7 @@ def area_rows(source: LabelledImage, counts: Mapping[int, int]) -> list[dict[str
 
 
 def write_areas(rows: Sequence[Mapping[str, Any]], file: Path | str, *, overwrite: bool = False) -> None:
-    """Write lines of `area_rows`, of one slide or of many, as a CSV file; what is unknown is empty.
+    """Write rows of `area_rows`, of one slide or of many, as a CSV file; unknown values are empty.
 
     Raises:
         ExistsError: the file exists and ``overwrite`` is false.
@@ -84,11 +84,11 @@ def write_areas(rows: Sequence[Mapping[str, Any]], file: Path | str, *, overwrit
 def draw_overview(source: LabelledImage, *, size: int = 1600, alpha: float = 0.5) -> Image.Image:
     """Picture of the labels over their image, or of the labels alone, with a legend of the classes.
 
-    A stored level that is coarse enough is read, or else a finer one, block by block.
+    The coarsest stored level of at least ``size`` pixels is read, or else the finest, block by block.
 
     Args:
         source: the labels, and their image if there is one.
-        size: pixels of the longer side of the picture at most, legend apart.
+        size: largest number of pixels of the longer side of the picture, without its legend.
         alpha: opacity of the labels.
 
     Raises:
@@ -98,7 +98,7 @@ def draw_overview(source: LabelledImage, *, size: int = 1600, alpha: float = 0.5
         raise InputError("size", expected="a positive number", got=size)
     labels = _shrink(source.labels, size, "label")[0]
     image = None if source.image is None else to_rgb(_shrink(source.image, size, "image"))
-    if image is not None:  # both show the same field, in pixels that may differ
+    if image is not None:  # both show the same area, in pixels of different sizes
         y, x = (((np.arange(n) + 0.5) * m / n).astype(int) for n, m in zip(image.shape[:2], labels.shape, strict=True))
         labels = labels[np.ix_(y, x)]
     is_shown = labels >= source.lowest_value
@@ -127,7 +127,7 @@ def write_overview(
 
 
 def _shrink(slide: Slide, size: int, kind: Kind) -> NDArray[Any]:
-    """A slide in small, ``(C, H, W)`` of at most ``size`` pixels: means of an image's, votes of a label's blocks."""
+    """A reduced slide, ``(C, H, W)`` of at most ``size`` pixels: block means of images, majority votes of labels."""
     level = next((lv for lv in reversed(slide.levels) if max(slide.level_shape(lv)) >= size), 1)
     shape = slide.level_shape(level)
     factor = -(-max(shape) // size)
@@ -142,7 +142,7 @@ def _shrink(slide: Slide, size: int, kind: Kind) -> NDArray[Any]:
 
 
 def _with_legend(picture: Image.Image, entries: Sequence[tuple[str, Color]]) -> Image.Image:
-    """The picture with a line of swatches and names below it, on as many lines as they need."""
+    """The picture with swatches and names of the classes below it, on as many lines as needed."""
     if not entries:
         return picture
     font, line, gap = ImageFont.load_default(16), 24, 16

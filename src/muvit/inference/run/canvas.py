@@ -1,45 +1,35 @@
-"""One block of the output on the device: tiles are painted onto it, and it gives what is written."""
+"""A block of a prediction on the device: tiles are painted onto it, and the outputs are made from it."""
 
 import math
 import mmap
 from collections.abc import Sequence
-from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from muvit.errors import InputError
-from muvit.inference.run.plan import Plan
+from muvit.inference.run.plan import LabelPlan
+from muvit.inference.run.store import BlockPixels
 from muvit.inference.tiling.seams import count_seams
 from muvit.inference.tiling.tiles import Tile
 
 
-class BlockPixels(NamedTuple):
-    """What a block of the output holds."""
-
-    stores: dict[str, NDArray[Any]]
-    """Pixels ``(C, *size)`` of each store."""
-    seams: list[int]
-    """Counts of `muvit.inference.tiling.seams.count_seams`."""
-
-
 class BlockCanvas:
-    """Gathers the tiles of one block.
+    """Tiles of one block, joined.
 
-    Where tiles write disjoint parts, labels and the other outputs of each tile are final and simply put into place.
-    Where they are blended, scores are summed with their weights, and outputs are made from the sums. The weights of
-    tiles that are not computed are missing, so sums are divided by the weights that came; pixels that no tile writes
-    are background, with probability 0 for every class.
+    Where tiles write disjoint parts, the outputs of each tile are final and are copied to their place. Where they are
+    blended, scores are summed with their weights, and outputs are made from the sums. The weights of tiles that are not
+    computed are missing, so sums are divided by the sum of the weights; pixels that no tile writes are background, with
+    probability 0 for every class.
 
     Args:
-        plan: the plan.
+        plan: tiles and outputs.
         number: of the block.
-        device: where to gather.
+        device: where to join them.
     """
 
-    def __init__(self, plan: Plan, number: int, device: torch.device) -> None:
+    def __init__(self, plan: LabelPlan, number: int, device: torch.device) -> None:
         self.plan = plan
         self.number = number
         self.missing = plan.tiling.num_computed(number)
@@ -57,7 +47,7 @@ class BlockCanvas:
 
         Args:
             tile: a tile of this block.
-            scores: ``(K, *crop_size)``: probabilities or logits, as `Plan.averages_probabilities` says.
+            scores: ``(K, *crop_size)``: probabilities or logits, as `LabelPlan.averages_probabilities` says.
         """
         part, place = (slice(None), *tile.source), tile.target(self._block)
         scores = scores[part].float()
@@ -71,7 +61,7 @@ class BlockCanvas:
             self._weight[place] += weight
             return
         self._seen[place] = True
-        for name, pixels in self._decided(scores).items():
+        for name, pixels in self._outputs_of(scores).items():
             if name not in self._outputs:
                 self._outputs[name] = _zeros((len(pixels), *self._block.size), pixels.dtype, pixels.device)
             self._outputs[name][(slice(None), *place)] = pixels
@@ -80,47 +70,46 @@ class BlockCanvas:
         """The finished block.
 
         Raises:
-            InputError: the model's answer was not finite somewhere.
+            InputError: the output of the model is not finite somewhere.
         """
         if not self._finite:
             raise InputError(
-                f"answer of the model in block {self.number} at {self._block.start}",
+                f"output of the model in block {self.number} at {self._block.start}",
                 expected="finite numbers",
                 got="NaN or infinity",
-                hint="Look at the pixels there, or predict in float32 (--precision float32).",
+                hint="Check the pixels there, or predict in float32 (--precision float32).",
             )
         if self._scores is not None and self._weight is not None:
             self._seen = self._weight > 0
             self._scores /= self._weight.clamp(min=torch.finfo(torch.float32).tiny)
-            self._outputs = {name: pixels.mul_(self._seen) for name, pixels in self._decided(self._scores).items()}
+            self._outputs = {name: pixels.mul_(self._seen) for name, pixels in self._outputs_of(self._scores).items()}
         stores = {name: pixels.cpu().numpy() for name, pixels in self._outputs.items()}
         stores["labels"] = stores["labels"].astype(self.plan.stores["labels"].dtype, copy=False)
         seams = count_seams(self.plan.tiling, self._block, stores["labels"][0], self._seen.cpu().numpy())
-        return BlockPixels(stores, seams)
+        return BlockPixels(stores=stores, notes={"seams": seams})
 
-    def _decided(self, scores: Tensor) -> dict[str, Tensor]:
+    def _outputs_of(self, scores: Tensor) -> dict[str, Tensor]:
         """The pixels ``(C, *size)`` of every store from final scores ``(K, *size)``."""
         options, num_classes = self.plan.options, len(scores)
         dtype = torch.uint8 if num_classes <= 256 else torch.int32
         outputs = {"labels": scores.argmax(dim=0, keepdim=True).to(dtype)}
         if not options.needs_scores:
             return outputs
-        shares = scores if self.plan.averages_probabilities else scores.softmax(dim=0)
+        probabilities = scores if self.plan.averages_probabilities else scores.softmax(dim=0)
         if options.probabilities == "uint8":
-            outputs["probabilities"] = (shares * 255).round().to(torch.uint8)
+            outputs["probabilities"] = (probabilities * 255).round().to(torch.uint8)
         elif options.probabilities == "float16":
-            outputs["probabilities"] = shares.half()
+            outputs["probabilities"] = probabilities.half()
         if options.entropy:
-            entropy = torch.special.entr(shares).sum(dim=0, keepdim=True) / math.log(num_classes)
+            entropy = torch.special.entr(probabilities).sum(dim=0, keepdim=True) / math.log(num_classes)
             outputs["entropy"] = entropy.clamp(0, 1).half()
         return outputs
 
 
 def _zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Zeros that give their memory back at once.
+    """Zeros whose memory is returned to the system as soon as they are freed.
 
-    From the heap of the CPU, blocks would be taken in between what a model needs for a moment, and leave holes: the
-    more of them, the larger it grew.
+    On the heap of the CPU, blocks between the short-lived tensors of a model would fragment it, and it would grow.
     """
     if device.type != "cpu":
         return torch.zeros(*shape, dtype=dtype, device=device)

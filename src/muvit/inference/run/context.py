@@ -1,4 +1,4 @@
-"""Inference that shares coarse views: each is encoded once for everything inside it."""
+"""Inference with shared coarse views: each is encoded once for all tiles inside it."""
 
 from collections import OrderedDict
 from collections.abc import Hashable, Iterable, Sequence
@@ -19,14 +19,14 @@ Key = TypeVar("Key", bound=Hashable)
 
 
 class ContextMemory:
-    """Coarse views that an encoder has encoded under ``coarse_to_fine``, the least recently used forgotten.
+    """Coarse views that an encoder has encoded under ``coarse_to_fine``, the least recently used dropped.
 
-    It holds for one slide, one set of weights, one device and one precision: make a new one for each. What it keeps of
-    a coarse view of the paper's encoder (256 px, 12 blocks of width 512) is 50 MB in float32.
+    It is valid for one slide, one set of weights, one device and one precision: use a new one for each. A coarse view
+    of the paper's encoder (256 px, 12 blocks of width 512) takes 50 MB in float32.
 
     Args:
         encoder: in evaluation mode.
-        capacity: coarse views, of all levels together, that are remembered.
+        capacity: coarse views, of all levels together, that are kept.
     """
 
     def __init__(self, encoder: MuViTEncoder, capacity: int = 16) -> None:
@@ -35,15 +35,15 @@ class ContextMemory:
         self._contexts: OrderedDict[tuple[Window, ...], EncodedContext] = OrderedDict()
 
     def context(self, img: Tensor, bbox: Tensor, windows: tuple[Window, ...]) -> EncodedContext | None:
-        """Context of one sample, encoded where it is not remembered, from the coarsest level on.
+        """Context of one sample, encoded where it is not in memory, from the coarsest level on.
 
         Args:
             img: ``(1, l, C, *space)``, the coarsest ``l`` levels.
             bbox: ``(1, l, 2, ndim)``, world pixels, (t)(z)yx.
-            windows: the ``l`` crops, finest first; equal crops are taken for equal pixels.
+            windows: the ``l`` crops, finest first; equal crops are assumed to have equal pixels.
 
         Returns:
-            What the next finer level needs; None if ``l`` is 0.
+            Context of the next finer level; None if ``l`` is 0.
         """
         context: EncodedContext | None = None
         for level in reversed(range(len(windows))):
@@ -61,7 +61,7 @@ class ContextCaching:
     """Logits of the tiles of one slide, with a `ContextMemory` of the coarse views that they share.
 
     A segmenter whose encoder attends ``coarse_to_fine`` gives the same logits (but for rounding) as without the memory,
-    and for tiles in the same coarse views computes the finest view alone. Every other model goes its ordinary way.
+    and computes only the finest view of tiles in the same coarse views. Other models run as usual.
 
     Args:
         model: in evaluation mode.
@@ -85,13 +85,13 @@ class ContextCaching:
         Args:
             img: ``(B, L, C, *space)``.
             bbox: ``(B, L, 2, ndim)``, world pixels, (t)(z)yx.
-            windows: of each sample its ``L`` crops, finest first; equal crops are taken for equal pixels.
+            windows: of each sample its ``L`` crops, finest first; equal crops are assumed to have equal pixels.
         """
         if self._memory is None:
             return self.model.label_logits(img, bbox)
         groups = grouped(tuple(crops[1:]) for crops in windows)
         logits = [
-            self._in_context(self._memory, _rows(img, of), _rows(bbox, of), coarse) for coarse, of in groups.items()
+            self._in_context(self._memory, rows(img, of), rows(bbox, of), coarse) for coarse, of in groups.items()
         ]
         return ungrouped(logits, groups.values())
 
@@ -106,7 +106,7 @@ class ContextCaching:
         assert context is not None
         _, coords, kept = encode_in_context(encoder, img[:, :1], bbox[:, :1], context, model.skips)
         last, *others = reversed(kept)
-        if model.query_decoder is not None:  # which looks at the tokens of all levels
+        if model.query_decoder is not None:  # which attends to the tokens of all levels
             levels = context.expand(len(img)).levels
             last = torch.cat([last, *(level.tokens for level in levels)], dim=1)
             coords = torch.cat([coords, *(level.coords for level in levels)], dim=1)
@@ -117,12 +117,12 @@ class ContextCaching:
 def shares_contexts(model: nn.Module, preprocessing: Preprocessing) -> bool:
     """Whether a coarse view of a slide can be encoded once for all tiles inside it.
 
-    It takes an encoder that attends ``coarse_to_fine``, coarse views that need not be centred on a tile, and pixels of
-    theirs that do not depend on it either.
+    This needs an encoder that attends ``coarse_to_fine``, coarse views that need not be centred on a tile, and a
+    normalisation of them that does not depend on the tile.
 
     Args:
         model: an encoder, or a model that has one.
-        preprocessing: how it sees crops.
+        preprocessing: placement and normalisation of crops.
     """
     encoder = model.backbone if isinstance(model, SegmentationModel) else model
     if not isinstance(encoder, MuViTEncoder) or not is_cachable(encoder) or len(encoder.levels) == 1:
@@ -131,7 +131,7 @@ def shares_contexts(model: nn.Module, preprocessing: Preprocessing) -> bool:
 
 
 def grouped(keys: Iterable[Key]) -> dict[Key, list[int]]:
-    """Places of equal keys."""
+    """Positions of equal keys."""
     groups: dict[Key, list[int]] = {}
     for place, key in enumerate(keys):
         groups.setdefault(key, []).append(place)
@@ -139,11 +139,11 @@ def grouped(keys: Iterable[Key]) -> dict[Key, list[int]]:
 
 
 def ungrouped(parts: Sequence[Tensor], places: Iterable[Sequence[int]]) -> Tensor:
-    """The rows of all parts, each at its place."""
+    """The rows of all parts, each at its position."""
     order = torch.tensor([place for group in places for place in group]).argsort()
-    return _rows(torch.cat(list(parts)), order)
+    return rows(torch.cat(list(parts)), order)
 
 
-def _rows(x: Tensor, places: Sequence[int] | Tensor) -> Tensor:
+def rows(x: Tensor, places: Sequence[int] | Tensor) -> Tensor:
     """Rows of a tensor, without waiting for its device."""
     return x[torch.as_tensor(places).to(x.device, non_blocking=True)]

@@ -1,338 +1,197 @@
-"""Who makes the blocks of an output: this process, one process for each device, or the workers of a Dask cluster.
+"""Execution of jobs: begin or resume the output, compute the missing blocks, and complete it.
 
-Whoever makes a block writes its shards too; nobody else writes them. How many there are changes nothing but the time.
+The process that computes a block also writes its shards, and no other process writes them. The number of processes
+changes nothing but the time.
 """
 
-import hashlib
 import logging
-import math
-import multiprocessing
 import time
-from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, BrokenExecutor, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from muvit.data.slides.slide import Slide
 from muvit.errors import InputError, MuViTError
-from muvit.inference.run.blocks import predict_blocks, ready
+from muvit.inference.run.blocks import CountTiles, ready
+from muvit.inference.run.cluster import run_dask
+from muvit.inference.run.execution import Execution
+from muvit.inference.run.job import Job
 from muvit.inference.run.ledger import Ledger
-from muvit.inference.run.plan import Plan, hash_model
-from muvit.inference.run.resume import PLAN, WORK, read_plan
-from muvit.inference.run.store import Output
-from muvit.inference.workers import without_interrupts, worker_pool
-from muvit.models.segmentation_model import SegmentationModel
-from muvit.models.trained import load_network
+from muvit.inference.run.lock import OutputLock
+from muvit.inference.run.resume import read_plan
+from muvit.inference.run.workers import without_interrupts, worker_pool
+from muvit.progress import Progress
 
 _LOG = logging.getLogger(__name__)
 
-RETRIES = 3
-"""How often a block is tried again on a cluster after it failed or its worker died."""
-
-CountTiles = Callable[[int], None]
-"""Called with the number of tiles just done."""
-
+_LOCK_WAIT_S = 60.0
 _POLL_S = 0.5
-_PATIENCE_S = 120.0
 
 
-@dataclass(frozen=True, kw_only=True)
-class Work:
-    """What there is to do."""
-
-    output: Output
-    """Where blocks go."""
-    model: SegmentationModel
-    """In any state; it comes back as it was."""
-    slide: Slide
-    """The image, with all levels of the model."""
-    blocks: Sequence[int]
-    """Numbers of the blocks to make."""
-    batch_size: int
-    """Tiles per forward pass."""
-    num_workers: int
-    """Processes that read ahead, for each process that computes."""
-
-
-def run_local(work: Work, devices: Sequence[torch.device], ledger: Ledger, count: CountTiles) -> None:
-    """Make blocks in this process or, on several devices, in one process for each.
+def run_job(
+    job: Job, execution: Execution | None = None, *, overwrite: bool = False, progress: Progress | None = None
+) -> bool:
+    """Execute a job, or the rest of it that earlier runs left.
 
     Args:
-        work: what there is to do.
-        devices: where to run.
-        ledger: where blocks are noted; the processes of several devices have their own.
-        count: called as tiles are done.
+        job: the work.
+        execution: devices and processes.
+        overwrite: start over, whatever earlier runs made.
+        progress: called after each batch, with numbers of tiles.
+
+    Returns:
+        Whether the output is complete; else other parts have to complete it.
 
     Raises:
-        MuViTError: pixels could not be read, the model's answer is not finite, or a process died.
+        InputError: another plan was begun at the output, another process is writing it, or results are not finite.
+        ExistsError: something else is at the output, and ``overwrite`` is false.
+        MuViTError: pixels could not be read, or a process died.
         OSError: the output cannot be written.
     """
-    if len(devices) == 1:
-        _make_blocks(work, devices[0], ledger, count)
+    store, execution = job.store, execution or Execution()
+    if not overwrite and store.is_complete():
+        return True
+    number, of = execution.share
+    name = "all" if execution.part is None else f"part-{number}-of-{of}"
+    with OutputLock(store.path) as lock, OutputLock(store.path, f"{name}.lock") as own:
+        if execution.part is None:
+            lock.require()
+            begun = store.begin(overwrite=overwrite)
+        else:
+            begun = _begin_part(job, lock, own, overwrite)
+        if not begun:
+            return True
+        with _hint_to_resume(store.path), store.ledger(name) as ledger:
+            blocks = [block for block in store.missing_blocks() if block % of == number - 1]
+            _compute(job, blocks, execution, ledger, progress)
+            if execution.part is not None and not (lock.acquire() and not store.missing_blocks()):
+                _LOG.info("part %s of %s is done; others are not", execution.part, store.path)
+                return False
+            store.finish(ledger)
+    return True
+
+
+def _begin_part(job: Job, lock: OutputLock, own: OutputLock, overwrite: bool) -> bool:
+    """Create the output, or join the parts that have, and share the lock with them; False if it is complete."""
+    if overwrite:
+        raise InputError("overwrite", expected="all parts to work on one output", got="one part that would replace it")
+    own.require()
+    until = time.monotonic() + _LOCK_WAIT_S
+    while True:
+        if lock.acquire():
+            begun = job.store.begin()
+            if lock.acquire(shared=True):
+                return begun
+        elif lock.acquire(shared=True):
+            if read_plan(lock.output) is not None:
+                return job.store.begin()
+            lock.release()
+        if time.monotonic() > until:
+            raise lock.refusal()
+        time.sleep(0.1)
+
+
+def _compute(job: Job, blocks: Sequence[int], execution: Execution, ledger: Ledger, progress: Progress | None) -> None:
+    if not blocks:
         return
-    try:
-        with worker_pool(len(devices)) as pool:
-            with without_interrupts():
-                running = {
-                    pool.submit(
-                        _make_share,
-                        work.output.path,
-                        work.output.plan,
-                        work.model,
-                        work.slide,
-                        work.blocks[i :: len(devices)],
-                        work.batch_size,
-                        work.num_workers,
-                        device,
-                        f"device-{i}",
-                    )
-                    for i, device in enumerate(devices)
-                }
-            with _counting_done(work, count) as look:
-                while running:
-                    finished, running = wait(running, timeout=_POLL_S, return_when=FIRST_EXCEPTION)
-                    look()
-                    for future in finished:
-                        future.result()
-    except BrokenExecutor as error:
-        died = f"{work.output.path}: the process of one of the {len(devices)} devices died."
-        raise MuViTError(died) from error
+    count = _counter(job, blocks, progress)
+    if execution.backend == "dask":
+        run_dask(job, blocks, execution, ledger, count)
+    elif len(execution.devices) == 1:
+        _run_here(job, blocks, execution, execution.devices[0], ledger, count)
+    else:
+        _run_on_devices(job, blocks, execution, count)
 
 
-def _make_blocks(work: Work, device: torch.device, ledger: Ledger, count: CountTiles) -> None:
-    """Make blocks in this process; a thread writes each while the next is computed."""
-    with ready(work.model, device), ThreadPoolExecutor(max_workers=1) as writer:
+def _counter(job: Job, blocks: Sequence[int], progress: Progress | None) -> CountTiles:
+    """Turn numbers of tiles just done into calls of ``progress``."""
+    if progress is None:
+        return lambda _: None
+    plan = job.store.plan
+    total = sum(map(plan.num_computed, range(plan.num_blocks)))
+    done = total - sum(map(plan.num_computed, blocks))
+
+    def count(tiles: int) -> None:
+        nonlocal done
+        done += tiles
+        progress(done, total)
+
+    return count
+
+
+def _run_here(
+    job: Job, blocks: Sequence[int], execution: Execution, device: torch.device, ledger: Ledger, count: CountTiles
+) -> None:
+    """Compute blocks in this process; a thread writes each while the next is computed."""
+    with ready(job.model, device), ThreadPoolExecutor(max_workers=1) as writer:
         pending: Future[None] | None = None
-        made = predict_blocks(
-            work.model,
-            work.slide,
-            work.output.plan,
-            work.blocks,
+        made = job.make_blocks(
+            job.model,
+            job.slide,
+            job.store.plan,
+            blocks,
             device=device,
-            batch_size=work.batch_size,
-            num_workers=work.num_workers,
+            batch_size=execution.batch_size,
+            num_workers=execution.num_workers,
             count=count,
         )
         for number, pixels in made:
             if pending is not None:
                 pending.result()
-            pending = writer.submit(lambda n, p: ledger.record(*work.output.write_block(n, p)), number, pixels)
-            del pixels  # they go as soon as they are written
+            pending = writer.submit(lambda n, p: ledger.record(*job.store.write_block(n, p)), number, pixels)
+            del pixels  # freed as soon as they are written
         if pending is not None:
             pending.result()
 
 
-def _make_share(
-    path: Path,
-    plan: Plan,
-    model: SegmentationModel,
-    slide: Slide,
-    blocks: Sequence[int],
-    batch_size: int,
-    num_workers: int,
-    device: torch.device,
-    name: str,
-) -> None:
-    """The part of one device, in a process of its own."""
-    output = Output(path, plan)
-    work = Work(output=output, model=model, slide=slide, blocks=blocks, batch_size=batch_size, num_workers=num_workers)
-    with output.ledger(name) as ledger:
-        _make_blocks(work, device, ledger, lambda _: None)
+def _run_on_devices(job: Job, blocks: Sequence[int], execution: Execution, count: CountTiles) -> None:
+    """Compute blocks in one process for each device, which records them in its own ledger."""
+    devices = execution.devices
+    try:
+        with worker_pool(len(devices)) as pool:
+            with without_interrupts():
+                running = {
+                    pool.submit(_run_share, job, blocks[i :: len(devices)], execution, device, f"device-{i}")
+                    for i, device in enumerate(devices)
+                }
+            with _counting_done(job, blocks, count) as count_new:
+                while running:
+                    finished, running = wait(running, timeout=_POLL_S, return_when=FIRST_EXCEPTION)
+                    count_new()
+                    for future in finished:
+                        future.result()
+    except BrokenExecutor as error:
+        died = f"{job.store.path}: the process of one of the {len(devices)} devices died."
+        raise MuViTError(died) from error
+
+
+def _run_share(job: Job, blocks: Sequence[int], execution: Execution, device: torch.device, name: str) -> None:
+    """Compute the blocks of one device, in a process of its own."""
+    with job.store.ledger(name) as ledger:
+        _run_here(job, blocks, execution, device, ledger, lambda _: None)
 
 
 @contextmanager
-def _counting_done(work: Work, count: CountTiles) -> Iterator[Callable[[], None]]:
-    """Something to call now and then, which counts the tiles of blocks that others have noted since."""
-    left = set(work.blocks)
+def _counting_done(job: Job, blocks: Sequence[int], count: CountTiles) -> Iterator[Callable[[], None]]:
+    """A function that counts the tiles of blocks that other processes have recorded since its last call."""
+    left = set(blocks)
 
-    def look() -> None:
-        for number in left - set(work.output.missing_blocks()):
+    def count_new() -> None:
+        for number in left - set(job.store.missing_blocks()):
             left.remove(number)
-            count(work.output.plan.tiling.num_computed(number))
+            count(job.store.plan.num_computed(number))
 
-    yield look
-    look()
-
-
-# -- Dask --------------------------------------------------------------------------------------------------------------
+    yield count_new
+    count_new()
 
 
-def run_dask(
-    work: Work,
-    devices: Sequence[str | None],
-    ledger: Ledger,
-    count: CountTiles,
-    *,
-    scheduler: str | None = None,
-    num_processes: int | None = None,
-) -> None:
-    """Make blocks on a Dask cluster whose workers see the same files as this process.
-
-    Workers take the model from a copy beside the output. A block that fails, or whose worker dies, is tried again, at
-    most `RETRIES` times; the others go on.
-
-    Args:
-        work: what there is to do.
-        devices: where workers run: the i-th worker of a cluster of our own takes the i-th, in turn; None: CUDA if the
-            worker has any, else the CPU.
-        ledger: where blocks are noted.
-        count: called as tiles are done.
-        scheduler: address of a running cluster; by default one is started here.
-        num_processes: workers of the cluster that is started, by default one for each device.
-
-    Raises:
-        InputError: Dask is not installed, or the model cannot be loaded from a folder.
-        MuViTError: blocks failed to the end; lists them.
-    """
+@contextmanager
+def _hint_to_resume(output: Path) -> Iterator[None]:
+    """Add to every error how to resume."""
     try:
-        import dask
-        from distributed import Client, LocalCluster
-    except ImportError as error:
-        raise InputError(
-            "engine dask",
-            expected="Dask distributed",
-            got=str(error),
-            hint="Install it with: pip install 'muvit[dask]'",
-        ) from error
-    _leave_model(work)
-    if scheduler is not None:
-        with Client(scheduler) as client:
-            _drive(client, work, devices, ledger, count, patience_s=math.inf)
-        return
-    # a worker that dies is our affair: we count, for each block by itself
-    with dask.config.set({"distributed.scheduler.allowed-failures": 0, "distributed.worker.daemon": False}):
-        with without_interrupts():
-            cluster = LocalCluster(
-                n_workers=num_processes or len(devices),
-                threads_per_worker=1,
-                processes=True,
-                dashboard_address=":0",
-                memory_limit=0,
-            )
-        with cluster, Client(cluster) as client:
-            _drive(client, work, devices, ledger, count, patience_s=_PATIENCE_S)
-
-
-def _drive(
-    client: Any,
-    work: Work,
-    devices: Sequence[str | None],
-    ledger: Ledger,
-    count: CountTiles,
-    *,
-    patience_s: float,
-) -> None:
-    """Hand out blocks, as many at a time as there are workers, and note those that come back.
-
-    A cluster without any worker is waited for as long as ``patience_s``.
-    """
-    last_seen = time.monotonic()
-    waiting, failures, failed = deque(work.blocks), Counter[int](), dict[int, BaseException]()
-    running: dict[Any, int] = {}
-    path, key = work.output.path.resolve(), _plan_key(work.output.path)
-    while waiting or running:
-        capacity = sum(client.nthreads().values())
-        last_seen = time.monotonic() if capacity else last_seen
-        if time.monotonic() - last_seen > patience_s:
-            raise MuViTError(f"{path}: all workers of the cluster died, and none came back in {patience_s:g} s")
-        while waiting and len(running) < max(capacity, 1):
-            number = waiting.popleft()
-            future = client.submit(
-                _make_block,
-                path,
-                key,
-                work.slide,
-                number,
-                work.batch_size,
-                work.num_workers,
-                tuple(devices),
-                pure=False,
-            )
-            running[future] = number
-        for future in [future for future in running if future.done()]:
-            number = running.pop(future)
-            if future.status == "finished":
-                ledger.record(*future.result())
-                count(work.output.plan.tiling.num_computed(number))
-                continue
-            error = future.exception() if future.status == "error" else MuViTError("the cluster lost it")
-            failures[number] += 1
-            _LOG.warning("block %d of %s failed: %s", number, path, error)
-            if failures[number] > RETRIES:
-                failed[number] = error
-            else:
-                waiting.append(number)
-        time.sleep(0.05)
-    if failed:
-        listed = "; ".join(f"block {number}: {error}" for number, error in sorted(failed.items()))
-        raise MuViTError(
-            f"{path}: {len(failed)} of {len(work.blocks)} blocks failed {RETRIES + 1} times each. {listed}"
-        )
-
-
-def _leave_model(work: Work) -> None:
-    """Put a copy of the model where workers find it."""
-    folder = work.output.path / WORK / "model"
-    if not folder.exists():
-        work.model.save(folder)
-    if hash_model(load_network(folder)) != work.output.plan.model:
-        got = type(work.model).__name__
-        raise InputError("engine dask", expected="a model that comes back from its folder", got=got)
-
-
-def _make_block(
-    path: Path,
-    plan_key: str,
-    slide: Slide,
-    number: int,
-    batch_size: int,
-    num_workers: int,
-    devices: tuple[str | None, ...],
-) -> tuple[str, Any]:
-    """Make and write one block on a worker; returns what the ledger is to list."""
-    from distributed import get_worker
-
-    name = get_worker().name
-    device = devices[name % len(devices) if isinstance(name, int) else 0]
-    output, model = _session(path, plan_key, device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    made = predict_blocks(
-        model,
-        slide,
-        output.plan,
-        [number],
-        device=next(model.parameters()).device,
-        batch_size=batch_size,
-        # a daemon may not start processes
-        num_workers=0 if multiprocessing.current_process().daemon else num_workers,
-        count=lambda _: None,
-    )
-    ((_, pixels),) = made
-    _check_plan(path, plan_key)
-    return output.write_block(number, pixels)
-
-
-@lru_cache(maxsize=1)
-def _session(path: Path, plan_key: str, device: str) -> tuple[Output, SegmentationModel]:
-    """What a worker keeps from block to block."""
-    _check_plan(path, plan_key)
-    plan = read_plan(path)
-    assert plan is not None
-    model = load_network(path / WORK / "model", device, kind=SegmentationModel)
-    return Output(path, Plan.from_json(plan)), model.eval()
-
-
-def _plan_key(path: Path) -> str:
-    file = path / WORK / PLAN
-    return hashlib.sha256(file.read_bytes()).hexdigest() if file.exists() else ""
-
-
-def _check_plan(path: Path, plan_key: str) -> None:
-    """A worker may outlive the run that it works for; what another run has begun since is not its to write."""
-    if _plan_key(path) != plan_key:
-        raise InputError(path, expected="the output that this worker was told to work on", got="another one")
+        yield
+    except BaseException as error:
+        error.add_note(f"The unfinished output {output} is kept: run the same command again to resume.")
+        raise

@@ -1,4 +1,4 @@
-"""What a long run has done, on disk: one line for each finished piece."""
+"""Record of a long run on disk: one line for each finished piece."""
 
 import json
 import logging
@@ -15,11 +15,11 @@ _LOG = logging.getLogger(__name__)
 class Ledger:
     """An append-only file with one line for each finished piece of work; a context manager that closes it.
 
-    The bytes of a piece are on disk before its line is: what the ledger lists is done. Every line carries its own
-    checksum. The last line of a run that was killed may be torn: it is cut off, and its piece not done.
+    The bytes of a piece are on disk before its line is, so every listed piece is done. Every line carries its own
+    checksum. The last line of a killed run may be incomplete: it is removed, and its piece counts as not done.
 
     Args:
-        file: made if it is not there, together with its folder.
+        file: created if missing, together with its folder.
     """
 
     def __init__(self, file: Path) -> None:
@@ -33,17 +33,17 @@ class Ledger:
             sync_folder(file.parent)
 
     def record(self, key: str, value: Any) -> None:
-        """Note that a piece is done; when this returns, the line is on disk.
+        """Record that a piece is done; when this returns, the line is on disk.
 
         Args:
-            key: what the piece is called.
-            value: what is to be known of it, plain data.
+            key: name of the piece.
+            value: plain data about it.
         """
         assert self._handle is not None, "the ledger is closed"
         text = json.dumps([key, value], separators=(",", ":"))
         line = f"{zlib.crc32(text.encode()):08x} {text}\n".encode()
         with naming(self.path):
-            while line:  # a disk that is nearly full takes the beginning only
+            while line:  # a nearly full disk accepts only part of the line
                 line = line[os.write(self._handle, line) :]
             os.fsync(self._handle)
         self.entries[key] = value
@@ -62,7 +62,7 @@ class Ledger:
 
 
 def read_ledgers(folder: Path) -> dict[str, Any]:
-    """What all ledgers of a folder (``*.ledger``) list together."""
+    """Entries of all ledgers (``*.ledger``) of a folder."""
     entries: dict[str, Any] = {}
     for file in sorted(folder.glob("*.ledger")):
         entries |= _read(file)[0]
@@ -70,7 +70,7 @@ def read_ledgers(folder: Path) -> dict[str, Any]:
 
 
 def _read(file: Path) -> tuple[dict[str, Any], int]:
-    """Entries of a ledger, and the number of bytes up to the end of its last whole line."""
+    """Entries of a ledger, and the number of bytes up to the end of its last complete line."""
     entries: dict[str, Any] = {}
     try:
         content = file.read_bytes()
@@ -80,7 +80,7 @@ def _read(file: Path) -> tuple[dict[str, Any], int]:
     for number, line in enumerate(content[:whole].splitlines(), start=1):
         checksum, _, text = line.partition(b" ")
         if checksum != f"{zlib.crc32(text):08x}".encode():
-            _LOG.warning("%s: line %d is damaged; what it lists is done again", file, number)
+            _LOG.warning("%s: line %d is damaged; its piece is computed again", file, number)
             continue
         key, value = json.loads(text)
         entries[key] = value

@@ -1,4 +1,4 @@
-"""The right to write an output, so that no two runs write the same one."""
+"""Locks of outputs: no two runs write the same one."""
 
 import fcntl
 import os
@@ -12,13 +12,13 @@ from muvit.errors import InputError
 
 
 class OutputLock:
-    """The right to write an output, held by one run, or shared by the parts of one; released as a context ends.
+    """Lock of an output, held by one run, or shared by the parts of one; released at the end of its context.
 
-    It is an advisory lock of the operating system on a hidden file beside the output. It ends with its process, however
-    that ends, so there are no stale ones.
+    It is an advisory lock of the operating system on a hidden file beside the output. It ends with its process, even a
+    killed one, so locks are never stale.
 
     Args:
-        output: what is written.
+        output: the folder that is written.
         name: of the lock, where an output has several.
     """
 
@@ -29,10 +29,12 @@ class OutputLock:
         self._is_exclusive = False
 
     def acquire(self, *, shared: bool = False) -> bool:
-        """Take the lock, or change the one that is held; whether nobody else has it. A change that fails releases it.
+        """Take the lock, or change the one that is held; False if another process holds it.
+
+        A change that fails releases the lock.
 
         Args:
-            shared: together with others who share it.
+            shared: together with other processes that share it.
         """
         if self._handle is None:
             make_folder(self.path.parent)
@@ -42,7 +44,7 @@ class OutputLock:
         except BlockingIOError:
             self._close()
             return False
-        if not self._is_in_place():  # its last holder took the file away before we had locked it
+        if not self._is_in_place():  # its last holder removed the file before it was locked here
             self._close()
             return self.acquire(shared=shared)
         self._is_exclusive = not shared
@@ -51,17 +53,17 @@ class OutputLock:
             os.pwrite(self._handle, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
         return True
 
-    def require(self, *, shared: bool = False, patience_s: float = 0) -> Self:
+    def require(self, *, shared: bool = False, wait_s: float = 0) -> Self:
         """Take the lock.
 
         Args:
-            shared: together with others who share it.
-            patience_s: how long to wait for others.
+            shared: together with other processes that share it.
+            wait_s: how long to wait for other processes.
 
         Raises:
-            InputError: somebody else has it.
+            InputError: another process holds it.
         """
-        until = time.monotonic() + patience_s
+        until = time.monotonic() + wait_s
         while not self.acquire(shared=shared):
             if time.monotonic() >= until:
                 raise self.refusal()
@@ -69,20 +71,20 @@ class OutputLock:
         return self
 
     def refusal(self) -> InputError:
-        """The error that tells who has the lock."""
+        """The error that names the process that holds the lock."""
         owner = self.path.read_text() if self.path.exists() else ""
         return InputError(
             self.output,
-            expected="an output that nobody else is writing",
+            expected="an output that no other process is writing",
             got=f"one that {owner or 'another process'} is writing",
             hint="Wait until it is done, or choose another output.",
         )
 
     def release(self) -> None:
-        """Give the lock back."""
+        """Release the lock."""
         if self._handle is None:
             return
-        if self._is_exclusive:  # others who share it would not see that it was taken away
+        if self._is_exclusive:  # processes that share it would not notice the removal
             self.path.unlink(missing_ok=True)
         self._close()
 

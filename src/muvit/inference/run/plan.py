@@ -1,202 +1,215 @@
-"""What a prediction is to be, as plain data: everything that decides the bytes of its output, written before any work.
+"""Plans as plain data: everything that decides the bytes of an output, written before any work.
 
-A run that finds a plan beside an unfinished output goes on only if it would have made the same one.
+A run that finds a plan beside an unfinished output resumes it only if its own plan is the same.
 """
 
 import json
-import math
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Self
 
 import torch
 import yaml
 
 from muvit import __version__
-from muvit.data.crops.placement import Placement, upgrade_placement
 from muvit.data.crops.preprocessing import Preprocessing
 from muvit.data.pyramids.spec import PyramidSpec
-from muvit.errors import InputError
-from muvit.inference.tiling.tiles import Blend, TilePlan
+from muvit.data.pyramids.writer import Shard
+from muvit.inference.run.old_plans import upgrade_plan
+from muvit.inference.run.options import PredictOptions
+from muvit.inference.tiling.tiles import TilePlan
+from muvit.levels import level_name
 from muvit.models.folder import fingerprint
 
-Precision = Literal["auto", "float32", "bfloat16"]
-Average = Literal["probabilities", "logits"]
-TilePlacement = Literal["auto", Placement]
-Tissue = Literal["all", "auto", "dark", "bright"]
-ProbabilityType = Literal["uint8", "float16"]
-
 
 @dataclass(frozen=True, kw_only=True)
-class PredictOptions:
-    """What is predicted and how tiles are laid and joined. The paper's tables are without overlap: `AS_PUBLISHED`."""
+class Plan(ABC):
+    """Everything that decides the bytes of an output; the base of `LabelPlan` and `FeaturePlan`.
 
-    overlap: float = 0.5
-    """How much neighbouring tiles share: below 1 a fraction of the crop, from 1 on pixels; 0 is the paper's and the
-    fastest."""
-    blend: Blend = "cosine"
-    """How overlapping tiles are joined: averaged with a linear or cosine ramp, or each writes only its central part
-    (center, as Relay Tokens do)."""
-    flips: tuple[int, ...] = ()
-    """Axes to flip, counted from the last (-1): the predictions of all flipped looks at a tile are averaged."""
-    average: Average = "probabilities"
-    """What is averaged over overlapping tiles and flips: probabilities or logits."""
-    probabilities: ProbabilityType | None = None
-    """Also write the probability of each class, as uint8 (255 is 1) or float16."""
-    entropy: bool = False
-    """Also write how undecided the model is: the entropy of the probabilities, from 0 to 1 (all classes alike)."""
-    tissue: Tissue = "all"
-    """Which tiles are computed: all, or those that show tissue, which is dark or bright against the background (auto:
-    dark in RGB images of 8 bits, else bright)."""
-    region: str | None = None
-    """Region of interest as well-known text, in world pixels, x before y; see
-    `muvit.inference.tiling.region.read_region`."""
-    placement: TilePlacement = "auto"
-    """Where coarse crops lie; auto takes the placement of training. After training with nested crops there is a choice:
-    nested centres them on each tile, grid lets neighbouring tiles share them, which auto prefers for models that then
-    encode each coarse crop once (``attention_mode: coarse_to_fine``)."""
-    precision: Precision = "auto"
-    """Numbers of the model: float32, or bfloat16 autocast; auto takes the latter on CUDA."""
-    block_px: int | None = None
-    """Edge of the blocks that are computed, kept in memory and written at once; unset, 4096 in 2D, less where the
-    classes' scores would take more than 256 MiB."""
+    The blocks of all tilings are numbered through, tiling by tiling.
+    """
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "flips", tuple(sorted(set(self.flips))))
-        choices = {
-            "blend": Blend,
-            "average": Average,
-            "tissue": Tissue,
-            "placement": TilePlacement,
-            "precision": Precision,
-        }
-        for name, kind in choices.items():
-            if getattr(self, name) not in get_args(kind):
-                raise InputError(name, expected=f"one of {', '.join(get_args(kind))}", got=repr(getattr(self, name)))
-        if self.probabilities not in (None, *get_args(ProbabilityType)):
-            raise InputError("probabilities", expected="uint8 or float16", got=repr(self.probabilities))
-        if not 0 <= self.overlap < math.inf or (self.overlap >= 1 and self.overlap != int(self.overlap)):
-            raise InputError("overlap", expected="a fraction below 1 or whole pixels", got=self.overlap)
-        if not all(isinstance(axis, int) and axis < 0 for axis in self.flips):
-            raise InputError("flips", expected="negative numbers, counted from the last axis", got=self.flips)
-        if self.block_px is not None and self.block_px < 1:
-            raise InputError("block_px", expected="at least 1", got=self.block_px)
-
-    def overlap_px(self, crop_size: tuple[int, ...]) -> tuple[int, ...]:
-        """Pixels that neighbouring tiles share along each axis."""
-        return tuple(round(self.overlap * n) if self.overlap < 1 else int(self.overlap) for n in crop_size)
+    preprocessing: Preprocessing
+    """Crop size, normalisation, padding, and for labels the classes."""
+    model: dict[str, str]
+    """Class of the model, and the hash of its configuration and weights."""
+    image: dict[str, Any]
+    """Path, size, type, levels and fingerprint of the image."""
+    version: str = __version__
+    """Version of this package."""
 
     @property
-    def needs_scores(self) -> bool:
-        """Whether more than the most likely class of each pixel is written."""
-        return self.probabilities is not None or self.entropy
+    @abstractmethod
+    def tilings(self) -> tuple[TilePlan, ...]:
+        """The tilings whose blocks are computed."""
 
+    @property
+    def num_blocks(self) -> int:
+        """Number of blocks of all tilings."""
+        return sum(tiling.num_blocks for tiling in self.tilings)
 
-AS_PUBLISHED = PredictOptions(overlap=0.0)
-"""Tiles without overlap, as MuViT is evaluated in its paper: for numbers that are compared with those of its tables."""
+    def locate(self, block: int) -> tuple[int, int]:
+        """Index of the tiling that a block belongs to, and the number of the block in it.
+
+        Raises:
+            IndexError: there is no such block.
+        """
+        number = block
+        for index, tiling in enumerate(self.tilings):
+            if 0 <= number < tiling.num_blocks:
+                return index, number
+            number -= tiling.num_blocks
+        raise IndexError(f"block {block} of {self.num_blocks}")
+
+    def num_computed(self, block: int) -> int:
+        """Number of tiles that are computed for a block."""
+        index, number = self.locate(block)
+        return self.tilings[index].num_computed(number)
+
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON object."""
+        content = {
+            "version": self.version,
+            "model": self.model,
+            "image": self.image,
+            **self._settings(),
+            "preprocessing": yaml.safe_load(self.preprocessing.to_yaml()),
+            **self._tiles(),
+        }
+        plain: dict[str, Any] = json.loads(json.dumps(content))
+        return plain
+
+    @classmethod
+    @abstractmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Self:
+        """The inverse of `to_json`; plans of earlier versions are upgraded."""
+
+    @abstractmethod
+    def _settings(self) -> dict[str, Any]:
+        """Entries of `to_json` about what is computed."""
+
+    @abstractmethod
+    def _tiles(self) -> dict[str, Any]:
+        """Entries of `to_json` about tiles and stores."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class LabelPlan(Plan):
     """Everything that decides the bytes of a prediction."""
 
     tiling: TilePlan
     """Tiles, blocks, context, and which tiles are computed."""
     stores: dict[str, PyramidSpec]
-    """How each output is stored: ``labels``, and as asked for ``probabilities`` and ``entropy``."""
-    preprocessing: Preprocessing
-    """Normalisation, padding, classes."""
+    """Specification of each store: ``labels``, and as requested ``probabilities`` and ``entropy``."""
     options: PredictOptions
-    """As given, with the precision and the place of coarse crops that were chosen."""
-    model: dict[str, str]
-    """Class of the model, and the hash of its configuration and weights."""
-    image: dict[str, Any]
-    """Path, size, type, levels and fingerprint of the image."""
+    """As given, with the chosen precision and placement of coarse crops."""
     tissue: dict[str, Any] | None = None
-    """How tissue was told from background; None where all tiles count."""
-    version: str = __version__
-    """Version of this package."""
+    """How tissue was separated from background; None where all tiles count."""
+
+    @property
+    def tilings(self) -> tuple[TilePlan, ...]:
+        """The only tiling."""
+        return (self.tiling,)
 
     @property
     def averages_probabilities(self) -> bool:
-        """Whether scores, as they are summed over tiles and flips, are probabilities; else they are logits."""
+        """Whether the scores that are summed over tiles and flips are probabilities; else they are logits."""
         averages = self.tiling.is_blended or bool(self.options.flips)
         return averages and self.options.average == "probabilities"
 
-    def to_json(self) -> dict[str, Any]:
-        """As a JSON object."""
+    def _settings(self) -> dict[str, Any]:
+        return {"options": asdict(self.options)}
+
+    def _tiles(self) -> dict[str, Any]:
         tiling = {**asdict(self.tiling), "runs": " ".join(map(str, self.tiling.runs))}
-        content: dict[str, Any] = json.loads(
-            json.dumps(
-                {
-                    "version": self.version,
-                    "model": self.model,
-                    "image": self.image,
-                    "options": asdict(self.options),
-                    "preprocessing": yaml.safe_load(self.preprocessing.to_yaml()),
-                    "tissue": self.tissue,
-                    "tiling": tiling,
-                    "stores": {name: spec.to_json() for name, spec in self.stores.items()},
-                }
-            )
-        )
-        return content
+        stores = {name: spec.to_json() for name, spec in self.stores.items()}
+        return {"tissue": self.tissue, "tiling": tiling, "stores": stores}
 
     @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> "Plan":
-        """The inverse of `to_json`."""
+    def from_json(cls, content: Mapping[str, Any]) -> Self:
+        """The inverse of `to_json`; plans of earlier versions are upgraded."""
         content = upgrade_plan(content)
         # plans of earlier versions also say how many tiles went through the model together
-        tiling = {name: _tuples(value) for name, value in content["tiling"].items() if name != "together"}
-        tiling["runs"] = tuple(map(int, content["tiling"]["runs"].split()))
+        tiling = {name: value for name, value in content["tiling"].items() if name != "together"}
         options = {name: _tuples(value) for name, value in content["options"].items() if name != "together"}
         return cls(
-            version=content["version"],
-            model=dict(content["model"]),
-            image=dict(content["image"]),
+            **_identity(content),
             tissue=content["tissue"],
             options=PredictOptions(**options),
-            preprocessing=Preprocessing.from_plain(content["preprocessing"]),
-            tiling=TilePlan(**tiling),
+            tiling=_tiling(tiling | {"runs": list(map(int, tiling["runs"].split()))}),
             stores={name: PyramidSpec.from_json(spec) for name, spec in content["stores"].items()},
         )
 
 
-def upgrade_plan(content: Mapping[str, Any]) -> dict[str, Any]:
-    """A plan as a JSON object, of a prediction or of features, in today's spelling.
+@dataclass(frozen=True, kw_only=True)
+class LevelFeatures:
+    """Tiles and store of the features of one level."""
 
-    Earlier plans say ``context`` (centered, concentric or grid) for ``placement``, and have ``together``, whose
-    results were those of today only at 1.
-    """
-    upgraded = dict(content)
-    for part in ("tiling", "options"):
-        if upgraded.get(part, {}).get("together") == 1:
-            upgraded[part] = {name: value for name, value in upgraded[part].items() if name != "together"}
-    if "tiling" in upgraded:
-        upgraded["tiling"] = _upgrade_tiling(upgraded["tiling"])
-    if "options" in upgraded and "context" in upgraded["options"]:
-        options = {name: value for name, value in upgraded["options"].items() if name != "context"}
-        upgraded["options"] = options | {"placement": upgraded["tiling"]["placement"]}
-    if "features" in upgraded:
-        upgraded["features"] = {
-            name: {**level, "tiling": _upgrade_tiling(level["tiling"])} for name, level in upgraded["features"].items()
-        }
-    if "preprocessing" in upgraded:
-        upgraded["preprocessing"] = upgrade_placement(upgraded["preprocessing"])
-    return upgraded
+    tiling: TilePlan
+    """Tiles of this level, which ends with its last patch, in their context."""
+    store: PyramidSpec
+    """An image with a pixel for each patch and a channel for each feature."""
+
+    @property
+    def patch(self) -> tuple[int, ...]:
+        """Pixels of the level along each axis of a patch."""
+        return tuple(n // m for n, m in zip(self.tiling.shape, self.store.shape, strict=True))
+
+    @property
+    def folder(self) -> str:
+        """Name of the store."""
+        return f"level_{level_name(self.tiling.levels[0])}"
+
+    def in_patches(self, pixels: Sequence[int]) -> tuple[int, ...]:
+        """Pixels of the level, multiples of the patch, as numbers of patches."""
+        return tuple(n // p for n, p in zip(pixels, self.patch, strict=True))
+
+    def shard(self, block: int) -> Shard:
+        """The shard that a block of the tiling fills."""
+        start, size = self.tiling.block(block)
+        return Shard(0, self.in_patches(start), self.in_patches(size))
 
 
-def _upgrade_tiling(tiling: Mapping[str, Any]) -> dict[str, Any]:
-    upgraded = dict(tiling)
-    if "context" in upgraded:
-        placement = {"centered": "nested"}.get(upgraded["context"], upgraded["context"])
-        upgraded["placement"] = "free" if upgraded.get("free_views") is not None else placement
-        del upgraded["context"]
-    return upgraded
+@dataclass(frozen=True, kw_only=True)
+class FeaturePlan(Plan):
+    """Everything that decides the bytes of the features of a slide."""
+
+    levels: tuple[LevelFeatures, ...]
+    """Levels whose features are written, finest first."""
+    precision: str
+    """``float32``, or ``bfloat16`` for autocast."""
+
+    @property
+    def tilings(self) -> tuple[TilePlan, ...]:
+        """The tiling of each level."""
+        return tuple(features.tiling for features in self.levels)
+
+    @property
+    def shares_contexts(self) -> bool:
+        """Whether coarse crops lie on a grid where many tiles share them."""
+        return self.levels[0].tiling.placement == "grid"
+
+    def _settings(self) -> dict[str, Any]:
+        return {"precision": self.precision}
+
+    def _tiles(self) -> dict[str, Any]:
+        levels = {f.folder: {"tiling": asdict(f.tiling), "store": f.store.to_json()} for f in self.levels}
+        return {"features": levels}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Self:
+        """The inverse of `to_json`; plans of earlier versions are upgraded."""
+        content = upgrade_plan(content)
+        levels = tuple(
+            LevelFeatures(tiling=_tiling(level["tiling"]), store=PyramidSpec.from_json(level["store"]))
+            for level in content["features"].values()
+        )
+        return cls(**_identity(content), levels=levels, precision=content["precision"])
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """What differs between two plans as JSON objects, one line each; where the image lies does not count."""
+    """Differences between two plans as JSON objects, one line each; the path of the image is ignored."""
     before, after = _flat(old), _flat(new)
     names = [name for name in dict.fromkeys((*before, *after)) if name != "image.path"]
     return [
@@ -209,6 +222,20 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 def hash_model(model: torch.nn.Module) -> dict[str, str]:
     """Class and `fingerprint` of a model."""
     return {"class": type(model).__name__, "sha256": fingerprint(model)}
+
+
+def _identity(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that all plans have, from an upgraded JSON object."""
+    return {
+        "version": content["version"],
+        "model": dict(content["model"]),
+        "image": dict(content["image"]),
+        "preprocessing": Preprocessing.from_plain(content["preprocessing"]),
+    }
+
+
+def _tiling(content: Mapping[str, Any]) -> TilePlan:
+    return TilePlan(**{name: _tuples(value) for name, value in content.items()})
 
 
 def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

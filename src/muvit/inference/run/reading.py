@@ -1,4 +1,4 @@
-"""The tiles of a slide as a model sees them, read ahead of it."""
+"""Tiles of a slide as inputs of a model, read ahead."""
 
 import math
 import multiprocessing
@@ -17,21 +17,21 @@ from muvit.errors import MuViTError
 from muvit.inference.tiling.tiles import TilePlan
 from muvit.levels import Level, level_factors
 
-# a tile, or why it could not be read: torch rewraps what a worker process raises, and the message would drown in traces
+# a tile, or the error of its reading: torch would wrap an exception of a worker process in traces
 TileViews = dict[str, Any] | MuViTError
 
 
 class SlideTiles(Dataset[TileViews]):
     """The tiles of one slide, numbered as in their plan.
 
-    An item is ``{"tile": number, "img": (L, C, *space), "bbox": (L, 2, ndim)}``, or the error that reading met. Where
-    tiles share coarse crops, those of the last tile are remembered: the next one most often has the same.
+    An item is ``{"tile": number, "img": (L, C, *space), "bbox": (L, 2, ndim)}``, or the error of its reading. Where
+    tiles share coarse crops, those of the last tile are kept, as the next one usually has the same.
 
     Args:
         slide: the image.
-        tiling: where the tiles are.
-        preprocessing: how pixels become numbers.
-        finer: levels finer than the tiles', which are shown as well, with the centre of the tile.
+        tiling: boxes of the tiles.
+        preprocessing: padding and normalisation.
+        finer: levels finer than those of the tiles, of which a crop with the same centre is added.
     """
 
     def __init__(
@@ -48,14 +48,14 @@ class SlideTiles(Dataset[TileViews]):
 
     def __getitem__(self, number: int) -> TileViews:
         windows = self.tiling.tile(number).windows
-        inside = [_in_the_middle(windows[0], level, self.slide.level_shape(level)) for level in self.finer]
+        inside = [_centred(windows[0], level, self.slide.level_shape(level)) for level in self.finer]
         try:
             return {"tile": number, **self._read((*inside, *windows))}
         except MuViTError as error:
             return error
 
     def check(self) -> None:
-        """Read the first tile, which shows whether pixels can be read and normalised at all.
+        """Check that pixels can be read and normalised, on the first tile.
 
         Raises:
             MuViTError: they cannot.
@@ -88,7 +88,7 @@ def read_tiles(
     Args:
         tiles: of one slide.
         batches: the numbers of the tiles of each batch.
-        device: where they are going to be used.
+        device: where they are used.
         num_workers: processes that read ahead.
 
     Raises:
@@ -100,7 +100,7 @@ def read_tiles(
         num_workers=num_workers,
         collate_fn=_collate,
         pin_memory=device.type == "cuda",
-        # a forked process would share CUDA and the store's threads, which neither of them survives
+        # CUDA and the threads of the store do not work in forked processes
         multiprocessing_context=multiprocessing.get_context("spawn") if num_workers else None,
     )
     for batch in loader:
@@ -114,7 +114,7 @@ def _collate(items: list[TileViews]) -> Any:
     return errors[0] if errors else default_collate(items)
 
 
-def _in_the_middle(window: Window, level: Level, shape: Sequence[int]) -> Window:
+def _centred(window: Window, level: Level, shape: Sequence[int]) -> Window:
     """The crop of a finer level with the same centre, but inside the image."""
     start = []
     factors = zip(level_factors(window.level, len(shape)), level_factors(level, len(shape)), strict=True)

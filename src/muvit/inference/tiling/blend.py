@@ -1,4 +1,4 @@
-"""How the predictions of overlapping tiles become one image: weights of sum 1, and the block that gathers them."""
+"""Weights of overlapping tiles, which sum to 1 at every pixel."""
 
 from functools import lru_cache
 from typing import NamedTuple
@@ -8,10 +8,10 @@ from numpy.typing import NDArray
 
 
 class Neighbor(NamedTuple):
-    """A tile along one axis, as another one sees it."""
+    """A tile along one axis, relative to another one."""
 
     offset: int
-    """Where it begins, relative to the other; 0 is that tile itself."""
+    """Offset of its first pixel from that of the other; 0 is that tile itself."""
     is_first: bool = False
     """Whether it begins with the image."""
     is_last: bool = False
@@ -22,14 +22,14 @@ class Neighbor(NamedTuple):
 def axis_weights(size: int, overlap: int, neighbors: tuple[Neighbor, ...], blend: str) -> NDArray[np.float64]:
     """Weights of a tile along one axis, which with those of the tiles around it sum to 1 at every pixel.
 
-    A tile's share rises from its edge over ``overlap`` pixels, linearly or as a squared sine, and stays at 1 inside;
-    its weight is its share of the sum over all tiles that cover a pixel.
+    A tile's ramp rises from its edge over ``overlap`` pixels, linearly or as a squared sine, and is 1 inside; its
+    weight is its ramp divided by the sum of the ramps of all tiles that cover a pixel.
 
-    A model errs most near the edges of a tile, where the surroundings are hidden at full resolution. The squared sine
-    begins without a slope, so the outermost pixels of a tile have next to no weight; a linear ramp gives them some
-    percent and breaks off, which shows as lines along the edges of tiles. At the border of the image no share falls:
-    the edge of a last tile that was moved back lies close to that of the tile before it, and if both fell, the latter
-    would still have much weight at its edge.
+    A model errs most near the edges of a tile, where the surroundings are not visible at full resolution. The squared
+    sine starts with slope 0, so the outermost pixels of a tile have almost no weight; a linear ramp gives them a few
+    percent and then stops, which shows as lines along the edges of tiles. At the border of the image ramps stay at 1:
+    the edge of a last tile that was moved back is close to that of the tile before it, and if both fell, the latter
+    would still have a large weight at its edge.
 
     Args:
         size: pixels of a tile.
@@ -41,13 +41,13 @@ def axis_weights(size: int, overlap: int, neighbors: tuple[Neighbor, ...], blend
         ``(size,)``.
     """
     pixel = np.arange(size)
-    shares = {tile.offset: _share(pixel - tile.offset, size, overlap, tile, blend) for tile in neighbors}
-    weights: NDArray[np.float64] = shares[0] / sum(shares.values())
+    ramps = {tile.offset: _ramp(pixel - tile.offset, size, overlap, tile, blend) for tile in neighbors}
+    weights: NDArray[np.float64] = ramps[0] / sum(ramps.values())
     weights.flags.writeable = False
     return weights
 
 
-def _share(pixel: NDArray[np.int64], size: int, overlap: int, tile: Neighbor, blend: str) -> NDArray[np.float64]:
+def _ramp(pixel: NDArray[np.int64], size: int, overlap: int, tile: Neighbor, blend: str) -> NDArray[np.float64]:
     inside = (pixel >= 0) & (pixel < size)
     from_start = np.full(pixel.shape, np.inf) if tile.is_first else pixel + 0.5
     from_end = np.full(pixel.shape, np.inf) if tile.is_last else size - pixel - 0.5

@@ -1,4 +1,4 @@
-"""The region of interest of a prediction: from GeoJSON or a box to the tiles that meet it."""
+"""Region of interest of a prediction: from GeoJSON or a box to the tiles that intersect it."""
 
 import json
 import re
@@ -24,12 +24,12 @@ def read_region(source: str, slide: Slide) -> str:
 
     Args:
         source: a box ``y0,x0,y1,x1`` in world pixels, or a GeoJSON file with polygons in pixels of the finest level, as
-            QuPath exports them (which counts from the scanned part of a slide, where a file states one).
-        slide: the image.
+            QuPath exports them (relative to the scanned part of a slide, where a file states one).
+        slide: the image as it was opened.
 
     Raises:
-        ReadError: the file is missing or no GeoJSON.
-        InputError: it holds no area.
+        ReadError: the file is missing or not GeoJSON.
+        InputError: its area is 0.
     """
     box = _BOX.fullmatch(source.strip())
     if box:
@@ -51,14 +51,14 @@ def read_region(source: str, slide: Slide) -> str:
 
 
 def tiles_in_region(plan: TilePlan, region: str) -> NDArray[np.bool_]:
-    """Whether each tile of the grid would write a pixel whose centre lies in a region, or between such, ``(*grid)``.
+    """Whether the pixel centres that each tile of the grid writes span a box that intersects the region, ``(*grid)``.
 
     Args:
         plan: the tiles.
-        region: well-known text, world pixels; it holds along the last two axes, for every plane of a stack.
+        region: well-known text, world pixels, along the last two axes; it applies to every plane of a stack.
 
     Raises:
-        InputError: it is no well-known text, or no tile meets it.
+        InputError: it is not well-known text, or no tile intersects it.
     """
     try:
         area = shapely.from_wkt(region)
@@ -71,13 +71,15 @@ def tiles_in_region(plan: TilePlan, region: str) -> NDArray[np.bool_]:
         for axis in (len(plan.grid) - 2, len(plan.grid) - 1)
     )
     boxes = shapely.box(left[None], top[:, None], right[None], bottom[:, None])
-    meets: NDArray[np.bool_] = shapely.intersects(area, boxes)
-    if not meets.any():
+    is_inside: NDArray[np.bool_] = shapely.intersects(area, boxes)
+    if not is_inside.any():
         x0, y0, x1, y1 = area.bounds
         raise InputError(
-            "region", expected=f"one that meets the image, {plan.shape} pixels", got=f"y {y0} to {y1}, x {x0} to {x1}"
+            "region",
+            expected=f"one that intersects the image, {plan.shape} pixels",
+            got=f"y {y0} to {y1}, x {x0} to {x1}",
         )
-    return np.broadcast_to(meets, plan.grid)
+    return np.broadcast_to(is_inside, plan.grid)
 
 
 def _read_geojson(file: Path) -> Any:

@@ -1,4 +1,4 @@
-"""Whether tiles show in the result: how often labels change across the seams of tiles, against inside them."""
+"""Visibility of tiles in the labels: frequency of label changes across the seams of tiles, relative to inside them."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -15,10 +15,10 @@ VISIBLE_RATIO = 1.5
 
 @dataclass(frozen=True, kw_only=True)
 class Seams:
-    """Neighbouring pixels with different labels: pairs across the boundaries of tiles' cells, and in their middle.
+    """Pairs of neighbouring pixels with different labels across the boundaries of cells, and along their middle lines.
 
-    A model whose tiles fit together changes its label across a seam as often as anywhere; `ratio` is then 1. Pairs
-    across the edges of blocks are not counted.
+    If tiles fit together, labels change across a seam as often as elsewhere, and `ratio` is 1. Pairs across the edges
+    of blocks are not counted.
     """
 
     across: int = 0
@@ -32,13 +32,13 @@ class Seams:
 
     @property
     def ratio(self) -> float | None:
-        """How much more often labels change across seams than inside; None where there is nothing to compare."""
+        """Frequency of label changes across seams relative to inside; None without pairs to compare."""
         if not (self.across_pairs and self.inside):
             return None
         return (self.across / self.across_pairs) / (self.inside / self.inside_pairs)
 
     def __str__(self) -> str:
-        """The ratio in a sentence, with what to do where seams show; empty where there is nothing to compare."""
+        """The ratio in a sentence, with advice where seams are visible; empty without pairs to compare."""
         if self.ratio is None:
             return ""
         told = f"labels change {self.ratio:.2f} times as often across the seams of tiles as inside tiles"
@@ -60,9 +60,9 @@ def count_seams(plan: TilePlan, block: Block, labels: NDArray[Any], seen: NDArra
 
     Args:
         plan: the plan that the block belongs to.
-        block: where it lies.
+        block: its box.
         labels: ``(*size)``.
-        seen: pixels that were computed, ``(*size)``; others do not count.
+        seen: pixels that were computed, ``(*size)``; others are ignored.
     """
     counts = np.zeros(4, np.int64)
     for axis, (start, size) in enumerate(zip(*block, strict=True)):

@@ -1,10 +1,10 @@
-"""The plan of a whole-slide prediction: which crops to look at, and what each of them writes. Plain data, no pixels.
+"""Tiles of a slide: the crops of each, and the part of the output that it writes. Plain data, no pixels.
 
-Tiles of the training crop's size lie on a regular grid from the first pixel on; where the last ones stick out of the
-image they move back into it, as in training no crop leaves a larger image. Around the boundaries half-way through the
-overlap of neighbours, the image is divided into cells, one for each tile. A tile writes its cell (no overlap, or blend
-``center``), or all of itself, weighted against its neighbours (blend ``linear`` and ``cosine``). The output is cut
-into blocks, and every block lists all tiles that meet it, so it can be made by itself, by anybody, in any order.
+Tiles of the size of a training crop lie on a regular grid from the first pixel on; where the last ones would leave the
+image they are moved back into it, as no training crop leaves a larger image. Boundaries half-way through the overlap of
+neighbours divide the image into cells, one for each tile. A tile writes its cell (no overlap, or blend ``center``), or
+all of its pixels, weighted against its neighbours (blend ``linear`` and ``cosine``). The output is divided into blocks,
+and every block lists all tiles that intersect it, so that blocks can be computed independently and in any order.
 """
 
 from bisect import bisect_right
@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, product
 from math import prod
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from muvit.checks import check_fields
 from muvit.data.crops.placement import FreeViews, Placement, Window, check_placement, place_views
 from muvit.errors import InputError
 from muvit.inference.tiling.blend import Neighbor, axis_weights
@@ -28,14 +29,14 @@ Blend = Literal["linear", "cosine", "center"]
 
 
 class Block(NamedTuple):
-    """A box of the output that is written at once: ``size`` pixels from ``start``, inside the image."""
+    """A box of the output that is written as a whole: ``size`` pixels from ``start``, inside the image."""
 
     start: tuple[int, ...]
     size: tuple[int, ...]
 
 
 class Tile(NamedTuple):
-    """One forward pass of the model: the crops it sees and the part of the output that it fills."""
+    """One input of the model, and the part of the output that it fills."""
 
     block: int
     """Number of the block that it writes to."""
@@ -62,9 +63,9 @@ class Tile(NamedTuple):
 class TilePlan:
     """Tiles of a slide, numbered block by block, and row-major inside a block.
 
-    Nothing but the fields is stored: tiles and blocks are worked out when asked for, so the plan of a gigapixel slide
-    is as small as any. What tiles write covers the image: once, or, where they are blended, with weights of sum 1. A
-    tile that meets several blocks is computed for each.
+    Only the fields are stored: tiles and blocks are derived on request, so the plan of a gigapixel slide is small.
+    Tiles cover every pixel of the image once, or, where they are blended, with weights that sum to 1. A tile that
+    intersects several blocks is computed for each.
 
     Raises:
         InputError: the sizes do not fit the slide's axes, or the levels do not ascend.
@@ -81,20 +82,21 @@ class TilePlan:
     overlap: tuple[int, ...] = ()
     """Pixels that neighbouring tiles share along each axis; none by default."""
     blend: Blend = "cosine"
-    """How the overlap is joined."""
+    """Joining of the overlap."""
     placement: Placement = "nested"
-    """Where the coarse crops lie, see `muvit.data.crops.placement.place_views`."""
+    """Placement of the coarse crops, see `muvit.data.crops.placement.place_views`."""
     free_views: FreeViews | None = None
     """Offsets of placement free."""
     runs: tuple[int, ...] = ()
-    """Which tiles of the row-major grid are left out and which are computed: lengths of runs of either in turn, those
-    left out first (0 if the first tile is computed). By default all are computed."""
+    """Skipped and computed tiles of the row-major grid as lengths of alternating runs, the first of skipped tiles (0 if
+    the first tile is computed). By default all are computed."""
 
     def __post_init__(self) -> None:
         ndim = len(self.shapes[0])
         check_levels(self.levels, ndim)
         if isinstance(self.free_views, dict):  # as it comes from JSON
             object.__setattr__(self, "free_views", FreeViews(**self.free_views))
+        check_fields(self)
         check_placement(self.placement, self.free_views, ndim)
         if self.free_views is not None and self.free_views.boxes != "true":
             raise InputError("boxes of free views", expected="true, as tiles are read", got=self.free_views.boxes)
@@ -107,8 +109,6 @@ class TilePlan:
         fits = len(self.overlap) == ndim and all(0 <= o < n for o, n in zip(self.overlap, self.crop_size, strict=True))
         if not fits:
             raise InputError("overlap", expected=f"from 0 px to less than the crop {self.crop_size}", got=self.overlap)
-        if self.blend not in get_args(Blend):
-            raise InputError("blend", expected=f"one of {', '.join(get_args(Blend))}", got=repr(self.blend))
         if self.runs and (sum(self.runs) != prod(self.grid) or min(self.runs) < 0):
             raise InputError("runs", expected=f"numbers of sum {prod(self.grid)}", got=sum(self.runs))
 
@@ -135,11 +135,11 @@ class TilePlan:
         return Block(start, tuple(min(n, extent - a) for a, n, extent in sizes))
 
     def tiles_of(self, block: int) -> range:
-        """Numbers of the tiles that meet a block, also of those that are not computed."""
+        """Numbers of the tiles that intersect a block, including those that are not computed."""
         return range(self._tile_offsets[block], self._tile_offsets[block + 1])
 
     def computed_tiles(self, block: int) -> list[int]:
-        """Numbers of the tiles that are computed for a block; tiles that share coarse crops follow each other."""
+        """Numbers of the tiles that are computed for a block; tiles that share coarse crops are consecutive."""
         first, counts = self._tile_grid(self.block(block))
         inside = self.computed[tuple(slice(f, f + n) for f, n in zip(first, counts, strict=True))]
         numbers = (np.flatnonzero(inside) + self._tile_offsets[block]).tolist()
@@ -245,17 +245,20 @@ class TilePlan:
     def _tile_offsets(self) -> tuple[int, ...]:
         # number of the first tile of each block, and the number of all tiles
         along = [
-            [last - first + 1 for first, last in (self._meeting(axis, a, n) for a in range(0, self.shape[axis], n))]
+            [
+                last - first + 1
+                for first, last in (self._intersecting(axis, a, n) for a in range(0, self.shape[axis], n))
+            ]
             for axis, n in enumerate(self.block_size)
         ]
         return tuple(accumulate(map(prod, product(*along)), initial=0))
 
     def _tile_grid(self, block: Block) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Per axis, the index of the first tile that meets a block, and how many do."""
-        ranges = [self._meeting(axis, a, n) for axis, (a, n) in enumerate(zip(*block, strict=True))]
+        """Per axis, the index of the first tile that intersects a block, and the number of such tiles."""
+        ranges = [self._intersecting(axis, a, n) for axis, (a, n) in enumerate(zip(*block, strict=True))]
         return tuple(first for first, _ in ranges), tuple(last - first + 1 for first, last in ranges)
 
-    def _meeting(self, axis: int, start: int, size: int) -> tuple[int, int]:
+    def _intersecting(self, axis: int, start: int, size: int) -> tuple[int, int]:
         """First and last tile that write to some pixels; the last pixel may lie beyond the image."""
         n, o, count = self.crop_size[axis], self.overlap[axis], self.grid[axis]
         stop, step = min(start + size, self.shape[axis]), n - o

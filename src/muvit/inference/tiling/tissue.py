@@ -1,4 +1,4 @@
-"""Where a slide shows tissue, as far as a coarse look tells: so that empty glass costs nothing."""
+"""Tissue of a slide at a coarse level, so that empty glass is not computed."""
 
 import math
 from dataclasses import dataclass
@@ -12,22 +12,22 @@ from muvit.data.slides.slide import Slide
 from muvit.inference.tiling.tiles import TilePlan
 from muvit.levels import Level, level_factors, level_name
 
-_LOOK_PX = 1 << 22
+_OVERVIEW_PX = 1 << 22
 _BINS = 256
 
 
 @dataclass(frozen=True, kw_only=True)
 class TissueMask:
-    """Pixels of a coarse level that show tissue."""
+    """Tissue pixels of a coarse level."""
 
     level: Level
-    """The level that was looked at."""
+    """The coarse level."""
     mask: NDArray[np.bool_]
     """``(*space)`` of that level."""
     side: str
-    """``dark`` or ``bright``: what tissue is against the background."""
+    """``dark`` or ``bright``: brightness of tissue relative to the background."""
     threshold: float
-    """Brightness, from 0 to 1, that parts tissue from background."""
+    """Brightness, from 0 to 1, between tissue and background."""
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object, without the mask."""
@@ -35,11 +35,11 @@ class TissueMask:
 
 
 def find_tissue(slide: Slide, side: str = "auto") -> TissueMask:
-    """Part tissue from background by Otsu's threshold of brightness.
+    """Separate tissue from background by Otsu's threshold of brightness.
 
-    The finest level of at most four million pixels is looked at; a slide without one gets it computed. Brightness is
-    the darkest channel where tissue is dark, as stains absorb some colours only, and otherwise the mean of the
-    channels, each from its lowest value to its highest. An image without any contrast counts as tissue.
+    The finest level of at most four million pixels is used, and computed where the slide has none. Brightness is the
+    darkest channel where tissue is dark, as stains absorb only some colours, and otherwise the mean of the channels,
+    each stretched from its lowest value to its highest. An image without contrast counts as tissue.
 
     Args:
         slide: the image.
@@ -49,27 +49,27 @@ def find_tissue(slide: Slide, side: str = "auto") -> TissueMask:
 
     if side == "auto":
         side = "dark" if slide.num_channels == 3 and slide.dtype == np.uint8 else "bright"
-    level = _level_to_look_at(slide)
+    level = _overview_level(slide)
     slide = with_levels(slide, (level,))
     shape = slide.level_shape(level)
     channels = [_stretched(channel) for channel in slide.read(level, (0,) * slide.ndim, shape)]
     brightness = np.minimum.reduce(channels) if side == "dark" else np.mean(channels, axis=0)
     if brightness.min() == brightness.max():
         return TissueMask(level=level, mask=np.ones(shape, bool), side=side, threshold=float(brightness.max()))
-    # it names the middle of a bin of its histogram, all of which belongs to the dark side
+    # scikit-image returns the centre of a histogram bin, all of which belongs to the dark side
     threshold = float(threshold_otsu(brightness, nbins=_BINS) + (brightness.max() - brightness.min()) / _BINS / 2)
     mask = brightness <= threshold if side == "dark" else brightness > threshold
     return TissueMask(level=level, mask=mask, side=side, threshold=threshold)
 
 
 def tiles_with_tissue(plan: TilePlan, tissue: TissueMask) -> NDArray[np.bool_]:
-    """Whether each tile of the grid would write to tissue, or within one coarse pixel of it, ``(*grid)``."""
+    """Whether each tile of the grid writes to tissue, or within one coarse pixel of it, ``(*grid)``."""
     counts = tissue.mask.astype(np.int64)
     scale = zip(level_factors(plan.levels[0], counts.ndim), level_factors(tissue.level, counts.ndim), strict=True)
     for axis, (fine, coarse) in enumerate(scale):
         extent = counts.shape[axis]
         written = np.array([plan.written(axis, i) for i in range(plan.grid[axis])]) * (fine / coarse)
-        # a border that lies beyond the coarse level, whose last pixels did not fill one, belongs to its last pixel
+        # the last fine pixels that do not fill a coarse pixel belong to the last coarse pixel
         lower = (np.floor(written[:, 0]).astype(int) - 1).clip(0, extent - 1)
         upper = (np.ceil(written[:, 1]).astype(int) + 1).clip(1, extent)
         sums = np.concatenate([np.zeros_like(counts.take([0], axis)), counts.cumsum(axis)], axis)
@@ -77,12 +77,12 @@ def tiles_with_tissue(plan: TilePlan, tissue: TissueMask) -> NDArray[np.bool_]:
     return counts > 0
 
 
-def _level_to_look_at(slide: Slide) -> Level:
-    fitting = [level for level in slide.levels if math.prod(slide.level_shape(level)) <= _LOOK_PX]
+def _overview_level(slide: Slide) -> Level:
+    fitting = [level for level in slide.levels if math.prod(slide.level_shape(level)) <= _OVERVIEW_PX]
     if fitting:
         return fitting[0]
     coarsest = slide.levels[-1]
-    factor = (math.prod(slide.level_shape(coarsest)) / _LOOK_PX) ** (1 / slide.ndim)
+    factor = (math.prod(slide.level_shape(coarsest)) / _OVERVIEW_PX) ** (1 / slide.ndim)
     step = 2 ** math.ceil(math.log2(factor))
     factors = tuple(step * f for f in level_factors(coarsest, slide.ndim))
     return factors if len(set(factors)) > 1 else factors[0]

@@ -1,4 +1,4 @@
-"""Pools of worker processes that never outlive the work that they were started for."""
+"""Pools of worker processes that never outlive their work."""
 
 import multiprocessing
 import os
@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-PATIENCE_S = 5.0
+EXIT_WAIT_S = 5.0
 """Seconds that workers have to exit by themselves before they are killed."""
 
 Initializer = Callable[..., None]
@@ -23,10 +23,10 @@ Initializer = Callable[..., None]
 def worker_pool(
     num_workers: int, initializer: Initializer | None = None, initargs: tuple[Any, ...] = ()
 ) -> Iterator[ProcessPoolExecutor]:
-    """Pool of spawned processes, which end at once if its block is left by an error or the parent is killed.
+    """Pool of spawned processes, which end at once if its context is left by an error or the parent is killed.
 
-    Each worker waits for the end of a pipe in a thread of its own, and exits then, whatever it is doing and whichever
-    signals it ignores. Start the work within `without_interrupts`.
+    Each worker waits for the end of a pipe in a separate thread and then exits, even if it ignores signals. Submit
+    work within `without_interrupts`.
 
     Args:
         num_workers: processes.
@@ -42,14 +42,14 @@ def worker_pool(
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             tell.close()
-            _see_off(set(multiprocessing.active_children()) - others)
+            _end(set(multiprocessing.active_children()) - others)
             raise
 
 
 @contextmanager
 def without_interrupts() -> Iterator[None]:
-    """Start processes that do not receive Ctrl-C, which a terminal sends to all; the parent ends them."""
-    resource_tracker.ensure_running()  # which would make this process hear it again, if it came first with a child
+    """Start processes that ignore Ctrl-C, which a terminal sends to all; the parent ends them."""
+    resource_tracker.ensure_running()  # its start would unblock the signal in this process
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -58,12 +58,12 @@ def without_interrupts() -> Iterator[None]:
 
 
 def _start(told: Connection, initializer: Initializer | None, initargs: tuple[Any, ...]) -> None:
-    threading.Thread(target=_exit_when_told, args=(told,), daemon=True).start()
+    threading.Thread(target=_exit_with_parent, args=(told,), daemon=True).start()
     if initializer is not None:
         initializer(*initargs)
 
 
-def _exit_when_told(told: Connection) -> None:
+def _exit_with_parent(told: Connection) -> None:
     """Exit if the parent closes its end of the pipe or dies: a killed parent cannot terminate its workers."""
     told.poll(None)
     for child in multiprocessing.active_children():
@@ -71,9 +71,9 @@ def _exit_when_told(told: Connection) -> None:
     os._exit(1)
 
 
-def _see_off(workers: Iterable[BaseProcess]) -> None:
-    """Wait for workers that were told to exit, and kill those that have not after `PATIENCE_S`."""
-    until = time.monotonic() + PATIENCE_S
+def _end(workers: Iterable[BaseProcess]) -> None:
+    """Wait for workers that were told to exit, and kill those that have not after `EXIT_WAIT_S`."""
+    until = time.monotonic() + EXIT_WAIT_S
     try:
         for worker in workers:
             worker.join(max(0.0, until - time.monotonic()))

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from muvit.inference import workers
-from muvit.inference.workers import without_interrupts, worker_pool
+from muvit.inference.run import workers
+from muvit.inference.run.workers import without_interrupts, worker_pool
 
 PARENT = """
 import time
-from muvit.inference.workers import worker_pool
+from muvit.inference.run.workers import worker_pool
 with worker_pool(1) as pool:
     pool.submit(print, "ready", flush=True).result()
     time.sleep(600)
@@ -41,7 +41,7 @@ def test_workers_exit_with_a_parent_that_is_killed():
 @pytest.mark.parametrize("is_frozen", [False, True])
 def test_an_error_ends_workers_that_do_not_obey(tmp_path, monkeypatch, is_frozen):
     """One that ignores SIGTERM exits by itself; one that cannot even do that is killed."""
-    monkeypatch.setattr(workers, "PATIENCE_S", 0.2 if is_frozen else 60.0)
+    monkeypatch.setattr(workers, "EXIT_WAIT_S", 0.2 if is_frozen else 60.0)
     started, seen = tmp_path / "started", []
     with pytest.raises(KeyboardInterrupt), worker_pool(1) as pool:
         with without_interrupts():
