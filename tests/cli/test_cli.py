@@ -137,7 +137,7 @@ def test_help_of_a_recipe_is_grouped_by_its_sections(capfd, verb):
             "model.encoder: expected settings as name: value",
         ),
         (["train", "--config", "{whole}", "--optim.lr", "fast"], "optim.lr: expected a number, got fast"),
-        (["train"], "required: data.train, model.encoder.in_channels"),
+        (["train"], "required: data.train, model.encoder.levels"),
     ],
 )
 def test_misspelt_words_are_named_with_the_nearest_right_one(tmp_path, capfd, argv, said):
@@ -368,7 +368,7 @@ FAILURES = {
     "level order": ([*TRAIN, "--model.encoder.levels", "[4,1]"], "levels: expected different levels in asc"),
     "missing level": ([*TRAIN, "--model.encoder.levels", "[1,16]"], "level 16: expected one of its stored levels"),
     "crop and patch": ([*TRAIN, "--data.crop_size", "30"], "multiples of (4, 4), as the model takes, got (30, 30)"),
-    "batch size": ([*TRAIN, "--data.batch_size", "0"], "data.batch_size: expected a positive number, got 0"),
+    "batch size": ([*TRAIN, "--data.batch_size", "0"], "data.batch_size: expected a whole number >= 1, got 0"),
     "normalisation": ([*TRAIN, "--data.normalization.kind", "none"], "normalization: expected a kind out of"),
     "devices": (
         [*TRAIN, "--run.accelerator", "gpu", "--run.devices", "99", "--data.samples_per_epoch", "999"],
@@ -381,7 +381,7 @@ FAILURES = {
     ),
     "nothing to resume": ([*TRAIN, "--resume"], "new: expected an interrupted run"),
     "no model": (["predict", "{bad}/none", *PREDICT[2:]], "none: expected a model folder"),
-    "foreign model": (["predict", "{bad}/model", *PREDICT[2:]], "model: expected settings of Segmenter"),
+    "foreign model": (["predict", "{bad}/model", *PREDICT[2:]], "model: expected a model of kind muvit or relay"),
     "slide of other channels": ([*PREDICT[:2], "{bad}/rgb.png", *PREDICT[3:]], "rgb.png: expected 1, as the model has"),
     "a later slide of other channels": ([*PREDICT[:3], "{bad}/rgb.png", *PREDICT[3:]], "rgb.png: expected 1"),
     "a later slide that is cut": ([*PREDICT[:3], "{bad}/cut.png", *PREDICT[3:]], "cut.png"),
