@@ -29,8 +29,8 @@ from muvit.metrics import Scores, confusion_matrix, scores
 from muvit.models.trained import build_model, load_model
 from muvit.settings import read_settings
 from muvit.training.datamodules import SegmentationData
+from muvit.training.fit import train_segmenter
 from muvit.training.recipes import DataConfig, Recipe
-from muvit.training.train import train_segmenter
 
 ROOT = Path(__file__).parents[1]
 RECIPE = ROOT / "recipes" / "synthetic_free.yaml"

@@ -22,15 +22,14 @@ from muvit.mae import MuViTMAE2d
 from muvit.models.classifier import Classifier
 from muvit.models.layers.patch import patch_grid
 from muvit.models.mae import MuViTMAE
+from muvit.models.relay import RelayConfig
 from muvit.models.segmenter import Segmenter
 from muvit.models.trained import build_model, load_network
 from muvit.settings import settings_from
-from muvit.training.classify import train_classifier
-from muvit.training.classify_recipe import ClassifyRecipe
-from muvit.training.pretrain import pretrain_mae
-from muvit.training.pretrained import start_from
-from muvit.training.recipes import PretrainRecipe, Recipe
-from muvit.training.train import train_segmenter
+from muvit.training.datamodules import complete
+from muvit.training.fit import pretrain_mae, train_classifier, train_segmenter
+from muvit.training.pretrained import load_pretrained_encoder
+from muvit.training.recipes import ClassifyRecipe, PretrainRecipe, Recipe
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
@@ -52,8 +51,8 @@ def uses(file):
 
 
 def parsed(words):
-    _, verb, *_ = words
-    return _parser(verb).parse_args(words[1:])[verb]
+    _, verb, *given = words
+    return _parser(verb, given).parse_args(words[1:])[verb]
 
 
 def read(words, monkeypatch):
@@ -102,12 +101,20 @@ def write_groups(file):
 def network(recipe):
     """The network of a recipe for a GPU, without weights that would be fetched."""
     if isinstance(recipe, Recipe):
-        return build_model(replace(recipe.network, pretrained=False) if recipe.relay else recipe.network)
+        recipe = complete(recipe)
+        is_relay = isinstance(recipe.model, RelayConfig)
+        return build_model(replace(recipe.model, pretrained=False) if is_relay else recipe.model)
     return MuViTMAE(recipe.model) if isinstance(recipe, PretrainRecipe) else Classifier(recipe.model)
 
 
 def encoder_of(recipe):
-    return recipe.model if isinstance(recipe, PretrainRecipe) else recipe.model.encoder
+    """The encoder of a recipe's model, or the model itself if it has none: its channels, levels and axes."""
+    return getattr(recipe.model, "encoder", recipe.model)
+
+
+def patch_of(recipe):
+    """Patch of the encoder; backbones with relay tokens have one of 16 px."""
+    return getattr(encoder_of(recipe), "patch", (16, 16))
 
 
 def test_there_are_recipes():
@@ -135,16 +142,15 @@ def test_the_header_tells_commands_that_are_read(file, monkeypatch):
 def test_crops_fit_the_encoder(file, monkeypatch):
     for words in uses(file):
         recipe = read(words, monkeypatch)
-        patch, size = encoder_of(recipe).patch, recipe.data.crop_size
-        assert patch_grid((size,) * len(patch) if isinstance(size, int) else size, patch)
+        ndim, size = encoder_of(recipe).ndim, recipe.data.crop_size
+        assert patch_grid((size,) * ndim if isinstance(size, int) else size, patch_of(recipe))
 
 
 def starts_pretrained(recipe):
     """Whether part of the network comes with weights that were trained before."""
     if recipe.init is not None:
         return True
-    relay, baseline = getattr(recipe, "relay", None), getattr(recipe, "baseline", None)
-    return bool((relay and relay.pretrained) or (baseline and baseline.encoder_weights))
+    return bool(getattr(recipe.model, "pretrained", False) or getattr(recipe.model, "encoder_weights", None))
 
 
 def shrunk(encoder):
@@ -170,7 +176,7 @@ def test_a_recipe_says_what_it_starts_from_and_random_weights_learn_at_the_full_
         encoder = shrunk(recipe.model.encoder)
         config = replace(recipe.model, encoder=encoder)
         model = Classifier(config) if isinstance(recipe, ClassifyRecipe) else Segmenter(config)
-        start_from(model, replace(recipe.init, encoder=str(tmp_path / source)))  # refuses what does not fit
+        load_pretrained_encoder(model, replace(recipe.init, encoder=str(tmp_path / source)))
         kept = mae.encoder.extract_levels(encoder.levels)
         torch.testing.assert_close(model.encoder.state_dict(), kept.state_dict())
 
@@ -187,7 +193,7 @@ def test_the_recipe_trains(file, monkeypatch, tmp_path):
         train=folder,
         val=recipe.data.val and folder,
         val_samples=len(GROUPS),
-        crop_size=tuple(4 * p for p in encoder.patch),  # small, for a CPU
+        crop_size=tuple(4 * p for p in patch_of(recipe)),  # small, for a CPU
         samples_per_epoch=4,
         batch_size=2,
         num_workers=0,
@@ -205,14 +211,14 @@ def test_the_recipe_trains(file, monkeypatch, tmp_path):
         model = Classifier.from_folder(folder)
     else:
         model = load_network(train_segmenter(recipe, tmp_path / "run"))
-        assert type(model) is type(build_model(recipe.network))
+        assert type(model) is type(build_model(complete(recipe).model))
     assert all(torch.isfinite(p).all() for p in model.parameters())
 
 
 @pytest.mark.parametrize("words", [w for f in STUDIES for w in uses(f)], ids=lambda words: Path(words[-1]).name)
 def test_the_settings_of_a_study_find_what_prepare_and_pretraining_leave(words, monkeypatch, tmp_path):
     run, output = Path(words[3].split("=")[-1]), Path(words[-1])
-    levels = read(uses(ROOT / "recipes" / f"{run.name}.yaml")[0], monkeypatch).model.levels
+    levels = read(uses(ROOT / "recipes" / f"{run.name}.yaml")[0], monkeypatch).model.encoder.levels
     monkeypatch.chdir(tmp_path)
     Path("recipes").symlink_to(ROOT / "recipes")
     for split in ("train", "test"):

@@ -8,7 +8,7 @@ class MuViTError(Exception):
     """Base of all errors that muvit raises on purpose; the command line prints its message without a traceback."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # constructors take more than the message that they keep, so worker processes could not send them home
+        # constructors take more arguments than they keep, so that errors could not be unpickled by default
         return _restored, (type(self), *self.args)
 
 
@@ -17,9 +17,9 @@ class InputError(MuViTError, ValueError):
 
     Args:
         subject: the file or argument at fault, as the user knows it.
-        expected: what would have been right.
-        got: what came instead.
-        hint: what to do about it, a full sentence (optional).
+        expected: what is allowed.
+        got: what was found.
+        hint: how to solve it, a full sentence (optional).
     """
 
     def __init__(self, subject: object, *, expected: str, got: object, hint: str = "") -> None:
@@ -36,7 +36,7 @@ class ReadError(InputError, OSError):
 
 
 class CheckpointError(InputError):
-    """A checkpoint folder is incomplete, foreign, or made for another model."""
+    """A checkpoint folder is incomplete, of another program, or made for another model."""
 
 
 class ExistsError(MuViTError, FileExistsError):
@@ -70,6 +70,6 @@ def _restored(kind: type[MuViTError], *args: Any) -> MuViTError:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of another library says, in one line."""
+    """Message of an error of another library, in one line."""
     text = str(error).strip()
     return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__

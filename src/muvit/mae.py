@@ -177,8 +177,8 @@ class _MAE(MuViTMAE):
         return other
 
     def fit(self, train_dataloader: Any, val_dataloader: Any, output: Any, **options: Any) -> None:
-        """Pre-train with Lightning; options as in `muvit.training.pretrain.fit_mae`."""
-        from muvit.training.pretrain import fit_mae
+        """Pre-train with Lightning; options as in `muvit.training.fit.fit_mae`."""
+        from muvit.training.fit import fit_mae
 
         fit_mae(self, train_dataloader, val_dataloader, output, **options)
 

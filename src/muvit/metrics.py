@@ -98,7 +98,7 @@ def one_vs_rest_auc(probabilities: NDArray[np.floating], classes: NDArray[np.int
     probability; ties count half. NaN for a class without samples, or with all of them.
 
     Args:
-        probabilities: ``(N, K)``, or anything that orders the samples alike.
+        probabilities: ``(N, K)``, or any scores in the same order.
         classes: the true class of each sample, ``(N)``.
 
     Raises:

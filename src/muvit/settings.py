@@ -84,29 +84,34 @@ def make_settings(values: Mapping[str, Any], kind: type[Settings], *, subject: P
     if not isinstance(values, Mapping):
         raise InputError(subject, expected=expected, got=repr(values))
     values = _upgraded(values, kind)
-    misfit = find_misfit(values, kind)
+    parsed = parsed_class(kind, values)
+    misfit = find_misfit(values, parsed)
     if misfit is not None:
         raise InputError(subject, expected=expected, got=misfit)
     parser = ArgumentParser(exit_on_error=False, parser_mode=YAML_MODE)
-    parser.add_class_arguments(kind, as_group=False)
+    parser.add_class_arguments(parsed, as_group=False)
     try:
         return settings_from(parser.parse_object(values), kind)
     except ArgumentError as error:
         raise InputError(subject, expected=expected, got=sentence(str(error))) from error
 
 
-def yaml_mode(kind: type) -> str:
+def yaml_mode(kind: type, chosen: str | None = None) -> str:
     """Parser mode that reads bounded YAML with settings of ``kind``, also in the spelling of earlier versions.
 
     Args:
         kind: a dataclass; its ``upgrade``, if it has one, takes and returns a mapping of settings.
+        chosen: kind of model to change the settings to, with the ``with_kind`` of the dataclass.
     """
 
     def load(text: str) -> Any:
         values = _load(text)
-        return _upgraded(values, kind) if isinstance(values, Mapping) else values
+        if not isinstance(values, Mapping):
+            return values
+        values = _upgraded(values, kind)
+        return values if chosen is None else kind.with_kind(values, chosen)  # type: ignore[attr-defined]
 
-    mode = f"{YAML_MODE} {kind.__name__}"
+    mode = f"{YAML_MODE} {kind.__name__} {chosen or ''}".rstrip()
     set_loader(mode, load, (yaml.YAMLError,))
     return mode
 
@@ -116,6 +121,20 @@ def _upgraded(values: Mapping[str, Any], kind: type) -> Mapping[str, Any]:
     return values if upgrade is None else upgrade(values)
 
 
+def parsed_class(kind: type, values: Mapping[str, Any]) -> type:
+    """The dataclass to parse settings of ``kind`` as: where their types depend on a kind of model, that with its types.
+
+    Args:
+        kind: a dataclass; if it has alternatives, its ``kind_of`` finds the kind in a mapping of settings, and its
+            ``of_kind`` returns the dataclass for it, a subclass with the same fields.
+        values: mappings in mappings; a key may be a path such as ``model.kind``.
+    """
+    if not hasattr(kind, "of_kind"):
+        return kind
+    chosen: type = kind.of_kind(kind.kind_of(values))  # type: ignore[attr-defined]
+    return chosen
+
+
 def settings_from(arguments: Namespace, kind: type[Settings]) -> Settings:
     """The settings that parsed arguments hold, beside which there may be others.
 
@@ -123,15 +142,16 @@ def settings_from(arguments: Namespace, kind: type[Settings]) -> Settings:
         MuViTError: what the dataclass itself refuses.
     """
     parser = ArgumentParser(parser_mode=YAML_MODE)
-    parser.add_class_arguments(kind, "settings")
-    values = {field.name: arguments[field.name] for field in fields(kind)}  # type: ignore[arg-type]
+    parser.add_class_arguments(parsed_class(kind, {"model.kind": arguments.get("model.kind")}), "settings")
+    names = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    values = {name: arguments[name] for name in names}
     try:
-        made: Settings = parser.instantiate(Namespace(settings=Namespace(**values))).settings
+        made = parser.instantiate(Namespace(settings=Namespace(**values))).settings
     except ValueError as error:  # so the parser wraps what an optional group of settings refuses
         if isinstance(error.__cause__, MuViTError):
             raise error.__cause__ from None
         raise
-    return made
+    return kind(**{name: getattr(made, name) for name in names})
 
 
 def find_misfit(values: Mapping[Any, Any], kind: type, beside: Collection[str] = ()) -> str | None:

@@ -380,7 +380,7 @@ FAILURES = {
         [*TRAIN[:4], "{work}/run", *TRAIN[5:], "--resume", "--optim.lr", "1"],
         "expected the settings that the run was started with, got others in data, optim",
     ),
-    "nothing to resume": ([*TRAIN, "--resume"], "new: expected a run that was stopped"),
+    "nothing to resume": ([*TRAIN, "--resume"], "new: expected an interrupted run"),
     "no model": (["predict", "{bad}/none", *PREDICT[2:]], "none: expected a model folder"),
     "foreign model": (["predict", "{bad}/model", *PREDICT[2:]], "model: expected settings of Segmenter"),
     "slide of other channels": ([*PREDICT[:2], "{bad}/rgb.png", *PREDICT[3:]], "rgb.png: expected 1, as the model has"),

@@ -41,8 +41,8 @@ from muvit.models.segmentation_model import SegmentationModel
 from muvit.models.segmenter import Segmenter, SegmenterConfig
 from muvit.models.trained import load_model, load_network
 from muvit.settings import read_settings
+from muvit.training.fit import train_segmenter
 from muvit.training.recipes import Recipe
-from muvit.training.train import train_segmenter
 
 RENAMED: dict[str, str] = {}
 """Beginnings of parameter names that have changed since the record, new to old."""
@@ -100,8 +100,8 @@ def relay(**settings: object) -> nn.Module:
     return filled(RelaySegmenter(RelayConfig(**settings)))
 
 
-def baseline(**settings: object) -> nn.Module:
-    return filled(Baseline(BaselineConfig(**settings)))
+def baseline(*, network: str, views: str = "finest", **settings: object) -> nn.Module:
+    return filled(Baseline(BaselineConfig(kind=network, **settings)))
 
 
 def mask(order: Tensor, num_visible: int) -> TokenMask:

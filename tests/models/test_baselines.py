@@ -23,7 +23,7 @@ SMALL = {
 def small(network, **changes):
     torch.manual_seed(0)
     fields = {"in_channels": 2, "num_classes": 3, "levels": (1,)} | SMALL[network] | changes
-    return Baseline(BaselineConfig(network=network, **fields)).eval()
+    return Baseline(BaselineConfig(kind=network, **fields)).eval()
 
 
 def draw(levels=1, space=(64, 64), batch=2, seed=1):
@@ -63,7 +63,7 @@ def test_a_saved_baseline_comes_back_equal(tmp_path, network):
     if network != "deeplabv3":  # gives batch normalisation some statistics to keep
         model.train()(img)
     model.eval().save(tmp_path / "model")
-    assert yaml.safe_load((tmp_path / "model" / "config.yaml").read_text())["network"] == network
+    assert yaml.safe_load((tmp_path / "model" / "config.yaml").read_text())["kind"] == network
     back = load_network(tmp_path / "model").eval()
     assert isinstance(back, Baseline)
     assert asdict(back.config) == asdict(model.config)
@@ -73,7 +73,7 @@ def test_a_saved_baseline_comes_back_equal(tmp_path, network):
 
 @pytest.mark.parametrize("network", SMALL)
 def test_a_stacked_baseline_sees_every_view(network):
-    model, img = small(network, views="stacked", levels=(1, 4, 16)), draw(levels=3)
+    model, img = small(network, levels=(1, 4, 16)), draw(levels=3)
     with torch.inference_mode():
         logits = model(img)
         for level in range(3):
@@ -83,7 +83,7 @@ def test_a_stacked_baseline_sees_every_view(network):
 
 
 def test_stacked_views_are_the_channels_of_one_image():
-    model, img = small("residual_unet", views="stacked", levels=(1, 4)), draw(levels=2)
+    model, img = small("residual_unet", levels=(1, 4)), draw(levels=2)
     expected = model.network(torch.cat([img[:, 0], img[:, 1]], dim=1))
     assert torch.equal(model(img), expected)
 
@@ -187,30 +187,27 @@ def test_a_missing_library_is_named(monkeypatch):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"network": "vgg"}, "network: expected unet or deeplabv3 or"),
-        ({"views": "all"}, "views: expected finest or stacked"),
-        ({"levels": (1, 4)}, "levels: expected one level, as unet sees one view"),
-        ({"levels": (4, 1), "views": "stacked"}, "levels: expected different levels in ascending order"),
-        ({"ndim": 3}, "network: expected residual_unet, swinunetr or unetr for volumes"),
-        ({"ndim": 4, "network": "residual_unet"}, "ndim: expected a whole number >= 2 and <= 3"),
+        ({"kind": "vgg"}, "kind: expected unet or deeplabv3 or"),
+        ({"levels": (4, 1)}, "levels: expected different levels in ascending order"),
+        ({"ndim": 3}, "kind: expected residual_unet, swinunetr or unetr for volumes"),
+        ({"ndim": 4, "kind": "residual_unet"}, "ndim: expected a whole number >= 2 and <= 3"),
         ({"width": 16}, "width: expected none, as unet has no such choice"),
-        ({"network": "swinunetr", "encoder_name": "resnet18"}, "encoder_name: expected none"),
-        ({"network": "swinunetr", "width": 16}, "width: expected a multiple of 12"),
-        ({"network": "unetr", "encoder_weights": "imagenet"}, "encoder_weights: expected none"),
-        ({"network": "unetr", "encoder_name": "resnet18"}, "encoder_name: expected vit_tiny or vit_small or vit_base"),
+        ({"kind": "swinunetr", "encoder_name": "resnet18"}, "encoder_name: expected none"),
+        ({"kind": "swinunetr", "width": 16}, "width: expected a multiple of 12"),
+        ({"kind": "unetr", "encoder_weights": "imagenet"}, "encoder_weights: expected none"),
+        ({"kind": "unetr", "encoder_name": "resnet18"}, "encoder_name: expected vit_tiny or vit_small or vit_base"),
         ({"num_classes": 1}, "num_classes: expected a whole number >= 2"),
         ({"in_channels": 0}, "in_channels: expected a whole number >= 1"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(changes, message):
     with pytest.raises(InputError, match=message):
-        BaselineConfig(**{"network": "unet"} | changes)
+        BaselineConfig(**{"kind": "unet"} | changes)
 
 
 @pytest.mark.parametrize(
     "network, changes, message",
     [
-        ("unet", {"levels": None}, "levels: expected a value, to build unet"),
         ("unet", {"in_channels": None}, "in_channels: expected a value"),
         ("unet", {"encoder_name": "resnet17"}, "encoder_name: expected an encoder of segmentation-models-pytorch"),
         ("deeplabv3", {"encoder_name": "densenet121"}, "encoder_name: expected one that deeplabv3 can use"),
@@ -226,7 +223,7 @@ def test_a_network_that_cannot_be_built_is_refused(network, changes, message):
 
 
 def test_a_recipe_fills_in_what_the_task_says():
-    config = BaselineConfig(network="unet", encoder_name="resnet18")
+    config = BaselineConfig(kind="unet", encoder_name="resnet18")
     filled = replace(config, in_channels=2, num_classes=3, levels=[1], size=[64, 64])
     assert (filled.levels, filled.size) == ((1,), (64, 64))
     assert Baseline(BaselineConfig(**asdict(filled)))(draw(batch=2)).shape == (2, 3, 64, 64)

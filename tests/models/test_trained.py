@@ -23,7 +23,7 @@ PREPROCESSING = Preprocessing(
     class_colors=((0, 0, 0), (255, 0, 0)),
 )
 SEGMENTER = SegmenterConfig(encoder=ENCODER, num_classes=2, decoder_widths=(4, 4, 4), stem_width=2)
-BASELINE = BaselineConfig(network="residual_unet", width=1, in_channels=1, num_classes=2, levels=(1,))
+BASELINE = BaselineConfig(kind="residual_unet", width=1, in_channels=1, num_classes=2, levels=(1,))
 MODELS = {
     "encoder": lambda: MuViTEncoder(ENCODER),
     "decoder": lambda: MuViTDecoder(DecoderConfig(in_channels=16, dim=16, heads=2)),

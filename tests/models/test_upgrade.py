@@ -154,7 +154,7 @@ def test_todays_folders_say_what_they_are(tmp_path):
             {"encoder": {"dim": 8}, "num_classes": 2, "decoder_widths": "paper"},
         ),
         ({"encoder": {"dim": 8}, "pooling": "mean"}, "classifier", {"encoder": {"dim": 8}, "pooling": "mean"}),
-        ({"network": "unet", "levels": [1]}, "baseline", {"network": "unet", "levels": [1]}),
+        ({"network": "unet", "levels": [1], "views": "finest"}, "unet", {"levels": [1]}),
         ({"backbone": "vit", "relay_tokens": 4}, "relay", {"backbone": "vit", "relay_tokens": 4}),
     ],
 )

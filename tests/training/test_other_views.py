@@ -15,8 +15,8 @@ from muvit.evaluation.scores.segmentation import evaluate_slides
 from muvit.inference.predict import predict_slide
 from muvit.models.trained import load_model
 from muvit.settings import read_settings
+from muvit.training.fit import train_segmenter
 from muvit.training.recipes import Recipe
-from muvit.training.train import train_segmenter
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 

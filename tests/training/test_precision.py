@@ -13,31 +13,40 @@ from muvit.models.encoder import EncoderConfig
 from muvit.models.mae import MAEConfig
 from muvit.models.relay import RelayConfig
 from muvit.models.segmenter import SegmenterConfig
-from muvit.training.classify import train_classifier
-from muvit.training.classify_recipe import ClassifyDataConfig, ClassifyRecipe
+from muvit.training.fit import pretrain_mae, train_classifier, train_segmenter
 from muvit.training.optim import OptimConfig, PretrainOptimConfig
-from muvit.training.pretrain import pretrain_mae
-from muvit.training.recipes import DataConfig, PretrainDataConfig, PretrainRecipe, Recipe, RunConfig
-from muvit.training.train import train_segmenter
+from muvit.training.recipes import (
+    ClassifyDataConfig,
+    ClassifyRecipe,
+    DataConfig,
+    PretrainDataConfig,
+    PretrainRecipe,
+    Recipe,
+    RunConfig,
+)
 
 ENCODER = EncoderConfig(in_channels=1, levels=(1, 4), patch_size=8, dim=16, num_layers=3, heads=2)
 SEGMENTER = SegmenterConfig(
     encoder=ENCODER, num_classes=2, decoder_widths=(4, 4, 4, 4), stem_width=4, num_queries=2, query_heads=1
 )
 VIT = RelayConfig(
-    backbone="vit_tiny_patch16_224", timm_options={"depth": 2, "embed_dim": 12, "num_heads": 2}, relay_tokens=2
+    backbone="vit_tiny_patch16_224",
+    timm_options={"depth": 2, "embed_dim": 12, "num_heads": 2},
+    relay_tokens=2,
+    levels=(1, 4),
 )
 SWIN = RelayConfig(
     backbone="swinv2_tiny_window8_256",
     timm_options={"depths": (1, 1), "embed_dim": 8, "num_heads": (2, 2), "window_size": 4},
     relay_tokens=2,
+    levels=(1, 4),
 )
 SEGMENTERS = {
     "unetr": {},
     "mask2former": {"model": replace(SEGMENTER, decoder="mask2former")},
-    "relay vit": {"relay": VIT},
-    "relay swin": {"relay": SWIN},
-    "baseline": {"baseline": BaselineConfig(network="unet", encoder_name="mobilenet_v2")},
+    "relay vit": {"model": VIT},
+    "relay swin": {"model": SWIN},
+    "baseline": {"model": BaselineConfig(kind="unet", encoder_name="mobilenet_v2")},
 }
 RUN = RunConfig(epochs=1, accelerator="cpu", precision="bf16-mixed", progress=False, pictures=0)
 CROPS = {"crop_size": 32, "samples_per_epoch": 4, "val_samples": 2, "batch_size": 2}

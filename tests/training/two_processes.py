@@ -10,11 +10,9 @@ from lightning import Callback
 from muvit.models.encoder import EncoderConfig
 from muvit.models.mae import MAEConfig
 from muvit.models.relay import RelayConfig
-from muvit.models.segmenter import SegmenterConfig
+from muvit.training.fit import pretrain_mae, train_segmenter
 from muvit.training.optim import OptimConfig, PretrainOptimConfig
-from muvit.training.pretrain import pretrain_mae
 from muvit.training.recipes import DataConfig, LossConfig, PretrainDataConfig, PretrainRecipe, Recipe, RunConfig
-from muvit.training.train import train_segmenter
 
 GLOBAL_BATCH = 4
 
@@ -48,8 +46,7 @@ def recipes(slides, num_processes):
         train_segmenter,
         Recipe(
             data=DataConfig(**folders, **sizes, placement="concentric"),
-            model=SegmenterConfig(encoder=EncoderConfig(in_channels=1, levels=(1, 4)), num_classes=2),
-            relay=RelayConfig(backbone="vit_tiny_patch16_224", timm_options=timm_options),
+            model=RelayConfig(backbone="vit_tiny_patch16_224", timm_options=timm_options, levels=(1, 4)),
             loss=LossConfig(dice_weight=0),
             optim=OptimConfig(gradient_clip=None),
             run=run,

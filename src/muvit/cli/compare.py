@@ -80,13 +80,14 @@ def _variants(file: Path, recipe: Recipe) -> list[Variant]:
         raise ReadError(file, expected="a YAML file of models", got=str(error).splitlines()[0]) from error
     if not isinstance(entries, dict) or not all(isinstance(entry, dict) for entry in entries.values()):
         raise InputError(file, expected="name: {description: ..., settings: {...}} for each model", got=entries)
-    base = plain(asdict(recipe))
+    settings = plain(asdict(recipe))
     variants = []
     for name, entry in entries.items():
         unknown = set(entry) - {"description", "settings"}
         if unknown:
             raise InputError(f"{file}, {name}", expected="description and settings", got=sorted(unknown))
         changes = Recipe.upgrade(entry.get("settings", {}))
+        base = Recipe.with_kind(settings, Recipe.kind_of(_merged(settings, changes)))
         changed = make_settings(_merged(base, changes), Recipe, subject=f"{file}, {name}")
         variants.append(Variant(name=name, description=entry.get("description", ""), recipe=changed))
     return variants

@@ -87,7 +87,7 @@ def run(arguments: Namespace) -> None:
 
 
 def _files(output: Path, names: list[str], kinds: list[str]) -> list[Path]:
-    """What is to be written."""
+    """Files to write."""
     files = [output / f"{name}.geojson" for name in names] if "geojson" in kinds else []
     files += [output / f"{name}.png" for name in names] if "overview" in kinds else []
     return [*files, output / AREAS] if "areas" in kinds else files

@@ -4,6 +4,7 @@ import re
 import types
 from argparse import SUPPRESS, Action, HelpFormatter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from copy import copy
 from dataclasses import fields
 from itertools import pairwise
@@ -21,7 +22,19 @@ from yaml import YAMLError
 
 from muvit.errors import ReadError
 from muvit.plain_yaml import read_text, yaml_problem
-from muvit.settings import YAML_MODE, dataclasses_of, find_misfit, sentence, setting_types, suggestion, yaml_mode
+from muvit.settings import (
+    YAML_MODE,
+    dataclasses_of,
+    find_misfit,
+    parsed_class,
+    sentence,
+    setting_types,
+    suggestion,
+    yaml_mode,
+)
+
+KIND = "model.kind"
+"""The setting on which the other settings of a model depend."""
 
 _WORDS = {int: "INT", float: "NUMBER", str: "TEXT", Path: "PATH", bool: "true|false", type(None): "null", dict: "{...}"}
 _NO_SETTING = re.compile(r"there is no setting (?P<name>[\w.]+)")
@@ -68,11 +81,16 @@ class Parser(ArgumentParser):
             job: name of what the output folder holds, for the help.
             required: further required options, for the usage line.
         """
-        self.recipe, self.parser_mode = recipe, yaml_mode(recipe)
+        self.recipe, self.parser_mode = self._chosen(recipe)
         self.description = (
             f"{self.description or ''} The recipe is a YAML file. Each of its settings is an option too, which "
             "overrides the recipe: --optim.lr 3e-4 stands for lr in the section optim."
         ).strip()
+        if hasattr(recipe, "kinds"):
+            self.description += (
+                f" The settings of the model are those of its kind, one of {', '.join(recipe.kinds())}: name it with "
+                f"--{KIND}, before --help, too."
+            )
         self.usage = " ".join(
             ["%(prog)s --config RECIPE --output FOLDER", *filter(None, [required]), "[--section.key VALUE ...]"]
         )
@@ -82,7 +100,7 @@ class Parser(ArgumentParser):
         self.add_argument("--output", type=Path, required=True, metavar="FOLDER", help=f"folder of the {job}")
         self.add_argument("--resume", action="store_true", help=f"continue the {job} in the output folder")
         self.add_argument("--overwrite", action="store_true", help=f"delete a {job} that is there already")
-        self.add_class_arguments(recipe, as_group=False)
+        self.add_class_arguments(self.recipe, as_group=False)
         for action in self._actions:
             if "--print_config" in action.option_strings:
                 action.help = "print all settings as YAML and exit; =skip_default leaves out those at their defaults"
@@ -103,6 +121,20 @@ class Parser(ArgumentParser):
             return super().format_help(formatter)
         finally:
             self._action_groups = groups
+
+    def _chosen(self, recipe: type) -> tuple[type, str]:
+        """The recipe for the kind of model that the arguments or the recipe file name, and the mode that reads it."""
+        if not hasattr(recipe, "of_kind"):
+            return recipe, yaml_mode(recipe)
+        given = option_values(self.given or (), f"--{KIND}")
+        if given:
+            return parsed_class(recipe, {KIND: given[-1]}), yaml_mode(recipe, given[-1])
+        values: dict[str, Any] = {}
+        for file in recipe_files(self.given or ()):
+            with suppress(ReadError, YAMLError):  # told when the file is parsed
+                found = get_loader(yaml_mode(recipe))(read_text(file))
+                values |= found if isinstance(found, dict) else {}
+        return parsed_class(recipe, values), yaml_mode(recipe)
 
     def _check_recipe(self, file: str) -> None:
         assert self.recipe is not None
@@ -155,8 +187,13 @@ class PlainHelp(DefaultHelpFormatter):
 
 def recipe_files(arguments: Sequence[str]) -> list[str]:
     """The values of ``--config FILE`` or ``--config=FILE`` in arguments."""
-    files = [value for option, value in pairwise([*arguments, ""]) if option == "--config" and value]
-    return files + [option.partition("=")[2] for option in arguments if option.startswith("--config=")]
+    return option_values(arguments, "--config")
+
+
+def option_values(arguments: Sequence[str], name: str) -> list[str]:
+    """The values of an option in arguments, ``--name VALUE`` or ``--name=VALUE``."""
+    values = [value for option, value in pairwise([*arguments, ""]) if option == name and value]
+    return values + [option.partition("=")[2] for option in arguments if option.startswith(f"{name}=")]
 
 
 def type_words(hint: Any) -> str:

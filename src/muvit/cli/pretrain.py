@@ -16,7 +16,7 @@ def run(arguments: Namespace) -> None:
     """Pre-train, and print the folder of the model."""
     recipe = settings_from(arguments, PretrainRecipe)  # before Lightning is imported, which takes long
 
-    from muvit.training.pretrain import pretrain_mae
+    from muvit.training.fit import pretrain_mae
     from muvit.training.runs import is_first_process
 
     model = pretrain_mae(recipe, arguments.output, resume=arguments.resume, overwrite=arguments.overwrite)

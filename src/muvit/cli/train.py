@@ -16,8 +16,8 @@ def run(arguments: Namespace) -> None:
     """Train, and print the folder of the model."""
     recipe = settings_from(arguments, Recipe)  # before Lightning is imported, which takes long
 
+    from muvit.training.fit import train_segmenter
     from muvit.training.runs import is_first_process
-    from muvit.training.train import train_segmenter
 
     model = train_segmenter(recipe, arguments.output, resume=arguments.resume, overwrite=arguments.overwrite)
     if is_first_process():

@@ -4,7 +4,7 @@ from jsonargparse import Namespace
 
 from muvit.cli.parser import Parser
 from muvit.settings import settings_from
-from muvit.training.classify_recipe import ClassifyRecipe
+from muvit.training.recipes import ClassifyRecipe
 
 
 def add_arguments(parser: Parser) -> None:
@@ -16,7 +16,7 @@ def run(arguments: Namespace) -> None:
     """Train, and print the folder of the model."""
     recipe = settings_from(arguments, ClassifyRecipe)  # before Lightning is imported, which takes long
 
-    from muvit.training.classify import train_classifier
+    from muvit.training.fit import train_classifier
     from muvit.training.runs import is_first_process
 
     model = train_classifier(recipe, arguments.output, resume=arguments.resume, overwrite=arguments.overwrite)

@@ -7,6 +7,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from muvit.data.annotations.config import AnnotationConfig
+    from muvit.data.annotations.open import open_annotations
     from muvit.data.crops.augment import Augmentation
     from muvit.data.crops.classified import ClassifiedCrops, ClassifiedTiles
     from muvit.data.crops.config import CropConfig
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from muvit.data.slides.slide import Slide
 
 __all__ = [
+    "AnnotationConfig",
     "Augmentation",
     "ClassifiedCrops",
     "ClassifiedTiles",
@@ -41,6 +44,7 @@ __all__ = [
     "Window",
     "complete_slide",
     "convert_image",
+    "open_annotations",
     "open_folder",
     "open_labelled_folder",
     "open_slide",
@@ -48,6 +52,8 @@ __all__ = [
 ]
 
 _MODULES = (
+    ("annotations.config", ("AnnotationConfig",)),
+    ("annotations.open", ("open_annotations",)),
     ("crops.augment", ("Augmentation",)),
     ("crops.classified", ("ClassifiedCrops", "ClassifiedTiles")),
     ("crops.config", ("CropConfig",)),

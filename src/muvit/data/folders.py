@@ -62,7 +62,7 @@ def image_folder(path: Path) -> Path:
 
 
 def is_slide_folder(path: Path) -> bool:
-    """Whether a path is a folder, and not a slide that is stored as one."""
+    """Whether a path is a folder that is not itself a slide."""
     return path.is_dir() and not _is_slide(path)
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from muvit.evaluation.side_by_side import Trained, choose_devices, train_and_lab
 from muvit.evaluation.variants import Variant
 from muvit.levels import level_name
 from muvit.progress import Progress
+from muvit.training.datamodules import complete
 from muvit.training.recipes import DataConfig, Recipe
 
 FEWEST_SLIDES = 5
@@ -72,6 +74,7 @@ def compare(
     """
     output = Path(output)
     _check_output(output, resume=resume, overwrite=overwrite)
+    variants = [replace(variant, recipe=complete(variant.recipe)) for variant in variants]
     slugs = [variant.slug for variant in variants]
     if len(set(slugs)) != len(slugs):
         raise InputError("variants", expected="different names", got=[variant.name for variant in variants])
@@ -89,7 +92,7 @@ def compare(
     scored = [
         evaluate_slides(
             [(found[truth.name], truth) for _, truth in pairs],
-            variants[0].recipe.model.num_classes,
+            _num_classes(variants[0].recipe),
             ignore=ignore,
             class_names=legend.class_names,
             has_background=legend.has_background,
@@ -137,19 +140,24 @@ def _check_output(output: Path, *, resume: bool, overwrite: bool) -> None:
 
 def _check_slides(recipe: Recipe, pairs: Sequence[LabelledSlide]) -> None:
     """Refuse test slides that a model of this recipe cannot label, or whose labels cannot be scored."""
-    encoder = recipe.model.encoder
+    model = recipe.model
     for image, truth in pairs:
-        if (image.ndim, image.num_channels) != (encoder.ndim, encoder.in_channels):
+        if (image.ndim, image.num_channels) != (model.ndim, model.in_channels):
             raise InputError(
                 image.path,
-                expected=f"{encoder.in_channels} channels and {encoder.ndim} axes, as the model takes",
+                expected=f"{model.in_channels} channels and {model.ndim} axes, as the model takes",
                 got=f"{image.num_channels} channels and {image.ndim} axes",
             )
-        finest = with_levels(image, encoder.levels).level_shape(encoder.levels[0])
+        finest = with_levels(image, model.levels).level_shape(model.levels[0])
         if truth.shape != finest:
             raise InputError(truth.path, expected=f"shape {finest}, as {image.path} has", got=f"shape {truth.shape}")
     # the truth scored against itself: one channel of known classes
-    evaluate_slides([(truth, truth) for _, truth in pairs], recipe.model.num_classes, ignore=recipe.data.ignore_labels)
+    evaluate_slides([(truth, truth) for _, truth in pairs], _num_classes(recipe), ignore=recipe.data.ignore_labels)
+
+
+def _num_classes(recipe: Recipe) -> int:
+    assert recipe.model.num_classes is not None  # `complete` counted them
+    return recipe.model.num_classes
 
 
 def _result(variant: Variant, run: Trained, scored: Evaluation, first: Evaluation) -> ModelResult:
@@ -209,12 +217,19 @@ def _write_metrics(path: Path, results: Sequence[ModelResult], scored: Sequence[
 
 
 def _settings(recipe: Recipe) -> dict[str, object]:
-    data, encoder = recipe.data, recipe.model.encoder
+    data, encoder = recipe.data, getattr(recipe.model, "encoder", None)
+    sizes = (
+        {}
+        if encoder is None
+        else {
+            "patch": f"{encoder.patch_size} px",
+            "encoder": f"{encoder.num_layers} layers, width {encoder.dim}, {encoder.heads} heads",
+        }
+    )
     return {
-        "levels": ", ".join(map(level_name, encoder.levels)),
+        "levels": ", ".join(map(level_name, recipe.model.levels)),
         "crop": f"{data.crop_size} px per level",
-        "patch": f"{encoder.patch_size} px",
-        "encoder": f"{encoder.num_layers} layers, width {encoder.dim}, {encoder.heads} heads",
+        **sizes,
         "training": f"{recipe.run.epochs} epochs of {data.samples_per_epoch} crops, {data.batch_size} per step",
         "learning rate": f"{recipe.optim.lr:g}, encoder {recipe.optim.lr * recipe.optim.encoder_lr_factor:g}",
         "seed": recipe.run.seed,

@@ -24,7 +24,7 @@ Row = Mapping[str, str | float | int | None]
 
 
 def result_files(output: Path, name: str, *, overwrite: bool) -> list[Path]:
-    """The files that results go to, seen to before the work starts.
+    """The files that results are written to, checked before the work starts.
 
     Args:
         output: a file ending in .json, .csv or .png, or a folder that receives ``<name>`` with each of the three.
@@ -57,7 +57,7 @@ def write_results(
     rows: Callable[[], Sequence[Row]],
     picture: Callable[[], Image.Image],
 ) -> None:
-    """Write what the suffixes of ``files`` ask for; only that is made.
+    """Write results in the formats that the suffixes of ``files`` say; no other format is computed.
 
     Args:
         files: from `result_files`.

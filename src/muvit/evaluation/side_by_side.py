@@ -24,9 +24,9 @@ from muvit.inference.run.workers import without_interrupts, worker_pool
 from muvit.models.segmentation_model import SegmentationModel
 from muvit.models.trained import load_model
 from muvit.progress import Progress
+from muvit.training.fit import train_segmenter
 from muvit.training.recipes import Recipe, RunConfig
 from muvit.training.runs import CHECKPOINT, check_devices
-from muvit.training.train import train_segmenter
 
 _SECONDS = "training_seconds.txt"
 
@@ -41,7 +41,7 @@ class _Job:
 
 @dataclass(frozen=True)
 class Trained:
-    """A variant that is trained, and has labelled its slides."""
+    """A trained variant whose slides are labelled."""
 
     folder: Path
     """Of the model."""
@@ -117,7 +117,7 @@ def train_and_label(
     free = context.SimpleQueue()
     for place in places:
         free.put(place)
-    steps = context.RawArray("Q", len(variants))  # without a lock, which a killed worker could hold for ever
+    steps = context.RawArray("Q", len(variants))  # without a lock, since a killed worker could not release it
     try:
         with worker_pool(len(places), _start_worker, (free, _num_cores() // len(places), steps)) as pool:
             with without_interrupts():
@@ -214,6 +214,6 @@ def _work(variant: Variant, job: _Job, index: int) -> Trained:
 
 
 def _seconds_before(run: Path) -> float:
-    """Training time of a run so far, as far as it was noted."""
+    """Training time of a run so far, in seconds; 0 if unknown."""
     noted = run / _SECONDS
     return float(noted.read_text()) if noted.exists() else 0.0

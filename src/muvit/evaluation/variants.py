@@ -9,6 +9,7 @@ from muvit.errors import InputError
 from muvit.levels import level_name
 from muvit.models.baselines import BaselineConfig
 from muvit.models.relay import RelayConfig
+from muvit.models.segmenter import SegmenterConfig
 from muvit.training.recipes import Recipe
 
 
@@ -17,11 +18,11 @@ class Variant:
     """One of the models to compare."""
 
     name: str
-    """What the report calls it."""
+    """Name in the report."""
     description: str
-    """What sets it apart, one sentence."""
+    """Difference from the others, one sentence."""
     recipe: Recipe
-    """How to train it."""
+    """Settings of its training."""
 
     @property
     def slug(self) -> str:
@@ -33,34 +34,58 @@ Preset = tuple[str, str, Callable[[Recipe], Recipe]]
 
 
 def _with_model(**changes: Any) -> Callable[[Recipe], Recipe]:
-    return lambda recipe: replace(recipe, model=replace(recipe.model, **changes), baseline=None, relay=None)
+    return lambda recipe: replace(recipe, model=replace(_muvit(recipe), **changes))
 
 
 def _finest_only(recipe: Recipe) -> Recipe:
-    encoder = recipe.model.encoder
+    encoder = _muvit(recipe).encoder
     return _with_model(encoder=replace(encoder, levels=encoder.levels[:1]))(recipe)
 
 
-def _with_baseline(network: str, **settings: Any) -> Callable[[Recipe], Recipe]:
+def _with_baseline(kind: str, *, stacked: bool = False) -> Callable[[Recipe], Recipe]:
     def change(recipe: Recipe) -> Recipe:
-        config = BaselineConfig(network=network, **settings)  # type: ignore[arg-type]
-        return replace(recipe, baseline=config, relay=None, init=None)
+        model = recipe.model
+        config = BaselineConfig(
+            kind=kind,  # type: ignore[arg-type]
+            levels=model.levels if stacked else model.levels[:1],
+            ndim=model.ndim,
+            in_channels=model.in_channels,
+            num_classes=model.num_classes,
+        )
+        return replace(recipe, model=config, init=None)
 
     return change
 
 
 def _with_relay(backbone: str, **settings: Any) -> Callable[[Recipe], Recipe]:
     def change(recipe: Recipe) -> Recipe:
-        # numbers, not one per axis: a backbone is two-dimensional, and RelayConfig refuses the others
-        finest = cast("tuple[float, ...]", recipe.model.encoder.levels[:1])
-        levels = finest if settings.get("relay_tokens") == 0 else None
-        config = RelayConfig(backbone=backbone, levels=levels, **settings)
-        # no coordinates tell a context branch where the local view lies, so it lies in the middle, as in the paper
-        is_free = levels is not None or recipe.data.placement == "free"
+        model, is_single = recipe.model, settings.get("relay_tokens") == 0
+        config = RelayConfig(
+            backbone=backbone,
+            # numbers, not one per axis: a backbone is two-dimensional, and RelayConfig refuses the others
+            levels=cast("tuple[float, ...]", model.levels[:1] if is_single else model.levels),
+            in_channels=model.in_channels,
+            num_classes=model.num_classes,
+            **settings,
+        )
+        # without coordinates, a context branch finds the local view only in its centre, as in the paper
+        is_free = is_single or recipe.data.placement == "free"
         data = recipe.data if is_free else replace(recipe.data, placement="concentric")
-        return replace(recipe, data=data, relay=config, baseline=None, init=None)
+        return replace(recipe, data=data, model=config, init=None)
 
     return change
+
+
+def _muvit(recipe: Recipe) -> SegmenterConfig:
+    """The model of a recipe that presets follow from.
+
+    Raises:
+        InputError: it is of another kind, or has a single level or naive boxes itself.
+    """
+    model = recipe.model
+    if not isinstance(model, SegmenterConfig) or len(model.levels) < 2 or model.boxes != "true":
+        raise InputError("model", expected="kind muvit with several levels and true boxes, to compare it", got=model)
+    return model
 
 
 _ONE = "sees the finest level only"
@@ -79,7 +104,7 @@ PRESETS: dict[str, Preset] = {
     "segformer": ("SegFormer", _ONE, _with_baseline("segformer")),
     "swinunetr": ("SwinUNETR-V2", _ONE, _with_baseline("swinunetr")),
     "unetr": ("UNETR", _ONE, _with_baseline("unetr")),
-    "early_fusion": ("U-Net early fusion", f"{_ALL}, stacked as channels", _with_baseline("unet", views="stacked")),
+    "early_fusion": ("U-Net early fusion", f"{_ALL}, stacked as channels", _with_baseline("unet", stacked=True)),
     "relay_vit": ("ViT-S relay[{all}]", f"{_ALL}, joined by relay tokens", _with_relay("vit_small_patch16_224")),
     "relay_swin": (
         "Swin-V2-S relay[{all}]",
@@ -104,11 +129,8 @@ def preset(recipe: Recipe, name: str) -> Variant:
     """
     if name not in PRESETS:
         raise InputError("models", expected=f"names out of {', '.join(PRESETS)}", got=repr(name))
-    levels = recipe.model.encoder.levels
-    if len(levels) < 2 or recipe.model.boxes != "true":
-        raise InputError("model", expected="several levels and true boxes, to be compared with less", got=recipe.model)
     title, description, change = PRESETS[name]
-    shown = [level_name(level) for level in levels]
+    shown = [level_name(level) for level in _muvit(recipe).levels]
     return Variant(
         name=title.format(all=",".join(shown), finest=shown[0]), description=description, recipe=change(recipe)
     )

@@ -6,7 +6,7 @@ the control that has the context's pixels, but neither tokens nor coordinates to
 
 from dataclasses import dataclass, replace
 from math import prod
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from torch import Tensor, nn
 
@@ -20,7 +20,7 @@ NetworkName = Literal["unet", "deeplabv3", "segformer", "residual_unet", "swinun
 
 @dataclass(frozen=True)
 class _Network:
-    """What the library of a network asks for."""
+    """Requirements of the library of a network."""
 
     packages: tuple[str, ...]
     multiple: int
@@ -45,15 +45,11 @@ _VIT = {"vit_tiny": (192, 3), "vit_small": (384, 6), "vit_base": (768, 12)}
 class BaselineConfig:
     """Which network of which library, and what it is built for."""
 
-    kind: ClassVar[str] = "baseline"
-
-    network: NetworkName
+    kind: NetworkName
     """From segmentation-models-pytorch (2D): unet, deeplabv3, segformer; from MONAI (2D and 3D): residual_unet,
     swinunetr (version 2), unetr."""
-    views: Literal["finest", "stacked"] = "finest"
-    """What it sees: the finest view alone, or all nested views stacked as channels of one image (early fusion)."""
     encoder_name: str | None = None
-    """Its encoder; unset, resnet34 for unet, resnet50 for deeplabv3, mit_b2 for segformer, vit_base for unetr (which
+    """Encoder; unset, resnet34 for unet, resnet50 for deeplabv3, mit_b2 for segformer, vit_base for unetr (which
     takes vit_small and vit_tiny too)."""
     encoder_weights: str | None = None
     """Published weights that the encoder starts from, such as imagenet; they are fetched once, for a new model of
@@ -61,40 +57,30 @@ class BaselineConfig:
     width: PositiveInt | None = None
     """Channels of MONAI's finest stage; unset, 24 for swinunetr (a multiple of 12), 16 for the others."""
     in_channels: PositiveInt | None = None
-    """Channels of every view; in a recipe unset, those of the model."""
+    """Channels of every view; unset in a recipe, those of the slides."""
     num_classes: Annotated[int, Bounds(min=2)] | None = None
-    """Classes, background (class 0) included; in a recipe unset, those of the model."""
-    levels: tuple[Level, ...] | None = None
-    """Downsampling factor of each view, finest first; in a recipe unset, those of the model."""
-    size: tuple[int, ...] | None = None
-    """Side of a view in pixels along each axis, for which unetr is built (the others take any); in a recipe unset,
-    the data's crop size."""
+    """Classes, background (class 0) included; unset in a recipe, those of the labels."""
+    levels: tuple[Level, ...] = (1,)
+    """Downsampling factor of each view, finest first; several views are stacked as channels of one image (early
+    fusion)."""
+    size: tuple[PositiveInt, ...] | None = None
+    """Side of a view in pixels along each axis, for which unetr is built (the others take any); unset in a recipe,
+    data.crop_size."""
     ndim: Annotated[int, Bounds(min=2, max=3)] = 2
     """Spatial axes: 2 (yx) or 3 (zyx)."""
 
     def __post_init__(self) -> None:
         freeze_lists(self)
         check_fields(self)
-        if self.levels is not None:
-            object.__setattr__(self, "levels", tuple(map(plain_level, self.levels)))
-            self._check_levels(self.levels)
+        object.__setattr__(self, "levels", tuple(map(plain_level, self.levels)))
+        check_levels(self.levels, self.ndim)
         self._check_network()
 
-    def _check_levels(self, levels: tuple[Level, ...]) -> None:
-        check_levels(levels, self.ndim)
-        if self.views == "finest" and len(levels) > 1:
-            raise InputError(
-                "levels",
-                expected=f"one level, as {self.network} sees one view",
-                got=list(levels),
-                hint="Give it the finest level alone, or set views to stacked.",
-            )
-
     def _check_network(self) -> None:
-        network, is_smp = self.network, _NETWORKS[self.network].packages == _SMP
+        network, is_smp = self.kind, _NETWORKS[self.kind].packages == _SMP
         if is_smp and self.ndim != 2:
             raise InputError(
-                "network",
+                "kind",
                 expected="residual_unet, swinunetr or unetr for volumes",
                 got=f"{network}, which takes 2D images only",
             )
@@ -119,7 +105,7 @@ class Baseline(SegmentationModel):
     unet wants at least 2 of its 32-px cells in a batch.
 
     Args:
-        config: the network; channels, classes and levels (for unetr also the size) must be known.
+        config: the network; channels and classes (for unetr also the size) must be known.
 
     Raises:
         InputError: a setting does not fit, or the library is not installed.
@@ -129,29 +115,24 @@ class Baseline(SegmentationModel):
 
     def __init__(self, config: BaselineConfig) -> None:
         super().__init__(config)
-        for name in ("in_channels", "num_classes", "levels", *(("size",) if config.network == "unetr" else ())):
+        for name in ("in_channels", "num_classes", *(("size",) if config.kind == "unetr" else ())):
             if getattr(config, name) is None:
-                raise InputError(name, expected=f"a value, to build {config.network}", got="none")
+                raise InputError(name, expected=f"a value, to build {config.kind}", got="none")
         if config.size is not None:
             self.views.check_size(config.size, "size")
-        self.network = _build(config, self.views.in_channels * (len(self.views.levels) if self.is_stacked else 1))
-
-    @property
-    def is_stacked(self) -> bool:
-        """Whether the network sees all views, as channels of one image."""
-        return self.config.views == "stacked"
+        self.network = _build(config, self.views.in_channels * len(config.levels))
 
     @property
     def views(self) -> Views:
         """The views that the model takes."""
         config = self.config
-        assert config.in_channels is not None and config.levels is not None
+        assert config.in_channels is not None
         return Views(
             levels=config.levels,
             in_channels=config.in_channels,
             ndim=config.ndim,
-            multiple=(_NETWORKS[config.network].multiple,) * config.ndim,
-            size=config.size if config.network == "unetr" else None,
+            multiple=(_NETWORKS[config.kind].multiple,) * config.ndim,
+            size=config.size if config.kind == "unetr" else None,
         )
 
     @property
@@ -185,10 +166,10 @@ class Baseline(SegmentationModel):
             InputError: their size does not fit, or the batch is too small for the network's normalisation.
         """
         self._check(img)
-        return self.network(img.flatten(1, 2) if self.is_stacked else img[:, 0])
+        return self.network(img.flatten(1, 2))
 
     def _check(self, img: Tensor) -> None:
-        views, network = self.views, self.config.network
+        views, network = self.views, self.config.kind
         wanted = (len(views.levels), views.in_channels)
         if img.ndim != 3 + views.ndim or tuple(img.shape[1:3]) != wanted:
             shape = f"(B, {wanted[0]}, {wanted[1]}, {', '.join('zyx'[-views.ndim :])})"
@@ -202,9 +183,9 @@ class Baseline(SegmentationModel):
 
 
 def _build(config: BaselineConfig, channels: int) -> nn.Module:
-    chosen = _NETWORKS[config.network]
+    chosen = _NETWORKS[config.kind]
     for package in chosen.packages:
-        require_package(package, f"network {config.network}", package=package, install="'muvit[baselines]'")
+        require_package(package, f"network {config.kind}", package=package, install="'muvit[baselines]'")
     return _build_smp(config, channels) if chosen.packages == _SMP else _build_monai(config, channels)
 
 
@@ -212,7 +193,7 @@ def _build_smp(config: BaselineConfig, channels: int) -> nn.Module:
     import segmentation_models_pytorch as smp
 
     kinds = {"unet": smp.Unet, "deeplabv3": smp.DeepLabV3, "segformer": smp.Segformer}
-    name = config.encoder_name or _NETWORKS[config.network].encoder_name
+    name = config.encoder_name or _NETWORKS[config.kind].encoder_name
     if name not in smp.encoders.encoders:
         raise InputError("encoder_name", expected="an encoder of segmentation-models-pytorch", got=repr(name))
     published = smp.encoders.encoders[name]["pretrained_settings"]
@@ -220,13 +201,11 @@ def _build_smp(config: BaselineConfig, channels: int) -> nn.Module:
         expected = f"{' or '.join(published) or 'none'}, which are published for {name}"
         raise InputError("encoder_weights", expected=expected, got=repr(config.encoder_weights))
     try:
-        return kinds[config.network](
+        return kinds[config.kind](
             name, encoder_weights=config.encoder_weights, in_channels=channels, classes=config.num_classes
         )
     except ValueError as error:  # some encoders cannot be dilated, or lack a stage
-        raise InputError(
-            "encoder_name", expected=f"one that {config.network} can use", got=f"{name}: {error}"
-        ) from error
+        raise InputError("encoder_name", expected=f"one that {config.kind} can use", got=f"{name}: {error}") from error
     except OSError as error:
         expected = f"a connection to fetch the weights {config.encoder_weights} of {name}"
         raise InputError("encoder_weights", expected=expected, got=str(error).splitlines()[0]) from error
@@ -237,12 +216,12 @@ def _build_monai(config: BaselineConfig, channels: int) -> nn.Module:
     from monai.networks.nets.unet import UNet
     from monai.networks.nets.unetr import UNETR
 
-    chosen, classes, ndim = _NETWORKS[config.network], config.num_classes, config.ndim
+    chosen, classes, ndim = _NETWORKS[config.kind], config.num_classes, config.ndim
     assert classes is not None
     width = config.width or chosen.width
-    if config.network == "swinunetr":
+    if config.kind == "swinunetr":
         return SwinUNETR(channels, classes, feature_size=width, use_v2=True, spatial_dims=ndim)
-    if config.network == "residual_unet":
+    if config.kind == "residual_unet":
         widths = tuple(width * 2**i for i in range(5))
         return UNet(ndim, channels, classes, channels=widths, strides=(2, 2, 2, 2), num_res_units=2)
     assert config.size is not None

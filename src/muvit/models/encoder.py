@@ -29,8 +29,8 @@ class EncoderConfig:
 
     kind: ClassVar[str] = "encoder"
 
-    in_channels: PositiveInt
-    """Channels of the images."""
+    in_channels: PositiveInt | None = None
+    """Channels of the images; unset in a recipe, those of the slides."""
     levels: tuple[Level, ...]
     """Downsampling factor of each view, finest first: one number, or one per axis, such as [1, 4, 4]."""
     patch_size: PositiveInt | tuple[PositiveInt, ...] = 8
@@ -50,7 +50,7 @@ class EncoderConfig:
     rotary_mode: RotaryMode = "per_layer"
     """Rotary frequencies: none, fixed, learnable and shared by all blocks, or learnable in each block."""
     rotary_param: RotaryParam = "freq"
-    """What is learnable of them: every frequency, or one base per axis."""
+    """Learnable parameters of the rotation: every frequency, or one base per axis."""
     rotary_base: RotaryBase = 10000.0
     """Initial base of the frequencies, made for worlds of 1e5 px; about 100 suits worlds of 1e3 px."""
     patch_spacing: PatchSpacing = "center"
@@ -70,6 +70,17 @@ class EncoderConfig:
             raise InputError("levels", expected="distinct positive downsampling factors", got=self.levels)
         if len(self.patch) != self.ndim:
             raise InputError("patch_size", expected=f"a number, or {self.ndim} of them", got=self.patch_size)
+
+    @property
+    def channels(self) -> int:
+        """Channels of the images.
+
+        Raises:
+            InputError: they are not set.
+        """
+        if self.in_channels is None:
+            raise InputError("in_channels", expected="the number of channels, to build a model", got="none")
+        return self.in_channels
 
     @property
     def patch(self) -> tuple[int, ...]:
@@ -104,7 +115,7 @@ class MuViTEncoder(FolderModel):
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__(config)
-        num_levels, width = len(config.levels), prod(config.patch) * config.in_channels
+        num_levels, width = len(config.levels), prod(config.patch) * config.channels
         self.proj = nn.ModuleList(
             nn.Sequential(nn.Linear(width, config.dim), nn.LayerNorm(config.dim)) for _ in config.levels
         )
@@ -309,7 +320,7 @@ class MuViTEncoder(FolderModel):
         Raises:
             ShapeError: they have other levels, channels or axes.
         """
-        expected = (num_levels, self.config.in_channels)
+        expected = (num_levels, self.config.channels)
         if x.ndim != 3 + self.config.ndim or tuple(x.shape[1:3]) != expected:
             axes = ", ".join("tzyx"[-self.config.ndim :])
             raise ShapeError("img", expected=f"shape (B, L={expected[0]}, C={expected[1]}, {axes})", got=tuple(x.shape))

@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Self, TypeVar, get_type_hints
+from typing import Any, Self, TypeVar, get_args, get_type_hints
 
 import torch
 import yaml
@@ -142,8 +142,8 @@ def _holds_config(kind: Any, value: Any) -> bool:
 class FolderModel(nn.Module):
     """A module that is built from one configuration, saves itself to a model folder and comes back from one.
 
-    A subclass annotates ``config`` with the class of its configuration: a frozen dataclass whose class attribute
-    ``kind`` names the model in folders and recipes.
+    A subclass annotates ``config`` with the class of its configuration: a frozen dataclass whose class attribute or
+    field ``kind`` names the model in folders and recipes.
 
     Args:
         config: sizes and choices; None for a model that is not to be saved.
@@ -180,8 +180,10 @@ class FolderModel(nn.Module):
         path = model_folder(path)
         kind, settings = load_settings(path)
         config_class = get_type_hints(cls)["config"]
-        if kind != config_class.kind:
-            raise CheckpointError(path, expected=f"a model of kind {config_class.kind}", got=f"one of kind {kind}")
+        kinds = kinds_of(config_class)
+        if kind not in kinds:
+            raise CheckpointError(path, expected=f"a model of kind {' or '.join(kinds)}", got=f"one of kind {kind}")
+        settings |= {field.name: kind for field in fields(config_class) if field.name == "kind"}
         model = cls._build(build_config(config_class, settings, path), path)
         load_into(model, load_weights(path, device), path)
         return model.to(device)
@@ -198,6 +200,12 @@ class FolderModel(nn.Module):
         except (TypeError, InputError) as error:
             expected = f"settings of {type(config).__name__}"
             raise CheckpointError(source, expected=expected, got=str(error).rstrip(".")) from error
+
+
+def kinds_of(config: type) -> tuple[str, ...]:
+    """Kinds of model that a class of configurations describes: those that its field ``kind`` may be, or its one."""
+    choices: tuple[str, ...] = get_args(get_type_hints(config)["kind"])
+    return (config.kind,) if isinstance(getattr(config, "kind", None), str) else choices  # type: ignore[attr-defined]
 
 
 def fingerprint(model: nn.Module) -> str:

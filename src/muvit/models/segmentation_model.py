@@ -1,4 +1,4 @@
-"""What training, prediction and evaluation ask of any model that labels pixels."""
+"""Interface of any model that labels pixels, as training, prediction and evaluation use it."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -43,7 +43,7 @@ class Views:
 
 def encoder_views(encoder: EncoderConfig) -> Views:
     """The views that an encoder takes, and with it every model that it is part of."""
-    return Views(levels=encoder.levels, in_channels=encoder.in_channels, ndim=encoder.ndim, multiple=encoder.patch)
+    return Views(levels=encoder.levels, in_channels=encoder.channels, ndim=encoder.ndim, multiple=encoder.patch)
 
 
 class SegmentationModel(FolderModel):

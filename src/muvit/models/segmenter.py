@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from muvit.checks import Bounds, Positive, PositiveInt, check_fields, freeze_lists
 from muvit.errors import InputError
 from muvit.geometry import check_boxes
+from muvit.levels import Level
 from muvit.models.encoder import EncoderConfig, MuViTEncoder
 from muvit.models.layers.conv import conv
 from muvit.models.layers.rope import RotaryMode, build_ropes
 from muvit.models.mask2former import QueryDecoder, query_masks
-from muvit.models.segmentation_model import Criterion, SegmentationModel, Views
+from muvit.models.segmentation_model import Criterion, SegmentationModel, Views, encoder_views
 from muvit.models.unetr import LevelAdapter, PixelDecoder, skip_layers, stage_widths, upsampling_steps
 
 
@@ -22,12 +23,12 @@ from muvit.models.unetr import LevelAdapter, PixelDecoder, skip_layers, stage_wi
 class SegmenterConfig:
     """Sizes and choices of a `Segmenter`; the defaults are the paper's (MuViT section 3.4, supplement C.2)."""
 
-    kind: ClassVar[str] = "muvit"
-
+    kind: Literal["muvit"] = "muvit"
+    """A multi-resolution vision transformer."""
     encoder: EncoderConfig
     """The multi-resolution encoder."""
-    num_classes: Annotated[int, Bounds(min=2)]
-    """Classes, background (class 0) included."""
+    num_classes: Annotated[int, Bounds(min=2)] | None = None
+    """Classes, background (class 0) included; unset in a recipe, those of the labels."""
     decoder: Literal["unetr", "mask2former"] = "unetr"
     """From pixel features to classes: a linear layer, or learnable queries that look at the tokens of all levels."""
     boxes: Literal["true", "naive"] = "true"
@@ -55,10 +56,25 @@ class SegmenterConfig:
         check_fields(self)
         if self.encoder.ndim > 3:
             raise InputError("encoder.ndim", expected="2 or 3 for segmentation", got=self.encoder.ndim)
-        if self.decoder == "mask2former" and self.num_queries < self.num_classes:
+        if self.decoder == "mask2former" and self.num_queries < (self.num_classes or 0):
             raise InputError(
                 "num_queries", expected=f"at least one for each of the {self.num_classes} classes", got=self.num_queries
             )
+
+    @property
+    def in_channels(self) -> int | None:
+        """Channels of every view."""
+        return self.encoder.in_channels
+
+    @property
+    def levels(self) -> tuple[Level, ...]:
+        """Downsampling factor of each view, finest first."""
+        return self.encoder.levels
+
+    @property
+    def ndim(self) -> int:
+        """Spatial axes."""
+        return self.encoder.ndim
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -69,7 +85,7 @@ class SegmenterConfig:
 
 
 class Encoded(NamedTuple):
-    """What the encoder leaves for the decoder."""
+    """Outputs of the encoder that the decoder reads."""
 
     maps: list[Tensor]
     """Outputs of some blocks, each ``(B, L, D, *grid)``, the last block first. Of the first map all levels are read, of
@@ -95,13 +111,13 @@ class Segmenter(SegmentationModel):
         enc, widths = config.encoder, config.widths
         self.encoder = MuViTEncoder(enc)
         stem_width = config.stem_width or (32 if config.decoder_widths == "slim" else 64)
-        self.trunk = PixelDecoder(enc.ndim, enc.in_channels, enc.patch, widths, stem_width)
+        self.trunk = PixelDecoder(enc.ndim, enc.channels, enc.patch, widths, stem_width)
         skip_widths = widths[:-1] or widths
         self.adapters = nn.ModuleList(LevelAdapter(enc.ndim, enc.dim, skip_widths) for _ in enc.levels)
         self.skips = skip_layers(enc.num_layers, len(skip_widths))
         self.query_decoder = self._build_queries() if config.decoder == "mask2former" else None
         masks = widths[-1] if self.query_decoder is None else config.num_queries
-        self.head = conv(enc.ndim, masks, config.num_classes, 1)
+        self.head = conv(enc.ndim, masks, self.num_classes, 1)
         for adapter in self.adapters[self.num_decoded :]:
             assert isinstance(adapter, LevelAdapter)
             adapter.rest(but_context=self.query_decoder is not None)
@@ -109,12 +125,13 @@ class Segmenter(SegmentationModel):
     @property
     def views(self) -> Views:
         """The views that the model takes."""
-        encoder = self.config.encoder
-        return Views(levels=encoder.levels, in_channels=encoder.in_channels, ndim=encoder.ndim, multiple=encoder.patch)
+        return encoder_views(self.config.encoder)
 
     @property
     def num_classes(self) -> int:
         """Classes, background included."""
+        if self.config.num_classes is None:
+            raise InputError("num_classes", expected="the number of classes, to build a model", got="none")
         return self.config.num_classes
 
     @property
@@ -152,7 +169,7 @@ class Segmenter(SegmentationModel):
         return logits[0] if self.config.decode == "finest" else torch.stack(logits, dim=1)
 
     def encode(self, img: Tensor, bbox: Tensor | None, *, num_decoded: int | None = None) -> Encoded:
-        """What the decoder reads of the encoder's work.
+        """Encode views for the decoder.
 
         Args:
             img: as in `forward`.
@@ -169,7 +186,7 @@ class Segmenter(SegmentationModel):
         return Encoded(maps, found.positions)
 
     def mask_embeddings(self, encoded: Encoded) -> Tensor | None:
-        """What the queries found in the tokens of all levels, ``(B, num_queries, width)``; None without queries."""
+        """Mask embeddings ``(B, num_queries, width)`` from the tokens of all levels; None without queries."""
         if self.query_decoder is None:
             return None
         context = []

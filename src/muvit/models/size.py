@@ -21,18 +21,18 @@ def count_parameters(config: ModelConfig) -> int:
     """Lower bound of the number of parameters: the matrices, without biases, norms and what a library adds."""
     match config:
         case EncoderConfig():
-            embedding = config.in_channels * prod(config.patch) + len(config.levels)
+            embedding = (config.in_channels or 1) * prod(config.patch) + len(config.levels)
             return _blocks(config.num_layers, config.dim) + config.dim * embedding
         case MAEConfig():
             encoder = config.encoder
             decoders = 1 if config.decoder_mode == "single" else len(encoder.levels)
             width = config.dim_decoder or encoder.dim
-            pixels = encoder.in_channels * prod(encoder.patch)
+            pixels = (encoder.in_channels or 1) * prod(encoder.patch)
             decoder = _blocks(config.num_layers_decoder, width) + width * pixels
             return count_parameters(encoder) + decoders * decoder
         case SegmenterConfig():
             widths = config.widths
-            stages = sum(a * b for a, b in pairwise(widths)) + widths[-1] * config.num_classes
+            stages = sum(a * b for a, b in pairwise(widths)) + widths[-1] * (config.num_classes or 0)
             queries = config.num_queries * widths[0] + _blocks(config.query_layers, widths[0])
             is_query = config.decoder == "mask2former"
             return count_parameters(config.encoder) + stages + (queries if is_query else 0) + (config.stem_width or 0)

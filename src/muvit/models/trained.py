@@ -12,7 +12,7 @@ from muvit.errors import CheckpointError
 from muvit.models.baselines import Baseline, BaselineConfig
 from muvit.models.classifier import Classifier
 from muvit.models.encoder import MuViTEncoder
-from muvit.models.folder import FolderModel, fingerprint, load_settings, model_folder
+from muvit.models.folder import FolderModel, fingerprint, kinds_of, load_settings, model_folder
 from muvit.models.mae import MuViTMAE
 from muvit.models.mae_decoder import MuViTDecoder
 from muvit.models.relay import RelayConfig, RelaySegmenter
@@ -27,7 +27,7 @@ Model = TypeVar("Model", bound=FolderModel)
 _KINDS: dict[str, type[FolderModel]] = {
     "muvit": Segmenter,
     "relay": RelaySegmenter,
-    "baseline": Baseline,
+    **dict.fromkeys(kinds_of(BaselineConfig), Baseline),
     "classifier": Classifier,
     "mae": MuViTMAE,
     "encoder": MuViTEncoder,
@@ -43,7 +43,7 @@ class TrainedModel(Generic[Model]):
     model: Model
     """The model."""
     preprocessing: Preprocessing
-    """How crops were cut, normalised and labelled in training."""
+    """Cutting, normalisation and labels of the crops in training."""
 
     @property
     def fingerprint(self) -> str:

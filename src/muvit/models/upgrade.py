@@ -103,12 +103,15 @@ def upgrade_settings(values: Mapping[str, Any], folder: Path) -> tuple[str, dict
         )
     if "use_rotary_embed" in settings:  # as checkpoints before release 0.1.0 call it
         settings["rotary_mode"] = "per_layer" if settings.pop("use_rotary_embed") else "none"
-    if version == FORMAT:
-        return str(settings.pop("kind", "none")), settings
-    kind = _guess_kind(settings)
+    kind = str(settings.pop("kind", "none")) if version == FORMAT else _guess_kind(settings)
     if version == 0:
         settings |= _BEHAVIOUR_OF_0.get(kind, {})
-    return kind, _settings_of_1(kind, settings)
+    if version < FORMAT:
+        settings = _settings_of_1(kind, settings)
+    if kind == "baseline":
+        settings = name_network(settings)
+        kind = settings.pop("kind")
+    return kind, settings
 
 
 def nest_encoder(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -119,6 +122,12 @@ def nest_encoder(settings: Mapping[str, Any]) -> dict[str, Any]:
     encoder = {name: given[name] for name in _ENCODER_OF_MAE if name in given}
     others = {name: value for name, value in settings.items() if name not in _ENCODER_OF_MAE}
     return {"encoder": encoder, **others}
+
+
+def name_network(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a baseline, whose ``kind`` was ``network``; ``views`` said that several levels are stacked."""
+    kept = {name: value for name, value in settings.items() if name not in ("network", "views") and value is not None}
+    return {"kind": settings.get("network")} | kept
 
 
 def drop_input_space(settings: Mapping[str, Any]) -> dict[str, Any]:

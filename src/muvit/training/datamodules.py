@@ -1,12 +1,13 @@
-"""The slides of a recipe as batches."""
+"""Batches of crops from the slides of a recipe."""
 
 import logging
 import multiprocessing
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from lightning import LightningDataModule
@@ -14,6 +15,8 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from muvit.data.annotations.config import AnnotationConfig
 from muvit.data.annotations.open import config_of
+from muvit.data.crops.balance import locate_classes
+from muvit.data.crops.classified import ClassifiedCrops, ClassifiedTiles
 from muvit.data.crops.config import CropConfig
 from muvit.data.crops.crops import GridCrops, NestedCrops
 from muvit.data.crops.normalize import Normalization, normalization_from_dict
@@ -21,23 +24,94 @@ from muvit.data.crops.preprocessing import Preprocessing
 from muvit.data.crops.sampling import EpochSampler
 from muvit.data.crops.slide_crops import LabelledSlide, SlideCrops
 from muvit.data.crops.statistics import measure_channels
-from muvit.data.folders import class_legend, open_folder, open_labelled_folder
+from muvit.data.folders import IMAGES, class_legend, open_folder, open_labelled_folder, slide_files
+from muvit.data.slides.open import open_slide
 from muvit.data.slides.slide import Slide
+from muvit.data.tables import read_column, values_of
 from muvit.errors import InputError
 from muvit.levels import Level
-from muvit.models.segmentation_model import Views
+from muvit.models.relay import RelayConfig
+from muvit.models.segmentation_model import Views, encoder_views
+from muvit.models.segmenter import SegmenterConfig
 from muvit.pictures import class_colors
-from muvit.training.recipes import CropsConfig, PretrainRecipe, Recipe, RunConfig
+from muvit.training.recipes import ClassifyRecipe, CropsConfig, DataConfig, PretrainRecipe, Recipe, RunConfig
 
 _LOG = logging.getLogger(__name__)
 
+AnyRecipe = TypeVar("AnyRecipe", Recipe, PretrainRecipe, ClassifyRecipe)
+
+
+def complete(recipe: AnyRecipe) -> AnyRecipe:
+    """The recipe with channels, classes and image size of its model, from the training slides where it has none.
+
+    Raises:
+        ReadError: a folder or slide cannot be read.
+        InputError: the labels do not determine the number of classes.
+    """
+    channels = _channels(recipe)
+    if not isinstance(recipe, Recipe):
+        encoder = replace(recipe.model.encoder, in_channels=channels)
+        return replace(recipe, model=replace(recipe.model, encoder=encoder))
+    model, data = recipe.model, recipe.data
+    classes = count_classes(data, model.levels[0]) if model.num_classes is None else model.num_classes
+    if isinstance(model, SegmenterConfig):
+        own = replace(model, encoder=replace(model.encoder, in_channels=channels), num_classes=classes)
+        return replace(recipe, model=own)
+    facts: dict[str, Any] = {
+        "in_channels": channels,
+        "num_classes": classes,
+        "size": model.size or _all_axes(data.crop_size, model.ndim),
+    }
+    return replace(recipe, model=replace(model, **facts))
+
+
+def _channels(recipe: AnyRecipe) -> int:
+    model = recipe.model if isinstance(recipe, Recipe) else recipe.model.encoder
+    if model.in_channels is not None:
+        return model.in_channels
+    channels = open_slide(slide_files(Path(recipe.data.train) / IMAGES)[0]).num_channels
+    _LOG.info("%s: images of %d channel(s)", recipe.data.train, channels)
+    return channels
+
+
+def count_classes(data: DataConfig, level: Level) -> int:
+    """Number of classes: of the names that are given or stored with the labels, or of the values in a coarse scan.
+
+    Args:
+        data: the labels and the names.
+        level: level at which labels are used.
+
+    Raises:
+        ReadError: a folder or label image cannot be read.
+        InputError: there are fewer than two classes, or the values of a scan are not 0, 1, 2 and so on.
+    """
+    if data.class_names is not None:
+        return len(data.class_names)
+    values: set[int] = set()
+    for i, (_, label) in enumerate(open_labelled_folder(Path(data.train), (), (level,), data.annotations)):
+        values |= set(label.label_names) or {found.value for found in locate_classes(i, label, level)}
+    classes = sorted(values - set(data.ignore_labels))
+    if len(classes) < 2 or classes != list(range(len(classes))):
+        raise InputError(
+            f"labels of {data.train}",
+            expected="values 0, 1 and so on, to count the classes",
+            got=", ".join(map(str, classes)) or "none",
+            hint="Set model.num_classes, or name other values in data.ignore_labels.",
+        )
+    _LOG.info("%s: labels of %d classes", data.train, len(classes))
+    return len(classes)
+
+
+def _all_axes(size: int | tuple[int, ...], ndim: int) -> tuple[int, ...]:
+    return (size,) * ndim if isinstance(size, int) else size
+
 
 class CropsData(LightningDataModule):
-    """Training and validation crops of a recipe as batches; what segmentation and pre-training share.
+    """Training and validation crops of a recipe as batches; base of three.
 
     Args:
         data: the slides and the crops.
-        run: seed of everything random, and how many processes share the crops.
+        run: seed of all random numbers, and number of processes.
     """
 
     crops: CropConfig
@@ -52,7 +126,7 @@ class CropsData(LightningDataModule):
         """Validation crops without augmentation, every tile or a fixed random choice, if there are validation slides.
 
         Raises:
-            InputError: a process would be without any, while the others wait for its scores.
+            InputError: there are fewer crops than processes.
         """
         if self.data.val is None:
             return None
@@ -72,15 +146,14 @@ class CropsData(LightningDataModule):
         return self._loader(self.train_crops, sampler=sampler, drop_last=True)
 
     def val_dataloader(self) -> DataLoader | list[DataLoader]:
-        """Batches of the validation crops, shared out between the processes."""
+        """Batches of the validation crops, divided among the processes."""
         if self.val_crops is None:
             return []
         rank, replicas = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         return self._loader(Subset(self.val_crops, range(rank, len(self.val_crops), replicas)))
 
     def _crop_config(self, views: Views, **labels: Any) -> CropConfig:
-        size = self.data.crop_size
-        size = (size,) * views.ndim if isinstance(size, int) else tuple(size)
+        size = _all_axes(self.data.crop_size, views.ndim)
         if len(size) != views.ndim:
             raise InputError("data.crop_size", expected=f"one number, or {views.ndim} of them", got=size)
         views.check_size(size, "data.crop_size")
@@ -88,9 +161,7 @@ class CropsData(LightningDataModule):
             levels=views.levels,
             size=size,
             normalization=self._normalization(views.levels[0]),
-            padding=self.data.padding,
-            free_views=self.data.free_views,
-            placement=self.data.placement,
+            **self.data.cropping,
             **labels,
         )
 
@@ -100,9 +171,7 @@ class CropsData(LightningDataModule):
         return Preprocessing(
             crop_size=self.crops.size,
             normalization=self.crops.normalization,
-            padding=self.crops.padding,
-            placement=self.crops.placement,
-            free_views=self.crops.free_views,
+            **self.crops.cropping,
             class_names=tuple(names),
             class_colors=tuple(colors),
             has_background=self.crops.has_background,
@@ -113,7 +182,7 @@ class CropsData(LightningDataModule):
         """As the recipe says, with the statistics of the training slides at ``level`` where it leaves them out."""
         values = self.data.normalization
         if values.get("kind") == "standardize" and not {"mean", "std"} & values.keys():
-            slides = open_folder(Path(self.data.train) / "images", (level,)).values()
+            slides = open_folder(Path(self.data.train) / IMAGES, (level,)).values()
             mean, std = measure_channels(list(slides), level)
             values = values | {"mean": mean, "std": std}
         return normalization_from_dict(values)
@@ -144,7 +213,7 @@ class CropsData(LightningDataModule):
             batch_size=self.data.batch_size,
             num_workers=workers,
             persistent_workers=workers > 0,
-            # the array store runs threads, which a forked process would lose
+            # a forked process would lose the threads of the array store
             multiprocessing_context=multiprocessing.get_context("spawn") if workers else None,
             pin_memory=torch.cuda.is_available(),
             **options,  # type: ignore[arg-type]
@@ -152,7 +221,7 @@ class CropsData(LightningDataModule):
 
 
 class SegmentationData(CropsData):
-    """Training and validation crops of a recipe; opening it checks every slide before any work starts.
+    """Training and validation crops of a recipe; every slide is checked on opening, before any work starts.
 
     Args:
         recipe: all settings.
@@ -165,25 +234,26 @@ class SegmentationData(CropsData):
 
     def __init__(self, recipe: Recipe, views: Views) -> None:
         super().__init__(recipe.data, recipe.run)
-        self.recipe = recipe
-        data = recipe.data
+        self.recipe = recipe = complete(recipe)
+        data, model = recipe.data, recipe.model
+        assert model.num_classes is not None
+        self.num_classes = model.num_classes
         self.crops = self._crop_config(
             views,
-            num_classes=recipe.model.num_classes,
+            num_classes=self.num_classes,
             ignore_labels=data.ignore_labels,
             has_background=data.has_background,
             label_levels=data.label_levels,
         )
-        relay = recipe.relay
-        has_tokens = relay is not None and relay.fusion == "relay" and relay.relay_tokens > 0
+        has_tokens = isinstance(model, RelayConfig) and model.fusion == "relay" and model.relay_tokens > 0
         if has_tokens and len(views.levels) > 1 and data.placement == "nested":
             _LOG.warning(
-                "relay tokens know no coordinates: nested views teach them little; set data.placement to concentric"
+                "relay tokens have no coordinates and learn little from nested views; set data.placement to concentric"
             )
         self.train_slides = self._open_pairs(Path(data.train), data.annotations)
-        check_channels([image for image, _ in self.train_slides], views.in_channels, "model.encoder.in_channels")
+        check_channels([image for image, _ in self.train_slides], views.in_channels)
         self.train_crops = self._random_crops(
-            self._pairs(self.train_slides),
+            self.train_slides,
             self.crops,
             balance=data.balance,
             foreground_fraction=data.foreground_fraction,
@@ -192,15 +262,15 @@ class SegmentationData(CropsData):
     def _open_val_crops(self, folder: Path) -> SlideCrops:
         # classes found in the training annotations have the same values here
         annotations = self.recipe.data.annotations or config_of(self.train_slides[0][1])
-        return self._fixed_crops(self._pairs(self._open_pairs(folder, annotations)), self.crops)
+        return self._fixed_crops(self._open_pairs(folder, annotations), self.crops)
 
     def _open_pairs(self, folder: Path, annotations: AnnotationConfig | None) -> list[tuple[Slide, Slide]]:
         return open_labelled_folder(folder, self.crops.levels, self.crops.labelled_levels, annotations)
 
     @cached_property
     def preprocessing(self) -> Preprocessing:
-        """What a model trained on these crops needs for prediction."""
-        count = self.recipe.model.num_classes
+        """Preprocessing and classes, for prediction."""
+        count = self.num_classes
         image, label = self.train_slides[0]
         stored_names, stored_colors = class_legend(label, count)
         names = self.recipe.data.class_names
@@ -213,20 +283,16 @@ class SegmentationData(CropsData):
         absent = [names[i] for i in sorted(expected_classes - set(self.train_crops.seen_classes))]
         if absent:
             _LOG.warning(
-                "%s: no pixel of %s was seen; what does not occur cannot be learned",
+                "%s: no pixel of %s was found; absent classes cannot be learned",
                 self.recipe.data.train,
                 ", ".join(absent),
             )
         default = class_colors(count)
         return self._preprocessing(image, names, [stored_colors.get(i, default[i]) for i in range(count)])
 
-    @staticmethod
-    def _pairs(slides: list) -> list[LabelledSlide]:
-        return list(slides)
-
 
 class PretrainData(CropsData):
-    """Crops of unlabelled slides; opening it checks every slide before any work starts.
+    """Crops of unlabelled slides; every slide is checked on opening, before any work starts.
 
     Raises:
         ReadError: a folder or slide cannot be read.
@@ -235,11 +301,9 @@ class PretrainData(CropsData):
 
     def __init__(self, recipe: PretrainRecipe) -> None:
         super().__init__(recipe.data, recipe.run)
-        self.recipe = recipe
+        self.recipe = recipe = complete(recipe)
         model = recipe.model.encoder
-        self.crops = self._crop_config(
-            Views(levels=model.levels, in_channels=model.in_channels, ndim=model.ndim, multiple=model.patch)
-        )
+        self.crops = self._crop_config(encoder_views(model))
         self.train_slides = self._open(Path(recipe.data.train))
         self.train_crops = self._random_crops(self.train_slides, self.crops)
 
@@ -248,21 +312,87 @@ class PretrainData(CropsData):
 
     @cached_property
     def preprocessing(self) -> Preprocessing:
-        """What the pixels of these crops are; there are no classes."""
+        """Preprocessing of the pixels; there are no classes."""
         return self._preprocessing(self.train_slides[0][0])
 
     def _open(self, folder: Path) -> list[LabelledSlide]:
-        slides = list(open_folder(folder / "images", self.crops.levels).values())
-        check_channels(slides, self.recipe.model.encoder.in_channels, "model.encoder.in_channels")
+        slides = list(open_folder(folder / IMAGES, self.crops.levels).values())
+        check_channels(slides, self.recipe.model.encoder.channels)
         return [(slide, None) for slide in slides]
 
 
-def check_channels(slides: Iterable[Slide], channels: int, setting: str) -> None:
-    """Refuse slides of another number of channels than the model's, which ``setting`` of the recipe says.
+def check_channels(slides: Iterable[Slide], channels: int) -> None:
+    """Refuse slides of another number of channels than the model's.
 
     Raises:
         InputError: one has.
     """
     for slide in slides:
         if slide.num_channels != channels:
-            raise InputError(slide.path, expected=f"{channels} channel(s), as {setting} says", got=slide.num_channels)
+            raise InputError(slide.path, expected=f"{channels} channel(s), as the model has", got=slide.num_channels)
+
+
+class ClassificationData(CropsData):
+    """Training and validation crops of a recipe; every slide is checked on opening, before any work starts.
+
+    Raises:
+        ReadError: a folder, slide or the table cannot be read.
+        InputError: slides, levels or classes do not fit the recipe.
+    """
+
+    train_crops: ClassifiedCrops
+
+    def __init__(self, recipe: ClassifyRecipe) -> None:
+        super().__init__(recipe.data, recipe.run)
+        self.recipe = recipe = complete(recipe)
+        data, encoder = recipe.data, recipe.model.encoder
+        self.crops = self._crop_config(encoder_views(encoder))
+        self.train_slides, names = self._open(Path(data.train))
+        self.class_names = tuple(sorted(set(names)))
+        wanted = recipe.model.num_classes
+        if len(self.class_names) < 2 or wanted not in (None, len(self.class_names)):
+            raise InputError(
+                data.classes,
+                expected=f"{wanted or 'at least 2'} classes of the training slides",
+                got=", ".join(self.class_names),
+            )
+        self.train_crops = ClassifiedCrops(
+            self.train_slides,
+            self._numbers(names),
+            self.crops,
+            num_samples=data.samples_per_epoch,
+            seed=self.seed,
+            choice=data.choice,
+            augmentation=data.augmentation,
+        )
+
+    def _open_val_crops(self, folder: Path) -> ClassifiedTiles | ClassifiedCrops:
+        """Every tile once, or random crops of each slide in turn."""
+        data = self.recipe.data
+        slides, names = self._open(folder)
+        if data.val_samples is None:
+            return ClassifiedTiles(slides, self._numbers(names), self.crops)
+        if data.val_samples < len(slides):
+            raise InputError(
+                "data.val_samples", expected=f"at least {len(slides)}, one of each slide", got=data.val_samples
+            )
+        return ClassifiedCrops(slides, self._numbers(names), self.crops, num_samples=data.val_samples, seed=self.seed)
+
+    @cached_property
+    def preprocessing(self) -> Preprocessing:
+        """Preprocessing and classes, for prediction."""
+        return self._preprocessing(self.train_slides[0], self.class_names, class_colors(len(self.class_names)))
+
+    def _open(self, folder: Path) -> tuple[list[Slide], list[str]]:
+        """Slides of a folder and the class of each."""
+        slides, data = open_folder(folder / IMAGES, self.crops.levels), self.recipe.data
+        check_channels(slides.values(), self.recipe.model.encoder.channels)
+        names = values_of(slides, read_column(data.classes, data.column), f"{data.classes}, {data.column}")
+        return list(slides.values()), list(names.values())
+
+    def _numbers(self, names: Sequence[str]) -> list[int]:
+        unknown = sorted(set(names) - set(self.class_names))
+        if unknown:
+            expected = f"classes of the training slides: {', '.join(self.class_names)}"
+            raise InputError(self.recipe.data.classes, expected=expected, got=unknown[0])
+        return [self.class_names.index(name) for name in names]

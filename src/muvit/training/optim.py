@@ -3,90 +3,70 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import cos, pi, sqrt
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR, LinearLR, ReduceLROnPlateau
 
-from muvit.errors import InputError
+from muvit.checks import Bounds, NonNegative, Positive, Share, check_fields, freeze_lists
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
     """AdamW with a cosine schedule; the defaults are the paper's for segmentation (MuViT supplement B)."""
 
-    lr: float = 1e-4
+    lr: Positive = 1e-4
     """Peak learning rate of the decoder."""
-    encoder_lr_factor: float = 0.1
+    encoder_lr_factor: NonNegative = 0.1
     """Learning rate of the encoder relative to the decoder's."""
-    weight_decay: float = 0.01
+    weight_decay: NonNegative = 0.01
     """Decoupled weight decay of matrices; biases, norms, level vectors and rotary frequencies have none."""
-    warmup_fraction: float = 0.02
+    warmup_fraction: Share = 0.02
     """Share of all steps over which the learning rate rises linearly to its peak."""
     schedule: Literal["cosine", "plateau"] = "cosine"
     """After the warm-up: half a cosine down to 0; or constant, and multiplied by plateau_factor whenever run.monitor
     has not risen by a hundredth of itself for more than plateau_patience validations (Relay Tokens)."""
-    plateau_factor: float = 0.2
+    plateau_factor: Annotated[float, Bounds(above=0, below=1)] = 0.2
     """Factor of the learning rate at each decay of the plateau schedule."""
-    plateau_patience: int = 4
+    plateau_patience: Annotated[int, Bounds(min=0)] = 4
     """Validations without improvement before the plateau schedule decays."""
-    gradient_clip: float | None = 0.5
+    gradient_clip: Positive | None = 0.5
     """Largest norm of the gradient; null does not clip it."""
     zero_nonfinite_gradients: bool = False
     """Replace NaN and infinite entries of the gradient by 0 (Relay Tokens)."""
 
     def __post_init__(self) -> None:
-        for name, fits, expected in (
-            ("schedule", self.schedule in ("cosine", "plateau"), "cosine or plateau"),
-            ("plateau_factor", 0 < self.plateau_factor < 1, "a number between 0 and 1"),
-            ("plateau_patience", self.plateau_patience >= 0, "a number >= 0"),
-            ("lr", self.lr > 0, "a positive number"),
-            ("encoder_lr_factor", self.encoder_lr_factor >= 0, "a number >= 0"),
-            ("weight_decay", self.weight_decay >= 0, "a number >= 0"),
-            ("warmup_fraction", 0 <= self.warmup_fraction < 1, "a share in [0, 1)"),
-            ("gradient_clip", self.gradient_clip is None or self.gradient_clip > 0, "a positive number, or null"),
-        ):
-            if not fits:
-                raise InputError(f"optim.{name}", expected=expected, got=getattr(self, name))
+        check_fields(self, "optim.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainOptimConfig:
     """AdamW with a cosine schedule; the defaults are the paper's for pre-training (MuViT supplement B)."""
 
-    lr: float | None = 6e-5
+    lr: Positive | None = 6e-5
     """Peak learning rate; unset, 1e-4 * sqrt(samples per step over all devices / 128)."""
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Share, Share] = (0.9, 0.95)
     """Decay of the running mean of the gradient and of its square."""
-    weight_decay: float = 0.01
+    weight_decay: NonNegative = 0.01
     """Decoupled weight decay of matrices; biases, norms, level vectors, mask tokens and rotary frequencies have
     none."""
-    warmup_epochs: float = 2.0
+    warmup_epochs: NonNegative = 2.0
     """Epochs over which the learning rate rises linearly to its peak."""
-    warmup_start: float = 0.01
+    warmup_start: Share = 0.01
     """Share of the peak that it rises from."""
-    gradient_clip: float | None = 0.5
+    gradient_clip: Positive | None = 0.5
     """Largest norm of the gradient; null does not clip it."""
     zero_nonfinite_gradients: bool = False
-    """Take NaN and infinite entries of the gradient for 0, instead of failing later."""
-    ema_decay: float | None = None
+    """Replace NaN and infinite entries of the gradient by 0."""
+    ema_decay: Share | None = None
     """Validate and keep an exponential moving average of the weights with this decay per step, 0.999 for example;
     unset, the weights themselves."""
 
     def __post_init__(self) -> None:
-        for name, fits, expected in (
-            ("lr", self.lr is None or self.lr > 0, "a positive number"),
-            ("betas", all(0 <= beta < 1 for beta in self.betas), "numbers in [0, 1)"),
-            ("weight_decay", self.weight_decay >= 0, "a number >= 0"),
-            ("warmup_epochs", self.warmup_epochs >= 0, "a number >= 0"),
-            ("warmup_start", 0 <= self.warmup_start < 1, "a share in [0, 1)"),
-            ("gradient_clip", self.gradient_clip is None or self.gradient_clip > 0, "a positive number, or null"),
-            ("ema_decay", self.ema_decay is None or 0 <= self.ema_decay < 1, "a number in [0, 1)"),
-        ):
-            if not fits:
-                raise InputError(f"optim.{name}", expected=expected, got=getattr(self, name))
+        freeze_lists(self)
+        check_fields(self, "optim.")
 
     def peak_lr(self, total_batch: int) -> float:
         """Peak learning rate for steps of ``total_batch`` samples over all devices."""
@@ -94,7 +74,7 @@ class PretrainOptimConfig:
 
 
 def build_optimizer(model: nn.Module, encoder: nn.Module | None, config: OptimConfig) -> AdamW:
-    """AdamW over the trainable parameters of ``model``, those of its ``encoder``, if any, at their own rate."""
+    """AdamW over the trainable parameters of ``model``; those of its ``encoder`` have their own learning rate."""
     in_encoder = set() if encoder is None else {id(p) for p in encoder.parameters()}
     named = list(model.named_parameters())
     return _adamw(
@@ -115,7 +95,7 @@ def build_schedule(
 ) -> LambdaLR:
     """Linear warm-up over the first share of the steps, then half a cosine down to 0 at ``num_steps``.
 
-    The warm-up rises from ``warmup_start`` times the peak, at the first step; from 0, the first step is one up already.
+    The warm-up starts at ``warmup_start`` times the peak; if that is 0, the first step already has one increment.
     """
     warmup = max(1, round(num_steps * warmup_fraction))
 
@@ -131,12 +111,12 @@ def build_schedule(
 def build_plateau(
     optimizer: torch.optim.Optimizer, num_steps: int, config: OptimConfig
 ) -> tuple[LinearLR, ReduceLROnPlateau]:
-    """Linear warm-up from 1 % over the first share of the steps, and a fall whenever a score stops rising."""
+    """Linear warm-up from 1 % over the first share of the steps, and decay whenever a score stops rising."""
     warmup = max(1, round(num_steps * config.warmup_fraction))
-    fall = ReduceLROnPlateau(
+    decay = ReduceLROnPlateau(
         optimizer, "max", factor=config.plateau_factor, patience=config.plateau_patience, threshold=0.01
     )
-    return LinearLR(optimizer, 0.01, total_iters=warmup), fall
+    return LinearLR(optimizer, 0.01, total_iters=warmup), decay
 
 
 def _groups(
@@ -164,7 +144,7 @@ def _is_matrix(name: str, parameter: nn.Parameter) -> bool:
 
 
 _FUSED = ("cpu", "cuda")
-"""Kinds of device that AdamW is stepped on by one kernel; what stands on others is stepped operation by operation."""
+"""Types of device with a fused AdamW."""
 
 
 def _adamw(groups: list[dict[str, Any]], **options: Any) -> AdamW:

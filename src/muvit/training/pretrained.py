@@ -1,5 +1,4 @@
-"""Where a segmenter or classifier starts from: a pre-trained encoder, trained on in full, frozen, or with low-rank
-additions."""
+"""Pre-trained encoders in segmenters and classifiers: trained in full, frozen, or with low-rank additions."""
 
 import copy
 from typing import TypeVar
@@ -24,15 +23,15 @@ _MUST_AGREE = (
     "rotary_param",
     "patch_spacing",
 )
-"""Settings of the encoder that the pre-trained one and the recipe's must share; the rest may change."""
+"""Settings in which the recipe's encoder must equal the pre-trained one; the others may differ."""
 
 _LORA_TARGETS = r"layers\.\d+\.(attn\.(qkv|out)|ff\.(0|3))"
 
 Model = TypeVar("Model", bound=nn.Module)
 
 
-def start_from(model: Segmenter | Classifier, init: InitConfig) -> None:
-    """Put a pre-trained encoder's weights into a model, and settle what training may change of them.
+def load_pretrained_encoder(model: Segmenter | Classifier, init: InitConfig) -> None:
+    """Copy a pre-trained encoder's weights into a model, and freeze them or add low-rank matrices, as ``init`` says.
 
     Raises:
         CheckpointError: the folder holds no encoder.
@@ -66,7 +65,7 @@ def add_lora(encoder: nn.Module, rank: int, alpha: int) -> None:
     inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha, target_modules=_LORA_TARGETS), encoder)
 
 
-def merged(model: Model) -> Model:
+def merge_lora(model: Model) -> Model:
     """The model itself, or, if it has low-rank additions, a copy with plain weights that gives the same outputs."""
     if not any(hasattr(module, "lora_A") for module in model.modules()):
         return model

@@ -1,66 +1,56 @@
 """Settings of a training run, as a YAML recipe or the command line gives them."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from math import prod
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Annotated, Any, Literal
 
+from muvit.checks import Bounds, NonNegative, PositiveInt, check_fields, freeze_lists
 from muvit.data.annotations.config import AnnotationConfig
 from muvit.data.crops.augment import Augmentation
 from muvit.data.crops.balance import Balance
-from muvit.data.crops.config import LabelLevels
-from muvit.data.crops.placement import FreeViews, Placement
+from muvit.data.crops.classified import SlideChoice
+from muvit.data.crops.config import Cropping, LabelLevels
 from muvit.errors import InputError
 from muvit.models.baselines import BaselineConfig
 from muvit.models.classifier import ClassifierConfig
+from muvit.models.folder import kinds_of
 from muvit.models.mae import MAEConfig
 from muvit.models.relay import RelayConfig
 from muvit.models.segmenter import SegmenterConfig
 from muvit.models.size import check_size
 from muvit.models.trained import NetworkConfig
-from muvit.training.old_recipes import upgrade_recipe
+from muvit.training.old_recipes import kind_of, upgrade_recipe, with_kind
 from muvit.training.optim import OptimConfig, PretrainOptimConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class CropsConfig:
-    """Which slides to train on, and how crops are cut from them."""
+class CropsConfig(Cropping):
+    """Slides to train on, and the crops that are cut from them."""
 
     train: str
     """Folder with images/<name>.* to train on."""
     val: str | None = None
     """Folder of the same layout to validate on after each epoch; unset, the run is not validated."""
-    crop_size: int | tuple[int, ...] = 256
+    crop_size: PositiveInt | tuple[PositiveInt, ...] = 256
     """Side of every view in pixels of its level: one number, or one per axis."""
     normalization: dict[str, Any] = field(default_factory=lambda: {"kind": "percentile"})
     """From native pixels to the model's input: {kind: percentile, low: 1, high: 99.8, scope: view},
     {kind: range, low: 0, high: 255} or {kind: standardize, mean: [...], std: [...]}; without mean and std, those of the
     training slides."""
-    padding: Literal["zero", "edge", "reflect"] = "zero"
-    """Values of a view beyond the border of the image."""
-    placement: Placement = "nested"
-    """Placement of the coarse views: around the next finer one, inside the image (nested, MuViT); centred on the
-    finest, also beyond the image (concentric, Relay Tokens); on a grid, shared by neighbouring tiles (grid); or
-    anywhere (free)."""
-    free_views: FreeViews | None = None
-    """Offsets and boxes of placement free; unset, anywhere in the image."""
     augmentation: Augmentation = field(default_factory=Augmentation)
     """Flips, intensity jitter and box perturbation of the training samples."""
-    samples_per_epoch: int = 4096
+    samples_per_epoch: PositiveInt = 4096
     """Random crops per epoch."""
-    val_samples: int | None = None
+    val_samples: PositiveInt | None = None
     """Random crops to validate on, the same each time; unset, every tile of every validation slide."""
-    batch_size: int = 8
+    batch_size: PositiveInt = 8
     """Samples per step and device."""
-    num_workers: int | None = None
-    """Worker processes of the data loader; unset, up to 8 with a GPU and none on a CPU, whose cores are busy."""
+    num_workers: Annotated[int, Bounds(min=0)] | None = None
+    """Worker processes of the data loader; unset, up to 8 with a GPU and none on a CPU."""
 
     def __post_init__(self) -> None:
-        for name in ("samples_per_epoch", "val_samples", "batch_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"data.{name}", expected="a positive number", got=value)
-        if self.num_workers is not None and self.num_workers < 0:
-            raise InputError("data.num_workers", expected="a number >= 0", got=self.num_workers)
+        freeze_lists(self)
+        check_fields(self, "data.")
         if self.batch_size > self.samples_per_epoch:
             raise InputError(
                 "data.batch_size", expected=f"at most samples_per_epoch = {self.samples_per_epoch}", got=self.batch_size
@@ -69,7 +59,7 @@ class CropsConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig(CropsConfig):
-    """Which labelled slides to train on, and how crops are cut from them."""
+    """Labelled slides to train on, and the crops that are cut from them."""
 
     train: str
     """Folder with images/<name>.* and labels/<name>.* to train on."""
@@ -87,23 +77,23 @@ class DataConfig(CropsConfig):
     """Name of each class; unset, the names stored with the labels."""
     balance: Balance = "none"
     """Make a share of the samples hold a foreground pixel: of any class, or of a class drawn first (classes)."""
-    foreground_fraction: float = 0.5
+    foreground_fraction: Annotated[float, Bounds(min=0, max=1)] = 0.5
     """Share of the samples that hold a foreground pixel, with balance foreground or classes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainDataConfig(CropsConfig):
-    """Which slides to pre-train on, and how crops are cut from them; no labels. The defaults are the paper's."""
+    """Unlabelled slides to pre-train on, and the crops that are cut from them. The defaults are the paper's."""
 
-    samples_per_epoch: int = 10_000
+    samples_per_epoch: PositiveInt = 10_000
     """Random crops per epoch."""
-    batch_size: int = 48
+    batch_size: PositiveInt = 48
     """Samples per step and device."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class InitConfig:
-    """The pre-trained encoder that a segmenter starts from, and what training may change of it."""
+    """The pre-trained encoder that training starts from, and the part of it that is trained."""
 
     encoder: str
     """Folder of a pre-trained model or of its run, of any version; other levels than the recipe's are left
@@ -111,57 +101,57 @@ class InitConfig:
     mode: Literal["full", "frozen", "lora"] = "full"
     """Train all of the encoder (at optim.encoder_lr_factor), nothing, or low-rank additions to its matrices (needs the
     extra muvit[lora])."""
-    lora_rank: int = 8
+    lora_rank: PositiveInt = 8
     """Rank of the additions."""
-    lora_alpha: int = 16
+    lora_alpha: PositiveInt = 16
     """Additions are scaled by lora_alpha / lora_rank."""
 
     def __post_init__(self) -> None:
-        if self.mode not in ("full", "frozen", "lora"):
-            raise InputError("init.mode", expected="full, frozen or lora", got=repr(self.mode))
-        for name in ("lora_rank", "lora_alpha"):
-            if getattr(self, name) <= 0:
-                raise InputError(f"init.{name}", expected="a positive number", got=getattr(self, name))
+        check_fields(self, "init.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
     """Weights of the segmentation loss (MuViT sections 3.4 and 4.2)."""
 
-    ce_weight: float = 1.0
+    ce_weight: NonNegative = 1.0
     """Weight of the cross entropy."""
-    dice_weight: float = 0.1
+    dice_weight: NonNegative = 0.1
     """Weight of the Dice loss."""
-    class_weights: tuple[float, ...] | None = None
+    class_weights: tuple[NonNegative, ...] | None = None
     """Weight of each class in the cross entropy."""
+
+    def __post_init__(self) -> None:
+        freeze_lists(self)
+        check_fields(self, "loss.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """How long and where to train."""
+    """Duration, seed, devices and logging of a run."""
 
-    epochs: int = 100
+    epochs: PositiveInt = 100
     """Number of epochs, of data.samples_per_epoch samples each."""
-    seed: int = 0
+    seed: Annotated[int, Bounds(min=0, below=2**32)] = 0
     """Seed of all random numbers."""
     accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = "auto"
-    """Where to compute; auto takes a GPU if there is one."""
+    """Type of device; auto takes a GPU if there is one."""
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
     """Floating-point numbers: float32 (32-true), or in matrix products bfloat16 (bf16-mixed) or float16 with scaled
     gradients (16-mixed); auto takes bf16-mixed on a CUDA device that computes in it, else 32-true."""
-    devices: int = 1
+    devices: PositiveInt = 1
     """Number of devices of each machine."""
-    num_nodes: int = 1
+    num_nodes: PositiveInt = 1
     """Number of machines."""
-    val_every: int = 1
+    val_every: PositiveInt = 1
     """Validate after every n-th epoch."""
     monitor: Literal["val_mdsc", "val_accuracy"] = "val_mdsc"
     """Validation score by which the best model is kept, and which early stopping and a plateau schedule follow."""
-    early_stop: int | None = None
-    """Stop after so many validations in a row without a better score; unset, train for all epochs."""
-    min_epochs: int = 1
-    """Least number of epochs before early stopping."""
-    pictures: int = 4
+    early_stop: PositiveInt | None = None
+    """Validations without a better score before training stops; unset, train for all epochs."""
+    min_epochs: PositiveInt = 1
+    """Fewest epochs before early stopping."""
+    pictures: Annotated[int, Bounds(min=0)] = 4
     """Validation crops to draw after each validation; 0 draws none."""
     progress: bool = True
     """Show a progress bar."""
@@ -170,40 +160,23 @@ class RunConfig:
     written."""
 
     def __post_init__(self) -> None:
-        for name, least in (
-            ("epochs", 1),
-            ("devices", 1),
-            ("num_nodes", 1),
-            ("val_every", 1),
-            ("pictures", 0),
-            ("seed", 0),
-            ("early_stop", 1),
-            ("min_epochs", 1),
-        ):
-            if getattr(self, name) is not None and getattr(self, name) < least:
-                raise InputError(f"run.{name}", expected=f"a number >= {least}", got=getattr(self, name))
-        if self.seed >= 2**32:
-            raise InputError("run.seed", expected="a number below 2^32", got=self.seed)
-        for name in ("monitor", "accelerator", "precision"):
-            choices = get_args(get_type_hints(RunConfig)[name])
-            if getattr(self, name) not in choices:
-                raise InputError(f"run.{name}", expected=" or ".join(choices), got=repr(getattr(self, name)))
+        check_fields(self, "run.")
 
 
 _MAX_BATCH = 2**32
 """Most pixel values of a batch, 16 GiB as float32."""
 
 
-def check_sizes(data: CropsConfig, model: SegmenterConfig | MAEConfig | ClassifierConfig) -> None:
-    """Refuse a model or batches that no machine can hold, before memory is touched.
+def check_sizes(data: CropsConfig, model: NetworkConfig | MAEConfig | ClassifierConfig) -> None:
+    """Refuse a model or batches that no machine can hold, before memory is allocated.
 
     Raises:
         InputError: the model has too many parameters, or a batch too many pixels.
     """
     check_size(model)
-    encoder, size = model.encoder, data.crop_size
-    pixels = size**encoder.ndim if isinstance(size, int) else prod(size)
-    values = data.batch_size * len(encoder.levels) * encoder.in_channels * pixels
+    views, size = model.encoder if isinstance(model, MAEConfig | ClassifierConfig) else model, data.crop_size
+    pixels = size**views.ndim if isinstance(size, int) else prod(size)
+    values = data.batch_size * len(views.levels) * (views.in_channels or 1) * pixels
     if values > _MAX_BATCH:
         raise InputError(
             "data.crop_size and data.batch_size",
@@ -224,12 +197,12 @@ def _check_steps(data: CropsConfig, run: RunConfig) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Everything that a training run depends on."""
+    """All settings of a training run."""
 
     data: DataConfig
     """The slides and the crops."""
-    model: SegmenterConfig
-    """The segmenter."""
+    model: NetworkConfig
+    """The model; its ``kind`` is muvit, relay, or the name of a network of another library."""
     loss: LossConfig = field(default_factory=LossConfig)
     """The loss."""
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -238,54 +211,76 @@ class Recipe:
     """Duration, seed and devices."""
     init: InitConfig | None = None
     """A pre-trained encoder to start from; unset, training starts from scratch."""
-    baseline: BaselineConfig | None = None
-    """Train this network of another library in the place of `model`, on the same samples with the same budget."""
-    relay: RelayConfig | None = None
-    """Train this timm backbone with relay tokens in the place of `model`, on the same samples with the same budget."""
 
     upgrade = staticmethod(upgrade_recipe)
+    kind_of = staticmethod(kind_of)
+    with_kind = staticmethod(with_kind)
+
+    @staticmethod
+    def kinds() -> tuple[str, ...]:
+        """Kinds of model."""
+        return tuple(RECIPES)
+
+    @staticmethod
+    def of_kind(kind: str) -> type["Recipe"]:
+        """The class of recipe with this kind of model.
+
+        Raises:
+            InputError: there is no such kind.
+        """
+        if kind not in RECIPES:
+            raise InputError("model.kind", expected=f"one of {', '.join(RECIPES)}", got=repr(kind))
+        return RECIPES[kind]
 
     def __post_init__(self) -> None:
         check_sizes(self.data, self.model)
         _check_steps(self.data, self.run)
-        for name in ("baseline", "relay"):
-            if getattr(self, name) is not None:
-                check_size(getattr(self, name), name)
-        if self.baseline is not None and self.relay is not None:
-            raise InputError("baseline and relay", expected="at most one of them", got="both")
-        if self.init is not None and (self.baseline or self.relay) is not None:
-            raise InputError("init", expected="a MuViT segmenter to put the encoder into", got="another network")
+        if self.init is not None and not isinstance(self.model, SegmenterConfig):
+            raise InputError("init", expected="model.kind muvit, for a pre-trained encoder", got=self.model.kind)
         if self.data.val is None and (self.optim.schedule == "plateau" or self.run.early_stop is not None):
             raise InputError(
                 "data.val", expected="slides, which optim.schedule plateau and run.early_stop follow", got="none"
             )
         weights, num_classes = self.loss.class_weights, self.model.num_classes
-        if weights is not None and len(weights) != num_classes:
+        if weights is not None and num_classes not in (None, len(weights)):
             raise InputError("loss.class_weights", expected=f"{num_classes}, as model.num_classes says", got=weights)
 
-    @property
-    def network(self) -> NetworkConfig:
-        """What is trained: `model`, or what stands in its place, with channels, classes, levels and size filled in."""
-        chosen = self.baseline or self.relay
-        if chosen is None:
-            return self.model
-        encoder, size = self.model.encoder, self.data.crop_size
-        is_single = isinstance(chosen, BaselineConfig) and chosen.views == "finest"
-        task: dict[str, Any] = {
-            "in_channels": encoder.in_channels,
-            "num_classes": self.model.num_classes,
-            "levels": encoder.levels[:1] if is_single else encoder.levels,
-            "size": (size,) * encoder.ndim if isinstance(size, int) else tuple(size),
-        }
-        unset = {name: value for name, value in task.items() if getattr(chosen, name) is None}
-        if isinstance(chosen, BaselineConfig):
-            return replace(chosen, ndim=encoder.ndim, **unset)
-        return replace(chosen, **unset)
+
+@dataclass(frozen=True, kw_only=True)
+class MuViTRecipe(Recipe):
+    """A recipe whose model is a multi-resolution vision transformer."""
+
+    model: SegmenterConfig
+    """The model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RelayRecipe(Recipe):
+    """A recipe whose model is a timm backbone with relay tokens."""
+
+    model: RelayConfig
+    """The model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaselineRecipe(Recipe):
+    """A recipe whose model is a network of another library."""
+
+    model: BaselineConfig
+    """The model."""
+
+
+RECIPES: dict[str, type[Recipe]] = {
+    "muvit": MuViTRecipe,
+    "relay": RelayRecipe,
+    **dict.fromkeys(kinds_of(BaselineConfig), BaselineRecipe),
+}
+"""Class of recipe by kind of model, to parse settings: in each of them every setting has one type."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainRecipe:
-    """Everything that a pre-training run depends on."""
+    """All settings of a pre-training run."""
 
     data: PretrainDataConfig
     """The slides and the crops."""
@@ -303,3 +298,44 @@ class PretrainRecipe:
     def __post_init__(self) -> None:
         check_sizes(self.data, self.model)
         _check_steps(self.data, self.run)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifyDataConfig(CropsConfig):
+    """Slides of known classes to train on, and the crops that are cut from them."""
+
+    train: str
+    """Folder with images/<name>.* to train on."""
+    classes: str
+    """CSV file with a column ``name`` and one of classes, such as the slides.csv that muvit prepare writes."""
+    column: str = "group"
+    """Name of the column of classes."""
+    choice: SlideChoice = "slides"
+    """Crops are from each slide in turn, or from one of a class that is drawn first (classes)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifyRecipe:
+    """All settings of the training of a classifier."""
+
+    data: ClassifyDataConfig
+    """The slides, their classes and the crops."""
+    model: ClassifierConfig
+    """The classifier."""
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    """Optimiser and schedule."""
+    run: RunConfig = field(default_factory=RunConfig)
+    """Duration, seed and devices; the best model is that of the lowest ``val_loss``, or, with ``monitor``
+    ``val_accuracy``, of the highest accuracy on slides."""
+    init: InitConfig | None = None
+    """A pre-trained encoder to start from; unset, training starts from scratch."""
+
+    upgrade = staticmethod(upgrade_recipe)
+
+    def __post_init__(self) -> None:
+        check_sizes(self.data, self.model)
+        _check_steps(self.data, self.run)
+        if self.optim.schedule != "cosine":
+            raise InputError("optim.schedule", expected="cosine, for classifiers", got=repr(self.optim.schedule))
+        if self.data.val is None and self.run.early_stop is not None:
+            raise InputError("data.val", expected="slides, which run.early_stop follows", got="none")

@@ -1,4 +1,4 @@
-"""What every training run shares: its folder, its trainer, its loggers."""
+"""Folder, trainer, loggers and devices of a training run."""
 
 import logging
 import shutil
@@ -25,10 +25,8 @@ from muvit.durable import write_whole
 from muvit.errors import ExistsError, InputError, require_package
 from muvit.models.folder import plain
 from muvit.settings import read_settings
-from muvit.training.classify_recipe import ClassifyRecipe
-from muvit.training.recipes import PretrainRecipe, Recipe, RunConfig
-
-AnyRecipe = Recipe | PretrainRecipe | ClassifyRecipe
+from muvit.training.datamodules import AnyRecipe, complete
+from muvit.training.recipes import ClassifyRecipe, PretrainRecipe, Recipe, RunConfig
 
 RECIPE = "recipe.yaml"
 CHECKPOINT = Path("resume") / "last.ckpt"
@@ -46,7 +44,7 @@ def prepare_folder(recipe: AnyRecipe, output: Path, resume: bool, overwrite: boo
     if recipe.run.wandb_project is not None:
         check_wandb()
     settings = plain(asdict(recipe))
-    if not is_first_process():  # the first one sees to the folder
+    if not is_first_process():  # only the first process writes the folder
         return output / CHECKPOINT if resume else None
     if output.exists() and not output.is_dir():
         raise InputError(output, expected="a folder for the run", got="a file")
@@ -54,9 +52,9 @@ def prepare_folder(recipe: AnyRecipe, output: Path, resume: bool, overwrite: boo
         checkpoint = output / CHECKPOINT
         for file in (checkpoint, output / RECIPE):
             if not file.is_file():
-                raise InputError(output, expected="a run that was stopped, to resume it", got=f"no {file}")
-        # read as a recipe: an earlier version may have written it, without the settings that have come since
-        changed = _changed_settings(plain(asdict(read_settings(output / RECIPE, type(recipe)))), settings)
+                raise InputError(output, expected="an interrupted run, to resume it", got=f"no {file}")
+        # read as a recipe: an earlier version may have written it, in its spelling and without later settings
+        changed = _changed_settings(plain(asdict(complete(read_settings(output / RECIPE, type(recipe))))), settings)
         if changed:
             raise InputError(
                 output / RECIPE,
@@ -67,9 +65,9 @@ def prepare_folder(recipe: AnyRecipe, output: Path, resume: bool, overwrite: boo
         return checkpoint
     if output.exists() and any(output.iterdir()):
         if not overwrite:
-            raise ExistsError(output, hint="Pass --resume to go on with the run, or --overwrite to delete it.")
+            raise ExistsError(output, hint="Pass --resume to continue the run, or --overwrite to delete it.")
         if not (output / RECIPE).is_file():
-            raise InputError(output, expected=f"a run to overwrite, with {RECIPE}", got="a folder of something else")
+            raise InputError(output, expected=f"a run to overwrite, with {RECIPE}", got="another folder")
         shutil.rmtree(output)
     output.mkdir(parents=True, exist_ok=True)
     write_whole(output / RECIPE, yaml.safe_dump(settings, sort_keys=False).encode())
@@ -77,7 +75,7 @@ def prepare_folder(recipe: AnyRecipe, output: Path, resume: bool, overwrite: boo
 
 
 def _changed_settings(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Parts of a recipe that differ; a run may go on for longer or elsewhere, but not with another seed."""
+    """Parts of a recipe that differ; a run may be continued for longer or elsewhere, but not with another seed."""
     changed = [name for name in now if name != "run" and before.get(name) != now[name]]
     return changed if before["run"]["seed"] == now["run"]["seed"] else [*changed, "run.seed"]
 
@@ -95,7 +93,7 @@ def check_devices(run: RunConfig) -> None:
     """
     found: dict[str, float] = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
     found["gpu"] = max(found.values())
-    found["auto"] = found["gpu"] or inf  # a CPU makes as many devices as one likes
+    found["auto"] = found["gpu"] or inf  # any number of processes share a CPU
     if found.get(run.accelerator, inf) < run.devices:
         raise InputError(
             "run.devices",
@@ -108,7 +106,7 @@ def check_devices(run: RunConfig) -> None:
 def fit(
     task: LightningModule,
     data: LightningDataModule,
-    recipe: AnyRecipe,
+    recipe: Recipe | PretrainRecipe | ClassifyRecipe,
     output: Path,
     *,
     callbacks: Sequence[Callback],
@@ -117,7 +115,7 @@ def fit(
     """Train in a folder that `prepare_folder` has made; the folder of the best model, or of the last one.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C, or SIGTERM; like every other error, it notes how to go on.
+        KeyboardInterrupt: Ctrl-C, or SIGTERM; like every other error, it notes how to resume.
     """
     run = recipe.run
     with quiet(), stoppable(output):
@@ -140,7 +138,7 @@ def build_trainer(run: RunConfig, output: Path | None, callbacks: Sequence[Callb
                 filename="last",
                 save_top_k=1,
                 enable_version_counter=False,
-                save_on_train_epoch_end=True,  # after `KeepModels` has seen the epoch, validated or not
+                save_on_train_epoch_end=True,  # after `SaveBestAndLast` has seen the epoch, validated or not
             ),
             LearningRateMonitor("step"),
         ]
@@ -178,10 +176,10 @@ def _precision(run: RunConfig) -> dict[str, Any]:
 
 
 def log_interval(batches: DataLoader, num_processes: int = 1) -> int:
-    """Steps from one line of the log to the next: ten, or as many as an epoch has, if it is shorter."""
+    """Steps between two lines of the log: ten, or those of an epoch, if it is shorter."""
     try:
         return max(1, min(10, len(batches) // num_processes))
-    except TypeError:  # batches without end
+    except TypeError:  # an endless loader
         return 10
 
 
@@ -214,18 +212,18 @@ def check_wandb() -> None:
 
 
 def precision_for(accelerator: str) -> str:
-    """bfloat16 mixed precision on a GPU that computes in it, full precision elsewhere."""
+    """bfloat16 mixed precision on a GPU that supports it, else full precision."""
     can = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
     return "bf16-mixed" if can and torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
 
 
 @contextmanager
 def stoppable(output: Path | None = None) -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM end a run by `KeyboardInterrupt`; errors of a run in ``output`` note how it goes on.
+    """Let Ctrl-C and SIGTERM end a run by `KeyboardInterrupt`; errors of a run in ``output`` note how to resume it.
 
-    Lightning leaves Python by `SystemExit`, after SIGTERM as if all had been done, and deaf to Ctrl-C from then on.
+    Lightning raises `SystemExit`, after SIGTERM with the exit status of success, and leaves Ctrl-C disabled.
     """
-    is_main = threading.current_thread() is threading.main_thread()  # which alone hears signals
+    is_main = threading.current_thread() is threading.main_thread()  # the only one that receives signals
     before = signal.getsignal(signal.SIGINT)
     try:
         yield
@@ -242,15 +240,15 @@ def stoppable(output: Path | None = None) -> Iterator[None]:
 def _noted(error: BaseException, output: Path | None) -> BaseException:
     if output is not None and is_first_process():
         if (output / CHECKPOINT).exists():
-            error.add_note(f"The run in {output} goes on after its last whole epoch with --resume.")
+            error.add_note(f"The run in {output} can be resumed after its last complete epoch with --resume.")
         else:
-            error.add_note(f"The run in {output} has not finished an epoch: begin anew with --overwrite.")
+            error.add_note(f"The run in {output} has not finished an epoch: restart it with --overwrite.")
     return error
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Leave out what Lightning says of its own making and no user can act on."""
+    """Suppress messages of Lightning that users cannot act on."""
     log = logging.getLogger("lightning.pytorch")
     before = log.level
     log.setLevel(logging.WARNING)

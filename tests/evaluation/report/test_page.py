@@ -1,5 +1,6 @@
 import dataclasses
 import math
+import os
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -221,14 +222,16 @@ class TestWriting:
         assert Page(path).text("h1") == ["other"]
         assert (tmp_path / "mine.txt").read_text() == "kept"
 
-    def test_a_failure_on_the_way_leaves_no_page(self, tmp_path):
-        class Unreadable:
-            def __str__(self):
-                raise OSError("unreadable")
-
+    def test_a_failure_on_the_way_leaves_no_page(self, tmp_path, monkeypatch):
         path = write(tmp_path)
-        with pytest.raises(OSError, match="unreadable"):
-            write(tmp_path, overwrite=True, settings={"seed": Unreadable()})
+
+        def full(handle):
+            raise OSError("no room")
+
+        monkeypatch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="no room"):
+            write(tmp_path, overwrite=True)
+        assert [entry.name for entry in tmp_path.iterdir()] == ["pictures"]
         assert not path.exists()
 
     def test_a_picture_that_fails_is_one_warning(self, tmp_path, caplog):

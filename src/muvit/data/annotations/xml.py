@@ -79,12 +79,12 @@ def _read_imagescope(root: ElementTree.Element, builder: ObjectBuilder) -> None:
         holes: list[Any] = []
         regions: list[Any] = []
         for region in layer.iterfind("Regions/Region"):
-            points: Any = [(float(p.attrib["X"]), float(p.attrib["Y"])) for p in region.iterfind("Vertices/Vertex")]
+            points = [(float(p.attrib["X"]), float(p.attrib["Y"])) for p in region.iterfind("Vertices/Vertex")]
             kind = region.get("Type", "0")
             if kind not in _AREAS:
                 points = []
             elif kind == _ELLIPSE and points:
-                points = ellipse(points)
+                points = ellipse(points).tolist()
             (holes if region.get("NegativeROA") == "1" else regions).append(points)
         _add_layer(builder, name, regions, holes, color)
 

@@ -1,7 +1,7 @@
 """Settings of the crops that make a sample."""
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
 
 from muvit.checks import PositiveInt, check_fields, freeze_lists
 from muvit.data.crops.normalize import Normalization, Percentile
@@ -14,7 +14,27 @@ LabelLevels = Literal["finest", "all"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class CropConfig:
+class Cropping:
+    """Settings of the cutting of views, shared by recipes, data sets and trained models."""
+
+    padding: Padding = "zero"
+    """Pixels of a view outside the image: 0 after normalisation and augmentation, the nearest pixel, or the mirrored
+    image."""
+    placement: Placement = "nested"
+    """Placement of the coarse views: around the next finer one, inside the image (nested, MuViT); centred on the
+    finest, also beyond the image (concentric, Relay Tokens); on a grid, shared by neighbouring tiles (grid); or
+    anywhere (free)."""
+    free_views: FreeViews | None = None
+    """Offsets and boxes of placement free; unset, anywhere in the image."""
+
+    @property
+    def cropping(self) -> dict[str, Any]:
+        """These settings alone, by name, for another configuration that has them."""
+        return {field.name: getattr(self, field.name) for field in fields(Cropping)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CropConfig(Cropping):
     """Contents of one sample."""
 
     levels: tuple[Level, ...]
@@ -23,9 +43,6 @@ class CropConfig:
     """Pixels of every view, (t)(z)yx."""
     normalization: Normalization = field(default_factory=Percentile)
     """From native pixel values to the model's input."""
-    padding: Padding = "zero"
-    """Pixels of a view outside the image: 0 after normalisation and augmentation, the nearest pixel, or the mirrored
-    image."""
     num_classes: PositiveInt | None = None
     """Classes of the labels, background included; required with labels, whose values must be smaller."""
     ignore_labels: tuple[int, ...] = ()
@@ -34,10 +51,6 @@ class CropConfig:
     """Whether class 0 is background; else all classes are foreground."""
     label_levels: LabelLevels = "finest"
     """Views whose labels a sample holds: the finest, or each view at its own level, which the labels must have."""
-    placement: Placement = "nested"
-    """Placement of the coarse views, see `muvit.data.crops.placement.place_views`."""
-    free_views: FreeViews | None = None
-    """Offsets and boxes of placement free; unset, anywhere in the image."""
 
     def __post_init__(self) -> None:
         freeze_lists(self)

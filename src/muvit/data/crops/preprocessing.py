@@ -8,10 +8,9 @@ from typing import Any
 import yaml
 
 from muvit.checks import PositiveInt, check_fields
-from muvit.data.crops.config import CropConfig
+from muvit.data.crops.config import CropConfig, Cropping
 from muvit.data.crops.normalize import Normalization, Percentile, normalization_from_dict, normalization_to_dict
-from muvit.data.crops.placement import FreeViews, Placement, check_placement, upgrade_placement
-from muvit.data.slides.slide import Padding
+from muvit.data.crops.placement import FreeViews, check_placement, upgrade_placement
 from muvit.errors import CheckpointError, InputError
 from muvit.levels import Level
 
@@ -19,19 +18,13 @@ FILE = "preprocessing.yaml"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Preprocessing:
+class Preprocessing(Cropping):
     """Cutting, normalisation and classes of the crops that a model was trained on; prediction repeats them."""
 
     crop_size: tuple[PositiveInt, ...]
     """Side of every view in pixels of its level, (z)yx."""
     normalization: Normalization
     """From native pixel values to the model's input."""
-    padding: Padding = "zero"
-    """Pixels of a view outside the image: zero, edge or reflect."""
-    placement: Placement = "nested"
-    """Placement of coarse views in training, see `muvit.data.crops.placement.place_views`."""
-    free_views: FreeViews | None = None
-    """Offsets and boxes of placement free; None: anywhere in the image."""
     class_names: tuple[str, ...]
     """Name of each class."""
     class_colors: tuple[tuple[int, int, int], ...]
@@ -73,9 +66,7 @@ class Preprocessing:
             levels=tuple(levels),
             size=self.crop_size,
             normalization=self.normalization,
-            padding=self.padding,
-            placement=self.placement,
-            free_views=self.free_views,
+            **self.cropping,
             **labels,
         )
 

@@ -67,7 +67,7 @@ def find_gleason(folder: Path, *, label_map: LabelMap = GRADES) -> Source:
 
 
 def split_of(name: str) -> Split:
-    """Where the core called ``slide<n>_core<m>`` belongs."""
+    """Split of the core called ``slide<n>_core<m>``."""
     match = _CORE.fullmatch(name)
     assert match, name
     slide, core = int(match[1]), int(match[2])

@@ -32,9 +32,9 @@ class Item:
     labels: tuple[Path, ...]
     """File of the labels; of several, by several annotators, the majority decides."""
     factor: int = 1
-    """How many times coarser than its files it is stored."""
+    """Downsampling factor of the stored slide relative to its files."""
     group: str = ""
-    """What sets it apart from slides of other groups: a disease model, a city, a scanner."""
+    """Group of the slide: a disease model, a city, a scanner."""
     animal: str = ""
     """The animal it is of, where that is known: none is in two splits."""
 
@@ -65,11 +65,11 @@ class Source:
     levels: tuple[int, ...] = (1, 2, 4, 8)
     """Downsampling factors to store, unless others are asked for."""
     options: Mapping[str, Any] = field(default_factory=dict)
-    """What the user chose and the conversion depends on; JSON."""
+    """Choices of the user that the conversion depends on; JSON."""
     problems: tuple[str, ...] = ()
-    """What is missing or in the way: nothing can be converted before it is mended."""
+    """Missing or contradictory files, which must be resolved before anything is converted."""
     warnings: tuple[str, ...] = ()
-    """What differs from the published data set."""
+    """Differences from the published data set."""
 
 
 def mapped(label_map: LabelMap) -> dict[str, Any]:

@@ -1,11 +1,11 @@
-"""How well the outlines of classes agree: boundary F1 and Hausdorff distance of whole label slides.
+"""Agreement of the outlines of classes: boundary F1 and Hausdorff distance of whole label slides.
 
 Boundaries are found block by block, and only their pixels are kept; nearest distances between the two sets of pixels
 come from a k-d tree. So the distances are exact on a slide of any size, and the memory follows the length of the
 outlines, not the area: about 100 bytes for each pixel of them.
 
 A boundary pixel of a class is a pixel of it beside (along an axis) a pixel of another class. The border of the image
-and the rim of ignored pixels are no boundaries, since nobody drew them.
+and the border of ignored pixels are not boundaries, since they are not annotated.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ from muvit.evaluation.scores.blocks import blocks
 from muvit.levels import level_factors
 
 HAUSDORFF_PERCENTILE = 95
-"""Share of the distances, in per cent, that lie within HD95."""
+"""Percentage of the distances that lie within HD95."""
 
 MAX_BOUNDARY_PIXELS = 50_000_000
 """Boundary pixels of one slide beyond which the trees would take more than about 5 GB."""
@@ -30,14 +30,14 @@ MAX_BOUNDARY_PIXELS = 50_000_000
 
 @dataclass(frozen=True, kw_only=True)
 class BoundaryConfig:
-    """What counts as the same place."""
+    """How boundaries are compared."""
 
     tolerance: float = 2.0
     """Distance up to which a boundary pixel counts as found."""
     unit: Literal["px", "um"] = "px"
     """Unit of the tolerance and of all distances: pixels of the finest level, or micrometers."""
     level: float = 1
-    """Level of the label pyramids to look at; a coarser one is faster, and exact to about one of its pixels."""
+    """Level of the label pyramids to compare at; a coarser one is faster, and exact to about one of its pixels."""
 
     def __post_init__(self) -> None:
         if not self.tolerance >= 0:
@@ -48,7 +48,7 @@ class BoundaryConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class BoundaryCounts:
-    """What was counted along the boundaries of one slide, or of several together; every array is ``(K)``."""
+    """Counts of boundary pixels of one slide, or of several together; every array is ``(K)``."""
 
     num_true: NDArray[np.int64]
     """Boundary pixels of the truth."""
@@ -167,7 +167,7 @@ def _boundary_pixels(
                     f"boundaries of {prediction.path}",
                     expected=f"at most {MAX_BOUNDARY_PIXELS:,} pixels of them",
                     got="more",
-                    hint="Look at a coarser level of the labels, or leave boundaries out.",
+                    hint="Compare a coarser level of the labels, or leave boundaries out.",
                 )
             for c in np.unique(classes):
                 pixels[int(c)].append(places[classes == c])

@@ -21,14 +21,14 @@ from muvit.progress import Progress
 
 @dataclass(frozen=True, kw_only=True)
 class SlideCounts:
-    """What was counted on one slide."""
+    """Pixel counts of one slide."""
 
     name: str
     """Name of the true slide."""
     confusion: NDArray[np.int64]
     """Pixels ``(K, K)``: rows the true class, columns the predicted one."""
     boundaries: BoundaryCounts | None = None
-    """Pixels along the outlines of the classes, if they were looked at."""
+    """Pixels along the outlines of the classes, if boundaries were compared."""
     hausdorff: NDArray[np.float64] | None = None
     """95th percentile of the Hausdorff distance of each class ``(K)``, NaN where it does not exist."""
 
@@ -40,7 +40,7 @@ class Evaluation:
     class_names: tuple[str, ...]
     """Name of each class."""
     slides: tuple[SlideCounts, ...]
-    """What was counted on each slide."""
+    """Pixel counts of each slide."""
     has_background: bool = True
     """Whether class 0 is background, left out of the means over the foreground."""
     ignore: tuple[int, ...] = ()

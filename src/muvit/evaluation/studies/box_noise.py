@@ -1,7 +1,6 @@
-"""How much a model relies on exact positions: Dice against noise on the boxes (MuViT supplement, figure S3).
+"""Dependence of a model on exact positions: Dice against noise on the boxes (MuViT supplement, figure S3).
 
-Noise is added at inference only. What a model scores with naive boxes, which tell nothing of where the crops lie, is
-the floor that it should fall to.
+Noise is added at inference only. The score with naive boxes, which hold no positions, is the expected lower bound.
 """
 
 from collections.abc import Sequence
@@ -37,10 +36,10 @@ SIGMAS = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
 
 @dataclass(frozen=True, kw_only=True)
 class NoiseStudy:
-    """What a model scores under noise on its boxes."""
+    """Scores of a model under noise on its boxes."""
 
     model: str
-    """What the model is called."""
+    """Name of the model."""
     sigmas: tuple[float, ...]
     """Standard deviations of the noise, world pixels."""
     noisy: tuple[Evaluation, ...]
@@ -127,7 +126,7 @@ def study_noise(
 
 
 def draw_noise(studies: Sequence[NoiseStudy]) -> Image.Image:
-    """Curves of mDSC against the noise, with their intervals; dotted, what naive boxes give."""
+    """Curves of mDSC against the noise, with their intervals; dotted lines: with naive boxes."""
     figure, axes = new_figure(7, 4.5)
     lines = {}
     for study in studies:

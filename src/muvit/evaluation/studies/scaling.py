@@ -149,7 +149,7 @@ def _measure(model: Segmenter, size: int, is_training: bool, config: ScalingConf
     space = (size,) * encoder.ndim
     seconds, peak = float("nan"), float("nan")
     try:
-        img = torch.rand(config.batch_size, len(encoder.levels), encoder.in_channels, *space, device=device)
+        img = torch.rand(config.batch_size, len(encoder.levels), encoder.channels, *space, device=device)
         bbox = naive_boxes(encoder.levels, space).expand(len(img), -1, -1, -1).to(device)
         model.train(is_training)
         _step(model, img, bbox, is_training)

@@ -1,7 +1,7 @@
 """Settings of a model with relay tokens."""
 
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 from muvit.checks import Bounds, NonNegative, PositiveInt, Share, check_fields, freeze_lists
 from muvit.errors import InputError
@@ -34,8 +34,8 @@ class RelayConfig:
     each coarser one a context branch.
     """
 
-    kind: ClassVar[str] = "relay"
-
+    kind: Literal["relay"] = "relay"
+    """A Vision Transformer or Swin Transformer of timm with relay tokens."""
     backbone: str
     """Name of a Vision Transformer (also DeiT, DINOv2, DINOv3, EVA) or Swin Transformer (V1, V2) of timm, such as
     vit_small_patch16_224, deit3_small_patch16_224, vit_small_patch16_dinov3 or swinv2_small_window8_256."""
@@ -48,7 +48,7 @@ class RelayConfig:
     """All branches use one patch embedding and one position table; else each context branch has its own, which start as
     copies of the local ones."""
     fusion: Literal["relay", "decision"] = "relay"
-    """How context reaches the local prediction: by relay tokens, or as the paper's control without them, whose context
+    """Path of the context to the local prediction: relay tokens, or the paper's control without them, whose context
     logits are up-sampled and added to the local ones (decision)."""
     pretrained: bool | str = False
     """Weights that the backbone starts from: those that timm publishes for it (true; fetched once, for a new model,
@@ -79,19 +79,18 @@ class RelayConfig:
     """Labels of the context branches: those of the finest view, pooled, where it lies in the context view (center), or
     those of the whole context view (full; needs data.label_levels all)."""
     in_channels: PositiveInt | None = None
-    """Channels of every view; in a recipe unset, those of the model."""
+    """Channels of every view; unset in a recipe, those of the slides."""
     num_classes: Annotated[int, Bounds(min=2)] | None = None
-    """Classes, background (class 0) included; in a recipe unset, those of the model."""
-    levels: tuple[float, ...] | None = None
-    """Downsampling factor of each view, finest first; in a recipe unset, those of the model."""
+    """Classes, background (class 0) included; unset in a recipe, those of the labels."""
+    levels: tuple[float, ...]
+    """Downsampling factor of each view, finest first."""
     size: tuple[PositiveInt, PositiveInt] | None = None
-    """Side of a view in pixels, yx; in a recipe unset, the data's crop size."""
+    """Side of a view in pixels, yx; unset in a recipe, data.crop_size."""
 
     def __post_init__(self) -> None:
         freeze_lists(self)
         check_fields(self)
-        if self.levels is not None:
-            check_levels(self.levels, 2)
+        check_levels(self.levels, self.ndim)
         for name in self.timm_options:
             if name in _SET_BY_US:
                 raise InputError(f"timm_options.{name}", expected=f"the setting {_SET_BY_US[name]} instead", got=name)
@@ -99,3 +98,8 @@ class RelayConfig:
                 raise InputError(
                     f"timm_options.{name}", expected="an argument that keeps every token in its place", got=name
                 )
+
+    @property
+    def ndim(self) -> int:
+        """Spatial axes: the backbones are two-dimensional."""
+        return 2

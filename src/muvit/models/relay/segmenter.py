@@ -22,7 +22,7 @@ class RelaySegmenter(SegmentationModel):
     """A local and one or more context branches of one timm backbone, coupled by relay tokens (Relay Tokens).
 
     Args:
-        config: the backbone and its coupling; channels, classes, levels and size must be known.
+        config: the backbone and its coupling; channels, classes and size must be known.
 
     Raises:
         InputError: a setting does not fit, or timm is not installed.
@@ -33,10 +33,10 @@ class RelaySegmenter(SegmentationModel):
 
     def __init__(self, config: RelayConfig) -> None:
         super().__init__(config)
-        for name in ("in_channels", "num_classes", "levels", "size"):
+        for name in ("in_channels", "num_classes", "size"):
             if getattr(config, name) is None:
                 raise InputError(name, expected=f"a value, to build {config.backbone}", got="none")
-        assert config.levels is not None and config.size is not None
+        assert config.size is not None
         num_contexts = len(config.levels) - 1
         num_relay = config.relay_tokens if num_contexts and config.fusion == "relay" else 0
         if num_contexts and num_relay == 0 and not self._reads_context:
@@ -51,7 +51,7 @@ class RelaySegmenter(SegmentationModel):
     def views(self) -> Views:
         """The views that the model takes."""
         config = self.config
-        assert config.levels is not None and config.in_channels is not None
+        assert config.in_channels is not None
         return Views(
             levels=config.levels,
             in_channels=config.in_channels,

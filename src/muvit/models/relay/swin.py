@@ -95,7 +95,8 @@ def _attention(attn: Any, x: Tensor, bias: Tensor) -> Tensor:
         dropout_p=attn.attn_drop.p if attn.training else 0.0,
         scale=1.0 if is_v2 else attn.scale,
     )
-    return attn.proj_drop(attn.proj(out.transpose(1, 2).flatten(2)))
+    # heads side by side, by a copy: whether a view could do it depends on the kernel, and ONNX export takes another
+    return attn.proj_drop(attn.proj(torch.cat(out.unbind(1), dim=-1)))
 
 
 def _position_bias(attn: Any) -> Tensor:

@@ -12,7 +12,7 @@ from muvit.models.encoder import EncoderConfig
 from muvit.models.segmentation_model import SegmentationModel
 from muvit.models.segmenter import Segmenter, SegmenterConfig
 from muvit.training.optim import OptimConfig
-from muvit.training.segment import SegmentationTask
+from muvit.training.tasks import SegmentationTask
 
 SIDE, LEVEL = 8, 8
 

@@ -22,12 +22,11 @@ from muvit.models.classifier import Classifier, ClassifierConfig
 from muvit.models.encoder import EncoderConfig
 from muvit.models.folder import model_folder
 from muvit.models.trained import load_encoder
-from muvit.training.classify import train_classifier
-from muvit.training.classify_data import ClassificationData
-from muvit.training.classify_recipe import ClassifyDataConfig, ClassifyRecipe
-from muvit.training.classify_task import ClassificationTask
+from muvit.training.datamodules import ClassificationData
+from muvit.training.fit import train_classifier
 from muvit.training.optim import OptimConfig
-from muvit.training.recipes import InitConfig, RunConfig
+from muvit.training.recipes import ClassifyDataConfig, ClassifyRecipe, InitConfig, RunConfig
+from muvit.training.tasks import ClassificationTask
 
 KINDS = ("along", "across", "plain")
 
@@ -244,7 +243,7 @@ def test_slides_without_a_class_or_of_a_new_one_are_refused(recipe, data, tmp_pa
     (tmp_path / "new.csv").write_text("\n".join(line.replace("val1,across", "val1,dots") for line in lines))
     with pytest.raises(InputError, match=r"missing\.csv, group: expected a value for every slide, got none for 'tr"):
         train_classifier(change(recipe, "data", classes=str(tmp_path / "missing.csv")), tmp_path / "run")
-    with pytest.raises(InputError, match=r"new\.csv: expected classes that training slides have: .*, got dots"):
+    with pytest.raises(InputError, match=r"new\.csv: expected classes of the training slides: .*, got dots"):
         train_classifier(change(recipe, "data", classes=str(tmp_path / "new.csv")), tmp_path / "run")
 
 
@@ -253,7 +252,7 @@ def test_levels_that_a_slide_lacks_are_computed_as_a_pyramid_would_store_them(da
     Image.fromarray(stored.read(1, (0, 0), stored.shape)[0]).save(tmp_path / "val0.png")
     torch.manual_seed(0)
     encoder = EncoderConfig(in_channels=1, levels=(1, 4), patch_size=4, dim=8, num_layers=1, heads=1)
-    model = Classifier(encoder=encoder, num_classes=3)
+    model = Classifier(ClassifierConfig(encoder=encoder, num_classes=3))
     settings = Preprocessing(
         crop_size=(16, 16), normalization=Range(high=255), class_names=KINDS, class_colors=((0, 0, 0),) * 3
     )

@@ -1,5 +1,6 @@
 import csv
 import os
+import shutil
 import signal
 from dataclasses import replace
 
@@ -23,11 +24,11 @@ from muvit.models.encoder import EncoderConfig
 from muvit.models.relay import RelayConfig
 from muvit.models.segmenter import Segmenter, SegmenterConfig
 from muvit.models.trained import build_model
-from muvit.training.callbacks import KeepModels, frame
-from muvit.training.datamodules import SegmentationData
+from muvit.training.callbacks import SaveBestAndLast, frame
+from muvit.training.datamodules import SegmentationData, complete, count_classes
+from muvit.training.fit import train_segmenter
 from muvit.training.optim import OptimConfig
 from muvit.training.recipes import DataConfig, InitConfig, LossConfig, Recipe, RunConfig
-from muvit.training.train import train_segmenter
 
 STEPS_PER_EPOCH = 3
 
@@ -169,7 +170,7 @@ def test_every_epoch_shows_new_crops_in_their_order(recipe, tmp_path):
 
     watch = Watch()
     train_segmenter(change(recipe, "run", pictures=0), tmp_path / "run", callbacks=[watch])
-    crops = SegmentationData(recipe, build_model(recipe.network).views).train_crops
+    crops = SegmentationData(recipe, build_model(recipe.model).views).train_crops
     assert len(watch.seen) == 2 * 4 * STEPS_PER_EPOCH
     assert all(torch.equal(img, crops[i]["img"]) for i, img in enumerate(watch.seen))
     assert len({img.numpy().tobytes() for img in watch.seen}) == len(watch.seen)
@@ -215,7 +216,10 @@ class SignalAt(StopAt):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize(
     ("epoch", "said"),
-    [(0, "has not finished an epoch: begin anew with --overwrite."), (1, "goes on after its last whole epoch with")],
+    [
+        (0, "has not finished an epoch: restart it with --overwrite."),
+        (1, "can be resumed after its last complete epoch with"),
+    ],
 )
 def test_a_run_that_is_told_to_stop_says_how_to_go_on(recipe, tmp_path, number, epoch, said):
     before = signal.signal(
@@ -275,7 +279,7 @@ def test_a_run_is_not_resumed_with_other_settings(finished, recipe, part, change
 
 
 def test_what_was_never_begun_cannot_be_resumed(recipe, tmp_path):
-    with pytest.raises(InputError, match="expected a run that was stopped, to resume it"):
+    with pytest.raises(InputError, match="expected an interrupted run, to resume it"):
         train_segmenter(recipe, tmp_path / "run", resume=True)
     assert not (tmp_path / "run").exists()
 
@@ -322,7 +326,7 @@ def test_the_best_model_is_the_one_of_the_highest_score(tmp_path, recipe):
             self.callback_metrics = {} if score is None else {"val_mdsc": torch.tensor(score)}
 
     saved = []
-    keep = KeepModels(tmp_path, None)
+    keep = SaveBestAndLast(tmp_path, None)
     keep._save = lambda task, name: saved.append(name)
     for score in (0.5, 0.4, float("nan"), None, 0.6):
         saved.append(score)
@@ -330,14 +334,14 @@ def test_the_best_model_is_the_one_of_the_highest_score(tmp_path, recipe):
     assert saved[:8] == [0.5, "last", "best", 0.4, "last", *saved[5:8]]
     assert saved.count("best") == 2
     assert saved[-2:] == ["last", "best"]
-    resumed = KeepModels(tmp_path, None)
+    resumed = SaveBestAndLast(tmp_path, None)
     resumed.load_state_dict(keep.state_dict())
     assert resumed.best == pytest.approx(0.6)
 
 
 def test_augmentation_and_balance_reach_the_crops(recipe):
     plain = change(recipe, "data", augmentation=Augmentation.geometric(), balance="classes", foreground_fraction=1.0)
-    crops = SegmentationData(plain, build_model(plain.network).views).train_crops
+    crops = SegmentationData(plain, build_model(plain.model).views).train_crops
     assert all((crops[i]["label"] > 0).any() for i in range(8))
     widths = [crops[i]["bbox"][:, 1] - crops[i]["bbox"][:, 0] for i in range(4)]
     assert all(w.tolist() == [[32, 32], [128, 128]] for w in widths)
@@ -355,16 +359,10 @@ def bad_recipes():
         r"multiples of \(4, 4\), as the model takes, got \(30, 30\)",
     )
     yield (
-        "two networks",
-        lambda r, _: replace(r, baseline=BaselineConfig(network="unet"), relay=RelayConfig(backbone="vit_tiny")),
-        InputError,
-        "at most one of them",
-    )
-    yield (
         "an encoder for another network",
-        lambda r, _: replace(r, init=InitConfig(encoder="e"), baseline=BaselineConfig(network="unet")),
+        lambda r, _: replace(r, init=InitConfig(encoder="e"), model=BaselineConfig(kind="unet")),
         InputError,
-        "init: expected a MuViT segmenter",
+        "init: expected model.kind muvit",
     )
     yield (
         "a schedule without scores",
@@ -381,7 +379,6 @@ def bad_recipes():
         )
     yield "crop axes", lambda r, _: change(r, "data", crop_size=(32, 32, 32)), InputError, "crop_size"
     yield "no crop", lambda r, _: change(r, "data", crop_size=0), InputError, "size"
-    yield "missing level", lambda r, _: change_encoder(r, levels=(1, 16)), InputError, "level 16"
     yield "level order", lambda r, _: change_encoder(r, levels=(4, 1)), InputError, "ascending order"
     yield (
         "names",
@@ -471,7 +468,7 @@ def test_settings_that_do_not_fit_are_refused(recipe, tmp_path, part, field, val
 def test_views_of_one_centre_are_scaled_and_turned_in_training_alone(recipe):
     similar = Augmentation(box_scale=(1, 1), box_shift_px=0, scale=(0.5, 2), rotation_degrees=90)
     recipe = change(recipe, "data", placement="concentric", augmentation=similar, val_samples=None)
-    data = SegmentationData(recipe, build_model(recipe.network).views)
+    data = SegmentationData(recipe, build_model(recipe.model).views)
     assert data.preprocessing.placement == "concentric"
     sides = {round(float(box_size(data.train_crops[i]["bbox"])[0, 0]), 3) for i in range(12)}
     assert 32 in sides
@@ -479,12 +476,12 @@ def test_views_of_one_centre_are_scaled_and_turned_in_training_alone(recipe):
     sample = data.val_crops[0]  # in a corner, which its context leaves
     assert sample["bbox"].tolist() == [[[0, 0], [32, 32]], [[-48, -48], [80, 80]]]
     with pytest.raises(InputError, match="expected views with one centre, placement concentric, got placement nested"):
-        SegmentationData(change(recipe, "data", placement="nested"), build_model(recipe.network).views)
+        SegmentationData(change(recipe, "data", placement="nested"), build_model(recipe.model).views)
 
 
 def test_statistics_of_the_training_slides_are_kept_for_prediction(recipe):
     recipe = change(recipe, "data", normalization={"kind": "standardize", "local_mean": [0]})
-    data = SegmentationData(recipe, build_model(recipe.network).views)
+    data = SegmentationData(recipe, build_model(recipe.model).views)
     pixels = np.stack([image.read(1, (0, 0), image.shape) for image, _ in data.train_slides])
     kept = data.preprocessing.normalization
     assert kept.mean == pytest.approx((pixels.mean(),), rel=0.1)
@@ -496,7 +493,7 @@ def test_statistics_of_the_training_slides_are_kept_for_prediction(recipe):
 @pytest.mark.parametrize(("least", "epochs"), [(1, 3), (5, 5)])
 def test_training_stops_when_the_score_rises_no_more(recipe, tmp_path, monkeypatch, least, epochs):
     always = Scores(dice=np.full(3, 0.5), iou=np.full(3, 0.5), accuracy=0.5)
-    monkeypatch.setattr("muvit.training.segment.scores", lambda confusion: always)
+    monkeypatch.setattr("muvit.training.tasks.scores", lambda confusion, has_background: always)
 
     class Count(Callback):
         epochs = 0
@@ -521,18 +518,61 @@ def test_training_stops_when_the_score_rises_no_more(recipe, tmp_path, monkeypat
     ],
 )
 def test_relay_tokens_with_views_that_lie_anywhere_are_told(recipe, caplog, placement, changes, is_told):
-    relay = RelayConfig(backbone="vit_tiny_patch16_224", timm_options={"depth": 1}, **changes)
-    coupled = replace(change(recipe, "data", placement=placement), relay=relay)
-    SegmentationData(coupled, build_model(coupled.network).views)
+    relay = RelayConfig(
+        **{"backbone": "vit_tiny_patch16_224", "timm_options": {"depth": 1}, "levels": (1, 4)} | changes
+    )
+    coupled = complete(replace(change(recipe, "data", placement=placement), model=relay))
+    SegmentationData(coupled, build_model(coupled.model).views)
     assert ["data.placement" in record.message for record in caplog.records] == [True] * is_told
+
+
+def test_channels_and_classes_come_from_the_data(recipe):
+    unset = change(change_encoder(recipe, in_channels=None), "model", num_classes=None)
+    assert complete(unset) == recipe
+    unet = complete(replace(recipe, model=BaselineConfig(kind="unet", levels=(1, 4))))
+    assert (unet.model.in_channels, unet.model.num_classes, unet.model.size) == (1, 3, (32, 32))
+    named = change(unset, "data", class_names=("a", "b", "c", "d"))
+    assert complete(named).model.num_classes == 4
+
+
+@pytest.mark.parametrize(
+    ("values", "ignored", "classes"),
+    [([0, 1, 2], (), 3), ([0, 1, 255], (255,), 2), ([0, 1, 255], (), None), ([0], (), None), ([1, 2], (), None)],
+)
+def test_without_names_the_classes_are_counted_by_the_values_of_the_labels(tmp_path, values, ignored, classes):
+    pixels = np.repeat(np.uint8(values), 8)[None].repeat(8, 0)
+    for kind in ("images", "labels"):
+        (tmp_path / kind).mkdir()
+        Image.fromarray(pixels).save(tmp_path / kind / "a.png")
+    data = DataConfig(train=str(tmp_path), ignore_labels=ignored)
+    if classes is not None:
+        assert count_classes(data, 1) == classes
+        return
+    with pytest.raises(InputError, match=r"expected values 0, 1 and so on, .* Set model\.num_classes"):
+        count_classes(data, 1)
+
+
+def test_a_run_of_an_earlier_version_is_resumed(finished, recipe, tmp_path):
+    """Its recipe has the sections baseline and relay beside the model, and no kind."""
+    run = tmp_path / "run"
+    shutil.copytree(finished[1], run)
+    settings = yaml.safe_load((run / "recipe.yaml").read_text()) | {"baseline": None, "relay": None}
+    del settings["model"]["kind"]
+    settings["data"] |= {"context": "random"}
+    del settings["data"]["placement"]
+    (run / "recipe.yaml").write_text(yaml.safe_dump(settings))
+    longer = change(recipe, "run", epochs=3)
+    train_segmenter(longer, run, resume=True)
+    assert {row["epoch"] for row in log_rows(run)} >= {"0", "1", "2"}
+    assert yaml.safe_load((run / "recipe.yaml").read_text())["model"]["kind"] == "muvit"
 
 
 def test_a_class_without_a_pixel_is_told(recipe, caplog):
     four = replace(recipe, model=replace(recipe.model, num_classes=4))
-    data = SegmentationData(four, build_model(four.network).views)
+    data = SegmentationData(four, build_model(four.model).views)
     assert data.preprocessing.class_names[3] == "class 3"
     assert [record.message for record in caplog.records] == [
-        f"{recipe.data.train}: no pixel of class 3 was seen; what does not occur cannot be learned"
+        f"{recipe.data.train}: no pixel of class 3 was found; absent classes cannot be learned"
     ]
 
 
@@ -545,7 +585,7 @@ def test_an_ignored_class_without_a_pixel_is_no_warning(recipe, caplog):
 
 def test_levels_that_the_slides_lack_are_computed_as_a_pyramid_would_store_them(recipe, slides, tmp_path, caplog):
     recipe = change(recipe, "data", normalization={"kind": "range", "high": 255})
-    pyramids = SegmentationData(recipe, build_model(recipe.network).views)
+    pyramids = SegmentationData(recipe, build_model(recipe.model).views)
     for kind in ("images", "labels"):
         (tmp_path / "train" / kind).mkdir(parents=True)
         for path in sorted((slides / "train" / kind).iterdir()):
@@ -553,7 +593,7 @@ def test_levels_that_the_slides_lack_are_computed_as_a_pyramid_would_store_them(
             pixels = slide.read(1, (0, 0), slide.shape)[0]
             Image.fromarray(pixels).save(tmp_path / "train" / kind / f"{slide.name}.png")
     flat = SegmentationData(
-        change(recipe, "data", train=str(tmp_path / "train"), val=None), build_model(recipe.network).views
+        change(recipe, "data", train=str(tmp_path / "train"), val=None), build_model(recipe.model).views
     )
     for stored, computed in ((pyramids.train_crops[i], flat.train_crops[i]) for i in range(4)):
         assert all(torch.equal(stored[key], computed[key]) for key in ("bbox", "label"))

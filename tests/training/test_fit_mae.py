@@ -22,11 +22,11 @@ from muvit.mae import MuViTMAE2d
 from muvit.models.folder import model_folder
 from muvit.models.masking import TokenMask
 from muvit.training.datamodules import PretrainData
+from muvit.training.fit import fit_mae, pretrain_mae
 from muvit.training.optim import PretrainOptimConfig, build_pretrain_optimizer, build_schedule
-from muvit.training.pretrain import fit_mae, pretrain_mae
 from muvit.training.recipes import PretrainDataConfig, PretrainRecipe, RunConfig
-from muvit.training.reconstruct import PretrainTask
 from muvit.training.runs import prepare_folder
+from muvit.training.tasks import PretrainTask
 
 TINY = {"levels": (1, 4), "patch_size": 4, "dim": 16, "num_layers": 1, "heads": 2, "dim_decoder": 16}
 

@@ -12,9 +12,9 @@ from muvit.models.encoder import EncoderConfig
 from muvit.models.folder import load_weights
 from muvit.models.segmenter import Segmenter, SegmenterConfig
 from muvit.models.trained import load_encoder
-from muvit.training.pretrained import add_lora, merged, start_from
+from muvit.training.fit import train_segmenter
+from muvit.training.pretrained import add_lora, load_pretrained_encoder, merge_lora
 from muvit.training.recipes import DataConfig, InitConfig, Recipe, RunConfig
-from muvit.training.train import train_segmenter
 
 SIZES = {"in_channels": 1, "patch_size": 4, "dim": 16, "num_layers": 2, "heads": 2}
 
@@ -59,7 +59,7 @@ def inputs(side=32, levels=(1, 4)):
 @pytest.mark.parametrize("levels", [(1, 4, 16), (1, 16), (4,)])
 def test_a_segmenter_starts_from_the_levels_it_has(pretrained, levels):
     model = segmenter(levels)
-    start_from(model, InitConfig(encoder=str(pretrained[1])))
+    load_pretrained_encoder(model, InitConfig(encoder=str(pretrained[1])))
     img, bbox = inputs(levels=levels)
     expected = pretrained[0].encoder.extract_levels(levels).eval()(img, bbox)[0]
     assert torch.equal(model.encoder(img, bbox)[0], expected)
@@ -70,7 +70,7 @@ def test_encoders_come_from_any_kind_of_model(pretrained, tmp_path):
     mae, run = pretrained
     mae.encoder.save(tmp_path / "encoder")
     model = segmenter((1, 4, 16))
-    start_from(model, InitConfig(encoder=str(run)))
+    load_pretrained_encoder(model, InitConfig(encoder=str(run)))
     model.save(tmp_path / "segmenter")
     for folder in (run, run / "best", tmp_path / "encoder", tmp_path / "segmenter"):
         encoder = load_encoder(folder)
@@ -81,7 +81,7 @@ def test_encoders_come_from_any_kind_of_model(pretrained, tmp_path):
     volumes = MuViTMAE3d(**SIZES | {"levels": (1, 4, 16), "dim": 48}, dim_decoder=48)
     volumes.save(tmp_path / "volumes")
     with pytest.raises(InputError, match=r"model\.encoder\.ndim: expected 3, as the encoder in .* has, got 2"):
-        start_from(flat, InitConfig(encoder=str(tmp_path / "volumes")))
+        load_pretrained_encoder(flat, InitConfig(encoder=str(tmp_path / "volumes")))
 
 
 def test_a_frozen_encoder_neither_learns_nor_drops_out(recipe, pretrained, tmp_path):
@@ -115,7 +115,7 @@ def test_low_rank_additions_learn_and_are_merged_into_plain_weights(recipe, pret
 
 def test_merging_changes_no_output(pretrained):
     model = segmenter()
-    start_from(model, InitConfig(encoder=str(pretrained[1]), mode="lora", lora_rank=4))
+    load_pretrained_encoder(model, InitConfig(encoder=str(pretrained[1]), mode="lora", lora_rank=4))
     trainable = {name for name, p in model.encoder.named_parameters() if p.requires_grad}
     assert len(trainable) == 2 * 4 * 2 and all("lora_" in name for name in trainable)
     assert all(p.requires_grad for p in model.trunk.parameters())
@@ -124,11 +124,11 @@ def test_merging_changes_no_output(pretrained):
             if "lora_B" in name:
                 p.normal_()
     img, bbox = inputs()
-    plain = merged(model).eval()
+    plain = merge_lora(model).eval()
     torch.testing.assert_close(plain(img, bbox), model.eval()(img, bbox), atol=1e-4, rtol=1e-4)
     assert not any("lora" in name for name in plain.state_dict())
     assert any("lora" in name for name in model.state_dict())
-    assert merged(plain) is plain
+    assert merge_lora(plain) is plain
 
 
 def test_a_resumed_run_with_additions_ends_in_the_same_bits(recipe, tmp_path):
@@ -167,12 +167,12 @@ def test_sizes_that_do_not_fit_are_refused_in_one_sentence(pretrained, changes, 
     widths = (8,) * (2 if "patch_size" in changes else 3)
     model = Segmenter(SegmenterConfig(encoder=encoder, num_classes=3, decoder_widths=widths, stem_width=4))
     with pytest.raises(InputError, match=message):
-        start_from(model, InitConfig(encoder=str(pretrained[1])))
+        load_pretrained_encoder(model, InitConfig(encoder=str(pretrained[1])))
 
 
 def test_attention_and_dropout_may_differ_from_pretraining(pretrained):
     model = segmenter(attention_mode="coarse_to_fine", dropout=0.2)
-    start_from(model, InitConfig(encoder=str(pretrained[1])))
+    load_pretrained_encoder(model, InitConfig(encoder=str(pretrained[1])))
     assert model.encoder.config.attention_mode == "coarse_to_fine"
 
 

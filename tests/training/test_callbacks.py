@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from muvit.mae import MuViTMAE2d, MuViTMAE3d
-from muvit.training.reconstructions import SIDE_PX, reconstruction_rows
+from muvit.training.callbacks import SIDE_PX, reconstruction_rows
 
 TINY = {"in_channels": 1, "levels": (1, 4), "patch_size": 4, "dim": 16, "num_layers": 1, "heads": 2, "dim_decoder": 16}
 

@@ -9,7 +9,7 @@ from muvit.models.segmentation_model import SegmentationModel
 from muvit.training.optim import OptimConfig, build_optimizer
 from muvit.training.recipes import RunConfig
 from muvit.training.runs import build_trainer
-from muvit.training.segment import SegmentationTask
+from muvit.training.tasks import SegmentationTask
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
