@@ -122,6 +122,7 @@ def test_help_of_a_recipe_is_grouped_by_its_sections(capfd, verb):
         (["prepare", "kpi"], "; did you mean kpis?"),
         (["study", "nois"], "; did you mean noise?"),
         (["info", "--jso", "x"], "there is no option --jso; did you mean --json?"),
+        (["predict", "m", "a.png", "--output", "o", "--engine", "dask"], "no option --engine; did you mean --backend?"),
         (
             ["train", "--config", "{whole}", "--run.epoch", "3"],
             "there is no option --run.epoch; did you mean --run.epochs?",
@@ -414,10 +415,6 @@ FAILURES = {
         "deep.json: expected JSON that names label values, got lists nested too deeply",
     ),
     "inverted region": ([*PREDICT, "--region", "100,100,10,10"], "y0 < y1 and x0 < x1"),
-    "an option by its earlier name": (
-        [*PREDICT, "--engine", "dask"],
-        "there is no option --engine; did you mean --backend?",
-    ),
     "scheduler without dask": ([*PREDICT, "--scheduler", "tcp://x:1"], "scheduler: expected backend dask"),
     "scores exist": (
         ["evaluate", "{bad}/grey.png", "{bad}/grey.png", "--num_classes", "2", "--output", "{bad}/taken/scores.json"],
