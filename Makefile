@@ -1,6 +1,7 @@
 # Everything sets itself up: a bare machine needs only Python 3.11+, pip, git and make.
 #   make demo          from nothing to a report with pictures (about ten minutes on two cores)
-#   make test          the whole test suite           make check   format, lint, types, import rules
+#   make test          the test suite                  make check   format, lint, types, import rules
+#   make test-long     the tests that take longer
 #   make docs          the documentation site         make bench   the benchmarks that fit a CPU
 # A machine without a GPU can save the CUDA packages: make setup TORCH=cpu (or cu128, ... as uv names them).
 
@@ -12,7 +13,7 @@ UV     := .uv/bin/uv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: setup demo test check format docs bench clean
+.PHONY: setup demo test test-long check format docs bench clean
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -32,6 +33,9 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
+
+test-long: $(STAMP)
+	$(BIN)/python -m pytest -m long -n auto --maxprocesses 8 --dist worksteal
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

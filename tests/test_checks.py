@@ -71,7 +71,7 @@ def test_what_the_type_allows_is_accepted(fields):
         ({"sides": True}, "got True."),
         ({"sides": None}, "got None."),
         ({"sides": "8"}, "got '8'."),
-        ({"pair": (3,)}, "pair: expected"),
+        ({"pair": (3,)}, "pair: expected (a whole number >= 1, a number > 0), got (3,)."),
         ({"pair": (3, 0)}, "pair: expected"),
         ({"pair": (0, 3)}, "pair: expected"),
         ({"weight": -1e-9}, "weight: expected a number >= 0, got -1e-09."),

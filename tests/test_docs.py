@@ -14,8 +14,8 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import yaml
+from old_folders import old_mae
 from PIL import Image
-from test_legacy import old_mae
 
 import muvit
 from muvit.cli import main

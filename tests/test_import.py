@@ -1,9 +1,11 @@
 """What importing does, looked at in fresh interpreters."""
 
+import ast
 import json
 import os
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import numpy as np
@@ -84,6 +86,7 @@ TRAINS = {"torch", "lightning", "torchmetrics", "torchvision"}
         *((f"{verb} --help", 0, TRAINS) for verb in ("info", "convert", "export", "evaluate", "prepare", "synthetic")),
         *((f"{verb} --help", 0, TRAINS) for verb in ("classify", "study", "convert-checkpoint")),
         ("train --help", 0, TRAINS - {"torch"}),
+        ("compare --help", 0, TRAINS - {"torch"}),
         ("train --config broken.yaml --output out", 2, TRAINS),
         ("train --config typo.yaml --output out", 2, TRAINS - {"torch"}),
         ("train --config huge.yaml --output out", 1, TRAINS - {"torch"}),
@@ -148,3 +151,26 @@ def test_every_module_can_be_imported_first_and_without_warnings():
     assert len(names) > 40
     done = subprocess.run([sys.executable, "-c", ONE_BY_ONE, *names], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def imported(file, modules):
+    """Modules of the package that a file imports anywhere, in functions too, but for type checking."""
+    pending, found = [ast.parse(file.read_text())], set()
+    while pending:
+        node = pending.pop()
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            continue
+        pending += ast.iter_child_nodes(node)
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {name if (name := f"{node.module}.{a.name}") in modules else node.module for a in node.names}
+    return found & modules.keys()
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    modules = {}
+    for file in ROOT.rglob("*.py"):
+        parts = ("muvit", *file.relative_to(ROOT).with_suffix("").parts)
+        modules[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = file
+    TopologicalSorter({name: imported(file, modules) for name, file in modules.items()}).prepare()

@@ -1,6 +1,5 @@
 import numpy as np
 import pytest
-from PIL import Image
 
 from muvit.errors import InputError, ShapeError
 from muvit.pictures import (
@@ -13,7 +12,6 @@ from muvit.pictures import (
     outline_boxes,
     overlay,
     panel,
-    plot_curves,
     to_rgb,
 )
 
@@ -189,30 +187,3 @@ class TestPanel:
     def test_refuses_nothing(self):
         with pytest.raises(InputError, match="at least one picture"):
             panel([[]])
-
-
-class TestPlotCurves:
-    def test_size_ground_and_colored_lines(self):
-        curves = {"loss": (range(300), np.linspace(1, 0, 300)), "score": ([0, 150, 299], [0.1, np.nan, 0.8])}
-        light = plot_curves(curves, xlabel="step", ylabel="value", size=(640, 400))
-        dark = plot_curves(curves, xlabel="step", ylabel="value", size=(640, 400), is_dark=True)
-        for picture, ground, line in ((light, (255, 255, 255), (0, 114, 178)), (dark, (21, 24, 29), (86, 180, 233))):
-            assert isinstance(picture, Image.Image)
-            assert picture.size == (640, 400)
-            assert picture.getpixel((0, 0)) == ground
-            assert (np.abs(np.array(picture).astype(int) - line).max(-1) <= 2).sum() > 50
-
-    def test_leaves_the_global_state_of_matplotlib_alone(self):
-        import matplotlib
-
-        def settings():
-            return {name: matplotlib.rcParams[name] for name in matplotlib.rcParams if name != "backend"}
-
-        before = settings()
-        plot_curves({"a": ([1, 2], [3, 4])}, xlabel="x", ylabel="y")
-        plot_curves({}, xlabel="x", ylabel="y")
-        assert settings() == before
-
-    def test_refuses_unequal_lengths(self):
-        with pytest.raises(ShapeError, match="curve 'a': expected 2 values"):
-            plot_curves({"a": ([1, 2], [3])}, xlabel="x", ylabel="y")

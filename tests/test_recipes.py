@@ -107,7 +107,7 @@ def network(recipe):
 
 
 def encoder_of(recipe):
-    return recipe.model if isinstance(recipe, PretrainRecipe) else recipe.model.encoder
+    return recipe.model.encoder
 
 
 def test_there_are_recipes():
@@ -212,7 +212,7 @@ def test_the_recipe_trains(file, monkeypatch, tmp_path):
 @pytest.mark.parametrize("words", [w for f in STUDIES for w in uses(f)], ids=lambda words: Path(words[-1]).name)
 def test_the_settings_of_a_study_find_what_prepare_and_pretraining_leave(words, monkeypatch, tmp_path):
     run, output = Path(words[3].split("=")[-1]), Path(words[-1])
-    levels = read(uses(ROOT / "recipes" / f"{run.name}.yaml")[0], monkeypatch).model.levels
+    levels = read(uses(ROOT / "recipes" / f"{run.name}.yaml")[0], monkeypatch).model.encoder.levels
     monkeypatch.chdir(tmp_path)
     Path("recipes").symlink_to(ROOT / "recipes")
     for split in ("train", "test"):

@@ -12,7 +12,7 @@ tuples:
             check_fields(self)
 """
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from math import inf
@@ -85,9 +85,9 @@ def check_fields(config: Any, prefix: str = "") -> None:
 
 
 @cache
-def _checked_fields(kind: Hashable) -> tuple[tuple[str, Any], ...]:
+def _checked_fields(kind: type) -> tuple[tuple[str, Any], ...]:
     hints = get_type_hints(kind, include_extras=True)
-    declared = fields(kind)  # type: ignore[arg-type]
+    declared = fields(kind)
     return tuple((field.name, hints[field.name]) for field in declared if _is_limited(hints[field.name]))
 
 
@@ -134,7 +134,8 @@ def _describe(kind: Any) -> str:
     if origin is Annotated:
         return f"{_describe(arguments[0])} {_bounds(kind) or ''}".rstrip()
     if origin is tuple:
-        return f"several, each {_describe(arguments[0])}"
+        parts = [_describe(part) for part in arguments if part is not Ellipsis]
+        return f"several, each {parts[0]}" if Ellipsis in arguments else f"({', '.join(parts)})"
     return {int: "a whole number", float: "a number"}.get(kind, getattr(kind, "__name__", str(kind)))
 
 

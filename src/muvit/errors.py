@@ -1,5 +1,6 @@
 """The errors that muvit raises for its user: each says what was expected, what came, and what to do."""
 
+from importlib.util import find_spec
 from typing import Any
 
 
@@ -7,7 +8,7 @@ class MuViTError(Exception):
     """Base of all errors that muvit raises on purpose; the command line prints its message without a traceback."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # constructors take more than the message that they keep, so worker processes could not send them home
+        # constructors take more arguments than they keep, so that errors could not be unpickled by default
         return _restored, (type(self), *self.args)
 
 
@@ -16,9 +17,9 @@ class InputError(MuViTError, ValueError):
 
     Args:
         subject: the file or argument at fault, as the user knows it.
-        expected: what would have been right.
-        got: what came instead.
-        hint: what to do about it, a full sentence (optional).
+        expected: what is allowed.
+        got: what was found.
+        hint: how to solve it, a full sentence (optional).
     """
 
     def __init__(self, subject: object, *, expected: str, got: object, hint: str = "") -> None:
@@ -35,7 +36,7 @@ class ReadError(InputError, OSError):
 
 
 class CheckpointError(InputError):
-    """A checkpoint folder is incomplete, foreign, or made for another model."""
+    """A checkpoint folder is incomplete, of another program, or made for another model."""
 
 
 class ExistsError(MuViTError, FileExistsError):
@@ -45,6 +46,23 @@ class ExistsError(MuViTError, FileExistsError):
         super().__init__(f"{path}: exists already and is not overwritten. {hint}")
 
 
+def require_package(module: str, subject: str, *, package: str, install: str) -> None:
+    """Refuse to go on without an optional package.
+
+    Args:
+        module: the name that it is imported by.
+        subject: what needs it, as the user knows it.
+        package: the name of the package.
+        install: what pip installs to get it.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    if find_spec(module) is None:
+        hint = f"Install it with: pip install {install}"
+        raise InputError(subject, expected=f"the package {package}", got="none installed", hint=hint)
+
+
 def _restored(kind: type[MuViTError], *args: Any) -> MuViTError:
     error = kind("", expected="", got="") if issubclass(kind, InputError) else kind("")
     error.args = args
@@ -52,6 +70,6 @@ def _restored(kind: type[MuViTError], *args: Any) -> MuViTError:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of another library says, in one line."""
+    """Message of an error of another library, in one line."""
     text = str(error).strip()
     return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__

@@ -23,10 +23,10 @@ PatchSpacing = Literal["center", "corner"]
 
 
 def check_boxes(bbox: Tensor, *, num_levels: int | None = None, ndim: int | None = None, subject: str = "bbox") -> None:
-    """Refuse boxes that are no boxes.
+    """Refuse invalid boxes.
 
-    Coordinates are looked at where that costs no waiting for a device and breaks no graph: on the CPU, outside of
-    ``torch.compile`` and ``torch.export``.
+    Coordinates are checked on the CPU only, outside of ``torch.compile`` and ``torch.export``: elsewhere the check
+    would synchronise with the device or break the graph.
 
     Args:
         bbox: ``(..., 2, ndim)``, or ``(..., num_levels, 2, ndim)`` if ``num_levels`` is given.
@@ -169,7 +169,7 @@ def recenter(bbox: Tensor) -> Tensor:
 
 
 def nested_start_range(start: int, factor: float, outer_factor: float, size: int, outer_extent: int) -> tuple[int, int]:
-    """Where a coarse crop may start on one axis so that it holds a finer one (the paper's nested crops).
+    """Range of starts of a coarse crop on one axis so that it holds a finer one (the paper's nested crops).
 
     Starts are whole pixels of the coarse level, so its crop can be read exactly, and holding is checked in exact
     arithmetic. A crop larger than the image must hold the whole image. Where both cannot be had, holding the finer crop

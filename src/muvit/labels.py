@@ -1,10 +1,10 @@
-"""What label values mean to losses, metrics and samplers."""
+"""Meaning of label values in losses, metrics and samplers."""
 
 BACKGROUND = 0
 """The class that is background, in data that have one (``data.has_background``)."""
 
 IGNORE = -100
-"""Label of pixels that count nowhere: unlabelled, or outside the image (torch's own convention)."""
+"""Label of pixels that are ignored in loss and metrics: unlabelled, or outside the image (PyTorch's convention)."""
 
 IGNORED = 255
 """Stored for pixels that are ignored in loss and metrics; recipes for such stored labels say
@@ -15,5 +15,5 @@ WIDE_IGNORED = 65535
 
 
 def foreground(has_background: bool) -> slice:
-    """The classes that are no background."""
+    """Indices of the foreground classes."""
     return slice(BACKGROUND + 1 if has_background else 0, None)

@@ -26,7 +26,7 @@ def plain_level(level: Level) -> Level:
     """A level as it is stored and compared: a number where the axes agree, else a tuple; ``[1, 4, 4] -> (1, 4, 4)``.
 
     Raises:
-        InputError: it is neither a number nor a few.
+        InputError: it is neither a number nor a sequence of numbers.
     """
     if isinstance(level, int | float):
         return level
@@ -42,7 +42,7 @@ def _floats(level: Iterable[float]) -> tuple[float, ...]:
 
 
 def level_name(level: Level) -> str:
-    """A level as people write it: ``4``, or ``1x4x4`` where the axes differ."""
+    """Text of a level: ``4``, or ``1x4x4`` where the axes differ."""
     level = plain_level(level)
     return f"{level:g}" if isinstance(level, int | float) else "x".join(f"{factor:g}" for factor in level)
 

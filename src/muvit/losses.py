@@ -20,14 +20,14 @@ def dice_loss(logits: Tensor, target: Tensor, *, has_background: bool = True, ep
         logits: ``(B, K, *space)``.
         target: ``(B, *space)`` int64, `IGNORE` where unlabelled.
         has_background: whether class 0 is background.
-        eps: keeps classes without a pixel finite; such a class scores 1 when nothing is predicted.
+        eps: keeps the score of a class without pixels finite; it is 1 if the class is not predicted either.
     """
     valid = target != IGNORE
     num_classes = logits.shape[1]
     truth = one_hot(target.where(valid, 0), num_classes).movedim(-1, 1) * valid[:, None]
-    guess = logits.float().softmax(dim=1) * valid[:, None]
+    predicted = logits.float().softmax(dim=1) * valid[:, None]
     axes = (0, *range(2, logits.ndim))
-    overlap, total = (guess * truth).sum(axes), guess.sum(axes) + truth.sum(axes)
+    overlap, total = (predicted * truth).sum(axes), predicted.sum(axes) + truth.sum(axes)
     return 1 - ((2 * overlap + eps) / (total + eps))[foreground(has_background)].mean()
 
 
@@ -37,7 +37,7 @@ class SegmentationLoss(nn.Module):
     Args:
         ce_weight: weight of the cross entropy.
         dice_weight: weight of the Dice loss (0.1 in the paper's supplement).
-        class_weights: weight of each class in the cross entropy; KPIS takes (1, 2).
+        class_weights: weight of each class in the cross entropy; (1, 2) for KPIS.
         has_background: whether class 0 is background, which the Dice loss leaves out.
     """
 
@@ -67,7 +67,7 @@ class SegmentationLoss(nn.Module):
         entropy = cross_entropy(logits.float(), target, self.class_weights, ignore_index=IGNORE, reduction="sum")
         valid = target != IGNORE
         weight = valid if self.class_weights is None else self.class_weights[target.where(valid, 0)] * valid
-        # mean over the labelled pixels; a batch without any costs nothing instead of NaN
+        # mean over the labelled pixels; the loss of a batch without any is 0 instead of NaN
         entropy = entropy / weight.sum().clamp(min=torch.finfo(torch.float32).tiny)
         dice = dice_loss(logits, target, has_background=self.has_background)
         return self.ce_weight * entropy + self.dice_weight * dice

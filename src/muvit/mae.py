@@ -184,11 +184,11 @@ class _MAE(MuViTMAE):
 
     def _draw(self, x: Tensor, consistent: bool, generator: torch.Generator | None, is_ratio: bool) -> TokenMask:
         if not consistent and not is_ratio:
-            return self.draw_mask(len(x), x.shape[3:], generator, x.device)
+            return self.draw_mask(x.shape[0], x.shape[3:], generator, x.device)
         count, config = prod(patch_grid(x.shape[3:], self.config.encoder.patch)), self.config
         if consistent:
             return draw_consistent_mask(
-                len(x), self.levels, count, ratio=config.masking_ratio, generator=generator, device=x.device
+                x.shape[0], self.levels, count, ratio=config.masking_ratio, generator=generator, device=x.device
             )
         return draw_mask(
             len(x),

@@ -21,7 +21,7 @@ def confusion_matrix(
         truth: integer labels of any shape.
         prediction: integer labels of the same shape.
         num_classes: classes, background included.
-        ignore: values of ``truth`` that count nowhere.
+        ignore: values of ``truth`` that are left out.
 
     Raises:
         InputError: the shapes differ, or a counted label is not a class.
@@ -29,20 +29,20 @@ def confusion_matrix(
     if truth.shape != prediction.shape:
         raise InputError("prediction", expected=f"the shape of the truth, {truth.shape}", got=prediction.shape)
     counted = ~np.isin(truth, tuple(ignore))
-    true, guessed = truth[counted].astype(np.int64), prediction[counted].astype(np.int64)
-    for name, labels in (("truth", true), ("prediction", guessed)):
+    true, predicted = truth[counted].astype(np.int64), prediction[counted].astype(np.int64)
+    for name, labels in (("truth", true), ("prediction", predicted)):
         if labels.size and not (labels.min() >= 0 and labels.max() < num_classes):
             raise InputError(
                 name, expected=f"labels 0 to {num_classes - 1}", got=f"labels {labels.min()} to {labels.max()}"
             )
-    return np.bincount(true * num_classes + guessed, minlength=num_classes**2).reshape(num_classes, num_classes)
+    return np.bincount(true * num_classes + predicted, minlength=num_classes**2).reshape(num_classes, num_classes)
 
 
 @dataclass(frozen=True)
 class Scores:
     """Scores of each class, and their means over the foreground or over all classes.
 
-    A class that neither occurs nor is predicted has no score: NaN, and left out of the means.
+    A class that neither occurs nor is predicted has no score, nor has an ignored one: NaN, and left out of the means.
     """
 
     dice: NDArray[np.float64]
@@ -50,7 +50,7 @@ class Scores:
     iou: NDArray[np.float64]
     """``|P & G| / |P | G|`` of each class."""
     accuracy: float
-    """Share of the counted pixels that are right, background included."""
+    """Fraction of the counted pixels that are right, background included."""
     has_background: bool = True
     """Whether class 0 is background; else all classes are foreground."""
 
@@ -70,20 +70,23 @@ class Scores:
         return mean_known(self.iou[foreground(self.has_background)])
 
 
-def scores(confusion: NDArray[np.int64], *, has_background: bool = True) -> Scores:
+def scores(confusion: NDArray[np.int64], *, ignore: Sequence[int] = (), has_background: bool = True) -> Scores:
     """Scores of a confusion matrix ``(K, K)``, rows the truth.
 
     Args:
         confusion: pixels, from `confusion_matrix`.
+        ignore: true values that were left out of it. Such a class has no score, even where it is predicted; a pixel of
+            another class that it is predicted for is an error of that class.
         has_background: whether class 0 is background.
     """
     hits = np.diag(confusion).astype(np.float64)
+    hits[np.isin(np.arange(len(hits)), tuple(ignore))] = np.nan
     total = confusion.sum(0) + confusion.sum(1)
     with np.errstate(invalid="ignore", divide="ignore"):
         return Scores(
             dice=2 * hits / total,
             iou=hits / (total - hits),
-            accuracy=float(hits.sum() / confusion.sum()),
+            accuracy=float(np.trace(confusion) / confusion.sum()),
             has_background=has_background,
         )
 
@@ -95,7 +98,7 @@ def one_vs_rest_auc(probabilities: NDArray[np.floating], classes: NDArray[np.int
     probability; ties count half. NaN for a class without samples, or with all of them.
 
     Args:
-        probabilities: ``(N, K)``, or anything that orders the samples alike.
+        probabilities: ``(N, K)``, or any scores in the same order.
         classes: the true class of each sample, ``(N)``.
 
     Raises:

@@ -1,7 +1,6 @@
-"""Pictures of images, labels, boxes and curves for people to look at: numpy arrays ``(H, W, 3)`` and Pillow images."""
+"""Pictures of images, labels and boxes for people to look at: numpy arrays ``(H, W, 3)`` and Pillow images."""
 
-import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -23,10 +22,7 @@ MASK_GREY = 0.5
 """Value of masked patches, as in figure 2 of MuViT."""
 
 MAX_COLORS = 256
-MANY_POINTS = 100
-"""Curves of more points than this are drawn with their running mean."""
-
-_OKABE_ITO: tuple[Color, ...] = (  # Okabe and Ito, "Color Universal Design", 2008; strongest contrasts first
+OKABE_ITO: tuple[Color, ...] = (  # Okabe and Ito, "Color Universal Design", 2008; strongest contrasts first
     (230, 159, 0),
     (86, 180, 233),
     (0, 158, 115),
@@ -67,7 +63,7 @@ def class_colors(num_classes: int) -> tuple[Color, ...]:
     """
     if not 1 <= num_classes <= MAX_COLORS:
         raise InputError("num_classes", expected=f"1 to {MAX_COLORS}", got=num_classes)
-    colors = [BACKGROUND_COLOR, *_OKABE_ITO]
+    colors = [BACKGROUND_COLOR, *OKABE_ITO]
     if num_classes > len(colors):
         steps = np.linspace(0, 255, 16).round()
         candidates = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), axis=-1).reshape(-1, 3)
@@ -210,7 +206,7 @@ def overlay(
     return np.where(painted[..., None], mixed, image)
 
 
-def outline_boxes(image: RGB, boxes: ArrayLike, *, colors: Sequence[Color] = _OKABE_ITO) -> RGB:
+def outline_boxes(image: RGB, boxes: ArrayLike, *, colors: Sequence[Color] = OKABE_ITO) -> RGB:
     """Picture with the outlines of boxes, drawn just inside them with a thin dark rim; the first box lies on top.
 
     Args:
@@ -294,65 +290,3 @@ def _shorten(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, widt
 def _check_rgb(image: RGB) -> None:
     if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape or image.dtype != np.uint8:
         raise ShapeError("image", expected="shape (H, W, 3), uint8", got=f"{image.shape}, {image.dtype}")
-
-
-def plot_curves(
-    series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
-    *,
-    xlabel: str,
-    ylabel: str,
-    size: tuple[int, int] = (1280, 720),
-    is_dark: bool = False,
-) -> Image.Image:
-    """Plot curves with a legend; each has its own colour and dash. Values that are not finite leave gaps.
-
-    A curve of more than `MANY_POINTS` is drawn faint, and its running mean over a fiftieth of the points on top.
-
-    Args:
-        series: x and y of each curve, by name.
-        xlabel: title of the x axis, with its unit.
-        ylabel: title of the y axis, with its unit.
-        size: width and height of the picture in pixels; letters are made for showing it at half that size.
-        is_dark: light lines on a dark ground, instead of the reverse.
-
-    Raises:
-        ShapeError: a curve has not as many y as x.
-    """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    paper, ink, grid = ("#15181d", "#e7e9ee", "#333944") if is_dark else ("#ffffff", "#202124", "#dfe2e7")
-    order = (1, 0, 2, 4, 3, 5, 6) if is_dark else (6, 5, 2, 4, 0, 1)  # those with contrast to the ground
-    figure = Figure(figsize=(size[0] / 200, size[1] / 200), dpi=200, facecolor=paper, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot(facecolor=paper)
-    for index, (name, (x, y)) in enumerate(series.items()):
-        if len(x) != len(y):
-            raise ShapeError(f"curve {name!r}", expected=f"{len(x)} values of y, as of x", got=len(y))
-        color = tuple(part / 255 for part in _OKABE_ITO[order[index % len(order)]])
-        style: dict[str, Any] = {"color": color, "linewidth": 1.8, "linestyle": ("-", "--", "-.", ":")[index % 4]}
-        values = np.asarray(y, dtype=np.float64)
-        if len(y) > MANY_POINTS:
-            axes.plot(x, values, color=color, linewidth=0.7, alpha=0.22)
-            values = _running_mean(values, len(y) // 50)
-        axes.plot(x, values, label=name.lstrip("_"), marker="o" if len(y) <= 30 else "", markersize=3.5, **style)
-    axes.set_xlabel(xlabel, color=ink)
-    axes.set_ylabel(ylabel, color=ink)
-    axes.grid(color=grid, linewidth=0.7)
-    axes.set_axisbelow(True)
-    axes.tick_params(colors=ink, length=0)
-    axes.spines[:].set_visible(False)
-    if series:
-        axes.legend(frameon=False, labelcolor=ink, handlelength=2.6)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return Image.open(buffer).convert("RGB")
-
-
-def _running_mean(values: NDArray[np.float64], window: int) -> NDArray[np.float64]:
-    """Mean of the finite values among ``window`` neighbours of each, fewer at the ends."""
-    finite = np.isfinite(values)
-    kernel = np.ones(window)
-    total = np.convolve(np.where(finite, values, 0), kernel, mode="same")
-    count = np.convolve(finite, kernel, mode="same")
-    return np.divide(total, count, out=np.full_like(values, np.nan), where=count > 0.5)

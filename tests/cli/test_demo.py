@@ -10,7 +10,7 @@ from PIL import Image
 from muvit.cli import main
 from muvit.cli.demo import recipe
 from muvit.data.folders import open_folder, open_labelled_folder
-from muvit.evaluation.report import ModelResult
+from muvit.evaluation.report.content import ModelResult
 from muvit.metrics import confusion_matrix, scores
 
 MODELS = {"MuViT[1,4]": "muvit_1_4", "MuViT[1]": "muvit_1", "MuViT[1,4] naive boxes": "muvit_1_4_naive_boxes"}

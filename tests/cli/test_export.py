@@ -1,5 +1,6 @@
 import csv
 import re
+import shutil
 
 import numpy as np
 import orjson
@@ -13,9 +14,11 @@ from shapely.geometry import shape
 from muvit.cli import main
 from muvit.data.crops.normalize import Range
 from muvit.data.crops.preprocessing import Preprocessing
+from muvit.data.folders import open_labels
 from muvit.data.pyramids.convert import convert_image
-from muvit.data.slides.ome_zarr import OmeZarrSlide
+from muvit.data.slides.ome_zarr import OmeZarrSlide, PyramidWriter
 from muvit.data.slides.open import open_slide
+from muvit.errors import ReadError
 from muvit.inference.predict import predict_slide
 from muvit.inference.run.plan import PredictOptions
 from muvit.models.segmentation_model import SegmentationModel, Views
@@ -81,6 +84,25 @@ def test_all_kinds_are_written_for_every_slide(work, tmp_path, capfd):
     assert table == [(slide, *row) for slide in ("a", "b") for row in expected]
     with Image.open(out / "b.png") as picture:
         assert picture.width == 191 and picture.height > 128
+
+
+def test_only_labels_are_taken_from_a_folder(work, tmp_path):
+    folder = tmp_path / "predictions"
+    shutil.copytree(work / "labels", folder)
+    for name, dtype, channels in (("probabilities", "uint8", 3), ("entropy", "float16", 1)):
+        writer = PyramidWriter.create(
+            folder / f"a.{name}.ome.zarr", shape=LABELS.shape, num_channels=channels, dtype=dtype
+        )
+        writer.write((0, 0), np.zeros((channels, *LABELS.shape), dtype))
+        writer.finish()
+    (folder / "notes.txt").touch()
+    assert run(folder, "--areas", "--output", tmp_path / "out") == 0
+    with (tmp_path / "out" / "areas.csv").open(newline="") as lines:
+        assert {row["slide"] for row in csv.DictReader(lines)} == {"a", "b"}
+    for name in "ab":
+        shutil.rmtree(folder / f"{name}.ome.zarr")
+    with pytest.raises(ReadError, match="a folder of label images"):
+        open_labels([folder])
 
 
 def test_one_label_image_stands_alone(work, tmp_path):

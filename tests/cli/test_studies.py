@@ -304,7 +304,7 @@ def test_every_option_of_a_study_is_explained(name, capfd):
     assert run("study", name, "--help") == 0
     text = capfd.readouterr().out
     for action in actions:
-        assert (action.option_strings or [action.dest])[-1] in text
+        assert (action.option_strings or [action.dest])[0] in text
     assert run("study", "--help") == 0
     assert STUDIES[name] in " ".join(capfd.readouterr().out.split())
 

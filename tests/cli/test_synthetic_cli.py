@@ -26,7 +26,7 @@ def test_every_kind_is_written(kind, levels, tmp_path, capsys):
         (["--kind", "free", "--small"], "--small and --workers: expected --kind rings, got --kind free"),
         (["--kind", "volumes", "--workers", "2"], "--small and --workers"),
         (["--kind", "volumes", "--seed", "-1"], "config.seed"),
-        (["--kind", "free", "--train", "0", "--val", "0", "--test", "0"], "expected 0 or more, at least one in all"),
+        (["--kind", "free", "--train", "0", "--val", "0", "--test", "0"], "expected at least one image, got 0 of each"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(options, message, tmp_path, capsys):

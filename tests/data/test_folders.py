@@ -3,6 +3,8 @@ import pytest
 from PIL import Image
 
 from muvit.data.folders import class_legend, open_folder, open_labelled_folder
+from muvit.data.pyramids.reduction import majority
+from muvit.data.slides.derived import with_levels
 from muvit.data.slides.ome_zarr import PyramidWriter
 from muvit.data.slides.open import open_slide
 from muvit.errors import InputError, ReadError
@@ -42,6 +44,13 @@ def test_slides_get_the_levels_that_they_lack_and_one_warning_says_so(folder, ca
         f"{folder}/images/a.png and 2 more: levels that are not stored are computed as they are read"
     )
     assert [image.levels for image, _ in open_labelled_folder(folder, (1, 4))] == [(1, 4)] * 3
+
+
+def test_labels_get_levels_by_majority(folder):
+    labels = np.random.default_rng(0).integers(0, 3, (8, 8)).astype(np.uint8)
+    Image.fromarray(labels).save(folder / "labels" / "a.tif")
+    label = open_labelled_folder(folder, (1, 4), (1, 4))[0][1]
+    np.testing.assert_array_equal(label.read(4, (0, 0), (2, 2)), majority(labels[None], 4))
 
 
 def test_images_are_paired_with_the_labels_of_their_name(folder):
@@ -90,7 +99,9 @@ def test_class_names_and_colours_are_those_stored_with_the_labels(folder, tmp_pa
     )
     writer.write((0, 0), np.zeros((1, 8, 8), np.uint8))
     writer.finish()
-    names, colors = class_legend(open_slide(tmp_path / "l.ome.zarr"), 2)
-    assert names == {0: "background", 1: "vessel"}
-    assert colors == {1: (255, 0, 0)}
+    stored = open_slide(tmp_path / "l.ome.zarr")
+    for label in (stored, with_levels(stored, (1, 2), "label")):
+        names, colors = class_legend(label, 2)
+        assert names == {0: "background", 1: "vessel"}
+        assert colors == {1: (255, 0, 0)}
     assert class_legend(open_slide(folder / "labels" / "a.tif"), 2) == ({}, {})

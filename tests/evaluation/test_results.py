@@ -2,12 +2,10 @@ import csv
 import json
 from math import nan
 
-import numpy as np
 import pytest
 from PIL import Image
 
 from muvit.errors import ExistsError, InputError
-from muvit.evaluation.charts import Line, draw_bars, draw_lines, draw_matrix, new_figure, to_image
 from muvit.evaluation.results import result_files, write_results, write_rows
 
 
@@ -50,38 +48,3 @@ def test_results_are_not_overwritten_unless_asked(tmp_path):
 def test_a_table_without_rows_is_an_empty_table(tmp_path):
     write_rows(tmp_path / "a.csv", [])
     assert (tmp_path / "a.csv").read_text().strip() == ""
-
-
-def colors(picture):
-    return {tuple(c) for c in np.asarray(picture).reshape(-1, 3).tolist()}
-
-
-def test_bars_show_each_series_and_leave_out_what_does_not_exist():
-    figure, axes = new_figure(4, 3)
-    series = {"one": [0.5, nan], "two": [0.2, 0.4]}
-    bounds = {"one": [(0.4, 0.6), (nan, nan)], "two": [(0.1, 0.3), (0.3, 0.5)]}
-    draw_bars(axes[0, 0], ["a", "b"], series, intervals=bounds, label="score")
-    assert [bar.get_width() for bar in axes[0, 0].patches] == [0.5, 0, 0.2, 0.4]
-    assert {(0, 114, 178), (213, 94, 0)} <= colors(to_image(figure))
-
-
-def test_matrices_show_their_numbers_if_there_is_room():
-    texts = []
-    for size in (3, 40):
-        figure, axes = new_figure(4, 4)
-        names = list(map(str, range(size)))
-        draw_matrix(axes[0, 0], np.eye(size), names, names, xlabel="x", ylabel="y", title="t")
-        texts.append([text.get_text() for text in axes[0, 0].texts])
-        to_image(figure)
-    assert texts[0].count("1.00") == 3 and texts[0].count("0.00") == 6
-    assert texts[1] == []
-
-
-def test_lines_on_a_logarithmic_axis_have_a_place_for_zero():
-    figure, axes = new_figure(4, 3)
-    line = Line([0, 1, 64], [0.9, 0.8, 0.1], [0.8, 0.7, 0.0], [1.0, 0.9, 0.2])
-    draw_lines(axes[0, 0], {"a": line}, xlabel="x", ylabel="y", xscale="zero_log2")
-    places = [axes[0, 0].transData.transform((x, 0))[0] for x in line.x]
-    assert places[0] < places[1] < places[2]
-    assert [t.get_text() for t in axes[0, 0].get_xticklabels()] == ["0", "1", "64"]
-    assert (0, 114, 178) in colors(to_image(figure))

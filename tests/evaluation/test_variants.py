@@ -9,6 +9,7 @@ from muvit.evaluation.variants import PRESETS, preset, with_controls
 from muvit.models.encoder import EncoderConfig
 from muvit.models.folder import plain
 from muvit.models.segmenter import SegmenterConfig
+from muvit.settings import make_settings
 from muvit.training.recipes import DataConfig, Recipe
 
 
@@ -78,4 +79,4 @@ def test_an_unknown_preset_is_refused_with_the_known_ones(recipe):
 def test_a_recipe_with_its_controls_survives_yaml(recipe):
     for variant in with_controls(recipe):
         again = yaml.safe_load(yaml.safe_dump(plain(asdict(variant.recipe))))
-        assert SegmenterConfig(**again["model"]) == variant.recipe.model
+        assert make_settings(again, Recipe, subject="recipe") == variant.recipe

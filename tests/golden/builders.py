@@ -136,6 +136,16 @@ def save(model: nn.Module, folder: Path, *, crop_size: Sequence[int]) -> None:
 # data
 
 
+class OffsetEverywhere(Augmentation):
+    """As it was at the record: the offset of intensities is added to padding too, which stays 0 today.
+
+    With it, today's samples are the recorded ones, so nothing else about them has changed.
+    """
+
+    def __call__(self, sample: Mapping[str, Tensor], rng: np.random.Generator) -> dict[str, Tensor]:
+        return super().__call__({name: values for name, values in sample.items() if name != "inside"}, rng)
+
+
 def write_slide(path: Path, pixels: np.ndarray, *, labels: Mapping[int, str] | None = None) -> None:
     """An OME-Zarr image (C, y, x), or a label image with the names of its classes; levels 1 and 4."""
     writer = PyramidWriter.create(
@@ -185,7 +195,7 @@ def crops(
         return GridCrops(slides, config)
     if kind == "classified tiles":
         return ClassifiedTiles(images, classes, config)
-    change = None if augmentation is None else Augmentation(**augmentation)
+    change = None if augmentation is None else OffsetEverywhere(**augmentation)
     if kind == "classified crops":
         return ClassifiedCrops(images, classes, config, num_samples=8, seed=3, augmentation=change, **options)
     return NestedCrops(slides, config, samples_per_epoch=8, seed=3, augmentation=change, **options)

@@ -179,7 +179,7 @@ def test_published_weights_are_fetched_for_a_new_model_only(tmp_path, monkeypatc
 
 
 def test_a_missing_library_is_named(monkeypatch):
-    monkeypatch.setattr("muvit.models.baselines.find_spec", lambda name: None)
+    monkeypatch.setattr("muvit.errors.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"pip install 'muvit\[baselines\]'"):
         small("unet")
 

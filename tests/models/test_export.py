@@ -10,13 +10,16 @@ from muvit.encoders import MuViTEncoder2d
 from muvit.errors import InputError
 from muvit.geometry import naive_boxes
 from muvit.mae import MuViTMAE2d
-from muvit.models.classifier import Classifier
+from muvit.models.classifier import Classifier, ClassifierConfig
+from muvit.models.encoder import EncoderConfig
 from muvit.models.masking import TokenMask
-from muvit.models.relay import RelaySegmenter
-from muvit.models.segmenter import Segmenter
+from muvit.models.relay import RelayConfig, RelaySegmenter
+from muvit.models.segmenter import Segmenter, SegmenterConfig
 
 ENCODER = {"in_channels": 1, "levels": (1, 4), "patch_size": 2, "num_layers": 1, "dim": 16, "heads": 2}
-SEGMENTER = {"encoder": ENCODER, "num_classes": 2, "decoder_widths": (8, 4), "stem_width": 4}
+SEGMENTER = {"encoder": EncoderConfig(**ENCODER), "num_classes": 2, "decoder_widths": (8, 4), "stem_width": 4}
+QUERIES = {"decoder": "mask2former", "num_queries": 2, "query_heads": 1, "query_layers": 1}
+CLASSIFIER = {"encoder": EncoderConfig(**ENCODER), "num_classes": 2, "pooling": "attention"}
 RELAY = {"in_channels": 1, "num_classes": 2, "levels": (1, 4), "size": (16, 16)}
 VIT = {"patch_size": 4, "depth": 1, "embed_dim": 16, "num_heads": 2}
 SWIN = {"depths": (2,), "embed_dim": 8, "num_heads": (1,), "window_size": 2}
@@ -49,11 +52,11 @@ MODELS = {
     "encoder": Tokens,
     "encoder of cached contexts": lambda: Tokens(attention_mode="coarse_to_fine"),
     "mae": Reconstruction,
-    "unetr": lambda: Segmenter(**SEGMENTER),
-    "mask2former": lambda: Segmenter(**SEGMENTER, decoder="mask2former", num_queries=2, query_heads=1, query_layers=1),
-    "classifier": lambda: Classifier(encoder=ENCODER, num_classes=2, pooling="attention"),
-    "relay vit": lambda: RelaySegmenter(backbone="vit_tiny_patch16_224", timm_options=VIT, **RELAY),
-    "relay swin": lambda: RelaySegmenter(backbone="swinv2_tiny_window8_256", timm_options=SWIN, **RELAY),
+    "unetr": lambda: Segmenter(SegmenterConfig(**SEGMENTER)),
+    "mask2former": lambda: Segmenter(SegmenterConfig(**SEGMENTER | QUERIES)),
+    "classifier": lambda: Classifier(ClassifierConfig(**CLASSIFIER)),
+    "relay vit": lambda: RelaySegmenter(RelayConfig(backbone="vit_tiny_patch16_224", timm_options=VIT, **RELAY)),
+    "relay swin": lambda: RelaySegmenter(RelayConfig(backbone="swinv2_tiny_window8_256", timm_options=SWIN, **RELAY)),
 }
 
 

@@ -14,13 +14,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from muvit.data.crops.placement import Window
 from muvit.encoders import MuViTEncoder2d, MuViTEncoder3d, MuViTEncoder4d
-from muvit.inference.run.context import ContextCaching, label_logits_together
+from muvit.inference.run.context import ContextCaching
 from muvit.losses import SegmentationLoss
 from muvit.mae import MuViTMAE2d
-from muvit.models.baselines import Baseline
-from muvit.models.classifier import Classifier
-from muvit.models.relay import RelaySegmenter
-from muvit.models.segmenter import Segmenter
+from muvit.models.baselines import Baseline, BaselineConfig
+from muvit.models.classifier import Classifier, ClassifierConfig
+from muvit.models.encoder import EncoderConfig
+from muvit.models.relay import RelayConfig, RelaySegmenter
+from muvit.models.segmenter import Segmenter, SegmenterConfig
 
 ENCODER = {"in_channels": 1, "levels": (1, 4), "patch_size": 4, "num_layers": 2, "dim": 16, "heads": 2}
 SEGMENTER = {"num_classes": 3, "decoder_widths": (8, 4, 4), "stem_width": 4}
@@ -162,11 +163,11 @@ SEGMENTERS = {
 
 @pytest.mark.parametrize("name", SEGMENTERS)
 def test_segmenters(name):
-    train(Segmenter(encoder=ENCODER, **SEGMENTER | SEGMENTERS[name]), 8, 8)
+    train(Segmenter(SegmenterConfig(encoder=EncoderConfig(**ENCODER), **SEGMENTER | SEGMENTERS[name])), 8, 8)
 
 
 def test_segmenters_of_volumes():
-    train(Segmenter(encoder=ENCODER | {"ndim": 3, "dim": 32}, **SEGMENTER), 4, 8, 8)
+    train(Segmenter(SegmenterConfig(encoder=EncoderConfig(**ENCODER | {"ndim": 3, "dim": 32}), **SEGMENTER)), 4, 8, 8)
 
 
 RELAYS = {
@@ -182,7 +183,7 @@ RELAYS = {
 
 @pytest.mark.parametrize("name", RELAYS)
 def test_relay_tokens(name):
-    train(RelaySegmenter(**RELAY | RELAYS[name]), 32, 32)
+    train(RelaySegmenter(RelayConfig(**RELAY | RELAYS[name])), 32, 32)
 
 
 BASELINES = {
@@ -198,28 +199,26 @@ BASELINES = {
 @pytest.mark.parametrize("name", BASELINES)
 def test_baselines(name):
     task = {"in_channels": 1, "num_classes": 3, "levels": (1, 4), "views": "stacked"}
-    train(Baseline(**task, **BASELINES[name]), 64, 64)
+    train(Baseline(BaselineConfig(**task, **BASELINES[name])), 64, 64)
 
 
 @pytest.mark.parametrize("pooling", ["mean", "levels", "attention"])
 def test_classifiers(pooling):
-    with on_fake_gpu(Classifier(encoder=ENCODER, num_classes=3, pooling=pooling)) as model:
+    config = ClassifierConfig(encoder=EncoderConfig(**ENCODER), num_classes=3, pooling=pooling)
+    with on_fake_gpu(Classifier(config)) as model:
         classes = torch.empty(2, dtype=torch.int64, device="cuda")
         check_output(torch.nn.functional.cross_entropy(model(*views(8, 8)), classes), model)
 
 
 @pytest.mark.parametrize("settings", [{}, QUERIES, {"boxes": "naive"}])
 def test_cached_contexts(settings):
-    encoder = ENCODER | {"levels": (1, 4, 16), "attention_mode": "coarse_to_fine"}
-    with on_fake_gpu(Segmenter(encoder=encoder, **SEGMENTER | settings).eval()) as model, torch.no_grad():
+    encoder = EncoderConfig(**ENCODER | {"levels": (1, 4, 16), "attention_mode": "coarse_to_fine"})
+    with (
+        on_fake_gpu(Segmenter(SegmenterConfig(encoder=encoder, **SEGMENTER | settings)).eval()) as model,
+        torch.no_grad(),
+    ):
         img, bbox = views(8, 8, levels=3)
         windows = [[Window(1, (i, 0), (8, 8)), Window(4, (0, 0), (8, 8)), Window(16, (0, 0), (8, 8))] for i in range(2)]
         logits = ContextCaching(model).label_logits(img, bbox, windows)
         assert logits.device.type == "cuda"
         assert logits.shape == (2, 3, 8, 8)
-
-
-@pytest.mark.parametrize("settings", [{}, QUERIES])
-def test_samples_that_share_their_coarse_views(settings):
-    with on_fake_gpu(Segmenter(encoder=ENCODER, **SEGMENTER | settings).eval()) as model, torch.no_grad():
-        assert label_logits_together(model, *views(8, 8)).device.type == "cuda"

@@ -183,7 +183,7 @@ def test_a_missing_encoder_is_refused_before_anything_is_written(recipe, tmp_pat
 
 
 def test_without_its_package_lora_is_refused(monkeypatch):
-    monkeypatch.setattr("muvit.training.pretrained.find_spec", lambda name: None)
+    monkeypatch.setattr("muvit.errors.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"pip install 'muvit\[lora\]'"):
         add_lora(nn.Linear(2, 2), 2, 4)
 

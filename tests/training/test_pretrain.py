@@ -293,7 +293,7 @@ def test_csv_files_are_always_written(tmp_path, logger, shows):
 
 
 def test_weights_and_biases_is_needed_only_when_asked_for(tmp_path, recipe, monkeypatch):
-    monkeypatch.setattr("muvit.training.runs.find_spec", lambda name: None)
+    monkeypatch.setattr("muvit.errors.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"wandb.*pip install wandb"):
         fit(tiny(), tmp_path / "fit", logger="wandb")
     with pytest.raises(InputError, match="pip install wandb"):

@@ -136,6 +136,17 @@ def test_a_class_that_does_not_occur_is_not_logged():
     assert logged["val_mdsc"] == 1
 
 
+def test_an_ignored_class_has_no_score_though_it_is_predicted():
+    truth = torch.ones(2, 4, 4, dtype=torch.int64)
+    predicted = truth.clone()
+    predicted[:, 0] = 2
+    data = Samples(predicted[:, None, None].float(), torch.zeros(2, 1, 2, 2), truth)
+    task = SegmentationTask(Fixed(), SegmentationLoss(), OptimConfig(), ("nothing", "one", "two"), ignore_labels=(2,))
+    logged = quiet_trainer().validate(task, DataLoader(data, batch_size=2), verbose=False)[0]
+    assert "val_dice/two" not in logged
+    assert logged["val_mdsc"] == logged["val_dice/one"] == pytest.approx(2 * 12 / (12 + 16))
+
+
 @pytest.mark.parametrize("val_every", [1, 2])
 def test_a_plateau_schedule_warms_up_and_falls_when_the_score_stands_still(val_every):
     guess = torch.zeros(8, 4, 4, dtype=torch.int64)

@@ -536,6 +536,13 @@ def test_a_class_without_a_pixel_is_told(recipe, caplog):
     ]
 
 
+def test_an_ignored_class_without_a_pixel_is_no_warning(recipe, caplog):
+    four = change(replace(recipe, model=replace(recipe.model, num_classes=4)), "data", ignore_labels=(3,))
+    data = SegmentationData(four, build_model(four.network).views)
+    assert data.preprocessing.class_names[3] == "class 3"
+    assert caplog.records == []
+
+
 def test_levels_that_the_slides_lack_are_computed_as_a_pyramid_would_store_them(recipe, slides, tmp_path, caplog):
     recipe = change(recipe, "data", normalization={"kind": "range", "high": 255})
     pyramids = SegmentationData(recipe, build_model(recipe.network).views)

@@ -61,7 +61,9 @@ def recipes(slides, num_processes):
         PretrainRecipe(
             data=PretrainDataConfig(**folders, **sizes),
             model=MAEConfig(
-                levels=(1, 4), patch_size=4, dim=16, num_layers=1, heads=2, dim_decoder=16, loss_average="token"
+                encoder=EncoderConfig(in_channels=1, levels=(1, 4), patch_size=4, dim=16, num_layers=1, heads=2),
+                dim_decoder=16,
+                loss_average="token",
             ),
             optim=PretrainOptimConfig(gradient_clip=None, ema_decay=0.9),
             run=run,

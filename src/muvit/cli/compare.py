@@ -10,8 +10,7 @@ from jsonargparse import Namespace
 from muvit.cli.parser import Parser
 from muvit.cli.progress import Progress
 from muvit.errors import InputError, ReadError
-from muvit.evaluation.comparison import compare
-from muvit.evaluation.report import conclusion
+from muvit.evaluation.report.conclusion import conclusion
 from muvit.evaluation.variants import CONTROLS, PRESETS, Variant, preset
 from muvit.models.folder import plain
 from muvit.settings import make_settings, settings_from
@@ -49,6 +48,8 @@ def add_arguments(parser: Parser) -> None:
 
 def run(arguments: Namespace) -> None:
     """Train the models, score them, write the report."""
+    from muvit.evaluation.comparison import compare
+
     recipe = settings_from(arguments, Recipe)
     variants = [preset(recipe, name) for name in arguments.models]
     if arguments.variants is not None:

@@ -107,7 +107,7 @@ def run(arguments: Namespace) -> None:
 
 
 def _slides(source: Path, arguments: Namespace, names: dict[int, str] | None) -> list[Slide]:
-    """What a source holds: an image, labels, or the annotations of one or several images."""
+    """Slides in a source: an image, labels, or the annotations of one or several images."""
     if not is_annotation(source):
         return [open_slide(source, palette="index" if arguments.kind == "label" else "rgb")]
     if arguments.kind != "label":

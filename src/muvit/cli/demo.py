@@ -10,8 +10,7 @@ from muvit.data.crops.augment import Augmentation
 from muvit.data.synthetic.folders import GREY_LEVELS_PER_UNIT, RECORD_NAME
 from muvit.data.synthetic.images import SyntheticConfig, write_synthetic
 from muvit.errors import ExistsError
-from muvit.evaluation.comparison import compare
-from muvit.evaluation.report import conclusion
+from muvit.evaluation.report.conclusion import conclusion
 from muvit.evaluation.variants import with_controls
 from muvit.models.encoder import EncoderConfig
 from muvit.models.segmenter import SegmenterConfig
@@ -49,6 +48,8 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(arguments: Namespace) -> None:
     """Make images, train three models, label and score the test images, write the report."""
+    from muvit.evaluation.comparison import compare
+
     began, output = time.perf_counter(), arguments.output
     again = arguments.overwrite or arguments.resume
     if output.exists() and any(output.iterdir()) and not again:

@@ -10,9 +10,14 @@ from jsonargparse import ArgumentParser, Namespace
 from muvit.cli.progress import Progress
 from muvit.data.annotations.config import read_config
 from muvit.data.annotations.open import config_of
-from muvit.data.folders import class_legend, has_annotations, images_of_labels, open_folder, open_labels
-from muvit.data.slides.formats import SLIDE_SUFFIXES
-from muvit.data.slides.open import open_slide
+from muvit.data.folders import (
+    class_legend,
+    has_annotations,
+    images_of_labels,
+    is_slide_folder,
+    open_label_images,
+    open_labels,
+)
 from muvit.data.slides.slide import Slide
 from muvit.errors import InputError
 from muvit.evaluation.results import result_files, write_results
@@ -75,8 +80,8 @@ def add_pair_arguments(parser: ArgumentParser) -> None:
         "--has_background",
         type=bool | None,
         default=None,
-        help="whether class 0 is background, which mDSC and the mean foreground IoU leave out (default: as the "
-        "predictions say, which take it from the recipe; true if they do not)",
+        help="whether class 0 is background, which mDSC and the mean foreground IoU leave out (default: true, unless "
+        "the predictions or the true labels say otherwise)",
     )
     parser.add_argument(
         "--allow_missing",
@@ -121,7 +126,7 @@ def evaluate_paths(prediction: Path, arguments: Namespace, boundary: BoundaryCon
     names = class_legend(pairs[0][0], num_classes)[0] | class_legend(pairs[0][1], num_classes)[0]
     has_background = arguments.has_background
     if has_background is None:
-        has_background = all(guess.has_background for guess, _ in pairs)
+        has_background = all(slide.has_background for pair in pairs for slide in pair)
     with Progress("Scoring", "block") as progress:
         result = evaluate_slides(
             pairs,
@@ -142,14 +147,18 @@ def _pairs(
 
     A prediction that is no folder is the one that shall be scored: then no other is missing.
     """
-    predictions = _slides(prediction)
-    truths = _annotated(truth, image, next(iter(predictions.values()))) if has_annotations(truth) else _slides(truth)
+    predictions = open_label_images([prediction])
+    truths = (
+        _annotated(truth, image, next(iter(predictions.values())))
+        if has_annotations(truth)
+        else open_label_images([truth])
+    )
     if len(predictions) == len(truths) == 1:
         return [(next(iter(predictions.values())), next(iter(truths.values())))], []
     unknown = sorted(set(predictions) - set(truths))
     if unknown:
         raise InputError(truth, expected="true labels of every predicted slide", got=f"none of {_quoted(unknown)}")
-    missing = sorted(set(truths) - set(predictions)) if _is_folder(prediction) else []
+    missing = sorted(set(truths) - set(predictions)) if is_slide_folder(prediction) else []
     if missing and not allow_missing:
         raise InputError(
             prediction,
@@ -168,17 +177,6 @@ def _annotated(truth: Path, image: Path | None, prediction: Slide) -> dict[str, 
 
 def _quoted(names: Sequence[str]) -> str:
     return ", ".join(map(repr, names))
-
-
-def _is_folder(path: Path) -> bool:
-    return path.is_dir() and not path.name.endswith(SLIDE_SUFFIXES)
-
-
-def _slides(path: Path) -> dict[str, Slide]:
-    if _is_folder(path):
-        return open_folder(path)
-    slide = open_slide(path)
-    return {slide.name: slide}
 
 
 def _count_classes(pair: tuple[Slide, Slide]) -> int:

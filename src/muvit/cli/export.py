@@ -5,7 +5,7 @@ from pathlib import Path
 from jsonargparse import ArgumentParser, Namespace
 
 from muvit.cli.progress import Progress
-from muvit.data.folders import image_files, slide_files
+from muvit.data.folders import image_files, open_label_images
 from muvit.data.slides.formats import slide_name
 from muvit.data.slides.open import open_slide
 from muvit.data.slides.slide import Slide
@@ -87,7 +87,7 @@ def run(arguments: Namespace) -> None:
 
 
 def _files(output: Path, names: list[str], kinds: list[str]) -> list[Path]:
-    """What is to be written."""
+    """Files to write."""
     files = [output / f"{name}.geojson" for name in names] if "geojson" in kinds else []
     files += [output / f"{name}.png" for name in names] if "overview" in kinds else []
     return [*files, output / AREAS] if "areas" in kinds else files
@@ -99,13 +99,7 @@ def _sources(arguments: Namespace) -> dict[str, LabelledImage]:
         raise InputError("--output", expected="a folder", got=f"the file {arguments.output}")
     if arguments.overview_px < 1:
         raise InputError("--overview_px", expected="a positive number", got=arguments.overview_px)
-    labels: dict[str, Slide] = {}
-    for file in (file for path in arguments.labels for file in slide_files(path)):
-        slide = open_slide(file, palette="index")
-        if slide.name in labels:
-            got = f"{labels[slide.name].path} and {slide.path}"
-            raise InputError("labels", expected="label images of different names", got=got)
-        labels[slide.name] = slide
+    labels = open_label_images(arguments.labels)
     images = _images(arguments.image, labels) if arguments.image else {}
     return {
         name: LabelledImage(labels=slide, image=images.get(name), pixel_size_um=arguments.pixel_size_um)

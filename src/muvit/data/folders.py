@@ -8,6 +8,7 @@ from muvit.data.annotations.open import annotated_images, is_annotation, open_al
 from muvit.data.pyramids.ngff import Kind, read_attributes
 from muvit.data.slides.derived import complete_slides
 from muvit.data.slides.formats import SLIDE_SUFFIXES
+from muvit.data.slides.ome_zarr import OmeZarrSlide
 from muvit.data.slides.open import open_slide
 from muvit.data.slides.slide import Slide
 from muvit.errors import InputError, ReadError
@@ -23,7 +24,7 @@ def slide_files(path: Path) -> list[Path]:
     Raises:
         ReadError: the folder holds no slide.
     """
-    if not _is_plain_folder(path):
+    if not is_slide_folder(path):
         return [path]
     files = sorted(filter(_is_visible_slide, path.iterdir()))
     if not files:
@@ -42,13 +43,13 @@ def image_files(paths: Iterable[Path]) -> list[Path]:
 
 
 def image_folder(path: Path) -> Path:
-    """Where the images of a folder lie: in its ``images``, if it has one, or in itself; a slide itself as it is.
+    """Folder of the images of a folder: its ``images``, if it has one, or itself; for the path of a slide, that path.
 
     Raises:
         InputError: it holds slides beside its ``images``.
     """
     inner = path / IMAGES
-    if not _is_plain_folder(path) or not inner.is_dir():
+    if not is_slide_folder(path) or not inner.is_dir():
         return path
     if any(map(_is_visible_slide, path.iterdir())):
         raise InputError(
@@ -60,8 +61,8 @@ def image_folder(path: Path) -> Path:
     return inner
 
 
-def _is_plain_folder(path: Path) -> bool:
-    """Whether a path is a folder that is no slide itself."""
+def is_slide_folder(path: Path) -> bool:
+    """Whether a path is a folder that is not itself a slide."""
     return path.is_dir() and not _is_slide(path)
 
 
@@ -90,6 +91,38 @@ def open_folder(folder: Path, levels: Sequence[Level] = (), kind: Kind = "image"
         slide = open_slide(file)
         _put(slides, slide.name, slide)
     return dict(zip(slides, complete_slides(list(slides.values()), levels, kind), strict=True))
+
+
+def open_label_images(paths: Iterable[Path]) -> dict[str, Slide]:
+    """Open label images, and all those of folders, by name in the order given.
+
+    What lies beside them in a folder is left out: files of other formats, and OME-Zarr stores of several channels or of
+    fractions, such as the probabilities and the entropy of a prediction.
+
+    Args:
+        paths: label images, or folders of them.
+
+    Raises:
+        ReadError: a folder holds no label image, or a file cannot be read.
+        InputError: two label images share one name.
+    """
+    labels: dict[str, Slide] = {}
+    for path in paths:
+        found = [open_slide(file, palette="index") for file in slide_files(path)]
+        if is_slide_folder(path):
+            found = [slide for slide in found if not isinstance(slide, OmeZarrSlide) or _is_label_like(slide)]
+            if not found:
+                raise ReadError(path, expected="a folder of label images", got="stores of other kinds")
+        for slide in found:
+            if slide.name in labels:
+                got = f"{labels[slide.name].path} and {slide.path}"
+                raise InputError("labels", expected="label images of different names", got=got)
+            labels[slide.name] = slide
+    return labels
+
+
+def _is_label_like(slide: Slide) -> bool:
+    return slide.num_channels == 1 and slide.dtype.kind in "iu"
 
 
 def open_labelled_folder(
@@ -154,7 +187,7 @@ def open_labels(
 
 def has_annotations(path: Path) -> bool:
     """Whether a file, or one in a folder, holds annotations, which need their image to be read."""
-    return is_annotation(path) or (_is_plain_folder(path) and any(map(is_annotation, _visible_files(path, "labels"))))
+    return is_annotation(path) or (is_slide_folder(path) and any(map(is_annotation, _visible_files(path, "labels"))))
 
 
 def images_of_labels(path: Path, image: Path | None = None) -> dict[str, Slide]:
@@ -168,7 +201,7 @@ def images_of_labels(path: Path, image: Path | None = None) -> dict[str, Slide]:
     Raises:
         ReadError: there is no such folder, or an image cannot be read.
     """
-    folder = path if _is_plain_folder(path) else path.parent
+    folder = path if is_slide_folder(path) else path.parent
     place = image if image is not None else folder.resolve().parent / IMAGES
     if not place.exists():
         raise ReadError(path, expected=f"its image, in {place}", got="nothing there", hint="Name the image (--image).")
@@ -193,7 +226,7 @@ def _put(slides: dict[str, Slide], name: str, slide: Slide) -> None:
 
 
 def class_legend(label: Slide, num_classes: int) -> tuple[dict[int, str], dict[int, tuple[int, int, int]]]:
-    """Names and RGB colours of the classes, as far as a label image tells them."""
+    """Names and RGB colours of the classes, as far as a label image states them."""
     names = {value: name for value, name in label.label_names.items() if value < num_classes}
     colors = {value: (r, g, b) for value, (r, g, b, *_) in label.label_colors.items() if value < num_classes}
     return names, colors

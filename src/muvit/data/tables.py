@@ -1,4 +1,4 @@
-"""Tables of slides in CSV: what is known of each slide beside its pixels."""
+"""Tables of slides in CSV: properties of slides beside their pixels, such as group or class."""
 
 import csv
 from collections.abc import Iterable
@@ -9,7 +9,7 @@ from muvit.errors import InputError, ReadError
 
 def read_column(file: Path | str, column: str) -> dict[str, str]:
     """One column of a CSV file by the names in its column ``name``, such as ``group`` of the ``slides.csv`` that
-    `muvit prepare` writes. Lines without a value are left out.
+    `muvit prepare` writes. Rows without a value are skipped.
 
     Raises:
         ReadError: the file is missing or no text.
@@ -41,7 +41,7 @@ def values_of(names: Iterable[str], values: dict[str, str], source: object) -> d
     """The values of some slides.
 
     Raises:
-        InputError: a slide has none; names it and ``source``, where it was looked for.
+        InputError: a slide has none; names it and ``source``, the table.
     """
     names = list(names)
     missing = [name for name in names if name not in values]

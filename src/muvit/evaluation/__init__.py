@@ -1,1 +1,1 @@
-"""How good predictions are: scores of label slides against the truth."""
+"""Scores of predicted slides, comparison of models, studies and reports."""

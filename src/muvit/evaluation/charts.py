@@ -2,11 +2,14 @@
 
 import io
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
+
+from muvit.errors import ShapeError
+from muvit.pictures import OKABE_ITO
 
 if TYPE_CHECKING:  # takes its time to load
     from matplotlib.axes import Axes
@@ -14,6 +17,9 @@ if TYPE_CHECKING:  # takes its time to load
 
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 """Okabe and Ito's, those with contrast to white first."""
+
+MANY_POINTS = 100
+"""Curves of more points than this are drawn with their running mean."""
 
 _INK, _GRID = "#202124", "#dfe2e7"
 _MOST_CELL_NUMBERS = 14  # larger matrices have no room for numbers
@@ -29,12 +35,26 @@ class Line(NamedTuple):
     high: Sequence[float] | None = None
 
 
-def new_figure(width: float, height: float, columns: int = 1, rows: int = 1) -> tuple["Figure", NDArray[np.object_]]:
-    """A figure of so many inches, and its axes ``(rows, columns)``."""
+def new_figure(
+    width: float, height: float, columns: int = 1, rows: int = 1, *, dpi: int = 150, color: str = "white"
+) -> tuple["Figure", NDArray[np.object_]]:
+    """An empty figure and its axes.
+
+    Args:
+        width: in inches.
+        height: in inches.
+        columns: number of axes side by side.
+        rows: number of axes below each other.
+        dpi: pixels per inch.
+        color: of the ground.
+
+    Returns:
+        The figure, and its axes ``(rows, columns)``.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), dpi=150, facecolor="white", layout="constrained")
+    figure = Figure(figsize=(width, height), dpi=dpi, facecolor=color, layout="constrained")
     FigureCanvasAgg(figure)
     return figure, figure.subplots(rows, columns, squeeze=False)
 
@@ -73,7 +93,7 @@ def draw_bars(
             axes.errorbar(np.nan_to_num(lengths), at, xerr=spread, fmt="none", ecolor=_INK, elinewidth=1, capsize=2)
     axes.set_yticks(places, names)
     axes.invert_yaxis()
-    _dress(axes, label, "", grid="x")
+    _style(axes, label, "", grid="x")
     if len(series) > 1:
         axes.legend(
             frameon=False, labelcolor=_INK, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=min(2, len(series))
@@ -95,7 +115,7 @@ def draw_matrix(
     axes.imshow(shares, vmin=0, vmax=1, cmap="Blues", aspect="auto")
     axes.set_xticks(range(len(columns)), columns, rotation=45, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(len(rows)), rows)
-    _dress(axes, xlabel, ylabel, grid=None)
+    _style(axes, xlabel, ylabel, grid=None)
     axes.set_title(title, color=_INK, fontsize="medium")
     if max(shares.shape) <= _MOST_CELL_NUMBERS:
         for (row, column), share in np.ndenumerate(shares):
@@ -124,15 +144,74 @@ def draw_lines(
         ticks = sorted({x for line in lines.values() for x in line.x})
         axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
         axes.minorticks_off()
-    _dress(axes, xlabel, ylabel, grid="both")
+    _style(axes, xlabel, ylabel, grid="both")
     axes.legend(frameon=False, labelcolor=_INK)
 
 
-def _dress(axes: "Axes", xlabel: str, ylabel: str, grid: Literal["x", "y", "both"] | None) -> None:
-    axes.set_xlabel(xlabel, color=_INK)
-    axes.set_ylabel(ylabel, color=_INK)
+def plot_curves(
+    series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    *,
+    xlabel: str,
+    ylabel: str,
+    size: tuple[int, int] = (1280, 720),
+    is_dark: bool = False,
+) -> Image.Image:
+    """Plot curves with a legend; each has its own colour and dash. Values that are not finite leave gaps.
+
+    A curve of more than `MANY_POINTS` is drawn faint, and its running mean over a fiftieth of the points on top.
+
+    Args:
+        series: x and y of each curve, by name.
+        xlabel: title of the x axis, with its unit.
+        ylabel: title of the y axis, with its unit.
+        size: width and height of the picture in pixels; letters are made for showing it at half that size.
+        is_dark: light lines on a dark ground, instead of the reverse.
+
+    Raises:
+        ShapeError: a curve has not as many y as x.
+    """
+    paper, ink, grid = ("#15181d", "#e7e9ee", "#333944") if is_dark else ("#ffffff", "#202124", "#dfe2e7")
+    order = (1, 0, 2, 4, 3, 5, 6) if is_dark else (6, 5, 2, 4, 0, 1)  # those with contrast to the ground
+    figure, ((axes,),) = new_figure(size[0] / 200, size[1] / 200, dpi=200, color=paper)
+    axes.set_facecolor(paper)
+    for index, (name, (x, y)) in enumerate(series.items()):
+        if len(x) != len(y):
+            raise ShapeError(f"curve {name!r}", expected=f"{len(x)} values of y, as of x", got=len(y))
+        color = tuple(part / 255 for part in OKABE_ITO[order[index % len(order)]])
+        style: dict[str, Any] = {"color": color, "linewidth": 1.8, "linestyle": ("-", "--", "-.", ":")[index % 4]}
+        values = np.asarray(y, dtype=np.float64)
+        if len(y) > MANY_POINTS:
+            axes.plot(x, values, color=color, linewidth=0.7, alpha=0.22)
+            values = _running_mean(values, len(y) // 50)
+        axes.plot(x, values, label=name.lstrip("_"), marker="o" if len(y) <= 30 else "", markersize=3.5, **style)
+    _style(axes, xlabel, ylabel, grid="both", ink=ink, grid_color=grid)
+    if series:
+        axes.legend(frameon=False, labelcolor=ink, handlelength=2.6)
+    return to_image(figure)
+
+
+def _style(
+    axes: "Axes",
+    xlabel: str,
+    ylabel: str,
+    grid: Literal["x", "y", "both"] | None,
+    *,
+    ink: str = _INK,
+    grid_color: str = _GRID,
+) -> None:
+    axes.set_xlabel(xlabel, color=ink)
+    axes.set_ylabel(ylabel, color=ink)
     if grid is not None:
-        axes.grid(axis=grid, color=_GRID, linewidth=0.7)
+        axes.grid(axis=grid, color=grid_color, linewidth=0.7)
     axes.set_axisbelow(True)
-    axes.tick_params(colors=_INK, length=0)
+    axes.tick_params(colors=ink, length=0)
     axes.spines[:].set_visible(False)
+
+
+def _running_mean(values: NDArray[np.float64], window: int) -> NDArray[np.float64]:
+    """Mean of the finite values among ``window`` neighbours of each, fewer at the ends."""
+    finite = np.isfinite(values)
+    kernel = np.ones(window)
+    total = np.convolve(np.where(finite, values, 0), kernel, mode="same")
+    count = np.convolve(finite, kernel, mode="same")
+    return np.divide(total, count, out=np.full_like(values, np.nan), where=count > 0.5)

@@ -10,29 +10,25 @@ from numpy.typing import NDArray
 
 from muvit.data.annotations.open import config_of
 from muvit.data.crops.preprocessing import Preprocessing
-from muvit.data.folders import LABELS, has_annotations, open_folder, open_labelled_folder
+from muvit.data.folders import LABELS, has_annotations, open_label_images, open_labelled_folder
 from muvit.data.slides.derived import with_levels
 from muvit.data.slides.slide import Slide
+from muvit.durable import write_whole
 from muvit.errors import ExistsError, InputError
-from muvit.evaluation.report import Example, ModelResult, warn_if_it_fails, write_report
+from muvit.evaluation.report.content import ModelResult
+from muvit.evaluation.report.page import write_report
+from muvit.evaluation.report.slides import LabelledSlide, read_examples, spread
 from muvit.evaluation.results import Row, write_rows
 from muvit.evaluation.scores.bootstrap import Interval, bootstrap_intervals
 from muvit.evaluation.scores.segmentation import Evaluation, evaluate_slides
 from muvit.evaluation.side_by_side import Trained, choose_devices, train_and_label
 from muvit.evaluation.variants import Variant
 from muvit.levels import level_name
-from muvit.pictures import to_rgb
 from muvit.progress import Progress
 from muvit.training.recipes import DataConfig, Recipe
 
-PICTURE_PX = 1024
-"""Longest side of a slide as shown in the report."""
-
 FEWEST_SLIDES = 5
 """Test slides below which intervals are not drawn: resampling so few understates how much others differ."""
-
-Pair = tuple[Slide, Slide]
-"""An image and its true labels."""
 
 
 def compare(
@@ -88,7 +84,7 @@ def compare(
         variants, slides, output, devices=places[0], resume=resume, overwrite=overwrite, progress=progress
     )
     legend = Preprocessing.load(trained[0].folder)
-    labels = {variant.name: open_folder(output / "predictions" / variant.slug) for variant in variants}
+    labels = {variant.name: open_label_images([output / "predictions" / variant.slug]) for variant in variants}
     ignore = variants[0].recipe.data.ignore_labels
     scored = [
         evaluate_slides(
@@ -112,7 +108,7 @@ def compare(
         models=results,
         class_names=legend.class_names,
         class_colors=legend.class_colors,
-        examples=_examples(_spread(pairs, num_examples), labels),
+        examples=read_examples(spread(pairs, num_examples), labels),
         settings=_settings(variants[0].recipe) | (settings or {}),
         outputs={"image": os.path.relpath(pairs[0][0].path, output)}
         | {f"labels by {v.name}": f"predictions/{v.slug}/{pairs[0][0].name}.ome.zarr" for v in variants},
@@ -122,7 +118,7 @@ def compare(
     return results
 
 
-def _open_test(data: DataConfig, test: Path) -> list[Pair]:
+def _open_test(data: DataConfig, test: Path) -> list[tuple[Slide, Slide]]:
     """The test slides; classes that annotations do not state have the values of training."""
     annotations = data.annotations
     if annotations is None and has_annotations(test / LABELS):
@@ -139,7 +135,7 @@ def _check_output(output: Path, *, resume: bool, overwrite: bool) -> None:
             )
 
 
-def _check_slides(recipe: Recipe, pairs: Sequence[Pair]) -> None:
+def _check_slides(recipe: Recipe, pairs: Sequence[LabelledSlide]) -> None:
     """Refuse test slides that a model of this recipe cannot label, or whose labels cannot be scored."""
     encoder = recipe.model.encoder
     for image, truth in pairs:
@@ -161,7 +157,7 @@ def _result(variant: Variant, run: Trained, scored: Evaluation, first: Evaluatio
     return ModelResult(
         name=variant.name,
         description=variant.description,
-        dice=dict(zip(scored.class_names[shown], scored.pooled.dice[shown].tolist(), strict=True)),
+        dice=dict(zip(scored.names(shown), scored.pooled.dice[shown].tolist(), strict=True)),
         mean_dice=scored.pooled.mean_dice,
         behind=None if scored is first else paired_difference(first, scored),
         curves=run.curves,
@@ -209,52 +205,7 @@ def _write_metrics(path: Path, results: Sequence[ModelResult], scored: Sequence[
         | own.to_dict()
         for result, own in zip(results, scored, strict=True)
     }
-    path.write_text(json.dumps(metrics, indent=2) + "\n")
-
-
-def _examples(pairs: Sequence[Pair], labels: Mapping[str, Mapping[str, Slide]]) -> list[Example]:
-    examples = []
-    for image, truth in pairs:
-        with warn_if_it_fails(f"{image.name} in the report"):
-            predictions = {name: found[truth.name] for name, found in labels.items()}
-            shown, true, *predicted = _in_step([image, truth, *predictions.values()])
-            examples.append(
-                Example(
-                    title=image.name,
-                    image=to_rgb(shown),
-                    truth=true[0],
-                    predictions={name: own[0] for name, own in zip(predictions, predicted, strict=True)},
-                )
-            )
-    return examples
-
-
-def _in_step(slides: Sequence[Slide]) -> list[NDArray[np.generic]]:
-    """The same pixels of slides of one shape, each ``(C, H, W)``; of volumes the middle slice.
-
-    They are those of a level that all store, every n-th along each axis if even the coarsest is larger than
-    `PICTURE_PX`; nothing larger than a row is read then.
-    """
-    common = [level for level in slides[0].levels if all(level in slide.levels for slide in slides)]
-    fitting = [level for level in common if max(slides[0].level_shape(level)) <= PICTURE_PX]
-    level = fitting[0] if fitting else common[-1]
-    # pyramids of other make may round the extent of a level up or down
-    *slices, height, width = np.min([slide.level_shape(level) for slide in slides], axis=0).tolist()
-    step = -(-max(height, width) // PICTURE_PX)
-    rows = [(0, height)] if step == 1 else [(row, 1) for row in range(step // 2, height, step)]
-
-    def read(slide: Slide, row: int, count: int) -> NDArray[np.generic]:
-        pixels = slide.read(level, (*(n // 2 for n in slices), row, 0), (*(1 for _ in slices), count, width))
-        return pixels.reshape(-1, count, width)[..., step // 2 :: step]
-
-    return [np.concatenate([read(slide, *band) for band in rows], axis=1) for slide in slides]
-
-
-def _spread(pairs: list[tuple[Slide, Slide]], count: int) -> list[tuple[Slide, Slide]]:
-    chosen = (
-        np.linspace(0, len(pairs) - 1, min(count, len(pairs)) + 2)[1:-1] if len(pairs) > count else range(len(pairs))
-    )
-    return [pairs[int(i)] for i in chosen]
+    write_whole(path, (json.dumps(metrics, indent=2) + "\n").encode())
 
 
 def _settings(recipe: Recipe) -> dict[str, object]:

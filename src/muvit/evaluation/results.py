@@ -1,6 +1,7 @@
 """Results of an evaluation as files: JSON for programs, CSV for tables, PNG for people."""
 
 import csv
+import io
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -10,6 +11,7 @@ from typing import Any
 
 from PIL import Image
 
+from muvit.durable import whole_file, write_whole
 from muvit.errors import ExistsError, InputError
 
 SUFFIXES = (".json", ".csv", ".png")
@@ -22,7 +24,7 @@ Row = Mapping[str, str | float | int | None]
 
 
 def result_files(output: Path, name: str, *, overwrite: bool) -> list[Path]:
-    """The files that results go to, seen to before the work starts.
+    """The files that results are written to, checked before the work starts.
 
     Args:
         output: a file ending in .json, .csv or .png, or a folder that receives ``<name>`` with each of the three.
@@ -55,7 +57,7 @@ def write_results(
     rows: Callable[[], Sequence[Row]],
     picture: Callable[[], Image.Image],
 ) -> None:
-    """Write what the suffixes of ``files`` ask for; only that is made.
+    """Write results in the formats that the suffixes of ``files`` say; no other format is computed.
 
     Args:
         files: from `result_files`.
@@ -64,22 +66,23 @@ def write_results(
         picture: draws.
     """
     for file in files:
-        file.parent.mkdir(parents=True, exist_ok=True)
         match file.suffix.lower():
             case ".json":
-                file.write_text(json.dumps(plain_numbers(data()), indent=2) + "\n")
+                write_whole(file, (json.dumps(plain_numbers(data()), indent=2) + "\n").encode())
             case ".csv":
                 write_rows(file, rows())
             case _:
-                picture().save(file)
+                with whole_file(file) as stream:
+                    picture().save(stream, format="png")
 
 
 def write_rows(file: Path, rows: Sequence[Row]) -> None:
     """Write a CSV file; numbers that do not exist (NaN, None) are empty."""
-    with file.open("w", newline="") as lines:
-        writer = csv.DictWriter(lines, list(rows[0]) if rows else [])
-        writer.writeheader()
-        writer.writerows([{k: "" if _is_missing(v) else v for k, v in row.items()} for row in rows])
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]) if rows else [])
+    writer.writeheader()
+    writer.writerows([{k: "" if _is_missing(v) else v for k, v in row.items()} for row in rows])
+    write_whole(file, text.getvalue().encode())
 
 
 def plain_numbers(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""A picture of an evaluation: Dice of each class with its interval, and where the pixels of each class went."""
+"""A picture of an evaluation: Dice of each class with its interval, and the confusion matrix."""
 
 import numpy as np
 from PIL import Image
@@ -9,12 +9,11 @@ from muvit.evaluation.scores.segmentation import Evaluation
 
 
 def draw_scores(evaluation: Evaluation, bootstrap: BootstrapConfig | None = None) -> Image.Image:
-    """Bars of Dice (and boundary F1, if it was looked at), and the confusion matrix as shares of the true pixels."""
+    """Bars of Dice (and boundary F1, if it was computed), and the confusion matrix as fractions of the true pixels."""
     bootstrap = BootstrapConfig() if bootstrap is None else bootstrap
     values, intervals = evaluation.summary(), evaluation.intervals(bootstrap)
     kinds = {"Dice": "dice"} if evaluation.boundary is None else {"Dice": "dice", "boundary F1": "boundary_f1"}
-    classes = evaluation.class_names
-    shown = classes[evaluation.foreground]
+    classes, shown = evaluation.class_names, evaluation.names(evaluation.foreground)
     keys = {title: [*(f"{kind}/{c}" for c in shown), f"mean_{kind}"] for title, kind in kinds.items()}
     side = max(4.0, 0.34 * len(classes) + 2)
     figure, axes = new_figure(2 * side + 1, side, columns=2)
@@ -37,6 +36,6 @@ def draw_scores(evaluation: Evaluation, bootstrap: BootstrapConfig | None = None
         classes,
         xlabel="predicted class",
         ylabel="true class",
-        title="share of each true class",
+        title="fraction of each true class",
     )
     return to_image(figure)

@@ -13,6 +13,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 
 from muvit.data.slides.open import open_slide
+from muvit.durable import write_whole
 from muvit.errors import InputError, MuViTError
 from muvit.evaluation.studies.epochs import read_curves
 from muvit.evaluation.variants import Variant
@@ -39,7 +40,7 @@ class _Job:
 
 @dataclass(frozen=True)
 class Trained:
-    """A variant that is trained, and has labelled its slides."""
+    """A trained variant whose slides are labelled."""
 
     folder: Path
     """Of the model."""
@@ -115,7 +116,7 @@ def train_and_label(
     free = context.SimpleQueue()
     for place in places:
         free.put(place)
-    steps = context.RawArray("Q", len(variants))  # without a lock, which a killed worker could hold for ever
+    steps = context.RawArray("Q", len(variants))  # without a lock, since a killed worker could not release it
     try:
         with worker_pool(len(places), _start_worker, (free, _num_cores() // len(places), steps)) as pool:
             with without_interrupts():
@@ -190,7 +191,7 @@ def _work(variant: Variant, job: _Job, index: int) -> Trained:
     folder = train_segmenter(recipe, run, resume=started, overwrite=again, callbacks=[_CountSteps(index)])
     seconds = before + time.perf_counter() - began
     _steps[index] = _num_steps(recipe)  # also if it was complete already, or has stopped early
-    (run / _SECONDS).write_text(f"{seconds:.1f}\n")
+    write_whole(run / _SECONDS, f"{seconds:.1f}\n".encode())
     trained = load_model(folder, kind=SegmentationModel)
     for path in job.slides:
         slide = open_slide(path)
@@ -212,6 +213,6 @@ def _work(variant: Variant, job: _Job, index: int) -> Trained:
 
 
 def _seconds_before(run: Path) -> float:
-    """Training time of a run so far, as far as it was noted."""
+    """Training time of a run so far, in seconds; 0 if unknown."""
     noted = run / _SECONDS
     return float(noted.read_text()) if noted.exists() else 0.0

@@ -17,9 +17,9 @@ class Variant:
     """One of the models to compare."""
 
     name: str
-    """What the report calls it."""
+    """Name in the report."""
     description: str
-    """What sets it apart, one sentence."""
+    """How it differs from the others, one sentence."""
     recipe: Recipe
     """How to train it."""
 

@@ -56,14 +56,14 @@ class Engine:
     def __post_init__(self) -> None:
         if self.engine not in ("local", "dask"):
             raise InputError("engine", expected="local or dask", got=repr(self.engine))
-        if self.engine != "dask":
-            for name in ("scheduler", "dask_workers"):
-                if getattr(self, name) is not None:
-                    raise InputError(name, expected="engine dask, whose cluster it is for", got=f"engine {self.engine}")
         least = {"batch_size": 1, "num_workers": 0} | ({} if self.dask_workers is None else {"dask_workers": 1})
         for name, lowest in least.items():
             if getattr(self, name) < lowest:
                 raise InputError(name, expected=f"at least {lowest}", got=getattr(self, name))
+        if self.engine != "dask":
+            for name in ("scheduler", "dask_workers"):
+                if getattr(self, name) is not None:
+                    raise InputError(name, expected="engine dask, whose cluster it is for", got=f"engine {self.engine}")
         if self.part is not None:
             number, of = self.share
             if not 1 <= number <= of:

@@ -5,14 +5,13 @@ the control that has the context's pixels, but neither tokens nor coordinates to
 """
 
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from math import prod
 from typing import Annotated, ClassVar, Literal
 
 from torch import Tensor, nn
 
 from muvit.checks import Bounds, PositiveInt, check_fields, freeze_lists
-from muvit.errors import InputError, ShapeError
+from muvit.errors import InputError, ShapeError, require_package
 from muvit.levels import Level, check_levels, plain_level
 from muvit.models.segmentation_model import SegmentationModel, Views
 
@@ -21,7 +20,7 @@ NetworkName = Literal["unet", "deeplabv3", "segformer", "residual_unet", "swinun
 
 @dataclass(frozen=True)
 class _Network:
-    """What the library of a network asks for."""
+    """Requirements of the library of a network."""
 
     packages: tuple[str, ...]
     multiple: int
@@ -52,7 +51,7 @@ class BaselineConfig:
     """From segmentation-models-pytorch (2D): unet, deeplabv3, segformer; from MONAI (2D and 3D): residual_unet,
     swinunetr (version 2), unetr."""
     views: Literal["finest", "stacked"] = "finest"
-    """What it sees: the finest view alone, or all nested views stacked as channels of one image (early fusion)."""
+    """Input: the finest view alone, or all nested views stacked as channels of one image (early fusion)."""
     encoder_name: str | None = None
     """Its encoder; unset, resnet34 for unet, resnet50 for deeplabv3, mit_b2 for segformer, vit_base for unetr (which
     takes vit_small and vit_tiny too)."""
@@ -205,13 +204,7 @@ class Baseline(SegmentationModel):
 def _build(config: BaselineConfig, channels: int) -> nn.Module:
     chosen = _NETWORKS[config.network]
     for package in chosen.packages:
-        if find_spec(package) is None:
-            raise InputError(
-                f"network {config.network}",
-                expected=f"the package {package}",
-                got="none installed",
-                hint="Install it with: pip install 'muvit[baselines]'",
-            )
+        require_package(package, f"network {config.network}", package=package, install="'muvit[baselines]'")
     return _build_smp(config, channels) if chosen.packages == _SMP else _build_monai(config, channels)
 
 

@@ -33,7 +33,7 @@ class AttentionPool(nn.Module):
         self.score = nn.Sequential(nn.Linear(dim, max(1, dim // 4)), nn.Tanh(), nn.Linear(max(1, dim // 4), 1))
 
     def weights(self, tokens: Tensor) -> Tensor:
-        """How much each of the tokens ``(B, N, D)`` counts: ``(B, N)``, of sum 1."""
+        """Weight of each of the tokens ``(B, N, D)``: ``(B, N)``, of sum 1."""
         return self.score(tokens).squeeze(-1).softmax(dim=1)
 
     def forward(self, tokens: Tensor) -> Tensor:

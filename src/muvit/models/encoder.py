@@ -50,7 +50,7 @@ class EncoderConfig:
     rotary_mode: RotaryMode = "per_layer"
     """Rotary frequencies: none, fixed, learnable and shared by all blocks, or learnable in each block."""
     rotary_param: RotaryParam = "freq"
-    """What is learnable of them: every frequency, or one base per axis."""
+    """Learnable parameters of the rotation: every frequency, or one base per axis."""
     rotary_base: RotaryBase = 10000.0
     """Initial base of the frequencies, made for worlds of 1e5 px; about 100 suits worlds of 1e3 px."""
     patch_spacing: PatchSpacing = "center"

@@ -45,7 +45,7 @@ class MAEConfig:
     masking_ratio: Annotated[float, Bounds(above=0, below=1)] = 0.75
     """Share of all tokens that is masked."""
     masking_mode: Literal["dirichlet", "random"] | tuple[NonNegative, ...] = "dirichlet"
-    """How the visible tokens are shared out between the levels; numbers are weights of the levels."""
+    """Allocation of the visible tokens to the levels; numbers are weights of the levels."""
     share_masking_draw: bool = False
     """One Dirichlet draw for the whole batch (older checkpoints) instead of one per sample."""
 

@@ -1,4 +1,4 @@
-"""What training, prediction and evaluation ask of any model that labels pixels."""
+"""Interface of any model that labels pixels, as training, prediction and evaluation use it."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

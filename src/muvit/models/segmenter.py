@@ -69,7 +69,7 @@ class SegmenterConfig:
 
 
 class Encoded(NamedTuple):
-    """What the encoder leaves for the decoder."""
+    """Outputs of the encoder that the decoder reads."""
 
     maps: list[Tensor]
     """Outputs of some blocks, each ``(B, L, D, *grid)``, the last block first. Of the first map all levels are read, of
@@ -152,7 +152,7 @@ class Segmenter(SegmentationModel):
         return logits[0] if self.config.decode == "finest" else torch.stack(logits, dim=1)
 
     def encode(self, img: Tensor, bbox: Tensor | None, *, num_decoded: int | None = None) -> Encoded:
-        """What the decoder reads of the encoder's work.
+        """Encode views for the decoder.
 
         Args:
             img: as in `forward`.
@@ -169,7 +169,7 @@ class Segmenter(SegmentationModel):
         return Encoded(maps, found.positions)
 
     def mask_embeddings(self, encoded: Encoded) -> Tensor | None:
-        """What the queries found in the tokens of all levels, ``(B, num_queries, width)``; None without queries."""
+        """Mask embeddings ``(B, num_queries, width)`` from the tokens of all levels; None without queries."""
         if self.query_decoder is None:
             return None
         context = []

@@ -59,5 +59,5 @@ def check_size(config: ModelConfig, subject: str = "model") -> None:
 
 
 def _blocks(num_layers: int, dim: int) -> int:
-    """Parameters of transformer blocks: four square matrices of attention, two four times as wide."""
-    return 12 * num_layers * dim**2
+    """Parameters of transformer blocks: four square matrices of attention, two of the feed-forward network."""
+    return 8 * num_layers * dim**2

@@ -43,7 +43,7 @@ class TrainedModel(Generic[Model]):
     model: Model
     """The model."""
     preprocessing: Preprocessing
-    """How crops were cut, normalised and labelled in training."""
+    """Cutting, normalisation and labels of the crops in training."""
 
     @property
     def fingerprint(self) -> str:

@@ -55,7 +55,7 @@ def skip_layers(num_layers: int, count: int) -> tuple[int, ...]:
 
 
 class LevelAdapter(nn.Module):
-    """What each level owns of the decoder: projections of its skips, and a neck on the deepest one.
+    """Each level's own part of the decoder: projections of its skips, and a neck on the deepest one.
 
     Args:
         ndim: spatial axes.

@@ -115,7 +115,7 @@ def nest_encoder(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings of a masked autoencoder, of which those of its encoder may stand among its own, as in format 1."""
     if not any(name in settings for name in _ENCODER_OF_MAE):
         return dict(settings)
-    given = _DEFAULTS_OF_MAE | dict(settings)
+    given = {**_DEFAULTS_OF_MAE, **settings}
     encoder = {name: given[name] for name in _ENCODER_OF_MAE if name in given}
     others = {name: value for name, value in settings.items() if name not in _ENCODER_OF_MAE}
     return {"encoder": encoder, **others}

@@ -209,7 +209,8 @@ class SegmentationData(CropsData):
         if len(names) != count or len(set(names)) != count or not all(names):
             expected = f"{count} different names, as model.num_classes says"
             raise InputError("data.class_names", expected=expected, got=names)
-        absent = [names[i] for i in range(count) if i not in self.train_crops.seen_classes]
+        expected_classes = set(range(count)) - set(self.recipe.data.ignore_labels)
+        absent = [names[i] for i in sorted(expected_classes - set(self.train_crops.seen_classes))]
         if absent:
             _LOG.warning(
                 "%s: no pixel of %s was seen; what does not occur cannot be learned",

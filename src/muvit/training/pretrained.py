@@ -2,12 +2,11 @@
 additions."""
 
 import copy
-from importlib.util import find_spec
 from typing import TypeVar
 
 from torch import nn
 
-from muvit.errors import InputError
+from muvit.errors import InputError, require_package
 from muvit.models.classifier import Classifier
 from muvit.models.segmenter import Segmenter
 from muvit.models.trained import load_encoder
@@ -61,13 +60,7 @@ def add_lora(encoder: nn.Module, rank: int, alpha: int) -> None:
     Raises:
         InputError: the package for it is not installed.
     """
-    if find_spec("peft") is None:
-        raise InputError(
-            "init.mode lora",
-            expected="the package peft",
-            got="none installed",
-            hint="Install it with: pip install 'muvit[lora]'",
-        )
+    require_package("peft", "init.mode lora", package="peft", install="'muvit[lora]'")
     from peft import LoraConfig, inject_adapter_in_model
 
     inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha, target_modules=_LORA_TARGETS), encoder)

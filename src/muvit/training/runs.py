@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from importlib.util import find_spec
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,8 @@ from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.data import DataLoader
 
-from muvit.errors import ExistsError, InputError
+from muvit.durable import write_whole
+from muvit.errors import ExistsError, InputError, require_package
 from muvit.models.folder import plain
 from muvit.settings import read_settings
 from muvit.training.classify_recipe import ClassifyRecipe
@@ -63,7 +63,7 @@ def prepare_folder(recipe: AnyRecipe, output: Path, resume: bool, overwrite: boo
                 expected="the settings that the run was started with",
                 got=f"others in {', '.join(changed)}",
             )
-        (output / RECIPE).write_text(yaml.safe_dump(settings, sort_keys=False))
+        write_whole(output / RECIPE, yaml.safe_dump(settings, sort_keys=False).encode())
         return checkpoint
     if output.exists() and any(output.iterdir()):
         if not overwrite:
@@ -72,7 +72,7 @@ def prepare_folder(recipe: AnyRecipe, output: Path, resume: bool, overwrite: boo
             raise InputError(output, expected=f"a run to overwrite, with {RECIPE}", got="a folder of something else")
         shutil.rmtree(output)
     output.mkdir(parents=True, exist_ok=True)
-    (output / RECIPE).write_text(yaml.safe_dump(settings, sort_keys=False))
+    write_whole(output / RECIPE, yaml.safe_dump(settings, sort_keys=False).encode())
     return None
 
 
@@ -210,13 +210,7 @@ def check_wandb() -> None:
     Raises:
         InputError: it is not installed.
     """
-    if find_spec("wandb") is None:
-        raise InputError(
-            "logging to Weights & Biases",
-            expected="the package wandb",
-            got="none installed",
-            hint="Install it with: pip install wandb",
-        )
+    require_package("wandb", "logging to Weights & Biases", package="wandb", install="wandb")
 
 
 def precision_for(accelerator: str) -> str:

@@ -30,6 +30,7 @@ class SegmentationTask(BaseTask):
         seed: of whatever is random in the model.
         monitor: the logged score that a plateau schedule follows.
         has_background: whether class 0 is background.
+        ignore_labels: label values without a score, even where a model predicts them.
     """
 
     model: SegmentationModel
@@ -46,10 +47,11 @@ class SegmentationTask(BaseTask):
         seed: int = 0,
         monitor: str = "val_mdsc",
         has_background: bool = True,
+        ignore_labels: Sequence[int] = (),
     ) -> None:
         super().__init__(model, optim, seed=seed, freeze_encoder=freeze_encoder)
         self.loss, self.class_names, self.monitor = loss, tuple(class_names), monitor
-        self.has_background = has_background
+        self.has_background, self.ignore_labels = has_background, tuple(ignore_labels)
         self.confusion = MulticlassConfusionMatrix(len(self.class_names), ignore_index=IGNORE, validate_args=False)
 
     @property
@@ -73,9 +75,11 @@ class SegmentationTask(BaseTask):
     def on_validation_epoch_end(self) -> None:
         """Log the scores over all validation pixels."""
         super().on_validation_epoch_end()
-        result = scores(self.confusion.compute().cpu().numpy(), has_background=self.has_background)
+        result = scores(
+            self.confusion.compute().cpu().numpy(), ignore=self.ignore_labels, has_background=self.has_background
+        )
         self.confusion.reset()
-        # a class that neither occurs nor is predicted has no score to log
+        # a class that is ignored, or neither occurs nor is predicted, has no score to log
         named = {f"val_dice/{name}": d for name, d in zip(self.class_names, result.dice, strict=True) if d == d}
         self.log_dict(named)
         self.log("val_accuracy", result.accuracy)

@@ -61,6 +61,7 @@ def train_segmenter(
         seed=recipe.run.seed,
         monitor=recipe.run.monitor,
         has_background=preprocessing.has_background,
+        ignore_labels=recipe.data.ignore_labels,
     )
     checkpoint = prepare_folder(recipe, output, resume, overwrite)
     keep = [KeepModels(output, preprocessing, metric=recipe.run.monitor), *(callbacks or [])]

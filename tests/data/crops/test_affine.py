@@ -205,9 +205,9 @@ def test_views_without_one_centre_are_not_scaled_or_turned():
     ("changes", "message"),
     [
         ({"scale": (0, 2)}, "scale: expected a finite range low <= high above 0"),
-        ({"scale_probability": 1.5}, "scale_probability: expected a number from 0 to 1, got 1.5"),
-        ({"rotation_degrees": -5}, "rotation_degrees: expected an angle from 0 to 180, got -5"),
-        ({"rotation_probability": -0.1}, "rotation_probability: expected a number from 0 to 1"),
+        ({"scale_probability": 1.5}, "scale_probability: expected a number >= 0 and <= 1, got 1.5"),
+        ({"rotation_degrees": -5}, "rotation_degrees: expected a number >= 0 and <= 180, got -5"),
+        ({"rotation_probability": -0.1}, "rotation_probability: expected a number >= 0 and <= 1"),
     ],
 )
 def test_magnitudes_out_of_range_are_refused(changes, message):

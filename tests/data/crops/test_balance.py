@@ -7,6 +7,7 @@ from memory_slide import MemorySlide, label_slide
 from muvit.data.crops import balance
 from muvit.data.crops.balance import ForegroundIndex, locate_classes
 from muvit.data.pyramids.reduction import majority
+from muvit.data.slides.derived import with_levels
 from muvit.errors import InputError
 
 
@@ -49,6 +50,14 @@ def test_large_labels_are_looked_at_coarsely(levels, monkeypatch):
         corners = (entry.points * entry.spacing).astype(int)
         assert (labels[tuple(corners.T)] == entry.value).all()
         assert entry.area == pytest.approx((labels == entry.value).sum(), rel=0.5)
+
+
+def test_levels_that_are_not_stored_are_not_computed_to_find_classes():
+    slide = label_slide(disks(0), (1, 4))
+    locate_classes(0, with_levels(slide, (1, 4, 16), "label"), 1)
+    assert {level for level, _ in slide.windows} == {1}
+    found = locate_classes(0, with_levels(label_slide(disks(0)), (16,), "label"), 16)  # unless crops need nothing finer
+    assert {entry.spacing for entry in found} == {(16.0, 16.0)}
 
 
 def test_small_things_that_a_coarse_level_has_lost_are_still_located(monkeypatch):

@@ -323,7 +323,8 @@ def test_labels_that_the_first_look_missed_are_refused_when_read():
         ({"levels": ()}, "levels"),
         ({"levels": (0, 1)}, "level: expected a positive number"),
         ({"size": (16, 0)}, "size"),
-        ({"padding": "wrap"}, "padding: expected one of zero, edge, reflect"),
+        ({"size": ()}, "size: expected a number of pixels for each axis"),
+        ({"padding": "wrap"}, "padding: expected zero or edge or reflect"),
         ({"label_levels": "coarse"}, "label_levels: expected finest or all"),
     ],
 )

@@ -183,7 +183,7 @@ def test_preprocessing_keeps_the_rule(tmp_path):
         ({"offset_px": ((5, 1), (0, 0))}, r"offset_px: expected a finite \(lowest, highest\)"),
         ({"offset_px": ((0, float("inf")), (0, 0))}, "offset_px: expected a finite"),
         ({"offset_px": ((0, 1, 2),)}, "offset_px: expected a finite"),
-        ({"boxes": "naive"}, "boxes of free views: expected true or shuffled"),
+        ({"boxes": "naive"}, "free_views.boxes: expected true or shuffled"),
     ],
 )
 def test_wrong_rules_are_refused(settings, message):

@@ -103,6 +103,7 @@ def spoiled(**changes):
         spoiled(placement="anywhere"),
         spoiled(context="centered"),
         spoiled(crop_size=[0, 64]),
+        spoiled(crop_size=[]),
         spoiled(crop_size="big"),
         spoiled(has_background="road"),
     ],

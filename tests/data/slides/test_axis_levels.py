@@ -105,10 +105,10 @@ def test_models_see_the_true_extent_of_every_axis(tmp_path):
     encoder = MuViTEncoder3d(in_channels=1, levels=[1, [1, 4, 4]], patch_size=(2, 4, 4), dim=24, heads=2, num_layers=1)
     x = torch.randn(1, 2, 1, 4, 8, 8)
     boxes = torch.tensor([[[0, 0, 0], [4, 8, 8]], [[0, -8, 0], [4, 24, 32]]], dtype=torch.float32)[None]
-    coarse = encoder.patch_coords(x, boxes)[0, 8:].reshape(2, 2, 2, 3)
+    coarse = encoder.place(x, boxes)[0][0, 8:].reshape(2, 2, 2, 3)
     assert coarse[:, 0, 0, 0].tolist() == [1, 3]
     assert coarse[0, :, 0, 1].tolist() == [0, 16]
-    naive = encoder.patch_coords(x)[0]
+    naive = encoder.place(x)[0][0]
     centered = naive_boxes(encoder.levels, (4, 8, 8))
     assert box_size(centered).tolist() == [[4, 8, 8], [4, 32, 32]]
     assert torch.equal(naive, patch_centers(centered, (2, 2, 2)).flatten(0, 1))

@@ -43,6 +43,7 @@ def test_ids_become_the_19_scored_classes_and_validation_cities_the_test(tmp_pat
     assert sorted(set(stored.tolist())) == [*range(19), IGNORED]
     assert (stored == IGNORED).sum() == 34 - 19
     assert (labels.label_names[0], labels.label_names[18]) == ("road", "bicycle")
+    assert not labels.has_background
     assert "train: 2 images instead of the published 2975" in source.warnings
 
 

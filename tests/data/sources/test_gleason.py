@@ -46,6 +46,7 @@ def test_annotators_are_put_to_the_vote_and_cores_split_by_slide_and_number(fold
     labels = open_slide(output / "train" / "labels" / "slide001_core016.ome.zarr")
     np.testing.assert_array_equal(labels.read(1, (0, 0), (1, 4)), [[[0, 1, 1, 0]]])
     assert labels.label_names == {0: "benign", 1: "grade 3", 2: "grade 4", 3: "grade 5"}
+    assert not labels.has_background
 
 
 def test_blank_pixels_can_be_no_vote(folder):

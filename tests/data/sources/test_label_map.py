@@ -3,8 +3,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from muvit.data.sources.label_map import IGNORED, LabelMap, vote
+from muvit.data.sources.label_map import LabelMap, vote
 from muvit.errors import InputError, ReadError
+from muvit.labels import IGNORED
 
 FILE = Path("labels.png")
 MERGED = LabelMap({"background": (0,), "cortex": (11, 7), "ignore": (255,), "midbrain": (600_000_000,)})

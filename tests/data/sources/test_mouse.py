@@ -40,7 +40,7 @@ def test_whole_specimens_are_held_out(flat, tmp_path_factory):
     [(image, labels)] = open_labelled_folder(output / "test")
     assert (image.name, image.read(1, (0, 0), (1, 1)), labels.read(1, (0, 0), (1, 1))) == ("BM15_01", 102, 3)
     assert image.pixel_size_um == labels.pixel_size_um == (1.35, 1.35)
-    assert tuple(labels.label_names.values()) == CLASSES
+    assert tuple(labels.label_names.values()) == CLASSES and labels.has_background
     assert image.levels == (1, 2, 4, 8, 16, 32)
 
 

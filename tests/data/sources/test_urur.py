@@ -42,6 +42,7 @@ def test_colours_become_classes_whether_in_a_palette_or_not(folder, tmp_path_fac
         labels = open_slide(output / item.split / "labels" / f"{item.name}.ome.zarr")
         np.testing.assert_array_equal(labels.read(1, (4, 0), (1, 9)), [[[0, 1, 2, 3, 4, 5, 6, 7, IGNORED]]])
         assert list(labels.label_names.values())[:3] == ["others", "building", "greenhouse"]
+        assert not labels.has_background
     assert "train: 1 images instead of the published 2157" in source.warnings
 
 

@@ -130,5 +130,5 @@ def test_what_cannot_be_measured_is_refused(monkeypatch):
     with pytest.raises(InputError, match="boundary unit: expected px or um"):
         BoundaryConfig(unit="mm")
     monkeypatch.setattr(boundaries, "MAX_BOUNDARY_PIXELS", 100)
-    with pytest.raises(InputError, match=r"expected at most 100 pixels of them, got more\. Look at a coarser level"):
+    with pytest.raises(InputError, match=r"expected at most 100 pixels of them, got more\. Compare a coarser level"):
         compare(labels, labels)

@@ -176,6 +176,29 @@ def test_the_table_of_classes_and_the_means_follow_the_background(write, has_bac
     assert np.asarray(draw_scores(result)).std() > 0
 
 
+def test_an_ignored_class_has_no_score_though_it_is_predicted(write):
+    true = np.repeat([[0, 1, 2, 3]], 8, axis=0).astype(np.uint8).repeat(4, axis=1)
+    predicted = true.copy()
+    predicted[:2, 4:8] = 3  # a quarter of class 1
+    predicted[true == 3] = 2  # and nothing that is ignored is right
+    names, boundary = ("background", "a", "b", "other"), BoundaryConfig(tolerance=1)
+    pair = (write("prediction", predicted), write("truth", true))
+    result = evaluate_slides([pair], 4, ignore=(3,), class_names=names, boundary=boundary)
+    values = result.summary()
+    assert values["dice/a"] == pytest.approx(2 * 24 / (24 + 32))
+    assert values["mean_dice"] == result.mean_slide_dice == pytest.approx((values["dice/a"] + 1) / 2)
+    assert values["mean_iou"] == pytest.approx((1 + 24 / 32 + 1) / 3)
+    assert values["mean_foreground_iou"] == pytest.approx((24 / 32 + 1) / 2)
+    assert values["accuracy"] == (3 * 32 - 8) / (3 * 32)
+    assert values["mean_boundary_f1"] == np.mean([values["boundary_f1/a"], values["boundary_f1/b"]]) > 0
+    assert not any(name.endswith("/other") for name in values)
+    assert list(result.table()[0]) == ["slide", "a", "b", "mDSC"]
+    assert [row["class"] for row in result.class_table()] == ["background", "a", "b", "mean of foreground", "mean"]
+    content = result.to_dict()
+    assert content["ignore"] == [3] and "other" not in content["pooled"]["dice"]
+    assert np.asarray(draw_scores(result)).std() > 0
+
+
 def test_a_result_names_the_slides_that_it_lacks(write):
     result = replace(evaluate_slides(three_slides(write), 3), missing=("t3", "t4"))
     assert result.to_dict()["missing"] == ["t3", "t4"]

@@ -130,6 +130,6 @@ def test_classes_that_do_not_fit_are_refused(encoder, folders, classes):
 
 
 def test_a_missing_package_is_named(monkeypatch, encoder, folders, classes):
-    monkeypatch.setattr(probe, "find_spec", lambda name: None)
+    monkeypatch.setattr("muvit.errors.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"scikit-learn, got none installed\. Install it with: .*muvit\[probe\]"):
         study(encoder, folders, classes)

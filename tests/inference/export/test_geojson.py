@@ -58,6 +58,16 @@ def test_every_object_is_a_feature_with_class_colour_and_area(tmp_path):
     assert [f["properties"]["measurements"] for f in (one, two)] == [{"Area px^2": 59}, {"Area px^2": 80}]
 
 
+def test_class_0_is_an_object_where_nothing_is_background(tmp_path):
+    labels = ArraySlide(LABELS)
+    labels.has_background = False
+    areas = {}
+    for feature in written(tmp_path, LabelledImage(labels=labels)):
+        name = feature["properties"]["classification"]["name"]
+        areas[name] = areas.get(name, 0) + shape(feature["geometry"]).area
+    assert areas == {f"class {value}": count for value, count in enumerate(np.bincount(LABELS.ravel()))}
+
+
 def test_coordinates_and_areas_are_those_of_the_image(tmp_path):
     # 4 times the labels, but for a ragged border
     image = ArraySlide(np.zeros((3, 79, 120), np.uint8), pixel_size_um=(0.25, 0.5))

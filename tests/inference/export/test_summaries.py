@@ -107,6 +107,16 @@ def test_labels_are_painted_over_their_image():
     assert (picture[60:] == colors[3]).all(-1).any() and not (picture[60:] == colors[2]).all(-1).any()
 
 
+def test_class_0_is_painted_where_nothing_is_background():
+    photo = ArraySlide(np.random.default_rng(0).integers(0, 256, (3, *LABELS.shape)).astype(np.uint8))
+    labelled = source(image=photo)
+    labelled.labels.has_background = False
+    picture = np.asarray(draw_overview(labelled, alpha=1.0))
+    assert (picture[:30][LABELS == 0] == class_colors(8)[0]).all()
+    assert len(picture) > len(np.asarray(draw_overview(source(image=photo), alpha=1.0)))  # a longer legend
+    assert [row["class"] for row in area_rows(labelled, {0: 1, 1: 1})] == ["class 0", "class 1"]
+
+
 def test_labels_alone_are_shown_without_an_image():
     picture = np.asarray(draw_overview(source(np.zeros((4, 6), np.uint8))))
     assert picture.shape == (4, 6, 3) and (picture == 0).all()

@@ -81,7 +81,11 @@ def test_what_is_no_region_is_refused(tmp_path):
     for name in ("text.geojson", "none.geojson"):
         with pytest.raises(ReadError, match="expected a GeoJSON file with polygons, or a box y0,x0,y1,x1"):
             read_region(str(tmp_path / name), SLIDE)
-    with pytest.raises(InputError, match="expected polygons or a box with an area"):
-        read_region("5,5,5,9", SLIDE)
+    (tmp_path / "deep.geojson").write_text("[" * 100_000)
+    with pytest.raises(ReadError, match="expected a GeoJSON file with polygons"):
+        read_region(str(tmp_path / "deep.geojson"), SLIDE)
+    for box in ("5,5,5,9", "100,100,10,10", "10,100,100,10"):
+        with pytest.raises(InputError, match="expected a box y0,x0,y1,x1 with y0 < y1 and x0 < x1, got no such box"):
+            read_region(box, SLIDE)
     with pytest.raises(InputError, match=r"region: expected one that meets the image"):
         tiles_in_region(plan(), read_region("500,500,600,600", SLIDE))

@@ -11,7 +11,7 @@ from timm.layers import resample_abs_pos_embed
 
 from muvit.errors import CheckpointError, InputError
 from muvit.models.folder import load_settings
-from muvit.models.relay import RelayConfig, RelaySegmenter, weights
+from muvit.models.relay import RelayConfig, RelaySegmenter
 
 
 def published(name, seed=5, **changes):
@@ -129,10 +129,7 @@ def test_timm_loads_what_it_publishes_with_its_own_classifier(monkeypatch):
 def named(backbone, **changes):
     return RelaySegmenter(
         RelayConfig(
-            RelayConfig(
-                **{"backbone": backbone, "in_channels": 3, "num_classes": 2, "levels": (1, 4), "size": (64, 64)}
-                | changes
-            )
+            **{"backbone": backbone, "in_channels": 3, "num_classes": 2, "levels": (1, 4), "size": (64, 64)} | changes
         )
     )
 
@@ -173,6 +170,6 @@ def test_a_backbone_that_does_not_fit_is_refused_in_one_sentence(backbone, chang
 
 
 def test_without_timm_there_is_a_hint(monkeypatch):
-    monkeypatch.setattr(weights, "find_spec", lambda name: None)
+    monkeypatch.setattr("muvit.errors.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"expected the package timm, .* pip install 'muvit\[relay\]'"):
         build()

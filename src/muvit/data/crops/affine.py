@@ -1,7 +1,7 @@
-"""Views that are scaled and turned about a centre that they share, read between the pixels of a slide (Relay Tokens).
+"""Views scaled and rotated about a common centre, resampled from the pixels of a slide (Relay Tokens).
 
-A view is a frame of pixels whose source lies on a slanted grid of its level. What is read is the smallest window of
-whole pixels around that grid; images are interpolated linearly, labels take the nearest pixel.
+The pixels of a view lie on a rotated grid of its level. The smallest window of whole pixels around that grid is read;
+images are interpolated linearly, labels take the nearest pixel.
 """
 
 import math
@@ -21,25 +21,25 @@ from muvit.data.slides.slide import Padding, Slide
 from muvit.levels import Level, level_factors
 
 _DECIMALS = 9
-"""Sines, cosines and window edges are rounded to so many, so that quarter turns fall on pixels exactly."""
+"""Decimals to which sines, cosines and window edges are rounded, so that quarter turns fall on pixels exactly."""
 
 
 @dataclass(frozen=True)
 class Similarity:
-    """What is done to the views of a sample, about their common centre."""
+    """Scale and rotation of the views of a sample about their common centre."""
 
     scale: float = 1.0
     """Side of what a view shows, relative to its pixels: 2 shows twice as much, 0.5 half as much of the scene."""
     degrees: float = 0.0
-    """Turn of the content in the plane of y and x, counter-clockwise as `numpy.rot90`."""
+    """Rotation of the content in the plane of y and x, counter-clockwise as `numpy.rot90`."""
 
     @property
     def is_identity(self) -> bool:
-        """Whether views stay as they are."""
+        """Whether views stay unchanged."""
         return self.scale == 1 and self.degrees == 0
 
     def extent(self, size: Sequence[int]) -> tuple[int, ...]:
-        """Whole pixels of a level that an unturned view of ``size`` pixels covers, ``(ndim)``."""
+        """Whole pixels of a level that an unrotated view of ``size`` pixels covers, ``(ndim)``."""
         return tuple(math.ceil(round(n * self.scale, _DECIMALS)) for n in size)
 
     def matrix(self, level: Level, ndim: int) -> NDArray[np.float64]:
@@ -49,19 +49,19 @@ class Similarity:
         angle = math.radians(self.degrees)
         cos, sin = round(math.cos(angle), _DECIMALS), round(math.sin(angle), _DECIMALS)
         turn[-2:, -2:] = [[cos, sin], [-sin, cos]]
-        # turned in the world, whose axes are to one scale, also where those of the level are not
+        # rotated in world pixels, which are isotropic even where those of the level are not
         return turn * factors * self.scale / factors[:, None]
 
 
 @dataclass(frozen=True)
 class SimilarView:
-    """One view of a scaled and turned sample.
+    """One view of a scaled and rotated sample.
 
     Args:
         level: where it is read.
         center: its centre in world pixels, ``(ndim)``.
         size: its pixels, ``(ndim)``.
-        similarity: scale and turn.
+        similarity: scale and rotation.
     """
 
     level: Level
@@ -71,14 +71,14 @@ class SimilarView:
 
     @property
     def box(self) -> Tensor:
-        """World box ``(2, ndim)``, float64: the extent after scaling, in the frame that is turned with the content."""
+        """World box ``(2, ndim)``, float64: the extent after scaling, in the frame that is rotated with the content."""
         factors = np.array(level_factors(self.level, len(self.size)))
         half = factors * self.size * self.similarity.scale / 2
         return torch.from_numpy(np.stack([self.center - half, self.center + half]))
 
     @cached_property
     def window(self) -> Window:
-        """The window of its level that holds every pixel that it is made of."""
+        """The window of its level that holds all pixels that it is resampled from."""
         reach = np.abs(self._matrix) @ ((np.array(self.size) - 1) / 2)
         low = np.floor(np.round(self._middle - reach, _DECIMALS)).astype(int)
         high = np.ceil(np.round(self._middle + reach, _DECIMALS)).astype(int)
@@ -117,12 +117,12 @@ class SimilarView:
 def read_similar(
     slide: Slide, views: Sequence[SimilarView], padding: Padding
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Read scaled and turned views of one sample.
+    """Read scaled and rotated views of one sample.
 
     Args:
         slide: the image.
         views: ``L`` views of one size; they may leave the image.
-        padding: what they show there; with ``zero``, the nearest pixel, for the caller to blank after normalisation.
+        padding: pixels outside the image; with ``zero`` the nearest pixel, which the caller blanks after normalisation.
 
     Returns:
         Native pixel values ``(L, C, *size)``, and whether they lie inside the image ``(L, *size)``.

@@ -1,24 +1,28 @@
-"""Augmentations that act on a whole nested sample: pixels, labels and boxes together, so that positions stay true."""
+"""Augmentation of all views of a sample: pixels, labels and boxes together, so that positions stay true."""
 
 import math
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from muvit.checks import Bounds, NonNegative, check_fields
 from muvit.data.crops.affine import Similarity
 from muvit.errors import InputError
 from muvit.geometry import box_center, flip_boxes, scale_boxes, shift_boxes, transpose_boxes
 
 Sample = dict[str, Tensor]
 
+Probability = Annotated[float, Bounds(min=0, max=1)]
+
 _PIXELS = (
     "img",
     "label",
     "labels",
     "inside",
-)  # what of a sample moves with the pixels: its last axes are those of space
+)  # entries of a sample that move with the pixels: their last axes are those of space
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,40 +38,34 @@ class Augmentation:
     flip_axes: tuple[int, ...] = (-2, -1)
     """Spatial axes that are mirrored with probability 1/2 each, counted from the end: -1 is x, -2 is y."""
     quarter_turns: bool = False
-    """Also swap y and x with probability 1/2; with both flips this makes all eight turns and mirrors of a square."""
+    """Also swap y and x with probability 1/2; with both flips this gives all eight symmetries of a square."""
     gain: tuple[float, float] = (0.8, 1.2)
     """Range of the factor on all pixels of a sample."""
     offset: tuple[float, float] = (-0.1, 0.1)
-    """Range of what is then added to all pixels of a sample; zero padding stays 0."""
+    """Range of the offset that is then added to all pixels of a sample; zero padding stays 0."""
     box_scale: tuple[float, float] = (0.9, 1.1)
     """Range of the factor on all boxes of a sample, about the centre of the finest."""
-    box_shift_px: float = 8.0
-    """Standard deviation, in world pixels, of the shift of each box; per level, as a common one would be invisible."""
+    box_shift_px: NonNegative = 8.0
+    """Standard deviation, in world pixels, of the shift of each box, drawn per level: a common one has no effect."""
     scale: tuple[float, float] = (1, 1)
     """Range of the factor on the side of what all views show, about their common centre (needs placement concentric): 2
     shows twice as much at half the detail, and boxes grow with it (Relay Tokens: 0.5 to 2). Above 2, pixels are left
     out."""
-    scale_probability: float = 0.5
-    """Share of the samples that are scaled."""
-    rotation_degrees: float = 0
+    scale_probability: Probability = 0.5
+    """Fraction of the samples that are scaled."""
+    rotation_degrees: Annotated[float, Bounds(min=0, max=180)] = 0
     """Largest rotation of all views about their common centre, either way (needs placement concentric; Relay Tokens:
     90). Boxes stay: the frame that they are in is rotated with the content."""
-    rotation_probability: float = 0.5
-    """Share of the samples that are turned."""
+    rotation_probability: Probability = 0.5
+    """Fraction of the samples that are rotated."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name in ("gain", "offset", "box_scale", "scale"):
             low, high = getattr(self, name)
             if not -math.inf < low <= high < math.inf or (name != "offset" and low <= 0):
                 expected = "a finite range low <= high" + ("" if name == "offset" else " above 0")
                 raise InputError(name, expected=expected, got=(low, high))
-        if not 0 <= self.box_shift_px < math.inf:
-            raise InputError("box_shift_px", expected="a standard deviation >= 0", got=self.box_shift_px)
-        if not 0 <= self.rotation_degrees <= 180:
-            raise InputError("rotation_degrees", expected="an angle from 0 to 180", got=self.rotation_degrees)
-        for name in ("scale_probability", "rotation_probability"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(name, expected="a number from 0 to 1", got=getattr(self, name))
         if not all(axis < 0 for axis in self.flip_axes):
             raise InputError("flip_axes", expected="negative numbers, counted from the last axis", got=self.flip_axes)
 
@@ -78,12 +76,12 @@ class Augmentation:
 
     @property
     def has_similarity(self) -> bool:
-        """Whether views are scaled or turned, which happens when they are read."""
+        """Whether views are scaled or rotated, which happens when they are read."""
         scales = tuple(self.scale) != (1, 1) and self.scale_probability > 0
         return scales or (self.rotation_degrees > 0 and self.rotation_probability > 0)
 
     def draw_similarity(self, rng: np.random.Generator) -> Similarity:
-        """Scale and turn of a sample, to read it by before it is augmented."""
+        """Draw the scale and rotation with which the views of a sample are read."""
         if not self.has_similarity:
             return Similarity()
         is_scaled, is_turned = rng.random() < self.scale_probability, rng.random() < self.rotation_probability

@@ -1,4 +1,4 @@
-"""Where each class lies in a set of label images, so that rare ones can be sampled often."""
+"""Places of each class in a set of label images, so that rare classes can be sampled often."""
 
 import math
 import operator
@@ -16,16 +16,16 @@ from muvit.levels import Level, level_factors
 Balance = Literal["none", "foreground", "classes"]
 
 _MAX_READ_PX = 2**24  # of one label image: a slide of 100,000 px is read at 1/32, where cells are still there
-_MAX_SCANNED_PX = 2**20  # and every n-th of these pixels is looked at
+_MAX_SCANNED_PX = 2**20  # of which every n-th pixel is scanned
 _MAX_BLOCK_PX = 2**22
 _MAX_POINTS = 1024  # kept per class and slide
 
 
 class ClassPixels(NamedTuple):
-    """Pixels of one class in one label image, as seen in a coarse look."""
+    """Pixels of one class in one label image, as found in a coarse scan."""
 
     slide: int
-    """Number of the label image."""
+    """Index of the label image."""
     value: int
     """The class, as stored."""
     area: float
@@ -33,21 +33,21 @@ class ClassPixels(NamedTuple):
     points: np.ndarray
     """``(n, ndim)``, some of its pixels, evenly chosen, as multiples of ``spacing``."""
     spacing: tuple[float, ...]
-    """World pixels from one looked-at pixel to the next along each axis."""
+    """World pixels between scanned pixels along each axis."""
 
 
 def locate_classes(slide: int, label: Slide, level: Level) -> list[ClassPixels]:
-    """Look once at a label image, coarsely enough to take bounded time and memory, and say where each class lies.
+    """Find the places of each class in a coarse scan of a label image, in bounded time and memory.
 
-    Reads the finest stored level of at most 16 million pixels, or else the coarsest, block by block, and looks at every
-    n-th of its pixels, at most a million. A class of which nothing is left at that level is not found.
+    Reads the finest stored level of at most 16 million pixels, or else the coarsest, block by block, and scans every
+    n-th of its pixels, at most a million. A class that has vanished at that level is not found.
 
     Args:
-        slide: number to enter in the result.
+        slide: index of the label image, for the result.
         label: the label image.
         level: level at which labels will be used; nothing finer is scanned.
     """
-    seen, spacing = _look(label, level)
+    seen, spacing = _scan(label, level)
     flat = seen.ravel()
     order = np.argsort(flat, kind="stable")
     values, firsts, counts = np.unique(flat[order], return_index=True, return_counts=True)
@@ -59,7 +59,7 @@ def locate_classes(slide: int, label: Slide, level: Level) -> list[ClassPixels]:
     return found
 
 
-def _look(label: Slide, finest: Level) -> tuple[np.ndarray, tuple[float, ...]]:
+def _scan(label: Slide, finest: Level) -> tuple[np.ndarray, tuple[float, ...]]:
     """Pixels of a label image on a coarse grid ``(*space)``, and the grid's spacing per axis in world pixels."""
     least = level_factors(finest, label.ndim)
     # levels that are not stored cost reading the finest
@@ -78,17 +78,17 @@ def _look(label: Slide, finest: Level) -> tuple[np.ndarray, tuple[float, ...]]:
 
 
 class ForegroundIndex:
-    """Draws foreground pixels from a set of label images.
+    """Draw foreground pixels from a set of label images.
 
-    ``foreground``: uniformly over all foreground pixels. ``classes``: first one of the foreground classes, all alike,
-    then uniformly over its pixels.
+    ``foreground``: uniformly over all foreground pixels. ``classes``: first one of the foreground classes, all
+    equally likely, then uniformly over its pixels.
 
     Args:
         labels: the label images.
-        found: what `locate_classes` found in them.
+        found: the results of `locate_classes` for them.
         level: level at which pixels are wanted, stored in every label image.
         balance: ``foreground`` or ``classes``.
-        not_foreground: stored values of the background and of what is ignored.
+        not_foreground: stored values of the background and of ignored labels.
 
     Raises:
         InputError: there is no foreground.
@@ -114,13 +114,13 @@ class ForegroundIndex:
         self._groups = [(np.cumsum([entry.area for entry in group]), group) for group in groups.values()]
 
     def draw(self, rng: np.random.Generator) -> tuple[int, tuple[int, ...]]:
-        """A label image's number and one of its foreground pixels ``(ndim)``, in pixels of the wanted level."""
+        """Index of a label image and one of its foreground pixels ``(ndim)``, in pixels of the wanted level."""
         areas, group = self._groups[rng.integers(len(self._groups))]
         entry = group[int(np.searchsorted(areas, rng.random() * areas[-1], side="right"))]
         return entry.slide, self._refine(rng, entry, entry.points[rng.integers(len(entry.points))])
 
     def _refine(self, rng: np.random.Generator, entry: ClassPixels, point: np.ndarray) -> tuple[int, ...]:
-        """A pixel of the class inside what the coarse look saw as one; its middle if the class is not found there."""
+        """A pixel of the class in the area of one scanned pixel; its middle if the class is not found there."""
         label = self._labels[entry.slide]
         ratio = np.array(entry.spacing) / level_factors(self._level, label.ndim)
         last = np.array(label.level_shape(self._level)) - 1

@@ -1,4 +1,4 @@
-"""Crops that know which slide they are from, and what class that slide is of: for classification."""
+"""Crops with the index and the class of their slide, for classification."""
 
 from collections.abc import Sequence
 from typing import Literal, get_args
@@ -16,16 +16,16 @@ from muvit.data.slides.slide import Slide
 from muvit.errors import InputError
 
 SlideChoice = Literal["slides", "classes"]
-"""Which slide a random crop is from: each in turn, or one of a class that is drawn first."""
+"""Slide of a random crop: each in turn, or one of a class that is drawn first."""
 
 
 class ClassifiedTiles(GridCrops):
-    """Every tile of every slide once, as `GridCrops`; samples also hold ``slide``, its number, and ``class``.
+    """Every tile of every slide once, as `GridCrops`; samples also hold ``slide``, its index, and ``class``.
 
     Args:
         slides: the images.
         classes: class of each, from 0; None leaves it out of the samples.
-        config: what a sample consists of.
+        config: contents of a sample.
 
     Raises:
         InputError: as `GridCrops`, or there are not as many classes as slides.
@@ -41,15 +41,15 @@ class ClassifiedTiles(GridCrops):
 
 
 class ClassifiedCrops(NestedCrops):
-    """Random crops as `NestedCrops`; samples also hold ``slide``, the number of their slide, and ``class``.
+    """Random crops as `NestedCrops`; samples also hold ``slide``, the index of their slide, and ``class``.
 
-    Slides come in turn whatever their area, so that each has its say.
+    Slides come in turn, so that all are sampled equally often, regardless of their area.
 
     Args:
         slides: the images.
         classes: class of each, from 0; None leaves it out of the samples.
-        config: what a sample consists of.
-        num_samples: what ``len`` says.
+        config: contents of a sample.
+        num_samples: length of the data set.
         seed: of everything random.
         choice: with ``classes``, a class is drawn first and then a slide of it, so that rare classes are seen as often.
         augmentation: applied to every sample (None: nothing).
@@ -91,14 +91,14 @@ class ClassifiedCrops(NestedCrops):
         return super().read(slide, windows) | _facts(slide, self.classes)
 
     def read_similar(self, slide: int, views: Sequence[SimilarView]) -> dict[str, Tensor]:
-        """The sample of scaled and turned views of one slide, as `read` gives that of windows."""
+        """The sample of scaled and rotated views of one slide, as `read` gives that of windows."""
         return super().read_similar(slide, views) | _facts(slide, self.classes)
 
     def _draw(self, index: int, rng: np.random.Generator) -> tuple[int, None]:
-        """Number of the slide of a sample; no pixel is asked for."""
+        """Index of the slide of a sample, without a pixel that it must hold."""
         if self.choice == "slides":
             return index % len(self.images), None
-        assert self.classes is not None  # the constructor has seen to it
+        assert self.classes is not None  # checked in the constructor
         drawn = rng.choice(np.unique(self.classes))
         return int(rng.choice(np.flatnonzero(self.classes == drawn))), None
 

@@ -1,7 +1,8 @@
-"""The contract of every data set that models of this package train on: views of one scene, and their boxes."""
+"""Base class of the data sets that models of this package train on: views of one scene, and their boxes."""
 
-from abc import ABCMeta, abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from functools import wraps
 from typing import Any
 
 from torch import Tensor
@@ -11,23 +12,14 @@ from muvit.errors import InputError, ShapeError
 from muvit.levels import Level
 
 
-class _ChecksItself(ABCMeta):
-    # A sample can be drawn only when the *subclass's* own constructor is through, and calling the class is the one
-    # place that Python has for "after construction"; wrapping every subclass's __init__ instead would hide more.
-    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
-        dataset = super().__call__(*args, **kwargs)
-        dataset.check_sample()
-        return dataset
-
-
-class MuViTDataset(Dataset[dict[str, Tensor]], metaclass=_ChecksItself):
+class MuViTDataset(Dataset[dict[str, Tensor]], ABC):
     """Base class of multi-resolution data sets.
 
     A subclass gives `levels`, `n_channels`, `ndim`, ``__len__`` and ``__getitem__``, which returns a dict with
 
     * ``img``: ``(L, C, *space)``, one view per level, all of the same pixel size;
     * ``bbox``: ``(L, 2, ndim)``, lower and upper corner of each view in world pixels, axis order (t)(z)yx;
-    * whatever else its model needs, such as ``label``: ``(*space)`` of the finest view.
+    * further entries that its model needs, such as ``label``: ``(*space)`` of the finest view.
 
     One sample is drawn and its shapes are checked as soon as an instance has been made.
 
@@ -35,6 +27,18 @@ class MuViTDataset(Dataset[dict[str, Tensor]], metaclass=_ChecksItself):
         InputError: the data set is empty, or a sample lacks ``img`` or ``bbox``.
         ShapeError: ``img`` or ``bbox`` has another shape.
     """
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        construct = cls.__init__
+
+        @wraps(construct)
+        def construct_and_check(self: "MuViTDataset", *args: Any, **kwargs: Any) -> None:
+            construct(self, *args, **kwargs)
+            if type(self) is cls:  # the outermost constructor: only now can a sample be drawn
+                self.check_sample()
+
+        cls.__init__ = construct_and_check  # type: ignore[assignment, method-assign]
 
     @property
     @abstractmethod

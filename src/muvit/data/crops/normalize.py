@@ -1,4 +1,4 @@
-"""Bringing pixel values of any unit into the range that a model expects.
+"""Normalisation of pixel values of any unit to the range that a model expects.
 
 A normalisation is a small frozen object called as ``normalization(img, valid)``:
 
@@ -24,7 +24,7 @@ _MIN_RELATIVE_SPREAD = 1e-6
 class Percentile:
     """Map two percentiles of the crop itself to 0 and 1, per channel: ``(x - p_low) / (p_high - p_low)``; no clipping.
 
-    The percentiles see neither pixels outside the image nor NaN and infinity. A channel without contrast becomes 0.
+    Pixels outside the image, NaN and infinity do not enter the percentiles. A channel without contrast becomes 0.
     """
 
     kind: ClassVar[str] = "percentile"
@@ -34,7 +34,7 @@ class Percentile:
     high: float = 99.8
     """Percentile that becomes 1."""
     scope: Literal["view", "sample"] = "view"
-    """Pixels that the percentiles are taken over: each view alone, or all views of the sample together."""
+    """Pixels of which percentiles are computed: each view alone, or all views of the sample together."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.low < self.high <= 100:
@@ -99,7 +99,7 @@ class Standardize:
     std: tuple[float, ...]
     """Standard deviation of each channel."""
     local_mean: tuple[int, ...] = ()
-    """Channels, from 0, whose mean is that of the view itself instead."""
+    """Channels, from 0, of which the mean of the view itself is subtracted instead."""
 
     def __post_init__(self) -> None:
         if not all(0 <= channel < len(self.mean) for channel in self.local_mean):

@@ -15,12 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from muvit.checks import check_fields, freeze_lists
 from muvit.errors import InputError
 from muvit.geometry import box_center, nested_start_range, window_to_box
 from muvit.levels import Level, level_factors
 
 Placement = Literal["nested", "concentric", "grid", "free"]
-"""Where coarse views lie: around the next finer view and inside the image (nested); centred on the finest view, also
+"""Placement of coarse views: around the next finer view and inside the image (nested); centred on the finest view, also
 beyond the image (concentric); around the next finer view, on a grid of half-crop steps that neighbouring tiles share
 (grid); or independently of the finest view (free)."""
 
@@ -59,7 +60,7 @@ class PlacedViews(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class FreeViews:
-    """Where the coarse views of placement `free` lie: at another place of the image, or in another slice."""
+    """Offsets and boxes of the coarse views of placement ``free``: elsewhere in the image, or in another slice."""
 
     offset_px: tuple[tuple[float, float], ...] | None = None
     """For each axis, (t)(z)yx, lowest and highest offset from the centre of the finest view to that of a free one, in
@@ -68,13 +69,12 @@ class FreeViews:
     """Boxes of the free views: their own, or those of other draws, which hide where they lie (a control)."""
 
     def __post_init__(self) -> None:
+        freeze_lists(self)
+        check_fields(self, "free_views.")
         if self.offset_px is not None:
-            object.__setattr__(self, "offset_px", tuple(map(tuple, self.offset_px)))
             for span in self.offset_px:
                 if len(span) != 2 or not -math.inf < span[0] <= span[1] < math.inf:
                     raise InputError("offset_px", expected="a finite (lowest, highest) for each axis", got=span)
-        if self.boxes not in ("true", "shuffled"):
-            raise InputError("boxes of free views", expected="true or shuffled", got=repr(self.boxes))
 
 
 def check_placement(placement: Placement, free_views: FreeViews | None, ndim: int) -> None:

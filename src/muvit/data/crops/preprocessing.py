@@ -3,10 +3,11 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import yaml
 
+from muvit.checks import PositiveInt, check_fields
 from muvit.data.crops.config import CropConfig
 from muvit.data.crops.normalize import Normalization, Percentile, normalization_from_dict, normalization_to_dict
 from muvit.data.crops.placement import FreeViews, Placement, check_placement, upgrade_placement
@@ -21,14 +22,14 @@ FILE = "preprocessing.yaml"
 class Preprocessing:
     """Cutting, normalisation and classes of the crops that a model was trained on; prediction repeats them."""
 
-    crop_size: tuple[int, ...]
+    crop_size: tuple[PositiveInt, ...]
     """Side of every view in pixels of its level, (z)yx."""
     normalization: Normalization
     """From native pixel values to the model's input."""
     padding: Padding = "zero"
     """Pixels of a view outside the image: zero, edge or reflect."""
     placement: Placement = "nested"
-    """Where coarse views lay in training, see `muvit.data.crops.placement.place_views`."""
+    """Placement of coarse views in training, see `muvit.data.crops.placement.place_views`."""
     free_views: FreeViews | None = None
     """Offsets and boxes of placement free; None: anywhere in the image."""
     class_names: tuple[str, ...]
@@ -43,12 +44,11 @@ class Preprocessing:
     def __post_init__(self) -> None:
         if isinstance(self.free_views, dict):  # as it comes from YAML
             object.__setattr__(self, "free_views", FreeViews(**self.free_views))
-        if not self.crop_size or not all(isinstance(n, int) and n > 0 for n in self.crop_size):
-            raise InputError("crop_size", expected="a positive number of pixels for each axis", got=self.crop_size)
+        check_fields(self)
+        if not self.crop_size:
+            raise InputError("crop_size", expected="a number of pixels for each axis", got="none")
         if not isinstance(self.has_background, bool):
             raise InputError("has_background", expected="true or false", got=repr(self.has_background))
-        if self.padding not in get_args(Padding):
-            raise InputError("padding", expected=f"one of {', '.join(get_args(Padding))}", got=repr(self.padding))
         check_placement(self.placement, self.free_views, len(self.crop_size))
         if len(self.class_names) != len(self.class_colors):
             raise InputError(
@@ -59,7 +59,7 @@ class Preprocessing:
 
     @property
     def normalizes_by_view(self) -> bool:
-        """Whether the numbers of a view do not depend on the other views of its sample."""
+        """Whether the normalised pixels of a view are independent of the other views of its sample."""
         return not (isinstance(self.normalization, Percentile) and self.normalization.scope == "sample")
 
     def crops(self, levels: Sequence[Level], **labels: Any) -> CropConfig:

@@ -108,7 +108,7 @@ class SlideCrops(MuViTDataset):
         return sample
 
     def read_similar(self, slide: int, views: Sequence[SimilarView]) -> dict[str, Tensor]:
-        """The sample of scaled and turned views of one slide, as `read` gives that of windows."""
+        """The sample of scaled and rotated views of one slide, as `read` gives that of windows."""
         config = self.config
         pixels, valid = read_similar(self.images[slide], views, config.padding)
         sample = to_sample(pixels, valid, [view.box for view in views], config)

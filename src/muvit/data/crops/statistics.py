@@ -16,12 +16,12 @@ _WINDOW_PIXELS = 1 << 16
 def measure_channels(slides: Sequence[Slide], level: Level) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of every channel, in native units, for `muvit.data.crops.normalize.Standardize`.
 
-    They are taken over 256 windows of at most 65,536 pixels at random places, which are the same in every call; every
-    pixel is as likely to be seen. NaN and infinite pixels do not count.
+    They are computed from 256 windows of at most 65,536 pixels at random places, which are the same in every call; all
+    pixels are equally likely to be read. NaN and infinite pixels are ignored.
 
     Args:
         slides: of equally many channels.
-        level: where their pixels are read.
+        level: level at which their pixels are read.
 
     Raises:
         InputError: the slides have different numbers of channels, or there is a channel without contrast.
@@ -29,7 +29,7 @@ def measure_channels(slides: Sequence[Slide], level: Level) -> tuple[tuple[float
     rng = np.random.default_rng(0)
     shapes = [slide.level_shape(level) for slide in slides]
     edge = round(_WINDOW_PIXELS ** (1 / len(shapes[0])))
-    # windows may stick out of the image, or its middle would be seen more often than its border
+    # windows may leave the image, or its middle would be read more often than its border
     places = np.array([math.prod(n + edge - 1 for n in shape) for shape in shapes], dtype=np.float64)
     counts, means, variances = [], [], []
     for number in rng.choice(len(slides), _WINDOWS, p=places / places.sum()):
@@ -49,7 +49,7 @@ def measure_channels(slides: Sequence[Slide], level: Level) -> tuple[tuple[float
     if not counts:
         raise InputError("pixels of the slides", expected="finite numbers", got="NaN or infinity")
     mean = np.average(means, axis=0, weights=counts)
-    # of all pixels: that within the windows, and that of the windows' means
+    # total variance: that within the windows, and that of the windows' means
     std = np.sqrt(np.average(variances + (means - mean) ** 2, axis=0, weights=counts))
     if not (std > 0).all():
         raise InputError("standard deviation of the channels", expected="contrast in every one", got=std.tolist())

@@ -1,4 +1,4 @@
-"""Reading windows of one zarr array, in two ways behind one `read`.
+"""Windowed reading of one zarr array, by two implementations behind one `read`.
 
 `ShardedArray` decodes the arrays that this package writes (sharded, zstd with checksum) by plain positional reads: no
 thread and no open file outlives a call, so it works in forked worker processes. `TensorStoreArray` reads every other
@@ -297,6 +297,6 @@ def _cells(start: Iterable[int], stop: Iterable[int], cell: Iterable[int]) -> It
 def _overlap(
     origin: Iterable[int], extent: Iterable[int], start: Iterable[int], stop: Iterable[int]
 ) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
-    """Where a cell and a window meet, as slices of the cell and slices of the window."""
+    """Intersection of a cell and a window, as slices of the cell and slices of the window."""
     bounds = [(o, a, max(o, a), min(o + n, b)) for o, n, a, b in zip(origin, extent, start, stop, strict=True)]
     return tuple(slice(p - o, q - o) for o, _, p, q in bounds), tuple(slice(p - a, q - a) for _, a, p, q in bounds)

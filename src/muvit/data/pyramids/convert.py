@@ -1,4 +1,4 @@
-"""Importing images and label masks of any readable format as OME-Zarr pyramids, streamed."""
+"""Conversion of images and label masks of any readable format to OME-Zarr pyramids, in bounded memory."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -25,12 +25,13 @@ def convert_image(
     channel_names: Sequence[str] | None = None,
     label_names: dict[int, str] | None = None,
     label_colors: dict[int, Color] | None = None,
+    has_background: bool | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Path:
     """Convert an image to an OME-Zarr 0.5 pyramid.
 
-    Reads and writes bands of whole shards, so memory stays at some hundred MiB however large the image is (PNG and JPEG
+    Reads and writes bands of whole shards, so memory stays at some hundred MiB for images of any size (PNG and JPEG
     files are decoded whole on top of that). The pyramid is built beside ``target`` and takes its place when complete: a
     conversion that fails or is killed leaves ``target`` as it was. A killed one also leaves a folder
     ``.<target>.*.partial`` beside it, which the next conversion to ``target`` removes.
@@ -46,6 +47,7 @@ def convert_image(
         channel_names: one per channel; by default what the source states.
         label_names: name of each label value; by default what the source states.
         label_colors: (red, green, blue) or (red, green, blue, alpha) of each label value; by default the source's.
+        has_background: whether label 0 is background; by default what the source states.
         overwrite: replace a store that is at ``target``.
         progress: called with the number of steps done and their total.
 
@@ -73,7 +75,7 @@ def convert_image(
         channel_names=slide.channel_names if channel_names is None else channel_names,
         label_names=slide.label_names if label_names is None else label_names,
         label_colors=slide.label_colors if label_colors is None else label_colors,
-        has_background=slide.has_background,
+        has_background=slide.has_background if has_background is None else has_background,
     )
     check_replaceable(target, overwrite)
     # pixels that cannot be read at all are found before anything is written

@@ -1,4 +1,4 @@
-"""NGFF metadata (what makes a zarr hierarchy an OME-Zarr image) as plain data: written as 0.5, read as 0.5 and 0.4.
+"""NGFF metadata, which make a zarr hierarchy an OME-Zarr image, as plain data: written as 0.5, read as 0.5 and 0.4.
 
 Specification: https://ngff.openmicroscopy.org/0.5/
 """
@@ -27,7 +27,7 @@ _CHANNEL_COLORS = ("FF0000", "00FF00", "0000FF", "FF00FF", "00FFFF", "FFFF00")
 
 @dataclass(frozen=True, kw_only=True)
 class Multiscale:
-    """What the metadata say of one multiscale image. Axis tuples run over all stored axes, channels included."""
+    """Metadata of one multiscale image. Axis tuples run over all stored axes, channels included."""
 
     axes: tuple[str, ...]
     """Names, in stored order, such as ``("c", "y", "x")``."""
@@ -79,7 +79,7 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def write_json(file: Path, content: dict[str, Any]) -> None:
-    """Write a JSON file so that it is either whole or not there."""
+    """Write a JSON file that is either whole or absent."""
     write_whole(file, json.dumps(content, indent=2, ensure_ascii=False).encode())
 
 

@@ -1,4 +1,4 @@
-"""How a level of a pyramid becomes a coarser one: area mean for images, majority vote for labels."""
+"""Reduction of a pyramid level to a coarser one: area mean for images, majority vote for labels."""
 
 import itertools
 import math
@@ -42,7 +42,7 @@ def area_mean(pixels: Pixels, factor: int | Sequence[int]) -> Pixels:
 def majority(labels: Pixels, factor: int | Sequence[int]) -> Pixels:
     """Most frequent label of every block of ``factor`` pixels per axis; of equally frequent ones the lowest.
 
-    At a ragged border the pixels that exist vote. Every value is a label like any other, also one that a recipe
+    At a ragged border the pixels that exist vote. Every value is a label like any other, even one that a recipe
     ignores. The vote of a block is not that of the votes of its parts: each level is made from the finest.
 
     Args:
@@ -123,7 +123,7 @@ def _fold(pixels: Pixels, axis: int, factor: int, combine: np.ufunc, dtype: np.d
 
 
 def _whole_and_ragged(extent: int, factor: int) -> list[tuple[slice, slice, int]]:
-    """Whole blocks along an axis and what is left: their pixels, their place after the reduction, their length."""
+    """Whole blocks along an axis and the remainder: their pixels, their place after the reduction, their length."""
     whole, rest = divmod(extent, factor)
     parts = [(slice(whole * factor), slice(whole), factor), (slice(whole * factor, None), slice(whole, None), rest)]
     return [part for part, extent in zip(parts, (whole, rest), strict=True) if extent]

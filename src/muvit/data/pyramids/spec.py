@@ -1,4 +1,4 @@
-"""How a pyramid is stored: its settings, their defaults and their checks."""
+"""Settings of the storage of a pyramid, their defaults and their checks."""
 
 import itertools
 import json
@@ -28,7 +28,7 @@ _SHARD_BYTES = 256 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class PyramidSpec:
-    """Everything that decides how a pyramid is stored; what a reader later learns from its metadata."""
+    """Everything that determines the storage of a pyramid; its metadata tell a reader the same."""
 
     shape: tuple[int, ...]
     """Pixels of the finest level, (t)(z)yx."""

@@ -68,7 +68,7 @@ class DerivedLevels(BlockwiseSlide):
     """A slide with further levels: of an image area means of the next finer level, stored or itself derived; of labels
     majority votes of the finest level.
 
-    They are what a pyramid of all these levels would store. Blocks are read and reduced piece by piece.
+    They equal the levels that a pyramid of all these levels would store. Blocks are read and reduced piece by piece.
 
     Args:
         slide: the image as it is stored.
@@ -143,7 +143,7 @@ class DerivedLevels(BlockwiseSlide):
 
 
 def _ratio(source: Level, level: Level, ndim: int) -> tuple[int, ...] | None:
-    """How many pixels of one level make one of another along each axis, if that is whole numbers."""
+    """Pixels of one level per pixel of another along each axis, if they are whole numbers."""
     pairs = zip(level_factors(source, ndim), level_factors(level, ndim), strict=True)
     ratios = [outer / factor for factor, outer in pairs]
     whole = all(ratio >= 1 and ratio == int(ratio) for ratio in ratios)

@@ -37,7 +37,7 @@ def pyramid_factor(finest: Sequence[int], coarse: Sequence[int]) -> float | None
     within 1 %.
     """
     ratios = [n / max(m, 1) for n, m in zip(finest, coarse, strict=True)]
-    # the longest axis tells the factor best: its rounding matters least
+    # the longest axis gives the most accurate factor: its rounding matters least
     factor = ratios[int(np.argmax(finest))]
     whole = max(round(factor), 1)
     if all(n // whole <= m <= -(-n // whole) for n, m in zip(finest, coarse, strict=True)):

@@ -29,15 +29,15 @@ class OmeZarrSlide(Slide):
     coarsened in its planes only) is a tuple of factors.
 
     NGFF states where the centre of the first pixel of a level lies (``translation``). Levels whose pixels cover blocks
-    of finest pixels, or that state nothing, lie where this package's world coordinates have them. Others are read at
-    the nearest whole pixel; `level_shifts` tells by how much each level is off.
+    of finest pixels, or that state nothing, agree with this package's world coordinates. Others are read at
+    the nearest whole pixel; `level_shifts` gives the offset of each level.
 
     Args:
         path: folder of the image.
 
     Attributes:
         level_shifts: for each of `levels`, how far the stored pixels lie from the world's grid of that level, in pixels
-            of that level per axis. `read` makes up for its whole part, so at most half a pixel remains.
+            of that level per axis. `read` corrects its integer part, so at most half a pixel remains.
 
     Raises:
         ReadError: the folder holds no such image, or one whose writing was never finished.
@@ -150,7 +150,7 @@ class OmeZarrSlide(Slide):
 
 
 def _find_image(path: Path) -> tuple[Path, int, dict[str, Any]]:
-    """Folder, zarr format and OME attributes of the image that a path means."""
+    """Folder, zarr format and OME attributes of the image at a path."""
     group = read_attributes(path)
     if group is None:
         if (path / UNFINISHED).is_file():
@@ -163,7 +163,7 @@ def _find_image(path: Path) -> tuple[Path, int, dict[str, Any]]:
         raise ReadError(path, expected="an OME-Zarr image", got="a folder without zarr metadata (zarr.json or .zgroup)")
     zarr_format, ome = group
     if "bioformats2raw.layout" in ome and "multiscales" not in ome:
-        # the converter's layout: a collection whose images are numbered folders
+        # layout of bioformats2raw: a collection of images in numbered folders
         if (path / "1").exists():
             raise ReadError(
                 path, expected="one image", got="a collection of several", hint=f"Open {path / '0'} instead."

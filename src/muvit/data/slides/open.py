@@ -1,4 +1,4 @@
-"""Opening an image of any supported format as a `Slide`."""
+"""Opening of an image of any supported format as a `Slide`."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ def open_slide(path: str | Path, *, palette: Palette = "rgb") -> Slide:
 
     Args:
         path: file, or folder of an OME-Zarr image.
-        palette: what a PNG or TIFF with a colour table gives: its ``rgb`` colours, or the ``index`` of each pixel, as
+        palette: pixels of a PNG or TIFF with a colour table: its ``rgb`` colours, or the ``index`` of each pixel, as
             label images need.
 
     Raises:
@@ -24,7 +24,7 @@ def open_slide(path: str | Path, *, palette: Palette = "rgb") -> Slide:
     path = Path(path)
     if not path.exists():
         raise ReadError(path, expected="an image file or an OME-Zarr folder", got="nothing there")
-    # each reader brings its own decoder packages: import only the one that is needed
+    # each reader imports its own decoder packages: import only the one that is needed
     suffix = path.suffix.lower()
     if path.is_dir():
         from muvit.data.slides.ome_zarr import OmeZarrSlide

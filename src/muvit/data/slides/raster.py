@@ -27,12 +27,12 @@ class RasterSlide(Slide):
 
     Transparency is dropped: the colours are those stored, also where a pixel is fully transparent. A colour table gives
     RGB, or with ``palette="index"`` the stored indices. Bilevel images are 0 and 1. Physical sizes are unknown (the
-    dots per inch that such files state are a printer's). Pillow's limit on the number of pixels is lifted on purpose:
-    large images are what this package is for.
+    dots per inch in such files refer to printing). Pillow's limit on the number of pixels is lifted on purpose:
+    this package is made for large images.
 
     Args:
         path: the file.
-        palette: what a colour table gives.
+        palette: pixels of an image with a colour table.
 
     Raises:
         ReadError: the file is no such image.
@@ -69,7 +69,7 @@ class RasterSlide(Slide):
             self._decoded = self._decode()
             _keep(self, self._decoded_bytes())
         pixels = np.empty((self.num_channels, *(b - a for a, b in zip(start, stop, strict=True))), self.dtype)
-        # some rows at a time: Pillow copies what it hands out, more than once
+        # some rows at a time: Pillow copies the pixels that it returns, more than once
         for row in range(start[0], stop[0], _ROWS):
             part = self._rows((row, start[1]), (min(row + _ROWS, stop[0]), stop[1]))
             part = part.reshape(*part.shape[:2], -1)[..., : self.num_channels]
@@ -106,7 +106,7 @@ _kept: "OrderedDict[int, tuple[weakref.ref[RasterSlide], int]]" = OrderedDict()
 
 
 def _keep(slide: RasterSlide, size: int) -> None:
-    """Note that a slide holds its decoded image; let the oldest ones go while all hold more than they may together."""
+    """Register the decoded image of a slide; drop the oldest ones while all together exceed the limit."""
     for key in [key for key, (other, _) in _kept.items() if other() is None]:
         del _kept[key]
     _kept[id(slide)] = (weakref.ref(slide), size)

@@ -1,4 +1,4 @@
-"""One opened image with its pyramid, whatever its file format.
+"""One opened image with its pyramid, independent of its file format.
 
 A slide is read window by window and never loaded whole (PNG and JPEG excepted, which cannot be decoded in part). Pixel
 *i* of level *l* covers world pixels ``[i * l, (i + 1) * l)`` on every axis; coordinates have axis order (t)(z)yx. A
@@ -136,7 +136,7 @@ class Slide(ABC):
             level: one of `levels`.
             start: lower corner in pixels of that level, may lie outside the image.
             size: pixels along each axis.
-            padding: what stands outside the image: ``zero``; ``edge``, the nearest pixel inside; ``reflect``, the image
+            padding: pixels outside the image: ``zero``; ``edge``, the nearest pixel inside; ``reflect``, the image
                 mirrored about the centres of its border pixels, as often as needed.
 
         Returns:
@@ -204,7 +204,7 @@ class Slide(ABC):
         return math.prod(factors), factors
 
     def __repr__(self) -> str:
-        """File, shape, dtype and levels, for a person."""
+        """File, shape, dtype and levels, for humans."""
         return (
             f"{type(self).__name__}({str(self.path)!r}, shape={self.shape}, channels={self.num_channels}, "
             f"dtype={self.dtype}, levels={_listed(self.levels)})"
@@ -212,7 +212,7 @@ class Slide(ABC):
 
 
 def default_channel_names(num_channels: int, dtype: np.dtype[Any]) -> tuple[str, ...]:
-    """Names for channels that have none: three of uint8 are taken for colours."""
+    """Names for channels that have none: three of uint8 are assumed to be colours."""
     if num_channels == 3 and dtype == np.uint8:
         return ("red", "green", "blue")
     return tuple(f"channel {i}" for i in range(num_channels)) if num_channels > 1 else ("intensity",)

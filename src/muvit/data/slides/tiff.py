@@ -40,7 +40,7 @@ class TiffSlide(Slide):
 
     Args:
         path: the file.
-        palette: what a colour table gives.
+        palette: pixels of an image with a colour table.
 
     Raises:
         ReadError: the file is truncated, or no TIFF image that can be read.
@@ -115,7 +115,7 @@ class TiffSlide(Slide):
 
 @dataclass(frozen=True, kw_only=True)
 class _Page:
-    """Where the segments (tiles or strips) of one page lie."""
+    """File offsets of the segments (tiles or strips) of one page."""
 
     file: str
     offsets: tuple[int, ...]
@@ -125,7 +125,7 @@ class _Page:
 
 @dataclass(frozen=True, kw_only=True)
 class _Level:
-    """All that is needed to read windows of one level, without the file being open."""
+    """Everything that reading windows of one level takes, without an open file."""
 
     axes: str
     shape: tuple[int, ...]

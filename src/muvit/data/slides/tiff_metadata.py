@@ -1,4 +1,4 @@
-"""What TIFF files say of physical pixel sizes and channel names: OME-XML, ImageJ metadata, resolution tags."""
+"""Physical pixel sizes and channel names of TIFF files: OME-XML, ImageJ metadata, resolution tags."""
 
 import xml.etree.ElementTree as ET
 from typing import Any
@@ -21,7 +21,7 @@ def ome_channel_names(ome_xml: str, number: int) -> tuple[str, ...]:
 def tiff_pixel_size_um(tif: Any, number: int, page: Any, axes: tuple[str, ...]) -> tuple[float, ...] | None:
     """Micrometers per pixel along each axis of ``TZYX`` that the image has (seconds along T, 1 where not stated).
 
-    A resolution tag counts only if it means pixels below 25 um: coarser ones are a printer's or a screen's.
+    A resolution tag is used only if it states pixels below 25 um: coarser ones refer to printers or screens.
 
     Args:
         tif: the open file.

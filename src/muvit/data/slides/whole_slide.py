@@ -16,9 +16,9 @@ from muvit.levels import Level, level_factors
 class WholeSlide(Slide):
     """A file that OpenSlide reads: RGB uint8.
 
-    World coordinates are OpenSlide's level-0 pixels of the whole scan area, also where only `bounds` were scanned. What
-    was not scanned has the background colour that the file states, or white. Levels get their nominal factor where the
-    stored one is within 1 % of a whole number.
+    World coordinates are OpenSlide's level-0 pixels of the whole scan area, even if only `bounds` were scanned. Areas
+    that were not scanned have the background colour that the file states, or white. Levels get their nominal factor
+    if the stored one is within 1 % of a whole number.
 
     Args:
         path: the file.
@@ -75,6 +75,6 @@ class WholeSlide(Slide):
             raise OSError(first_line(error)) from error
         pixels = np.asarray(region).astype(np.uint16)
         alpha = pixels[..., 3:]
-        # over the background, rounded
+        # composed over the background, rounded
         mixed = (pixels[..., :3] * alpha + np.array(self._background, np.uint16) * (255 - alpha) + 127) // 255
         return np.ascontiguousarray(mixed.astype(np.uint8).transpose(2, 0, 1))

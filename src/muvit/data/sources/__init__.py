@@ -1,1 +1,1 @@
-"""Public data sets as they are downloaded: one module for each, which finds its slides; `prepare` converts them."""
+"""Public data sets as downloaded: one module per data set finds its slides; `prepare` converts them."""

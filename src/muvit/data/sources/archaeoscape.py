@@ -43,7 +43,7 @@ _SAMPLED_PX = 1024
 def find_archaeoscape(folder: Path) -> Source:
     """The parcels below a folder, as 4 channels of float32 (colours 0 to 255, elevation in metres).
 
-    Void areas and what lies outside a parcel's outline count nowhere. Elevation that was not measured is filled with
+    Void areas and pixels outside a parcel's outline are ignored. Missing elevation is filled with
     the parcel's mean.
     """
     problems: list[str] = []
@@ -143,7 +143,7 @@ def _filled_window(
 
 @lru_cache(maxsize=32)
 def _mean_elevation(file: Path) -> float:
-    """Mean of what was measured, from a sample of the raster."""
+    """Mean of the measured elevation, from a sample of the raster."""
     import rasterio
 
     with rasterio.open(file) as raster:

@@ -68,5 +68,6 @@ def find_cityscapes(folder: Path, *, test_cities: Sequence[str] = ("frankfurt",)
             for split, count in (("train", 2975), ("val", 500))
             if items and published_counts[split] != count
         ),
+        has_background=False,
         **mapped(label_map),
     )

@@ -109,7 +109,7 @@ def joined(
 
 
 def classified(slides: Sequence[Slide], decode: Decode, num_classes: int) -> Slide:
-    """Classes (uint8) of stored labels; those of several annotators are put to the vote.
+    """Classes (uint8) of stored labels; those of several annotators are combined by majority vote.
 
     Raises:
         InputError: the shapes differ.

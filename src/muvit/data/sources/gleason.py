@@ -11,8 +11,8 @@ from muvit.data.sources.label_map import LabelMap
 from muvit.data.sources.source import Item, Source, Split, mapped
 
 GRADES = LabelMap({"benign": (0, 1, 2, 6), "grade 3": (3,), "grade 4": (4,), "grade 5": (5,)})
-"""Codes of the label files; 0 is what an annotator left blank. With a map that lists 0 under ``ignore`` instead, blank
-pixels are no vote, and what all annotators left blank counts nowhere."""
+"""Codes of the label files; 0 are pixels that an annotator left blank. With a map that lists 0 under ``ignore``, blank
+pixels are no vote, and pixels that all annotators left blank are ignored."""
 
 TEST_SLIDE = 7
 LAST_VAL_CORE = 15
@@ -61,12 +61,13 @@ def find_gleason(folder: Path, *, label_map: LabelMap = GRADES) -> Source:
         options={"label_map": label_map.to_json()},
         problems=tuple(problems),
         warnings=tuple(f"{name}: maps without an image" for name in lonely),
+        has_background=False,
         **mapped(label_map),
     )
 
 
 def split_of(name: str) -> Split:
-    """Where the core called ``slide<n>_core<m>`` belongs."""
+    """Split of the core called ``slide<n>_core<m>``."""
     match = _CORE.fullmatch(name)
     assert match, name
     slide, core = int(match[1]), int(match[2])
@@ -74,7 +75,7 @@ def split_of(name: str) -> Split:
 
 
 def _files(folder: Path, folders: str, suffix: str) -> dict[str, list[Path]]:
-    """Files of each core in the folders of this name, in any case."""
+    """Files of each core in the folders of this name, upper or lower case."""
     found: dict[str, list[Path]] = {}
     places = sorted(folder.iterdir()) if folder.is_dir() else []
     for place in places:

@@ -28,7 +28,7 @@ def find_kpis(folder: Path) -> Source:
 
     NEP25 was scanned at 20x, the other groups at 40x: those are halved. A case is named by a number of the laboratory
     with, for some animals, the number of a section after it (``08_368_02``), or by the sex and number of a healthy
-    animal (``normal_M1574``): what is left without the section is the animal.
+    animal (``normal_M1574``): the rest without the section is the animal.
     """
     items: list[Item] = []
     problems: list[str] = []
@@ -66,7 +66,7 @@ def animal_of(case: str) -> str:
 
 
 def is_glomerulus(pixels: np.ndarray[Any, Any], file: Path) -> np.ndarray[Any, Any]:
-    """Class 1 wherever a mask ``(C, *space)`` is above 0."""
+    """Class 1 at all pixels of a mask ``(C, *space)`` above 0."""
     return np.asarray((pixels > 0).any(0), np.uint8)
 
 
@@ -78,7 +78,7 @@ def _groups(root: Path) -> dict[str, Path]:
 
 
 def _cases(place: Path, group: str, split: Split, problems: list[str]) -> list[Item]:
-    """Slides of a group, each with its mask; what has no partner is a problem."""
+    """Slides of a group, each with its mask; one without a partner is reported as a problem."""
     files: dict[str, dict[str, Path]] = {"wsi": {}, "mask": {}}
     for kind, folder in _KINDS.items():
         for file in (*_inside(place).values(), *_inside(place / folder).values()):
@@ -105,7 +105,7 @@ def _cases(place: Path, group: str, split: Split, problems: list[str]) -> list[I
 
 
 def _inside(folder: Path) -> dict[str, Path]:
-    """What a folder holds by its name in lower case; nothing if there is no such folder."""
+    """Entries of a folder by their names in lower case; none if there is no such folder."""
     if not folder.is_dir():
         return {}
     return {path.name.lower(): path for path in sorted(folder.iterdir()) if not path.name.startswith(".")}

@@ -1,4 +1,4 @@
-"""Which stored label values (or colours) make up which class."""
+"""Mapping of stored label values (or colours) to classes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -83,7 +83,7 @@ class LabelMap:
 
         Args:
             pixels: ``(1, *space)`` values, or ``(3, *space)`` colours.
-            file: whose pixels they are, for the message.
+            file: source of the pixels, for the message.
 
         Returns:
             ``(*space)`` uint8, `IGNORED` where nothing counts.

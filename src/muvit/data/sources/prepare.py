@@ -18,10 +18,10 @@ from muvit.pictures import class_colors
 from muvit.progress import Progress
 
 MANIFEST = "prepare.json"
-"""In the output from the start: what is being converted, and how."""
+"""Written into the output first: the data set and options of the conversion."""
 
 SLIDES = "slides.csv"
-"""In the output at the end: name, split, group, animal and source of every slide."""
+"""Written into the output last: name, split, group, animal and source of every slide."""
 
 
 def prepare(
@@ -43,8 +43,8 @@ def prepare(
         source: the data set as it was downloaded.
         output: folder to write to.
         levels: downsampling factors to store, by default those of the data set.
-        pixel_size_um: micrometers per pixel of the stored finest level, by default what the files state.
-        overwrite: begin anew, whatever options and slides were used before.
+        pixel_size_um: micrometers per pixel of the stored finest level, by default that of the files.
+        overwrite: start over, regardless of the options and slides of an earlier run.
         progress: called with the number of megapixels done and their total, images and labels counted.
 
     Returns:
@@ -59,7 +59,7 @@ def prepare(
     output = Path(output)
     pixels = check_source(source)
     levels = source.levels if levels is None else levels
-    # a folder must not be begun with settings that cannot be
+    # settings are checked before a folder is begun with them
     check_spec(shape=(1, 1), num_channels=1, dtype="uint8", levels=levels, pixel_size_um=pixel_size_um)
     options = {"levels": list(levels), "pixel_size_um": pixel_size_um, **source.options}
     slides = {f"{item.split}/{item.name}": _fingerprint(item, source.folder) for item in source.items}
@@ -80,10 +80,11 @@ def prepare(
                 target,
                 kind=kind,
                 levels=levels,
-                # masks rarely state it
+                # masks rarely state a pixel size
                 pixel_size_um=image.pixel_size_um if pixel_size_um is None else pixel_size_um,
                 label_names=dict(enumerate(source.class_names)) if kind == "label" else None,
                 label_colors=_colors(source) if kind == "label" else None,
+                has_background=source.has_background,
                 overwrite=target.exists(),
                 progress=report,
             )
@@ -94,13 +95,13 @@ def prepare(
 
 
 def begin(output: Path, manifest: dict[str, Any], *, overwrite: bool) -> None:
-    """Make sure that a folder is new, or that what was begun in it is the same; note there what is begun.
+    """Check that a folder is new or was begun with the same settings, and write its manifest.
 
     Args:
         output: the folder.
-        manifest: ``dataset``, ``options`` and ``slides`` (what each ``split/name`` is made of), as JSON. Slides may be
-            added to those of a former run; the stores of slides that have changed are deleted.
-        overwrite: delete all that another run made.
+        manifest: ``dataset``, ``options`` and ``slides`` (the files of each ``split/name``), as JSON. Slides may be
+            added to those of an earlier run; the stores of slides that have changed are deleted.
+        overwrite: delete everything that another run made.
 
     Raises:
         InputError: the folder was begun with other options, or with slides that are gone.
@@ -112,7 +113,7 @@ def begin(output: Path, manifest: dict[str, Any], *, overwrite: bool) -> None:
         raise ExistsError(output, hint="It was not made by `muvit prepare`: choose another output.")
     manifest = json.loads(json.dumps(manifest))
     if file.is_file() and overwrite:
-        # the manifest goes last: as long as it is there, the folder is known as ours
+        # the manifest goes last: it marks the folder as written by this function
         for split in SPLITS:
             shutil.rmtree(output / split, ignore_errors=True)
         (output / SLIDES).unlink(missing_ok=True)
@@ -125,13 +126,13 @@ def begin(output: Path, manifest: dict[str, Any], *, overwrite: bool) -> None:
 
 
 def _changed(file: Path, manifest: dict[str, Any]) -> list[str]:
-    """Slides that were begun from other files, after a check that all else is as it was."""
+    """Slides that were begun from other files, after a check that all other settings are equal."""
     try:
         before = json.loads(file.read_text())
         old, slides = {"dataset": before["dataset"], **before["options"]}, dict(before["slides"])
     except (ValueError, LookupError, TypeError) as error:
-        raise ReadError(file, expected="what a former run was begun with", got=f"{type(error).__name__}") from error
-    hint = "Choose another output, or pass overwrite (--overwrite) to begin anew."
+        raise ReadError(file, expected="the settings of an earlier run", got=f"{type(error).__name__}") from error
+    hint = "Choose another output, or pass overwrite (--overwrite) to start over."
     new = {"dataset": manifest["dataset"], **manifest["options"]}
     for name in old | new:
         if old.get(name) != new.get(name):
@@ -150,7 +151,7 @@ def _store(output: Path, name: str, kind: Kind) -> Path:
 
 
 def _fingerprint(item: Item, folder: Path) -> dict[str, Any]:
-    """What tells whether a slide is the one that was converted: its files with their sizes in bytes."""
+    """Fingerprint of the source of a slide: its files with their sizes in bytes."""
     files = {_relative(f, folder): f.stat().st_size for f in (*item.images, *item.labels) if f.is_file()}
     return {"files": files, "factor": item.factor}
 

@@ -1,4 +1,4 @@
-"""A data set as it lies on disk: its slides with their files, splits and groups, and what is wrong with it."""
+"""A data set on disk: its slides with their files, splits and groups, and checks of its completeness."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -26,15 +26,15 @@ class Item:
     name: str
     """Name of the converted slide."""
     split: Split
-    """Where it belongs."""
+    """Its split: train, val or test."""
     images: tuple[Path, ...]
     """File of the image; several make up its channels."""
     labels: tuple[Path, ...]
     """File of the labels; of several, by several annotators, the majority decides."""
     factor: int = 1
-    """How many times coarser than its files it is stored."""
+    """Downsampling factor of the stored slide relative to its files."""
     group: str = ""
-    """What sets it apart from slides of other groups: a disease model, a city, a scanner."""
+    """Group of the slide: a disease model, a city, a scanner."""
     animal: str = ""
     """The animal it is of, where that is known: none is in two splits."""
 
@@ -51,23 +51,25 @@ class Source:
     dataset: str
     """Name of the data set."""
     folder: Path
-    """Where it lies."""
+    """Folder of the download."""
     items: tuple[Item, ...]
     """Its slides."""
     class_names: tuple[str, ...]
     """Names of the classes, from class 0."""
     open_labels: Callable[[Item], Slide]
-    """Gives the classes of a slide as they are to be stored, uint8; pixels that count nowhere are `IGNORED`."""
+    """Gives the classes of a slide as they are to be stored, uint8; ignored pixels are `IGNORED`."""
+    has_background: bool = True
+    """Whether class 0 is background; else all classes are foreground."""
     open_image: Callable[[Item], Slide] = open_image
     """Gives the image of a slide as it is to be stored."""
     levels: tuple[int, ...] = (1, 2, 4, 8)
     """Downsampling factors to store, unless others are asked for."""
     options: Mapping[str, Any] = field(default_factory=dict)
-    """What the user chose and the conversion depends on; JSON."""
+    """Choices of the user that the conversion depends on; JSON."""
     problems: tuple[str, ...] = ()
-    """What is missing or in the way: nothing can be converted before it is mended."""
+    """Missing or contradictory files, which must be resolved before anything is converted."""
     warnings: tuple[str, ...] = ()
-    """What differs from the published data set."""
+    """Differences from the published data set."""
 
 
 def mapped(label_map: LabelMap) -> dict[str, Any]:
@@ -80,7 +82,7 @@ def mapped(label_map: LabelMap) -> dict[str, Any]:
 
 
 def labels_by(decode: Decode, num_classes: int, *, palette: Palette = "index") -> Callable[[Item], Slide]:
-    """What opens the labels of an item: its files, decoded, put to the vote and reduced."""
+    """Function that opens the labels of an item: its files, decoded, combined by majority vote and reduced."""
     return partial(_open_labels, decode, num_classes, palette)
 
 
@@ -90,14 +92,14 @@ def _open_labels(decode: Decode, num_classes: int, palette: Palette, item: Item)
 
 
 def check_source(source: Source) -> dict[Item, int]:
-    """Find everything that keeps a data set from being converted, without reading its pixels.
+    """Find everything that prevents the conversion of a data set, without reading its pixels.
 
     Returns:
         The number of pixels of each slide.
 
     Raises:
         ReadError: the folder is not there.
-        InputError: lists what is missing, unreadable or contradictory.
+        InputError: lists everything that is missing, unreadable or contradictory.
     """
     if not source.folder.is_dir():
         raise ReadError(source.folder, expected=f"the folder of {source.dataset}", got="nothing there")
@@ -154,7 +156,7 @@ def compare_counts(items: Iterable[Item], expected: Mapping[tuple[str, str], int
     Args:
         items: the slides that were found.
         expected: number of slides for each (split, group); an empty group stands for all.
-        what: what the slides are called.
+        what: the word for the slides.
     """
     items = tuple(items)
     found = {key: sum(item.split == key[0] and key[1] in ("", item.group) for item in items) for key in expected}

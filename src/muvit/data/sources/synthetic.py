@@ -30,9 +30,9 @@ def prepare_synthetic(
         num_train: number of images for training.
         num_val: number of images for validation.
         num_test: number of images for testing.
-        config: what the images look like.
+        config: appearance of the images.
         workers: number of processes, by default one per CPU core; spawned.
-        overwrite: begin anew if other images were begun before.
+        overwrite: start over if other images were begun before.
         progress: called with (images done, images in all) after each image.
 
     Returns:

@@ -55,6 +55,7 @@ def find_urur(folder: Path, *, label_map: LabelMap = LAND) -> Source:
         options={"label_map": label_map.to_json()},
         problems=tuple(sorted(problems)),
         warnings=tuple(compare_counts(items, _COUNTS, what="images")),
+        has_background=False,
         **mapped(label_map),
     )
 

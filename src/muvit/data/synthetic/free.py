@@ -1,12 +1,12 @@
-"""A task that only a free view solves: the classes of all cells are written elsewhere in the image.
+"""A task that only a free view solves: the classes of all cells are encoded elsewhere in the image.
 
-A strip along the upper edge of each image, the legend, is cut into stripes, dark and bright by turns, of random widths.
-A wide empty band follows, and below it cells that all look alike. A cell belongs to class 1 where the legend above it
-is dark, and to class 2 where it is bright.
+A strip along the upper edge of each image, the legend, consists of alternately dark and bright stripes of random
+widths. A wide empty band follows, and below it cells that all look alike. A cell belongs to class 1 where the legend
+above it is dark, and to class 2 where it is bright.
 
 So neither a crop among the cells nor any nested view around it (up to twice as high as the empty band) tells a class:
 it takes a free view of the legend, and since that is placed at random along the strip, it takes its true box to read
-the right stripe. Half of every stretch of the legend is dark, so a view without its place is worth a guess.
+the right stripe. Half of every stretch of the legend is dark, so a view without its place is no better than chance.
 
 All randomness of an image comes from ``(config.seed, index)``.
 """
@@ -33,7 +33,7 @@ STORE = Store(
 
 @dataclass(frozen=True, kw_only=True)
 class LegendConfig:
-    """What an image with a legend looks like; all lengths (``*_px``) in pixels of the finest level."""
+    """Appearance of an image with a legend; all lengths (``*_px``) in pixels of the finest level."""
 
     seed: int = 0
     """Seed of the whole data set, 0 or more."""
@@ -112,10 +112,10 @@ def generate_legend(index: int, config: LegendConfig) -> tuple[NDArray[np.float3
 
 
 def _stripe_edges(config: LegendConfig, rng: np.random.Generator) -> NDArray[np.float64]:
-    """Where the stripes meet, x ascending; an odd number of edges lies left of a bright stripe."""
+    """Edges of the stripes, x ascending; an odd number of edges lies left of a bright stripe."""
     low, high = config.stripe_px
     widths = rng.uniform(low, high, 2 * int(config.size_px[1] / (low + high)) + 8)
-    return np.cumsum(widths) - rng.uniform(0, 2 * high)  # as likely to begin in the dark as in the bright
+    return np.cumsum(widths) - rng.uniform(0, 2 * high)  # equally likely to begin with a dark or a bright stripe
 
 
 def _place_cells(config: LegendConfig, rng: np.random.Generator) -> NDArray[np.float64]:

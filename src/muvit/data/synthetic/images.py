@@ -5,7 +5,7 @@ The paper describes such images (MuViT section 4.1) but neither their generator 
 Every image holds one or two ring-shaped bands of cells. Cells in the outer half of a band are class 1, those in the
 inner half class 2; both halves look alike. Which half is which follows from the ring's curvature alone, and a warp
 hides the curvature from a field of view of 256 px, while 1024 px shows it. So a model that sees one fine scale finds
-the cells but guesses their class, and a model that joins two scales by position gets both right.
+the cells but not their class, and a model that joins two scales by position gets both right.
 
 All randomness of an image comes from ``(config.seed, index)``, so images do not depend on the order or the process in
 which they are made.
@@ -31,7 +31,7 @@ Span = tuple[float, float]
 STORE = Store(
     levels=(1, 2, 4, 8),
     label_names={0: "background", 1: "outer cell", 2: "inner cell"},
-    # orange and sky blue: told apart under every common colour blindness
+    # orange and sky blue: distinguishable under every common colour blindness
     label_colors={0: (0, 0, 0, 0), 1: (230, 159, 0, 255), 2: (86, 180, 233, 255)},
 )
 """Levels, class names and colours of the stored images."""
@@ -39,14 +39,14 @@ STORE = Store(
 
 @dataclass(frozen=True, kw_only=True)
 class SyntheticConfig:
-    """What a Synthetic image looks like; all lengths (``*_px``) in pixels of the finest level."""
+    """Appearance of a Synthetic image; all lengths (``*_px``) in pixels of the finest level."""
 
     seed: int = 0
     """Seed of the whole data set, 0 or more."""
     size_px: int = 2048
     """Height and width of an image."""
     center_range: Span = (0.30, 0.70)
-    """Where the common centre of the rings may lie on each axis, as fractions of the image's size."""
+    """Range of the common centre of the rings on each axis, as fractions of the image's size."""
     max_rings: int = 2
     """An image has 1 to this many rings, with equal odds."""
     radius_px: Span = (430.0, 900.0)
@@ -56,7 +56,7 @@ class SyntheticConfig:
     clearance_px: float = 170.0
     """Least distance between the bands of two rings."""
     warp_amplitude_px: float = 140.0
-    """Amplitude of the warp that hides the curvature. At 70, a well trained probe sees through it at
+    """Amplitude of the warp that hides the curvature. At 70, a well trained probe classifies at
     256 px (accuracy 0.70, and 0.60 at 105): see ``benchmarks/synthetic_leak_probe.py``."""
     warp_lattices_px: tuple[float, ...] = (256.0, 128.0)
     """Lattice spacing of each octave of the warp."""
@@ -65,7 +65,7 @@ class SyntheticConfig:
     jitter: float = 0.28
     """Largest shift of a cell from its grid point along each axis, as a fraction of the pitch."""
     drop_rate: float = 0.10
-    """Share of cells left out."""
+    """Fraction of cells left out."""
     gap_px: float = 8.0
     """Half width of the line along the middle of a band that holds no cell centre."""
     semi_axis_px: Span = (6.0, 9.0)
@@ -124,7 +124,7 @@ _FRACTIONS = ("center_range", "drop_rate", "axis_ratio", "falloff")
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """The geometry of one image: what `generate` draws. Points are world coordinates (y, x)."""
+    """Geometry of one image, which `generate` draws. Points are world coordinates (y, x)."""
 
     center: NDArray[np.float64]
     """Common centre of the rings, (2,)."""
@@ -272,7 +272,7 @@ def write_synthetic(
         num_train: number of images for training (1638 in the paper).
         num_val: number of images for validation (220).
         num_test: number of images for testing (190).
-        config: what the images look like.
+        config: appearance of the images.
         workers: number of processes, by default one per CPU core; spawned.
         overwrite: replace a data set that is in ``folder``; other files in it stay.
         progress: called with the number of images done and of all after each image.

@@ -1,10 +1,10 @@
-"""Volumes whose classes stand in another slice: only a coarse view, taller than the fine one, carries the answer.
+"""Volumes whose classes are encoded in another slice, which only a coarse view, taller than the fine one, shows.
 
 The lowest slices of each volume, the floor, show territories, dark and bright. Some empty slices follow, and above them
 cells that all look alike. A cell belongs to class 1 over a dark territory, and to class 2 over a bright one.
 
-A fine crop of at most `VolumeConfig.hidden_px` slices never holds both a cell and the floor, so what it shows is worth
-a guess. A coarse view that spans the volume from floor to ceiling tells the class, read at the cell's place. The slices
+A fine crop of at most `VolumeConfig.hidden_px` slices never holds both a cell and the floor, so it predicts classes no
+better than chance. A coarse view that spans the volume from floor to ceiling shows the class below the cell. The slices
 are further apart than the pixels in them, as in most microscopy, hence levels with a factor for each axis.
 
 All randomness of a volume comes from ``(config.seed, index)``.
@@ -34,7 +34,7 @@ STORE = Store(
 
 @dataclass(frozen=True, kw_only=True)
 class VolumeConfig:
-    """What a volume looks like; all lengths (``*_px``) in voxels of the finest level, zyx where there are three."""
+    """Appearance of a volume; all lengths (``*_px``) in voxels of the finest level, zyx where there are three."""
 
     seed: int = 0
     """Seed of the whole data set, 0 or more."""

@@ -1,4 +1,4 @@
-"""Confidence intervals by drawing the slides again with replacement (percentile bootstrap)."""
+"""Confidence intervals by resampling the slides with replacement (percentile bootstrap)."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,14 +14,14 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True, kw_only=True)
 class BootstrapConfig:
-    """How intervals are drawn."""
+    """How intervals are computed."""
 
     coverage: float = 0.95
-    """Share of the resampled scores that the interval holds."""
+    """Fraction of the resampled scores that the interval holds."""
     num_resamples: int = 1000
-    """How often the slides are drawn anew."""
+    """Number of resamples."""
     seed: int = 0
-    """Seed of the draws."""
+    """Seed of the resampling."""
 
     def __post_init__(self) -> None:
         if not 0 < self.coverage < 1:
@@ -38,8 +38,8 @@ def bootstrap_intervals(
 ) -> dict[str, Interval]:
     """Intervals of scores over slides.
 
-    The slide is the unit that is drawn, since pixels of one slide are alike: the interval tells what other slides of
-    the same kind would have given. It says nothing about another training run.
+    Slides are resampled, not pixels, since pixels of one slide are correlated: the interval covers the choice of slides
+    of the same kind, not the variation between training runs.
 
     Args:
         statistic: scores by name of slides that occur so many times each, ``(num_slides)`` int64; NaN where a score
@@ -48,7 +48,7 @@ def bootstrap_intervals(
         config: coverage, number of draws, seed.
 
     Returns:
-        The interval of each score; NaN of all scores if there is a single slide, which tells nothing about others.
+        The interval of each score; NaN if there is a single slide.
     """
     config = BootstrapConfig() if config is None else config
     if num_slides < 2:

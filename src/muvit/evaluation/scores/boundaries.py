@@ -1,11 +1,11 @@
-"""How well the outlines of classes agree: boundary F1 and Hausdorff distance of whole label slides.
+"""Agreement of the outlines of classes: boundary F1 and Hausdorff distance of whole label slides.
 
 Boundaries are found block by block, and only their pixels are kept; nearest distances between the two sets of pixels
 come from a k-d tree. So the distances are exact on a slide of any size, and the memory follows the length of the
 outlines, not the area: about 100 bytes for each pixel of them.
 
 A boundary pixel of a class is a pixel of it beside (along an axis) a pixel of another class. The border of the image
-and the rim of ignored pixels are no boundaries, since nobody drew them.
+and the border of ignored pixels are not boundaries, since they are not annotated.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ from muvit.evaluation.scores.blocks import blocks
 from muvit.levels import level_factors
 
 HAUSDORFF_PERCENTILE = 95
-"""Share of the distances, in per cent, that lie within HD95."""
+"""Percentage of the distances that lie within HD95."""
 
 MAX_BOUNDARY_PIXELS = 50_000_000
 """Boundary pixels of one slide beyond which the trees would take more than about 5 GB."""
@@ -30,14 +30,14 @@ MAX_BOUNDARY_PIXELS = 50_000_000
 
 @dataclass(frozen=True, kw_only=True)
 class BoundaryConfig:
-    """What counts as the same place."""
+    """How boundaries are compared."""
 
     tolerance: float = 2.0
     """Distance up to which a boundary pixel counts as found."""
     unit: Literal["px", "um"] = "px"
     """Unit of the tolerance and of all distances: pixels of the finest level, or micrometers."""
     level: float = 1
-    """Level of the label pyramids to look at; a coarser one is faster, and exact to about one of its pixels."""
+    """Level of the label pyramids to compare at; a coarser one is faster, and exact to about one of its pixels."""
 
     def __post_init__(self) -> None:
         if not self.tolerance >= 0:
@@ -48,7 +48,7 @@ class BoundaryConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class BoundaryCounts:
-    """What was counted along the boundaries of one slide, or of several together; every array is ``(K)``."""
+    """Counts of boundary pixels of one slide, or of several together; every array is ``(K)``."""
 
     num_true: NDArray[np.int64]
     """Boundary pixels of the truth."""
@@ -82,7 +82,7 @@ def compare_boundaries(
         truth: true labels.
         num_classes: classes, background included.
         config: tolerance, unit and level.
-        ignore: true values that count nowhere.
+        ignore: true values whose pixels are left out.
 
     Returns:
         The counts, and the 95th percentile of the Hausdorff distance of each class ``(K)``: the larger one of both
@@ -94,16 +94,16 @@ def compare_boundaries(
     """
     spacing = _spacing(truth, config)
     prediction.level_shape(config.level)  # refuses a level that is not stored
-    true, guessed = _boundary_pixels(prediction, truth, num_classes, config, ignore)
+    true, predicted = _boundary_pixels(prediction, truth, num_classes, config, ignore)
     counts = np.zeros((4, num_classes), np.int64)
     hausdorff = np.full(num_classes, np.nan)
-    for c, (t, g) in enumerate(zip(true, guessed, strict=True)):
-        counts[:2, c] = len(t), len(g)
-        if not len(t) or not len(g):
+    for c, (t, p) in enumerate(zip(true, predicted, strict=True)):
+        counts[:2, c] = len(t), len(p)
+        if not len(t) or not len(p):
             continue
-        to_guess, to_truth = nearest_distances(t * spacing, g * spacing)
-        counts[2:, c] = (to_guess <= config.tolerance).sum(), (to_truth <= config.tolerance).sum()
-        hausdorff[c] = max(np.percentile(d, HAUSDORFF_PERCENTILE) for d in (to_guess, to_truth))
+        to_prediction, to_truth = nearest_distances(t * spacing, p * spacing)
+        counts[2:, c] = (to_prediction <= config.tolerance).sum(), (to_truth <= config.tolerance).sum()
+        hausdorff[c] = max(np.percentile(d, HAUSDORFF_PERCENTILE) for d in (to_prediction, to_truth))
     num_true, num_predicted, found_true, found_predicted = counts
     found = BoundaryCounts(
         num_true=num_true, num_predicted=num_predicted, found_true=found_true, found_predicted=found_predicted
@@ -155,9 +155,9 @@ def _boundary_pixels(
     for start, size in blocks(truth.level_shape(config.level)):
         # a rim of one pixel shows the neighbours; beyond the image it repeats the border, where nothing differs
         window = [a - 1 for a in start], [n + 2 for n in size]
-        true, guessed = (s.read(config.level, *window, padding="edge")[0] for s in (truth, prediction))
+        true, predicted = (s.read(config.level, *window, padding="edge")[0] for s in (truth, prediction))
         counted = ~np.isin(true, tuple(ignore))
-        for labels, pixels in zip((true, guessed), found, strict=True):
+        for labels, pixels in zip((true, predicted), found, strict=True):
             inner = (slice(1, -1),) * labels.ndim
             is_boundary = boundary_mask(labels, counted)[inner]
             places, classes = (np.argwhere(is_boundary) + np.array(start)).astype(np.int32), labels[inner][is_boundary]
@@ -167,10 +167,10 @@ def _boundary_pixels(
                     f"boundaries of {prediction.path}",
                     expected=f"at most {MAX_BOUNDARY_PIXELS:,} pixels of them",
                     got="more",
-                    hint="Look at a coarser level of the labels, or leave boundaries out.",
+                    hint="Compare a coarser level of the labels, or leave boundaries out.",
                 )
             for c in np.unique(classes):
                 pixels[int(c)].append(places[classes == c])
     empty = np.empty((0, truth.ndim), np.int32)
-    true, guessed = ([np.concatenate([empty, *parts]) for parts in pixels] for pixels in found)
-    return true, guessed
+    true, predicted = ([np.concatenate([empty, *parts]) for parts in pixels] for pixels in found)
+    return true, predicted

@@ -14,21 +14,21 @@ from muvit.errors import InputError
 from muvit.evaluation.scores.blocks import blocks, count_blocks
 from muvit.evaluation.scores.bootstrap import BootstrapConfig, Interval, bootstrap_intervals
 from muvit.evaluation.scores.boundaries import BoundaryConfig, BoundaryCounts, compare_boundaries
-from muvit.labels import foreground
+from muvit.labels import BACKGROUND
 from muvit.metrics import Scores, confusion_matrix, mean_known, scores
 from muvit.progress import Progress
 
 
 @dataclass(frozen=True, kw_only=True)
 class SlideCounts:
-    """What was counted on one slide."""
+    """Pixel counts of one slide."""
 
     name: str
     """Name of the true slide."""
     confusion: NDArray[np.int64]
     """Pixels ``(K, K)``: rows the true class, columns the predicted one."""
     boundaries: BoundaryCounts | None = None
-    """Pixels along the outlines of the classes, if they were looked at."""
+    """Pixels along the outlines of the classes, if boundaries were compared."""
     hausdorff: NDArray[np.float64] | None = None
     """95th percentile of the Hausdorff distance of each class ``(K)``, NaN where it does not exist."""
 
@@ -40,9 +40,11 @@ class Evaluation:
     class_names: tuple[str, ...]
     """Name of each class."""
     slides: tuple[SlideCounts, ...]
-    """What was counted on each slide."""
+    """Pixel counts of each slide."""
     has_background: bool = True
     """Whether class 0 is background, left out of the means over the foreground."""
+    ignore: tuple[int, ...] = ()
+    """True values that were left out; a class among them has no score, even if it is predicted."""
     missing: tuple[str, ...] = ()
     """Names of true slides that had no prediction, and are not among ``slides``."""
     boundary: BoundaryConfig | None = None
@@ -56,17 +58,26 @@ class Evaluation:
     @property
     def pooled(self) -> Scores:
         """Overlap scores of all pixels together, as if the slides were one (Synthetic and Mouse, MuViT section 4.2)."""
-        return scores(self.confusion, has_background=self.has_background)
+        return self._overlap(self.confusion)
 
     @cached_property
     def slide_scores(self) -> tuple[Scores, ...]:
         """Overlap scores on each slide alone."""
-        return tuple(scores(slide.confusion, has_background=self.has_background) for slide in self.slides)
+        return tuple(self._overlap(slide.confusion) for slide in self.slides)
 
     @property
-    def foreground(self) -> slice:
-        """The classes that are no background."""
-        return foreground(self.has_background)
+    def scored(self) -> list[int]:
+        """The classes that have scores: those that are not ignored."""
+        return [value for value in range(len(self.class_names)) if value not in self.ignore]
+
+    @property
+    def foreground(self) -> list[int]:
+        """The classes that have scores and are not background."""
+        return [value for value in self.scored if value != BACKGROUND or not self.has_background]
+
+    def names(self, values: Sequence[int]) -> list[str]:
+        """Names of classes."""
+        return [self.class_names[value] for value in values]
 
     @property
     def mean_slide_dice(self) -> float:
@@ -83,14 +94,14 @@ class Evaluation:
         ``dice/<class>``, ``iou/<class>`` and ``accuracy`` of the pooled pixels; ``mean_dice`` (mDSC) and
         ``mean_foreground_iou``, their means over the foreground; ``mean_iou`` (mIoU), that over all classes; and
         ``mean_slide_dice``. With boundaries also ``boundary_f1/<class>`` of all outlines together, ``hd95/<class>``,
-        the mean over the slides that have one, and the means of both over the foreground.
+        the mean over the slides that have one, and the means of both over the foreground. Ignored classes are left out.
 
         Args:
             times: how often each slide counts, ``(S)``; by default once.
         """
         times = np.ones(len(self.slides), np.int64) if times is None else times
         confusion = np.tensordot(times, [slide.confusion for slide in self.slides], 1)
-        pooled = scores(confusion, has_background=self.has_background)
+        pooled = self._overlap(confusion)
         values = {
             "mean_dice": pooled.mean_dice,
             "mean_iou": pooled.mean_iou,
@@ -103,7 +114,7 @@ class Evaluation:
             per_class |= {"boundary_f1": self._pool_boundaries(times).f1, "hd95": self._mean_hausdorff(times)}
             values |= {f"mean_{name}": mean_known(per_class[name][self.foreground]) for name in ("boundary_f1", "hd95")}
         for name, numbers in per_class.items():
-            values |= {f"{name}/{c}": float(number) for c, number in zip(self.class_names, numbers, strict=True)}
+            values |= {f"{name}/{self.class_names[c]}": float(numbers[c]) for c in self.scored}
         return values
 
     def intervals(self, config: BootstrapConfig | None = None) -> dict[str, Interval]:
@@ -121,6 +132,7 @@ class Evaluation:
         result = {
             "class_names": list(self.class_names),
             "has_background": self.has_background,
+            "ignore": list(self.ignore),
             "missing": list(self.missing),
             "pooled": self._score_dict(self.summary()),
             "mean_slide_dice": _number(self.mean_slide_dice),
@@ -139,10 +151,10 @@ class Evaluation:
         Columns: ``slide``, the foreground classes by name, ``mDSC``. A score that does not exist is NaN.
         """
         names = [*(slide.name for slide in self.slides), "all"]
-        shown = self.class_names[self.foreground]
+        shown = self.foreground
         return [
             {"slide": name}
-            | dict(zip(shown, row.dice[self.foreground].tolist(), strict=True))
+            | dict(zip(self.names(shown), row.dice[shown].tolist(), strict=True))
             | {"mDSC": row.mean_dice}
             for name, row in zip(names, (*self.slide_scores, self.pooled), strict=True)
         ]
@@ -157,14 +169,13 @@ class Evaluation:
         values = self.summary()
         titles = {"Dice": "dice", "IoU": "iou"}
         titles |= {} if self.boundary is None else {"boundary F1": "boundary_f1", "HD95": "hd95"}
-        columns = {title: np.array([values[f"{s}/{c}"] for c in self.class_names]) for title, s in titles.items()}
-        means = {"mean of foreground": self.foreground} if self.has_background else {}
+        rows = {name: [name] for name in self.names(self.scored)}
+        rows |= {"mean of foreground": self.names(self.foreground)} if self.has_background else {}
+        rows |= {"mean": self.names(self.scored)}
         return [
-            {"class": name} | {title: float(column[i]) for title, column in columns.items()}
-            for i, name in enumerate(self.class_names)
-        ] + [
-            {"class": name} | {title: mean_known(column[chosen]) for title, column in columns.items()}
-            for name, chosen in (means | {"mean": slice(None)}).items()
+            {"class": title}
+            | {column: mean_known(np.array([values[f"{score}/{c}"] for c in of])) for column, score in titles.items()}
+            for title, of in rows.items()
         ]
 
     def rows(self, bootstrap: BootstrapConfig | None = None) -> list[dict[str, str | float]]:
@@ -179,6 +190,9 @@ class Evaluation:
             table += [_row(slide.name, name, v) for name, v in alone.items() if name != "mean_slide_dice"]
         intervals = self.intervals(bootstrap)
         return table + [_row("all", name, value, intervals[name]) for name, value in self.summary().items()]
+
+    def _overlap(self, confusion: NDArray[np.int64]) -> Scores:
+        return scores(confusion, ignore=self.ignore, has_background=self.has_background)
 
     def _pool_boundaries(self, times: NDArray[np.int64]) -> BoundaryCounts:
         counted = [slide.boundaries for slide in self.slides if slide.boundaries is not None]
@@ -221,7 +235,8 @@ def evaluate_slides(
     Args:
         pairs: predicted and true labels of each slide.
         num_classes: classes, background included.
-        ignore: values of the true labels that count nowhere, beside the `Slide.ignored_labels` of these.
+        ignore: true values that are left out, so that such a class has no score, beside the `Slide.ignored_labels` of
+            the true labels.
         class_names: one per class, by default their numbers.
         has_background: whether class 0 is background.
         boundary: how to compare the outlines of the classes; None leaves them out.
@@ -256,7 +271,13 @@ def evaluate_slides(
             outlines, hausdorff = compare_boundaries(prediction, truth, num_classes, boundary, ignore)
             slide = replace(slide, boundaries=outlines, hausdorff=hausdorff)
         counted.append(slide)
-    return Evaluation(class_names=names, slides=tuple(counted), has_background=has_background, boundary=boundary)
+    return Evaluation(
+        class_names=names,
+        slides=tuple(counted),
+        has_background=has_background,
+        ignore=tuple(ignore),
+        boundary=boundary,
+    )
 
 
 def _check_pair(prediction: Slide, truth: Slide) -> None:
@@ -275,9 +296,9 @@ def _confusions(
 ) -> Iterator[NDArray[np.int64]]:
     """Confusion matrix of each block."""
     for start, size in blocks(truth.shape):
-        true, guessed = (slide.read(1, start, size)[0] for slide in (truth, prediction))
+        true, predicted = (slide.read(1, start, size)[0] for slide in (truth, prediction))
         counted = ~np.isin(true, tuple(ignore))
-        for slide, labels in ((truth, true), (prediction, guessed)):
+        for slide, labels in ((truth, true), (prediction, predicted)):
             wrong = labels[counted & ((labels < 0) | (labels >= num_classes))]
             if wrong.size:
                 raise InputError(
@@ -285,7 +306,7 @@ def _confusions(
                     expected=f"labels 0 to {num_classes - 1}" + (f" or {tuple(ignore)} (ignored)" if ignore else ""),
                     got=int(wrong[0]),
                 )
-        yield confusion_matrix(true, guessed, num_classes, ignore)
+        yield confusion_matrix(true, predicted, num_classes, ignore)
 
 
 def _row(slide: str, name: str, value: float, interval: Interval | None = None) -> dict[str, str | float]:

@@ -1,7 +1,6 @@
-"""How much a model relies on exact positions: Dice against noise on the boxes (MuViT supplement, figure S3).
+"""Dependence of a model on exact positions: Dice against noise on the boxes (MuViT supplement, figure S3).
 
-Noise is added at inference only. What a model scores with naive boxes, which tell nothing of where the crops lie, is
-the floor that it should fall to.
+Noise is added at inference only. The score with naive boxes, which hold no positions, is the expected lower bound.
 """
 
 from collections.abc import Sequence
@@ -37,10 +36,10 @@ SIGMAS = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
 
 @dataclass(frozen=True, kw_only=True)
 class NoiseStudy:
-    """What a model scores under noise on its boxes."""
+    """Scores of a model under noise on its boxes."""
 
     model: str
-    """What the model is called."""
+    """Name of the model."""
     sigmas: tuple[float, ...]
     """Standard deviations of the noise, world pixels."""
     noisy: tuple[Evaluation, ...]
@@ -86,7 +85,7 @@ def study_noise(
         preprocessing: how it saw crops in training.
         folder: with ``images`` and ``labels``.
         sigmas: standard deviations, world pixels.
-        ignore: label values that count nowhere.
+        ignore: label values ignored in the scores.
         seed: of the noise.
         batch_size: tiles computed at once.
         device: where to compute; by default CUDA if there is any, else the CPU.
@@ -119,6 +118,7 @@ def study_noise(
             class_names=preprocessing.class_names,
             slides=tuple(case),
             has_background=preprocessing.has_background,
+            ignore=tuple(ignore),
         )
         for case in counted
     )
@@ -126,7 +126,7 @@ def study_noise(
 
 
 def draw_noise(studies: Sequence[NoiseStudy]) -> Image.Image:
-    """Curves of mDSC against the noise, with their intervals; dotted, what naive boxes give."""
+    """Curves of mDSC against the noise, with their intervals; dotted lines: with naive boxes."""
     figure, axes = new_figure(7, 4.5)
     lines = {}
     for study in studies:
@@ -172,6 +172,6 @@ def _count(model: SegmentationModel, batch: dict[str, Tensor], sigmas: Sequence[
     counts = []
     for case in [*boxes, None]:
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            guess = model.label_logits(img, case).argmax(1).cpu().numpy()
-        counts.append(confusion_matrix(label, guess, model.num_classes, (IGNORE,)))
+            predicted = model.label_logits(img, case).argmax(1).cpu().numpy()
+        counts.append(confusion_matrix(label, predicted, model.num_classes, (IGNORE,)))
     return np.stack(counts)

@@ -1,4 +1,4 @@
-"""How fast models learn: a logged score after each epoch of several runs (MuViT table 3)."""
+"""Learning curves: a logged score after each epoch of several runs (MuViT table 3)."""
 
 import csv
 from collections.abc import Mapping, Sequence

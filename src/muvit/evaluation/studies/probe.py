@@ -1,8 +1,7 @@
-"""What frozen features tell about whole images: a linear probe and a kNN classifier (MuViT section 4.4, table 7)."""
+"""Classification of whole images by frozen features: linear probe and kNN (MuViT section 4.4, table 7)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +16,7 @@ from muvit.data.crops.preprocessing import Preprocessing
 from muvit.data.folders import open_folder
 from muvit.data.slides.slide import Slide
 from muvit.data.tables import values_of
-from muvit.errors import InputError
+from muvit.errors import InputError, require_package
 from muvit.evaluation.charts import draw_bars, new_figure, to_image
 from muvit.evaluation.results import Row
 from muvit.inference.predict import resolve_device
@@ -57,12 +56,12 @@ class ProbeConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeScores:
-    """How well one classifier on frozen features tells the classes apart."""
+    """Scores of one classifier on frozen features."""
 
     model: str
     """Name of the encoder."""
     classifier: Literal["logistic regression", "kNN"]
-    """What was trained on the features."""
+    """The classifier trained on the features."""
     unit: Literal["crop", "slide"]
     """What was classified: crops, or slides by the mean probabilities of their crops."""
     accuracy: float
@@ -160,13 +159,7 @@ def check_sklearn() -> None:
     Raises:
         InputError: it is not installed.
     """
-    if find_spec("sklearn") is None:
-        raise InputError(
-            "probe",
-            expected="the package scikit-learn",
-            got="none installed",
-            hint="Install it with: pip install 'muvit[probe]'",
-        )
+    require_package("sklearn", "probe", package="scikit-learn", install="'muvit[probe]'")
 
 
 def _crops(
@@ -219,7 +212,7 @@ def _classify(
         fitted = make_pipeline(StandardScaler(), classifier).fit(features[0], targets[0])
         crops = fitted.predict_proba(features[1])
         of_slides = crops.reshape(-1, config.test_crops, len(known)).mean(1)
-        for unit, shares, truth in (
+        for unit, probabilities, truth in (
             ("crop", crops, targets[1]),
             ("slide", of_slides, targets[1][:: config.test_crops]),
         ):
@@ -228,8 +221,8 @@ def _classify(
                     model=name,
                     classifier=title,
                     unit=unit,  # type: ignore[arg-type]
-                    accuracy=float((shares.argmax(1) == truth).mean()),
-                    auc=dict(zip(known, one_vs_rest_auc(shares, truth).tolist(), strict=True)),
+                    accuracy=float((probabilities.argmax(1) == truth).mean()),
+                    auc=dict(zip(known, one_vs_rest_auc(probabilities, truth).tolist(), strict=True)),
                 )
             )
     return scores

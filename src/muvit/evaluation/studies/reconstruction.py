@@ -1,4 +1,4 @@
-"""How well masked autoencoders fill in what they do not see, level by level, and what true boxes add (MuViT table 2).
+"""Reconstruction errors of masked autoencoders at each level, with true and with naive boxes (MuViT table 2).
 
 All models get the same crops and the same masks: three quarters of every level, the same tokens in every model that
 has the level.
@@ -48,7 +48,7 @@ class Reconstruction:
     """Errors of one model."""
 
     name: str
-    """What the model is called."""
+    """Name of the model."""
     trained_boxes: Boxes
     """Boxes that it was trained with."""
     boxes: Boxes

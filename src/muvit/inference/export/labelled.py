@@ -10,6 +10,7 @@ from muvit.data.slides.formats import pyramid_factor
 from muvit.data.slides.slide import Slide
 from muvit.data.slides.whole_slide import WholeSlide
 from muvit.errors import InputError
+from muvit.labels import BACKGROUND
 from muvit.pictures import MAX_COLORS, Color, class_colors
 
 _ALL_VALUES = 1 << 62
@@ -26,7 +27,7 @@ class LabelledImage:
     """
 
     labels: Slide
-    """One channel of whole numbers; 0 is background."""
+    """One channel of whole numbers; 0 is background, unless the labels say otherwise (``has_background``)."""
     image: Slide | None = None
     """What they label; unset, an image of the size of the labels."""
     pixel_size_um: float | None = None
@@ -77,6 +78,11 @@ class LabelledImage:
         """Square micrometers per label pixel; None where nothing tells."""
         return None if self.pixel_um is None else self.pixel_um[0] * self.pixel_um[1]
 
+    @property
+    def lowest_value(self) -> int:
+        """Lowest value that is an object of its own: lower ones are background."""
+        return BACKGROUND + self.labels.has_background
+
     @cached_property
     def class_names(self) -> dict[int, str]:
         """Name of each value that the labels name."""
@@ -88,7 +94,8 @@ class LabelledImage:
 
     def class_name(self, value: int) -> str:
         """Name of a value."""
-        return self.class_names.get(value) or ("background" if value == 0 else f"class {value}")
+        is_background = value == BACKGROUND and self.labels.has_background
+        return self.class_names.get(value) or ("background" if is_background else f"class {value}")
 
     def class_color(self, value: int) -> Color:
         """Colour of a value: the labels' own, or one of `class_colors`, which come again after 255 values."""

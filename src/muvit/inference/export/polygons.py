@@ -18,6 +18,7 @@ from shapely import Polygon
 from skimage.measure import label as connected_components
 
 from muvit.data.slides.slide import Slide
+from muvit.labels import BACKGROUND
 from muvit.progress import Progress
 
 BLOCK_PX = 2048
@@ -45,7 +46,7 @@ class LabelObject:
 def trace_objects(
     labels: Slide, *, min_pixels: int = 1, block_px: int = BLOCK_PX, progress: Progress | None = None
 ) -> Iterator[LabelObject]:
-    """Find the objects of a label slide; values of 0 and below are background.
+    """Find the objects of a label slide, background left out: values below 0, and 0 if the labels have a background.
 
     Memory holds one block, and the outlines of the objects that may go on in blocks still to be read. The objects do
     not depend on ``block_px``, but their order does.
@@ -61,11 +62,11 @@ def trace_objects(
     """
     height, width = labels.shape
     corners = list(product(range(0, height, block_px), range(0, width, block_px)))
-    unfinished = _Unfinished(width)
+    unfinished, lowest = _Unfinished(width), BACKGROUND + labels.has_background
     for done, (top, left) in enumerate(corners, start=1):
         bottom, right = min(top + block_px, height), min(left + block_px, width)
         pixels = labels.read(1, (top, left), (bottom - top, right - left))[0]
-        block = _Block(pixels, (top, left), (top > 0, left > 0, bottom < height, right < width), min_pixels)
+        block = _Block(pixels, (top, left), (top > 0, left > 0, bottom < height, right < width), min_pixels, lowest)
         yield from (_whole([piece]) for piece in block.whole)
         unfinished.add(block)
         if right == width:
@@ -114,6 +115,7 @@ class _Block:
         corner: of the block in the image, (y, x).
         seams: whether other blocks lie above, to the left, below and to the right.
         min_pixels: leave out whole objects of fewer pixels.
+        lowest: lowest value that is no background.
 
     Attributes:
         corner: as given.
@@ -122,9 +124,18 @@ class _Block:
         cut: pieces that reach a seam, by their number.
     """
 
-    def __init__(self, pixels: NDArray[Any], corner: tuple[int, int], seams: tuple[bool, ...], min_pixels: int) -> None:
+    def __init__(
+        self,
+        pixels: NDArray[Any],
+        corner: tuple[int, int],
+        seams: tuple[bool, ...],
+        min_pixels: int,
+        lowest: int,
+    ) -> None:
         self.corner = corner
-        self.components = connected_components(np.where(pixels > 0, pixels, 0), background=0, connectivity=1)
+        self.components = connected_components(
+            np.where(pixels < lowest, -1, pixels.astype(np.int64)), background=-1, connectivity=1
+        )
         sizes = np.bincount(self.components.ravel())
         values = np.zeros(len(sizes), pixels.dtype)
         values[self.components] = pixels

@@ -101,8 +101,9 @@ def draw_overview(source: LabelledImage, *, size: int = 1600, alpha: float = 0.5
     if image is not None:  # both show the same field, in pixels that may differ
         y, x = (((np.arange(n) + 0.5) * m / n).astype(int) for n, m in zip(image.shape[:2], labels.shape, strict=True))
         labels = labels[np.ix_(y, x)]
-    present = np.unique(labels[labels > 0])
-    index = np.where(labels > 0, np.searchsorted(present, labels) + 1, 0)
+    is_shown = labels >= source.lowest_value
+    present = np.unique(labels[is_shown])
+    index = np.where(is_shown, np.searchsorted(present, labels) + 1, 0)
     colors = [source.class_color(0), *(source.class_color(int(value)) for value in present)]
     picture = colorize(index, colors) if image is None else overlay(image, index, colors, alpha=alpha)
     entries = [(source.class_name(int(value)), color) for value, color in zip(present, colors[1:], strict=True)]

@@ -90,7 +90,9 @@ class ContextCaching:
         if self._memory is None:
             return self.model.label_logits(img, bbox)
         groups = grouped(tuple(crops[1:]) for crops in windows)
-        logits = [self._in_context(self._memory, img[of], bbox[of], coarse) for coarse, of in groups.items()]
+        logits = [
+            self._in_context(self._memory, _rows(img, of), _rows(bbox, of), coarse) for coarse, of in groups.items()
+        ]
         return ungrouped(logits, groups.values())
 
     def _in_context(self, memory: ContextMemory, img: Tensor, bbox: Tensor, coarse: tuple[Window, ...]) -> Tensor:
@@ -138,5 +140,10 @@ def grouped(keys: Iterable[Key]) -> dict[Key, list[int]]:
 
 def ungrouped(parts: Sequence[Tensor], places: Iterable[Sequence[int]]) -> Tensor:
     """The rows of all parts, each at its place."""
-    order = torch.tensor([place for group in places for place in group])
-    return torch.cat(list(parts))[order.argsort().to(parts[0].device, non_blocking=True)]
+    order = torch.tensor([place for group in places for place in group]).argsort()
+    return _rows(torch.cat(list(parts)), order)
+
+
+def _rows(x: Tensor, places: Sequence[int] | Tensor) -> Tensor:
+    """Rows of a tensor, without waiting for its device."""
+    return x[torch.as_tensor(places).to(x.device, non_blocking=True)]

@@ -36,7 +36,7 @@ def read_region(source: str, slide: Slide) -> str:
         y0, x0, y1, x1 = map(float, box.groups())
         if not (y0 < y1 and x0 < x1):
             raise InputError(
-                f"region {source}", expected="a box y0,x0,y1,x1 with y0 < y1 and x0 < x1", got="another order"
+                f"region {source}", expected="a box y0,x0,y1,x1 with y0 < y1 and x0 < x1", got="no such box"
             )
         area = shapely.box(x0, y0, x1, y1)
     else:

@@ -11,7 +11,8 @@ from muvit.errors import InputError
 from muvit.models.layers.rope import Rotation, rotate
 
 AttentionMode = Literal["all", "causal", "same", "random", "coarse_to_fine"]
-"""What a query sees: all levels; its own and finer ones; only its own; one random token; its own and coarser ones."""
+"""Keys that a query attends to: all levels; its own and finer ones; only its own; one random token; its own and coarser
+ones."""
 
 Spans = Sequence[tuple[slice, slice]]
 """Runs of queries and the run of keys that each may see: attention without a dense mask."""

@@ -11,7 +11,7 @@ RotaryMode = Literal["none", "fixed", "shared", "per_layer"]
 """Frequencies of the blocks: none, fixed, learnable and shared by all blocks, or learnable in each block."""
 
 RotaryParam = Literal["freq", "base"]
-"""What is learnable of them: every frequency, or one base per axis."""
+"""Learnable parameters of the rotation: every frequency, or one base per axis."""
 
 Rotation = tuple[Tensor, Tensor]
 """Cosine and sine of the rotation angles, each ``(B, N, head_dim / 2)`` float32."""

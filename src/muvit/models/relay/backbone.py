@@ -1,4 +1,4 @@
-"""What the coupling of branches asks of a timm backbone, whatever its family."""
+"""Interface of a timm backbone of any family that the coupling of branches needs."""
 
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ class Stream(NamedTuple):
     tokens: Tensor
     """``(B, N, D)``, class and register tokens first; in a Swin Transformer ``(B, *grid, C)``."""
     rotation: Tensor | None = None
-    """What the blocks rotate queries and keys by, in the form that timm wants it."""
+    """Rotation of queries and keys in the form that timm expects."""
 
 
 class Backbone(nn.Module):

@@ -48,7 +48,7 @@ class RelayConfig:
     """All branches use one patch embedding and one position table; else each context branch has its own, which start as
     copies of the local ones."""
     fusion: Literal["relay", "decision"] = "relay"
-    """How context reaches the local prediction: by relay tokens, or as the paper's control without them, whose context
+    """Path of the context to the local prediction: relay tokens, or the paper's control without them, whose context
     logits are up-sampled and added to the local ones (decision)."""
     pretrained: bool | str = False
     """Weights that the backbone starts from: those that timm publishes for it (true; fetched once, for a new model,

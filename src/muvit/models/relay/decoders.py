@@ -18,7 +18,7 @@ _QUERY_LAYERS, _QUERY_HEADS, _ROTARY_BASE = 2, 8, 10000.0
 
 
 class BranchDecoder(nn.Module):
-    """What turns the maps of a branch into logits."""
+    """Decoder from the maps of a branch to logits."""
 
     taps: tuple[tuple[int, int], ...] = ()
     """Blocks, as (stage, index), whose maps it reads beside the output of the backbone."""
@@ -115,7 +115,7 @@ def build_decoder(backbone: Backbone, config: RelayConfig) -> BranchDecoder:
 
 
 def _sources(backbone: Backbone, count: int) -> tuple[tuple[int, int], ...]:
-    """Where the skips of the stages come from, as (stage, index) of a block, deepest first."""
+    """Sources of the skips of the stages, as (stage, index) of a block, deepest first."""
     if len(backbone.depths) == 1:
         return tuple((0, index) for index in reversed(skip_layers(backbone.depths[0], count)))
     ends = [(stage, depth - 1) for stage, depth in enumerate(backbone.depths)]

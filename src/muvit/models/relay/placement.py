@@ -1,4 +1,4 @@
-"""Where one view lies in another: reading a context map at the place of the local view.
+"""Location of one view in another: reading a context map at the place of the local view.
 
 The paper's views share their centre, so that the local one is the central 1/f of the context map. Here boxes say where
 it is. The local view is laid out in cells of the context's pixel size; a cell that coincides with a pixel of the

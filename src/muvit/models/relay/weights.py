@@ -1,14 +1,13 @@
 """Building timm's backbones, by name, with fresh or pre-trained weights."""
 
 from difflib import get_close_matches
-from importlib.util import find_spec
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
 from torch import Tensor, nn
 
-from muvit.errors import CheckpointError, InputError
+from muvit.errors import CheckpointError, InputError, require_package
 from muvit.models.relay.backbone import Backbone
 from muvit.models.relay.config import RelayConfig
 from muvit.models.relay.swin import SwinBackbone
@@ -49,13 +48,7 @@ def build_backbone(config: RelayConfig, num_relay: int, num_contexts: int) -> Ba
 
 def _family(name: str) -> str:
     """The module of timm that a model comes from."""
-    if find_spec("timm") is None:
-        raise InputError(
-            f"backbone {name}",
-            expected="the package timm",
-            got="none installed",
-            hint="Install it with: pip install 'muvit[relay]'",
-        )
+    require_package("timm", f"backbone {name}", package="timm", install="'muvit[relay]'")
     import timm
 
     architecture, _, tag = name.partition(".")

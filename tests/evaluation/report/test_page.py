@@ -1,5 +1,6 @@
 import dataclasses
 import math
+import os
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -8,7 +9,10 @@ import pytest
 from PIL import Image
 
 from muvit.errors import ExistsError, InputError, ShapeError
-from muvit.evaluation.report import Example, ModelResult, conclusion, inset_window, write_report
+from muvit.evaluation.report.conclusion import conclusion
+from muvit.evaluation.report.content import Example, ModelResult
+from muvit.evaluation.report.examples import inset_window
+from muvit.evaluation.report.page import write_report
 from muvit.pictures import IGNORED_COLOR, class_colors
 
 VOID = {"meta", "img", "source", "br", "link"}
@@ -218,11 +222,16 @@ class TestWriting:
         assert Page(path).text("h1") == ["other"]
         assert (tmp_path / "mine.txt").read_text() == "kept"
 
-    def test_a_failure_on_the_way_leaves_no_page(self, tmp_path):
+    def test_a_failure_on_the_way_leaves_no_page(self, tmp_path, monkeypatch):
         path = write(tmp_path)
-        (tmp_path / ".index.html.part").mkdir()
-        with pytest.raises(OSError, match=r"index\.html\.part"):
+
+        def full(handle):
+            raise OSError("no room")
+
+        monkeypatch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="no room"):
             write(tmp_path, overwrite=True)
+        assert [entry.name for entry in tmp_path.iterdir()] == ["pictures"]
         assert not path.exists()
 
     def test_a_picture_that_fails_is_one_warning(self, tmp_path, caplog):

@@ -1,0 +1,83 @@
+"""Content of a report: results of models, and examples of their predictions."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from muvit.errors import InputError, ShapeError
+from muvit.evaluation.scores.bootstrap import Interval
+from muvit.pictures import RGB, Color
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelResult:
+    """A model, and its scores after one training run."""
+
+    name: str
+    description: str
+    """How it differs from the others, one sentence."""
+    dice: Mapping[str, float]
+    """Dice of each scored foreground class by name, 0 to 1; NaN where a class neither occurs nor is predicted."""
+    mean_dice: float
+    """mDSC: mean over the foreground classes."""
+    behind: Interval | None = None
+    """Interval, over the test slides, of the mDSC of the model in question minus this one's; None if there is none."""
+    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]] = field(default_factory=dict)
+    """Training steps and values of each curve by name, as ``train_loss``; models share names to be drawn together."""
+    seconds: float
+    """Training time."""
+    parameters: int
+    """Trainable parameters."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """A test image with its true and predicted labels, all of one size."""
+
+    title: str
+    image: RGB
+    """``(H, W, 3)``, as `muvit.pictures.to_rgb` gives it."""
+    truth: NDArray[np.integer]
+    """``(H, W)``."""
+    predictions: Mapping[str, NDArray[np.integer]]
+    """``(H, W)`` of each model, by its name."""
+
+
+def check_results(models: Sequence[ModelResult], class_names: Sequence[str], class_colors: Sequence[Color]) -> None:
+    """Refuse results that do not belong together.
+
+    Raises:
+        InputError: there are no models, two of one name, or names, classes and colours do not fit together.
+        ShapeError: a curve has not as many values as steps.
+    """
+    names = [model.name for model in models]
+    if not models or len(set(names)) != len(names):
+        raise InputError("models", expected="at least one, of different names", got=names)
+    for model in models:
+        classes = list(models[0].dice)
+        if list(model.dice) != classes:
+            raise InputError(f"dice of {model.name!r}", expected=f"the classes {classes}", got=list(model.dice))
+        for curve, (steps, values) in model.curves.items():
+            if len(steps) != len(values):
+                raise ShapeError(f"{curve} of {model.name!r}", expected=f"{len(steps)} values", got=len(values))
+    if len(class_names) != len(class_colors):
+        raise InputError("class_colors", expected=f"{len(class_names)} colours, one per class", got=len(class_colors))
+
+
+def check_example(example: Example, models: Sequence[ModelResult]) -> None:
+    """Refuse an example without a prediction by each model, or with labels of another size.
+
+    Raises:
+        InputError: predictions and models differ.
+        ShapeError: labels are not of the size of the image.
+    """
+    names = [model.name for model in models]
+    if set(example.predictions) != set(names):
+        expected, got = f"one of each model, {names}", [*example.predictions]
+        raise InputError(f"predictions of {example.title!r}", expected=expected, got=got)
+    shape = example.image.shape[:2]
+    for name, labels in {"truth": example.truth, **example.predictions}.items():
+        if labels.shape != shape:
+            raise ShapeError(f"{name} of {example.title!r}", expected=f"{shape}, as its image", got=labels.shape)

@@ -1,0 +1,142 @@
+"""The page: written whole, with its pictures, once all of it is there."""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+
+from muvit.durable import write_whole
+from muvit.errors import ExistsError
+from muvit.evaluation.report.conclusion import conclusion
+from muvit.evaluation.report.content import Example, ModelResult, check_results
+from muvit.evaluation.report.curves import curves_section
+from muvit.evaluation.report.examples import examples_section
+from muvit.evaluation.report.tables import results_section
+from muvit.evaluation.report.words import join_lines
+from muvit.pictures import Color
+
+_STYLE = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
+
+
+def write_report(
+    folder: str | Path,
+    *,
+    title: str,
+    intro: str,
+    models: Sequence[ModelResult],
+    class_names: Sequence[str],
+    class_colors: Sequence[Color],
+    examples: Sequence[Example] = (),
+    settings: Mapping[str, object] | None = None,
+    outputs: Mapping[str, str] | None = None,
+    ignore: Sequence[int] = (),
+    overwrite: bool = False,
+) -> Path:
+    """Write ``index.html`` and ``pictures/`` into a folder; the page needs no network, no server and no JavaScript.
+
+    The page appears as a whole or not at all: it is moved into place when all its pictures are there. A picture that
+    cannot be drawn is left out, with a warning in the log.
+
+    Args:
+        folder: where to write; made if it is missing, other files in it are left alone.
+        title: headline.
+        intro: one paragraph: the task, and why the models differ.
+        models: the model in question first, then its controls; all scored on the same images.
+        class_names: of all classes, from class 0, the background.
+        class_colors: of all classes, from class 0.
+        examples: test images to show.
+        settings: facts needed to repeat the comparison, value by name.
+        outputs: OME-Zarr images and labels to open, path relative to ``folder`` by name, the image first.
+        ignore: label values that are no classes, shown grey.
+        overwrite: replace a report that is there already.
+
+    Returns:
+        Path of ``index.html``.
+
+    Raises:
+        ExistsError: there is a report and ``overwrite`` was not asked for.
+        InputError: there are no models, two of one name, or names, classes and curves do not fit together; found before
+            anything is written.
+    """
+    check_results(models, class_names, class_colors)
+    folder = Path(folder)
+    page = folder / "index.html"
+    if page.exists() and not overwrite:
+        raise ExistsError(page)
+    pictures = folder / "pictures"
+    pictures.mkdir(parents=True, exist_ok=True)
+    page.unlink(missing_ok=True)  # from here to the end its pictures would belong to another page
+    sections = [
+        results_section(models),
+        examples_section(examples, models, class_names, class_colors, ignore, pictures),
+        curves_section(models, pictures),
+        _settings(settings or {}),
+        _outputs(outputs or {}),
+    ]
+    write_whole(page, _page(title, intro, conclusion(models), sections).encode())
+    return page
+
+
+def _settings(settings: Mapping[str, object]) -> str:
+    if not settings:
+        return ""
+    items = join_lines(
+        f"<div><dt>{escape(name)}</dt><dd>{escape(str(value))}</dd></div>" for name, value in settings.items()
+    )
+    return f"""<section aria-labelledby="settings">
+<h2 id="settings">Settings</h2>
+<dl>
+{items}
+</dl>
+</section>"""
+
+
+def _outputs(outputs: Mapping[str, str]) -> str:
+    if not outputs:
+        return ""
+    paths = list(outputs.values())
+    napari = "napari --plugin napari-ome-zarr " + " ".join(map(shlex.quote, paths))
+    python = f"""from muvit.data.slides.open import open_slide
+
+slide = open_slide({paths[0]!r})
+print(slide.shape, slide.levels, slide.channel_names)
+pixels = slide.read(1, (0, 0), (256, 256))  # level, start, size -> (channels, y, x)"""
+    items = join_lines(f"<li>{escape(name)}: <code>{escape(path)}</code></li>" for name, path in outputs.items())
+    return f"""<section aria-labelledby="open">
+<h2 id="open">Open the images and labels</h2>
+<p>They are OME-Zarr 0.5 pyramids; the paths start from the folder of this page:</p>
+<ul>
+{items}
+</ul>
+<p>In napari, started in that folder (<code>pip install "napari[all]" napari-ome-zarr</code>):</p>
+<pre tabindex="0"><code>{escape(napari)}</code></pre>
+<p>In Python:</p>
+<pre tabindex="0"><code>{escape(python)}</code></pre>
+</section>"""
+
+
+def _page(title: str, intro: str, findings: Sequence[str], sections: Sequence[str]) -> str:
+    lead, *rest = map(escape, findings)
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>{escape(title)}</title>
+<style>
+{_STYLE}</style>
+</head>
+<body>
+<header>
+<h1>{escape(title)}</h1>
+<p class="intro">{escape(intro)}</p>
+<p class="finding"><strong>{lead}</strong> {" ".join(rest)}</p>
+</header>
+<main>
+{join_lines(filter(None, sections))}
+</main>
+<footer><p>Written by muvit: every token knows where in the world it is.</p></footer>
+</body>
+</html>
+"""
