@@ -4,39 +4,184 @@ The names below are imported when they are first used, so that ``import muvit`` 
 """
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-__version__ = "0.2.0"
+from muvit.version import __version__
 
-_HOME = {
-    "MuViTEncoder2d": "encoders",
-    "MuViTEncoder3d": "encoders",
-    "MuViTEncoder4d": "encoders",
-    "EncoderConfig": "models.encoder",
-    "MuViTEncoder": "models.encoder",
-    "MAEConfig": "models.mae",
-    "MuViTMAE": "models.mae",
-    "MuViTMAE2d": "mae",
-    "MuViTMAE3d": "mae",
-    "MuViTMAE4d": "mae",
-    "load_model": "models.trained",
-    "Segmenter": "models.segmenter",
-    "SegmenterConfig": "models.segmenter",
-    "MuViTDataset": "data.crops.dataset",
-    "open_slide": "data.slides.open",
-    "convert_image": "data.pyramids.convert",
-    "predict_slide": "inference.predict",
-    "evaluate_slides": "evaluation.scores.segmentation",
-    "MuViTError": "errors",
-}
+if TYPE_CHECKING:
+    from muvit.data.crops.config import CropConfig
+    from muvit.data.crops.crops import GridCrops, NestedCrops
+    from muvit.data.crops.dataset import MuViTDataset
+    from muvit.data.crops.preprocessing import Preprocessing
+    from muvit.data.pyramids.convert import convert_image
+    from muvit.data.slides.open import open_slide
+    from muvit.data.slides.slide import Slide
+    from muvit.encoders import MuViTEncoder2d, MuViTEncoder3d, MuViTEncoder4d
+    from muvit.errors import MuViTError
+    from muvit.evaluation.scores.segmentation import Evaluation, evaluate_slides
+    from muvit.inference.classify import classify_slide
+    from muvit.inference.features import extract_features
+    from muvit.inference.predict import predict_slide
+    from muvit.inference.run.options import PredictOptions
+    from muvit.losses import SegmentationLoss
+    from muvit.mae import MuViTMAE2d, MuViTMAE3d, MuViTMAE4d
+    from muvit.models.classifier import Classifier, ClassifierConfig
+    from muvit.models.encoder import EncoderConfig, MuViTEncoder
+    from muvit.models.mae import MAEConfig, MuViTMAE
+    from muvit.models.segmentation_model import SegmentationModel, Views
+    from muvit.models.segmenter import Segmenter, SegmenterConfig
+    from muvit.models.trained import TrainedModel, load_model
+    from muvit.settings import read_settings
+    from muvit.training.fit import pretrain_mae, train_segmenter
+    from muvit.training.recipes import PretrainRecipe, Recipe
 
-__all__ = ["__version__", *_HOME]
+__all__ = [
+    "Classifier",
+    "ClassifierConfig",
+    "CropConfig",
+    "EncoderConfig",
+    "Evaluation",
+    "GridCrops",
+    "MAEConfig",
+    "MuViTDataset",
+    "MuViTEncoder",
+    "MuViTEncoder2d",
+    "MuViTEncoder3d",
+    "MuViTEncoder4d",
+    "MuViTError",
+    "MuViTMAE",
+    "MuViTMAE2d",
+    "MuViTMAE3d",
+    "MuViTMAE4d",
+    "NestedCrops",
+    "PredictOptions",
+    "Preprocessing",
+    "PretrainRecipe",
+    "Recipe",
+    "SegmentationLoss",
+    "SegmentationModel",
+    "Segmenter",
+    "SegmenterConfig",
+    "Slide",
+    "TrainedModel",
+    "Views",
+    "__version__",
+    "classify_slide",
+    "convert_image",
+    "evaluate_slides",
+    "extract_features",
+    "load_model",
+    "open_slide",
+    "predict_slide",
+    "pretrain_mae",
+    "read_settings",
+    "train_segmenter",
+]
 
+_MODULES = (
+    ("data.crops.config", ("CropConfig",)),
+    (
+        "data.crops.crops",
+        (
+            "GridCrops",
+            "NestedCrops",
+        ),
+    ),
+    ("data.crops.dataset", ("MuViTDataset",)),
+    ("data.crops.preprocessing", ("Preprocessing",)),
+    ("data.pyramids.convert", ("convert_image",)),
+    ("data.slides.open", ("open_slide",)),
+    ("data.slides.slide", ("Slide",)),
+    (
+        "encoders",
+        (
+            "MuViTEncoder2d",
+            "MuViTEncoder3d",
+            "MuViTEncoder4d",
+        ),
+    ),
+    ("errors", ("MuViTError",)),
+    (
+        "evaluation.scores.segmentation",
+        (
+            "Evaluation",
+            "evaluate_slides",
+        ),
+    ),
+    ("inference.classify", ("classify_slide",)),
+    ("inference.features", ("extract_features",)),
+    ("inference.predict", ("predict_slide",)),
+    ("inference.run.plan", ("PredictOptions",)),
+    ("losses", ("SegmentationLoss",)),
+    (
+        "mae",
+        (
+            "MuViTMAE2d",
+            "MuViTMAE3d",
+            "MuViTMAE4d",
+        ),
+    ),
+    (
+        "models.classifier",
+        (
+            "Classifier",
+            "ClassifierConfig",
+        ),
+    ),
+    (
+        "models.encoder",
+        (
+            "EncoderConfig",
+            "MuViTEncoder",
+        ),
+    ),
+    (
+        "models.mae",
+        (
+            "MAEConfig",
+            "MuViTMAE",
+        ),
+    ),
+    (
+        "models.segmentation_model",
+        (
+            "SegmentationModel",
+            "Views",
+        ),
+    ),
+    (
+        "models.segmenter",
+        (
+            "Segmenter",
+            "SegmenterConfig",
+        ),
+    ),
+    (
+        "models.trained",
+        (
+            "TrainedModel",
+            "load_model",
+        ),
+    ),
+    ("settings", ("read_settings",)),
+    ("training.fit", ("pretrain_mae",)),
+    (
+        "training.recipes",
+        (
+            "PretrainRecipe",
+            "Recipe",
+        ),
+    ),
+    ("training.fit", ("train_segmenter",)),
+)
+_HOME = {name: module for module, names in _MODULES for name in names}
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'muvit' has no attribute {name!r}")
-    return getattr(import_module(f"muvit.{_HOME[name]}"), name)
+if not TYPE_CHECKING:  # else a type checker would accept any name
+
+    def __getattr__(name: str) -> Any:
+        if name not in _HOME:
+            raise AttributeError(f"module 'muvit' has no attribute {name!r}")
+        return getattr(import_module(f"muvit.{_HOME[name]}"), name)
 
 
 def __dir__() -> list[str]:

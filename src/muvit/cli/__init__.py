@@ -9,12 +9,12 @@ from types import ModuleType
 
 from jsonargparse import Namespace, set_parsing_settings
 
-from muvit import __version__
 from muvit.cli.parser import Parser, recipe_files
 from muvit.cli.signals import sigterm_as_interrupt
 from muvit.errors import MuViTError, ReadError
 from muvit.plain_yaml import read_text
 from muvit.settings import sentence
+from muvit.version import __version__
 
 VERBS = {
     "demo": "generate images, train three small models, label test images and write a report",

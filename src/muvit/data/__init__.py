@@ -71,11 +71,12 @@ _MODULES = (
 )
 _HOME = {name: module for module, names in _MODULES for name in names}
 
+if not TYPE_CHECKING:  # else a type checker would accept any name
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'muvit.data' has no attribute {name!r}")
-    return getattr(import_module(f"muvit.data.{_HOME[name]}"), name)
+    def __getattr__(name: str) -> Any:
+        if name not in _HOME:
+            raise AttributeError(f"module 'muvit.data' has no attribute {name!r}")
+        return getattr(import_module(f"muvit.data.{_HOME[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -1,6 +1,7 @@
 """Classification of slides: the mean of a classifier's probabilities over crops."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from muvit.inference.inputs import prepare_slide
 from muvit.inference.run.execution import Execution
 from muvit.models.classifier import Classifier
 from muvit.models.segmentation_model import encoder_views
+from muvit.models.trained import TrainedModel, as_trained
 from muvit.progress import Progress
 
 
@@ -49,9 +51,9 @@ class Classification:
 
 
 def classify_slide(
-    model: Classifier,
+    model: Classifier | TrainedModel[Any],
     slide: Slide,
-    preprocessing: Preprocessing,
+    preprocessing: Preprocessing | None = None,
     *,
     num_crops: int | None = 64,
     seed: int = 0,
@@ -64,9 +66,10 @@ def classify_slide(
     On CUDA the model runs under bfloat16 autocast, elsewhere in its own precision.
 
     Args:
-        model: the classifier; it is moved to ``device`` and put into evaluation mode.
+        model: the classifier; it is moved to ``device`` and put into evaluation mode. A `TrainedModel`, as
+            `muvit.load_model` returns, brings its preprocessing.
         slide: the image; levels of the model that it does not store are computed from those that it does.
-        preprocessing: crop size, normalisation and padding as in training.
+        preprocessing: crop size, normalisation and padding as in training; by default those of a `TrainedModel`.
         num_crops: random crops; None takes every tile once.
         seed: of the crops.
         batch_size: crops computed at once.
@@ -77,8 +80,15 @@ def classify_slide(
         InputError: slide, model and preprocessing do not fit each other.
         ReadError: the slide cannot be read.
     """
+    trained = as_trained(model, preprocessing, Classifier)
     planned = plan_classification(
-        model, slide, preprocessing, num_crops=num_crops, seed=seed, batch_size=batch_size, device=device
+        trained.model,
+        slide,
+        trained.preprocessing,
+        num_crops=num_crops,
+        seed=seed,
+        batch_size=batch_size,
+        device=device,
     )
     return run_classification(planned, progress=progress)
 

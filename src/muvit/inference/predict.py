@@ -2,6 +2,7 @@
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -18,16 +19,17 @@ from muvit.inference.run.planning import plan_labels
 from muvit.inference.run.reading import SlideTiles
 from muvit.inference.tiling.seams import Seams
 from muvit.models.segmentation_model import SegmentationModel
+from muvit.models.trained import TrainedModel, as_trained
 from muvit.progress import Progress
 
 _LOG = logging.getLogger(__name__)
 
 
 def predict_slide(
-    model: SegmentationModel,
+    model: SegmentationModel | TrainedModel[Any],
     slide: Slide,
     output: Path | str,
-    preprocessing: Preprocessing,
+    preprocessing: Preprocessing | None = None,
     *,
     options: PredictOptions | None = None,
     batch_size: int = 8,
@@ -46,12 +48,14 @@ def predict_slide(
     same call is left as it is.
 
     Args:
-        model: takes the slide's channels and levels; it is moved to the device, and back when done.
+        model: takes the slide's channels and levels; it is moved to the device, and back when done. A `TrainedModel`,
+            as `muvit.load_model` returns, brings its preprocessing.
         slide: the image; levels of the model that it does not store are computed from those that it does.
         output: folder of the label image to create, conventionally named ``*.ome.zarr``; in the ``labels`` folder of
             an OME-Zarr image it becomes one of that image's labels. Probabilities and entropy are beside it:
             ``one.ome.zarr``, ``one.probabilities.ome.zarr``.
-        preprocessing: crop size, normalisation and padding as in training, and the classes.
+        preprocessing: crop size, normalisation and padding as in training, and the classes; by default those of a
+            `TrainedModel`.
         options: outputs, and how tiles are placed and joined.
         batch_size: tiles per forward pass.
         device: where to run; by default CUDA if there is any, else the CPU.
@@ -74,8 +78,15 @@ def predict_slide(
     if execution is None:
         name = None if device is None else str(device)
         execution = Execution(device=name, batch_size=batch_size, num_workers=num_workers)
+    trained = as_trained(model, preprocessing, SegmentationModel)
     job = plan_prediction(
-        model, slide, output, preprocessing, options=options, execution=execution, overwrite=overwrite
+        trained.model,
+        slide,
+        output,
+        trained.preprocessing,
+        options=options,
+        execution=execution,
+        overwrite=overwrite,
     )
     run_prediction(job, execution, overwrite=overwrite, progress=progress)
     return Path(output)

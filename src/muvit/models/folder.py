@@ -165,10 +165,19 @@ class FolderModel(nn.Module):
 
         Raises:
             ExistsError: the folder exists and ``overwrite`` is false.
+            InputError: the model has no configuration with a kind.
         """
         config = self.config_to_save
+        if not kinds_of(type(config)):
+            expected = "a dataclass that names its kind, to build the model again from its folder"
+            raise InputError(f"config of {type(self).__name__}", expected=expected, got=repr(config))
         settings = {"format": FORMAT, "kind": config.kind, **asdict(config)}
         save_folder(path, settings, self.state_dict(), extra_files=extra_files, overwrite=overwrite)
+
+    @classmethod
+    def kinds(cls) -> tuple[str, ...]:
+        """Kinds of model in folders of this class, as its annotation of ``config`` says; none without one."""
+        return kinds_of(get_type_hints(cls)["config"])
 
     @classmethod
     def from_folder(cls, path: Path | str, device: str | torch.device = "cpu") -> Self:
@@ -179,8 +188,7 @@ class FolderModel(nn.Module):
         """
         path = model_folder(path)
         kind, settings = load_settings(path)
-        config_class = get_type_hints(cls)["config"]
-        kinds = kinds_of(config_class)
+        config_class, kinds = get_type_hints(cls)["config"], cls.kinds()
         if kind not in kinds:
             raise CheckpointError(path, expected=f"a model of kind {' or '.join(kinds)}", got=f"one of kind {kind}")
         settings |= {field.name: kind for field in fields(config_class) if field.name == "kind"}
@@ -202,10 +210,12 @@ class FolderModel(nn.Module):
             raise CheckpointError(source, expected=expected, got=str(error).rstrip(".")) from error
 
 
-def kinds_of(config: type) -> tuple[str, ...]:
+def kinds_of(config: Any) -> tuple[str, ...]:
     """Kinds of model that a class of configurations describes: those that its field ``kind`` may be, or its one."""
-    choices: tuple[str, ...] = get_args(get_type_hints(config)["kind"])
-    return (config.kind,) if isinstance(getattr(config, "kind", None), str) else choices  # type: ignore[attr-defined]
+    kind = getattr(config, "kind", None)
+    if isinstance(kind, str):
+        return (kind,)
+    return get_args(get_type_hints(config).get("kind")) if is_dataclass(config) else ()
 
 
 def fingerprint(model: nn.Module) -> str:

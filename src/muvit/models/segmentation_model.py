@@ -52,12 +52,12 @@ class SegmentationModel(FolderModel):
     @property
     def views(self) -> Views:
         """The views that the model takes."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} needs a property views")
 
     @property
     def num_classes(self) -> int:
         """Classes, background (class 0) included."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} needs a property num_classes")
 
     @property
     def backbone(self) -> nn.Module | None:

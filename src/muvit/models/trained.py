@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar, overload
 
 import torch
+from torch import nn
 
 from muvit.data.crops.preprocessing import FILE, Preprocessing
-from muvit.errors import CheckpointError
+from muvit.errors import CheckpointError, InputError
 from muvit.models.baselines import Baseline, BaselineConfig
 from muvit.models.classifier import Classifier
 from muvit.models.encoder import MuViTEncoder
@@ -60,6 +61,30 @@ class TrainedModel(Generic[Model]):
         self.model.save(folder, overwrite=overwrite, extra_files={FILE: self.preprocessing.to_yaml()})
 
 
+def as_trained(
+    model: nn.Module | TrainedModel[Any], preprocessing: Preprocessing | None, kind: type[Model]
+) -> TrainedModel[Model]:
+    """A `TrainedModel`, given as one or in two parts.
+
+    Args:
+        model: the model, or both.
+        preprocessing: its preprocessing; None takes that of a `TrainedModel`.
+        kind: class that the model must be of.
+
+    Raises:
+        InputError: the model is of another class, or there is no preprocessing.
+    """
+    if isinstance(model, TrainedModel):
+        model, preprocessing = model.model, preprocessing or model.preprocessing
+    if not isinstance(model, kind):
+        hint = f"A network of your own becomes one as a subclass of muvit.{kind.__name__}."
+        raise InputError("model", expected=f"a {kind.__name__}", got=f"a {type(model).__name__}", hint=hint)
+    if preprocessing is None:
+        hint = "Pass it, or a TrainedModel, as load_model returns, in place of the model."
+        raise InputError("preprocessing", expected="that of the model's training", got="none", hint=hint)
+    return TrainedModel(model=model, preprocessing=preprocessing)
+
+
 def build_model(config: NetworkConfig) -> SegmentationModel:
     """The model that these settings describe, with fresh (or, if they say so, pre-trained) weights."""
     match config:
@@ -87,7 +112,8 @@ def load_model(
     Args:
         folder: the model folder, or the folder of a run, which stands for its best model.
         device: where to put the model.
-        kind: class that the model must be of, such as `SegmentationModel` or `Classifier`; by default any.
+        kind: class that the model must be of, such as `SegmentationModel` or `Classifier`; by default any of this
+            package. A class of your own is needed for its models to be loaded.
 
     Raises:
         CheckpointError: the folder is missing, damaged, or holds another kind of model.
@@ -110,12 +136,15 @@ def load_network(
     """Load a model alone; arguments and errors as of `load_model`."""
     folder = model_folder(folder)
     found, _ = load_settings(folder)
-    if found not in _KINDS:
-        raise CheckpointError(folder, expected=f"a model of kind {', '.join(_KINDS)}", got=f"one of kind {found}")
-    if not issubclass(_KINDS[found], kind):
-        fitting = [name for name, known in _KINDS.items() if issubclass(known, kind)]
+    known = _KINDS | dict.fromkeys(kind.kinds(), kind)
+    if found not in known:
+        hint = "A model of your own class is loaded with kind=TheClass."
+        expected = f"a model of kind {', '.join(known)}"
+        raise CheckpointError(folder, expected=expected, got=f"one of kind {found}", hint=hint)
+    if not issubclass(known[found], kind):
+        fitting = [name for name, other in known.items() if issubclass(other, kind)]
         raise CheckpointError(folder, expected=f"a model of kind {' or '.join(fitting)}", got=f"one of kind {found}")
-    return _KINDS[found].from_folder(folder, device)
+    return known[found].from_folder(folder, device)
 
 
 def load_encoder(folder: Path | str) -> MuViTEncoder:

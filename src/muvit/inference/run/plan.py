@@ -21,6 +21,7 @@ from muvit.inference.run.options import PredictOptions
 from muvit.inference.tiling.tiles import TilePlan
 from muvit.levels import level_name
 from muvit.models.folder import fingerprint
+from muvit.version import __version__
 
 
 @dataclass(frozen=True, kw_only=True)
