@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from muvit.inference.classify import classify_slide
     from muvit.inference.features import extract_features
     from muvit.inference.predict import predict_slide
+    from muvit.inference.run.execution import Execution
     from muvit.inference.run.options import PredictOptions
     from muvit.losses import SegmentationLoss
     from muvit.mae import MuViTMAE2d, MuViTMAE3d, MuViTMAE4d
@@ -41,6 +42,7 @@ __all__ = [
     "CropConfig",
     "EncoderConfig",
     "Evaluation",
+    "Execution",
     "GridCrops",
     "MAEConfig",
     "MuViTDataset",
@@ -105,13 +107,15 @@ _MODULES = (
         "evaluation.scores.segmentation",
         (
             "Evaluation",
+            "Execution",
             "evaluate_slides",
         ),
     ),
     ("inference.classify", ("classify_slide",)),
     ("inference.features", ("extract_features",)),
     ("inference.predict", ("predict_slide",)),
-    ("inference.run.plan", ("PredictOptions",)),
+    ("inference.run.execution", ("Execution",)),
+    ("inference.run.options", ("PredictOptions",)),
     ("losses", ("SegmentationLoss",)),
     (
         "mae",

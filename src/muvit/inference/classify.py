@@ -66,8 +66,8 @@ def classify_slide(
     On CUDA the model runs under bfloat16 autocast, elsewhere in its own precision.
 
     Args:
-        model: the classifier; it is moved to ``device`` and put into evaluation mode. A `TrainedModel`, as
-            `muvit.load_model` returns, brings its preprocessing.
+        model: the classifier; it is moved to ``device`` and put into evaluation mode. A `TrainedModel`,
+            as `muvit.load_model` returns, brings its preprocessing.
         slide: the image; levels of the model that it does not store are computed from those that it does.
         preprocessing: crop size, normalisation and padding as in training; by default those of a `TrainedModel`.
         num_crops: random crops; None takes every tile once.

@@ -80,13 +80,7 @@ def predict_slide(
         execution = Execution(device=name, batch_size=batch_size, num_workers=num_workers)
     trained = as_trained(model, preprocessing, SegmentationModel)
     job = plan_prediction(
-        trained.model,
-        slide,
-        output,
-        trained.preprocessing,
-        options=options,
-        execution=execution,
-        overwrite=overwrite,
+        trained.model, slide, output, trained.preprocessing, options=options, execution=execution, overwrite=overwrite
     )
     run_prediction(job, execution, overwrite=overwrite, progress=progress)
     return Path(output)

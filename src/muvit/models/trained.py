@@ -75,7 +75,8 @@ def as_trained(
         InputError: the model is of another class, or there is no preprocessing.
     """
     if isinstance(model, TrainedModel):
-        model, preprocessing = model.model, preprocessing or model.preprocessing
+        preprocessing = preprocessing or model.preprocessing
+        model = model.model
     if not isinstance(model, kind):
         hint = f"A network of your own becomes one as a subclass of muvit.{kind.__name__}."
         raise InputError("model", expected=f"a {kind.__name__}", got=f"a {type(model).__name__}", hint=hint)

@@ -12,7 +12,6 @@ from typing import Any, Self
 import torch
 import yaml
 
-from muvit import __version__
 from muvit.data.crops.preprocessing import Preprocessing
 from muvit.data.pyramids.spec import PyramidSpec
 from muvit.data.pyramids.writer import Shard
