@@ -28,7 +28,7 @@ from muvit.labels import IGNORE
 from muvit.metrics import Scores, confusion_matrix, scores
 from muvit.models.trained import build_model, load_model
 from muvit.settings import read_settings
-from muvit.training.datamodules import SegmentationData
+from muvit.training.datamodules import SegmentationData, complete
 from muvit.training.fit import train_segmenter
 from muvit.training.recipes import DataConfig, Recipe
 
@@ -88,7 +88,7 @@ def main() -> None:
                 [name, str(seed), *(f"{d:.3f}" for d in (*result.dice[1:], result.mean_dice)), f"{seconds:.0f}"]
             )
     steps = base.run.epochs * base.data.samples_per_epoch // base.data.batch_size
-    size = sum(p.numel() for p in build_model(base.network).parameters()) / 1e6
+    size = sum(p.numel() for p in build_model(complete(base).model).parameters()) / 1e6
     head = ["coarse view", "seed", "Dice, cells under dark", "Dice, cells under bright", "mDSC", "CPU seconds"]
     text = f"""# Free views
 

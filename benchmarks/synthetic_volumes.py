@@ -29,6 +29,7 @@ from muvit.levels import level_name
 from muvit.metrics import Scores
 from muvit.models.trained import build_model, load_model
 from muvit.settings import read_settings
+from muvit.training.datamodules import complete
 from muvit.training.fit import train_segmenter
 from muvit.training.recipes import Recipe
 
@@ -72,7 +73,7 @@ def main() -> None:
         folder = run / "last" if (run / "last").exists() else train_segmenter(recipe, run)
         seconds = time.process_time() - begin
         result = score(folder, data / "test", run / "predictions")
-        size = sum(p.numel() for p in build_model(recipe.model).parameters()) / 1e6
+        size = sum(p.numel() for p in build_model(complete(recipe).model).parameters()) / 1e6
         named = [", ".join(map(level_name, seen)), decoder, f"{size:.2f}"]
         rows.append([*named, *(f"{d:.3f}" for d in (*result.dice[1:], result.mean_dice)), f"{seconds:.0f}"])
     steps = base.run.epochs * base.data.samples_per_epoch // base.data.batch_size

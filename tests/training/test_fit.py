@@ -493,7 +493,7 @@ def test_statistics_of_the_training_slides_are_kept_for_prediction(recipe):
 @pytest.mark.parametrize(("least", "epochs"), [(1, 3), (5, 5)])
 def test_training_stops_when_the_score_rises_no_more(recipe, tmp_path, monkeypatch, least, epochs):
     always = Scores(dice=np.full(3, 0.5), iou=np.full(3, 0.5), accuracy=0.5)
-    monkeypatch.setattr("muvit.training.tasks.scores", lambda confusion, has_background: always)
+    monkeypatch.setattr("muvit.training.tasks.scores", lambda confusion, **_: always)
 
     class Count(Callback):
         epochs = 0
@@ -578,7 +578,7 @@ def test_a_class_without_a_pixel_is_told(recipe, caplog):
 
 def test_an_ignored_class_without_a_pixel_is_no_warning(recipe, caplog):
     four = change(replace(recipe, model=replace(recipe.model, num_classes=4)), "data", ignore_labels=(3,))
-    data = SegmentationData(four, build_model(four.network).views)
+    data = SegmentationData(four, build_model(four.model).views)
     assert data.preprocessing.class_names[3] == "class 3"
     assert caplog.records == []
 

@@ -14,7 +14,7 @@ from muvit.data.pyramids.convert import convert_image
 from muvit.data.pyramids.spec import WholeLevel
 from muvit.data.slides.formats import OME_ZARR_SUFFIXES
 from muvit.data.slides.open import open_slide
-from muvit.data.slides.slide import Slide
+from muvit.data.slides.slide import Palette, Slide
 from muvit.errors import ExistsError, InputError, ReadError
 from muvit.pictures import class_colors
 
@@ -80,12 +80,11 @@ def run(arguments: Namespace) -> None:
         raise InputError("--classes", expected="--kind label", got=f"--kind {arguments.kind}")
     colors = None if names is None else dict(enumerate(class_colors(max(names) + 1)))
     targets: dict[Path, Slide] = {}
-    for source in arguments.source:
-        for slide in _slides(source, arguments, names):
-            target = _target(slide.name, arguments)
-            if target in targets:
-                raise InputError("source", expected="images of different names", got="two of one name")
-            targets[target] = slide
+    for slide in _slides(arguments, names):
+        target = _target(slide.name, arguments)
+        if target in targets:
+            raise InputError("source", expected="images of different names", got="two of one name")
+        targets[target] = slide
     for target in targets:  # all before any work starts
         if target.exists() and not arguments.overwrite:
             raise ExistsError(target)
@@ -106,14 +105,17 @@ def run(arguments: Namespace) -> None:
         print(target)
 
 
-def _slides(source: Path, arguments: Namespace, names: dict[int, str] | None) -> list[Slide]:
-    """Slides in a source: an image, labels, or the annotations of one or several images."""
-    if not is_annotation(source):
-        return [open_slide(source, palette="index" if arguments.kind == "label" else "rgb")]
+def _slides(arguments: Namespace, names: dict[int, str] | None) -> list[Slide]:
+    """The images, the labels, and the annotations, which share their classes."""
+    drawn = [source for source in arguments.source if is_annotation(source)]
+    palette: Palette = "index" if arguments.kind == "label" else "rgb"
+    slides = [open_slide(source, palette=palette) for source in arguments.source if source not in drawn]
+    if not drawn:
+        return slides
     if arguments.kind != "label":
-        raise InputError(source, expected="--kind label, for annotations", got=f"--kind {arguments.kind}")
+        raise InputError(drawn[0], expected="--kind label, for annotations", got=f"--kind {arguments.kind}")
     config = None if names is None else config_of_names(names)
-    return list(open_labels(source, images_of_labels(source, arguments.image), annotations=config).values())
+    return [*slides, *open_labels(drawn, images_of_labels(drawn, arguments.image), annotations=config).values()]
 
 
 def _target(name: str, arguments: Namespace) -> Path:

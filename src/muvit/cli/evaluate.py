@@ -15,6 +15,7 @@ from muvit.data.folders import (
     has_annotations,
     images_of_labels,
     is_slide_folder,
+    label_files,
     open_label_images,
     open_labels,
 )
@@ -172,7 +173,8 @@ def _pairs(
 def _annotated(truth: Path, image: Path | None, prediction: Slide) -> dict[str, Slide]:
     """True labels from annotations; classes that are not stated have the values that they have in the predictions."""
     stated = read_config(truth if truth.is_dir() else truth.parent)
-    return open_labels(truth, images_of_labels(truth, image), annotations=stated or config_of(prediction))
+    files = label_files(truth)
+    return open_labels(files, images_of_labels(files, image), annotations=stated or config_of(prediction))
 
 
 def _quoted(names: Sequence[str]) -> str:

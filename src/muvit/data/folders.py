@@ -144,15 +144,24 @@ def open_labelled_folder(
         InputError: an image has no labels, or labels have no image, or what `open_labels` refuses.
     """
     images = open_folder(Path(folder) / IMAGES, levels)
-    labels = open_labels(Path(folder) / LABELS, images, label_levels, annotations)
+    labels = open_labels(label_files(Path(folder) / LABELS), images, label_levels, annotations)
     missing = sorted(set(images) - set(labels))
     if missing:
         raise InputError(folder, expected="an image and labels of each name", got=f"no labels for {missing[0]!r}")
     return [(images[name], labels[name]) for name in images]
 
 
+def label_files(path: Path) -> list[Path]:
+    """The label images and annotations of a folder, without the settings of these; a file itself as it is.
+
+    Raises:
+        ReadError: the folder is missing or empty.
+    """
+    return [path] if _is_slide(path) or is_annotation(path) else _visible_files(path, "labels")
+
+
 def open_labels(
-    path: Path,
+    files: Sequence[Path],
     images: Mapping[str, Slide],
     levels: Sequence[Level] = (),
     annotations: AnnotationConfig | None = None,
@@ -160,16 +169,15 @@ def open_labels(
     """Open the label images and the annotations of images, by name in alphabetical order.
 
     Args:
-        path: a file, or the folder in which they lie.
+        files: label images and annotations; all annotations share their classes.
         images: the images by name.
         levels: as of `open_folder`.
         annotations: what annotations stand for, see `muvit.data.annotations.open.open_annotations`.
 
     Raises:
-        ReadError: the folder is missing or empty, or a file cannot be read.
+        ReadError: a file cannot be read.
         InputError: two files share one name, labels have no image, or what `open_annotations` refuses.
     """
-    files = [path] if _is_slide(path) or is_annotation(path) else _visible_files(path, "labels")
     stored = [open_slide(file) for file in files if not is_annotation(file)]
     found: dict[str, Slide] = {}
     for slide in complete_slides(stored, levels, "label"):
@@ -177,7 +185,8 @@ def open_labels(
     drawn = {file: annotated_images(file) for file in files if is_annotation(file)}
     missing = sorted({*found, *(name for names in drawn.values() for name in names)} - set(images))
     if missing:
-        raise InputError(path.parent, expected="an image and labels of each name", got=f"no image for {missing[0]!r}")
+        folder = files[0].parent.parent
+        raise InputError(folder, expected="an image and labels of each name", got=f"no image for {missing[0]!r}")
     if drawn:
         several = {file: [images[name] for name in names] for file, names in drawn.items()}
         for labels in open_all_annotations(several, annotations, levels=levels):
@@ -187,27 +196,28 @@ def open_labels(
 
 def has_annotations(path: Path) -> bool:
     """Whether a file, or one in a folder, holds annotations, which need their image to be read."""
-    return is_annotation(path) or (is_slide_folder(path) and any(map(is_annotation, _visible_files(path, "labels"))))
+    return is_annotation(path) or (is_slide_folder(path) and any(map(is_annotation, path.iterdir())))
 
 
-def images_of_labels(path: Path, image: Path | None = None) -> dict[str, Slide]:
+def images_of_labels(files: Sequence[Path], image: Path | None = None) -> dict[str, Slide]:
     """The images of label images or annotations, by name.
 
     Args:
-        path: a file of labels, or a folder of them.
+        files: the labels.
         image: an image, or a folder of images; unset, the folder ``images`` beside the folder of the labels. A single
             image belongs to a single file, whatever their names.
 
     Raises:
         ReadError: there is no such folder, or an image cannot be read.
     """
-    folder = path if is_slide_folder(path) else path.parent
-    place = image if image is not None else folder.resolve().parent / IMAGES
-    if not place.exists():
-        raise ReadError(path, expected=f"its image, in {place}", got="nothing there", hint="Name the image (--image).")
-    slides = [open_slide(file) for file in image_files([place])]
-    if len(slides) == 1 and is_annotation(path):
-        return dict.fromkeys(annotated_images(path), slides[0])
+    places = [image] if image is not None else sorted({file.resolve().parents[1] / IMAGES for file in files})
+    for place in places:
+        if not place.exists():
+            expected = f"its image, in {place}"
+            raise ReadError(files[0], expected=expected, got="nothing there", hint="Name the image (--image).")
+    slides = [open_slide(file) for file in image_files(places)]
+    if len(slides) == len(files) == 1 and is_annotation(files[0]):
+        return dict.fromkeys(annotated_images(files[0]), slides[0])
     return {slide.name: slide for slide in slides}
 
 

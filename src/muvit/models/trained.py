@@ -61,7 +61,9 @@ class TrainedModel(Generic[Model]):
         self.model.save(folder, overwrite=overwrite, extra_files={FILE: self.preprocessing.to_yaml()})
 
 
-def as_trained(model: object, preprocessing: Preprocessing | None, kind: type[Model]) -> TrainedModel[Model]:
+def as_trained(
+    model: nn.Module | TrainedModel[Any], preprocessing: Preprocessing | None, kind: type[Model]
+) -> TrainedModel[Model]:
     """A `TrainedModel`, given as one or in two parts.
 
     Args:
@@ -72,7 +74,7 @@ def as_trained(model: object, preprocessing: Preprocessing | None, kind: type[Mo
     Raises:
         InputError: the model is of another class, or there is no preprocessing.
     """
-    if not isinstance(model, nn.Module):
+    if isinstance(model, TrainedModel):
         preprocessing = preprocessing or model.preprocessing
         model = model.model
     if not isinstance(model, kind):

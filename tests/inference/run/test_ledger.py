@@ -82,7 +82,7 @@ def test_a_lock_is_held_by_one_and_shared_by_many(tmp_path):
     one, two, three = (OutputLock(output) for _ in range(3))
     with one.require():
         with pytest.raises(
-            InputError, match=r"a\.ome\.zarr: expected an output that nobody else is writing, got .*pro"
+            InputError, match=r"a\.ome\.zarr: expected an output that no other process is writing, got .*pro"
         ):
             two.require()
         assert not two.acquire(shared=True)

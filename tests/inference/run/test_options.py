@@ -11,7 +11,7 @@ from muvit.data.crops.normalize import Percentile, Range
 from muvit.data.crops.preprocessing import Preprocessing
 from muvit.data.slides.open import open_slide
 from muvit.inference.predict import plan_prediction, predict_slide
-from muvit.inference.run.blocks import ready
+from muvit.inference.run.blocks import Setup, ready
 from muvit.inference.run.canvas import BlockCanvas
 from muvit.inference.run.label_blocks import predict_blocks
 from muvit.inference.run.label_store import prediction_status
@@ -104,10 +104,8 @@ def final_scores(model, slide, batch_size=8, **options):
     with pytest.MonkeyPatch.context() as patch, ready(model, torch.device("cpu")):
         patch.setattr(BlockCanvas, "_outputs_of", keep)
         blocks = list(reversed(range(plan.tiling.num_blocks)))
-        device = torch.device("cpu")
-        made = predict_blocks(
-            model, job.slide, plan, blocks, device=device, batch_size=batch_size, num_workers=0, count=lambda _: None
-        )
+        setup = Setup(device=torch.device("cpu"), batch_size=batch_size, num_workers=0, count=lambda _: None)
+        made = predict_blocks(model, job.slide, plan, blocks, setup)
         assert len(list(made)) == plan.tiling.num_blocks
     return scores
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import shapely
 
-from muvit.data.annotations.config import AnnotationConfig, config_of_names, describe_classes, read_config
+from muvit.data.annotations.config import CONFIG_NAMES, AnnotationConfig, config_of_names, describe_classes, read_config
 from muvit.data.annotations.geojson import coco_images, coco_objects, geojson_objects, is_coco, read_json
 from muvit.data.annotations.imagej import imagej_objects
 from muvit.data.annotations.objects import Annotations, without_garbage_collection
@@ -29,8 +29,9 @@ ANNOTATION_SUFFIXES = (*_JSON, ".xml", *_IMAGEJ)
 
 
 def is_annotation(path: Path) -> bool:
-    """Whether a file holds annotations, by its suffix."""
-    return path.suffix.lower() in ANNOTATION_SUFFIXES and not path.is_dir()
+    """Whether a file holds annotations, by its name."""
+    is_named_so = path.suffix.lower() in ANNOTATION_SUFFIXES and path.name not in CONFIG_NAMES
+    return is_named_so and not path.is_dir()
 
 
 def annotated_images(file: Path) -> list[str]:

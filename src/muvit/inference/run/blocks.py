@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -16,6 +17,20 @@ CountTiles = Callable[[int], None]
 
 Compute = Callable[[Tensor, Tensor, Sequence[int]], Iterable[Any]]
 """From images ``(B, L, C, *space)``, boxes ``(B, L, 2, ndim)`` and numbers of tiles to the values of each tile."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """Device, batches and processes of the computation of blocks."""
+
+    device: torch.device
+    """Where to compute."""
+    batch_size: int
+    """Tiles per forward pass."""
+    num_workers: int
+    """Processes that read ahead."""
+    count: CountTiles
+    """Called with the number of tiles of each batch."""
 
 
 class Canvas(Protocol):
@@ -37,11 +52,7 @@ def fill_blocks(
     blocks: Sequence[int],
     new_canvas: Callable[[int], Canvas],
     new_compute: Callable[[], Compute],
-    *,
-    device: torch.device,
-    batch_size: int,
-    num_workers: int,
-    count: CountTiles,
+    setup: Setup,
 ) -> Iterator[tuple[int, BlockPixels | None]]:
     """Number and pixels of each block of a tiling, None where none of its tiles is computed.
 
@@ -53,15 +64,13 @@ def fill_blocks(
         blocks: numbers of blocks of the tiling.
         new_canvas: canvas of the block with this number.
         new_compute: computation for the tiles of one block.
-        device: where to compute.
-        batch_size: tiles per forward pass.
-        num_workers: processes that read ahead.
-        count: called with the number of tiles of each batch.
+        setup: device, batches and processes.
 
     Raises:
         MuViTError: pixels could not be read, or results are not finite.
     """
-    batches = read_tiles(tiles, _batches(tiles.tiling, blocks, batch_size), device=device, num_workers=num_workers)
+    numbers = _batches(tiles.tiling, blocks, setup.batch_size)
+    batches = read_tiles(tiles, numbers, device=setup.device, num_workers=setup.num_workers)
     for number in blocks:
         canvas = new_canvas(number)
         if not canvas.missing:
@@ -70,11 +79,11 @@ def fill_blocks(
         compute = new_compute()
         while canvas.missing:
             batch = next(batches)
-            img, bbox = (batch[name].to(device, non_blocking=True) for name in ("img", "bbox"))
-            numbers = batch["tile"].tolist()
-            for tile, values in zip(numbers, compute(img, bbox, numbers), strict=True):
+            img, bbox = (batch[name].to(setup.device, non_blocking=True) for name in ("img", "bbox"))
+            batched = batch["tile"].tolist()
+            for tile, values in zip(batched, compute(img, bbox, batched), strict=True):
                 canvas.add(tiles.tiling.tile(tile), values)
-            count(len(numbers))
+            setup.count(len(batched))
         pixels = canvas.finish()
         del canvas  # the consumer of the pixels decides how long they stay in memory
         yield number, pixels

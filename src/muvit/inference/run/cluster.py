@@ -20,7 +20,7 @@ import torch
 
 from muvit.data.slides.slide import Slide
 from muvit.errors import InputError, MuViTError
-from muvit.inference.run.blocks import CountTiles
+from muvit.inference.run.blocks import CountTiles, Setup
 from muvit.inference.run.execution import Execution
 from muvit.inference.run.job import BlockMaker, Job
 from muvit.inference.run.ledger import Ledger
@@ -174,18 +174,14 @@ def _make_block(job: _RemoteJob, number: int) -> tuple[str, Any]:
     device = job.devices[name % len(job.devices) if isinstance(name, int) else 0]
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     store, model = _open(job.store_type, job.path, job.plan_key, device)
-    made = job.make_blocks(
-        model,
-        job.slide,
-        store.plan,
-        [number],
+    setup = Setup(
         device=next(model.parameters()).device,
         batch_size=job.batch_size,
         # a daemon may not start processes
         num_workers=0 if multiprocessing.current_process().daemon else job.num_workers,
         count=lambda _: None,
     )
-    ((_, pixels),) = made
+    ((_, pixels),) = job.make_blocks(model, job.slide, store.plan, [number], setup)
     _check_plan(job.path, job.plan_key)
     return store.write_block(number, pixels)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from muvit.errors import InputError, MuViTError
-from muvit.inference.run.blocks import CountTiles, ready
+from muvit.inference.run.blocks import CountTiles, Setup, ready
 from muvit.inference.run.cluster import run_dask
 from muvit.inference.run.execution import Execution
 from muvit.inference.run.job import Job
@@ -127,17 +127,8 @@ def _run_here(
     """Compute blocks in this process; a thread writes each while the next is computed."""
     with ready(job.model, device), ThreadPoolExecutor(max_workers=1) as writer:
         pending: Future[None] | None = None
-        made = job.make_blocks(
-            job.model,
-            job.slide,
-            job.store.plan,
-            blocks,
-            device=device,
-            batch_size=execution.batch_size,
-            num_workers=execution.num_workers,
-            count=count,
-        )
-        for number, pixels in made:
+        setup = Setup(device=device, batch_size=execution.batch_size, num_workers=execution.num_workers, count=count)
+        for number, pixels in job.make_blocks(job.model, job.slide, job.store.plan, blocks, setup):
             if pending is not None:
                 pending.result()
             pending = writer.submit(lambda n, p: ledger.record(*job.store.write_block(n, p)), number, pixels)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from muvit.data.slides.slide import Slide
 from muvit.errors import InputError
-from muvit.inference.run.blocks import Compute, CountTiles, fill_blocks
+from muvit.inference.run.blocks import Compute, Setup, fill_blocks
 from muvit.inference.run.context import ContextMemory, grouped, rows, ungrouped
 from muvit.inference.run.plan import FeaturePlan, LevelFeatures
 from muvit.inference.run.reading import SlideTiles
@@ -69,11 +69,7 @@ def encode_blocks(
     slide: Slide,
     plan: FeaturePlan,
     blocks: Sequence[int],
-    *,
-    device: torch.device,
-    batch_size: int,
-    num_workers: int,
-    count: CountTiles,
+    setup: Setup,
 ) -> Iterator[tuple[int, BlockPixels | None]]:
     """Number and features of each block; arguments and errors as of `.label_blocks.predict_blocks`."""
     for index, level_blocks in groupby(blocks, lambda block: plan.locate(block)[0]):
@@ -85,10 +81,7 @@ def encode_blocks(
             [plan.locate(block)[1] for block in numbers],
             partial(FeatureCanvas, features),
             partial(_compute, encoder, plan, features, position),
-            device=device,
-            batch_size=batch_size,
-            num_workers=num_workers,
-            count=count,
+            setup,
         )
         for block, (_, pixels) in zip(numbers, filled, strict=True):
             yield block, pixels

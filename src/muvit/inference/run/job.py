@@ -4,10 +4,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import torch
-
 from muvit.data.slides.slide import Slide
-from muvit.inference.run.blocks import CountTiles
+from muvit.inference.run.blocks import Setup
 from muvit.inference.run.store import BlockPixels, BlockStore
 from muvit.models.folder import FolderModel
 
@@ -21,12 +19,8 @@ class BlockMaker(Protocol):
         slide: Slide,
         plan: Any,
         blocks: Sequence[int],
+        setup: Setup,
         /,
-        *,
-        device: torch.device,
-        batch_size: int,
-        num_workers: int,
-        count: CountTiles,
     ) -> Iterator[tuple[int, BlockPixels | None]]:
         """Number and pixels of each block, None where none of its tiles is computed."""
         ...

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from muvit.data.slides.slide import Slide
 from muvit.geometry import box_center, flip_boxes
-from muvit.inference.run.blocks import Compute, CountTiles, fill_blocks
+from muvit.inference.run.blocks import Compute, Setup, fill_blocks
 from muvit.inference.run.canvas import BlockCanvas
 from muvit.inference.run.context import ContextCaching, shares_contexts
 from muvit.inference.run.plan import LabelPlan
@@ -24,23 +24,16 @@ def predict_blocks(
     slide: Slide,
     plan: LabelPlan,
     blocks: Sequence[int],
-    *,
-    device: torch.device,
-    batch_size: int,
-    num_workers: int,
-    count: CountTiles,
+    setup: Setup,
 ) -> Iterator[tuple[int, BlockPixels | None]]:
     """Number and pixels of each block, None where none of its tiles is computed; see `fill_blocks`.
 
     Args:
-        model: on ``device`` and in evaluation mode (see `muvit.inference.run.blocks.ready`).
+        model: on the device of ``setup`` and in evaluation mode (see `muvit.inference.run.blocks.ready`).
         slide: the image, with all levels of the model.
         plan: tiles and outputs.
         blocks: numbers of the blocks to compute.
-        device: where to compute.
-        batch_size: tiles per forward pass.
-        num_workers: processes that read ahead.
-        count: called with the number of tiles of each batch.
+        setup: device, batches and processes.
 
     Raises:
         MuViTError: pixels could not be read, or results are not finite.
@@ -48,12 +41,9 @@ def predict_blocks(
     return fill_blocks(
         SlideTiles(slide, plan.tiling, plan.preprocessing),
         blocks,
-        lambda number: BlockCanvas(plan, number, device),
+        lambda number: BlockCanvas(plan, number, setup.device),
         lambda: _compute(model, plan),
-        device=device,
-        batch_size=batch_size,
-        num_workers=num_workers,
-        count=count,
+        setup,
     )
 
 
