@@ -60,18 +60,18 @@ class _Decoder(MuViTDecoder):
 
 
 class MuViTDecoder2d(_Decoder):
-    """`MuViTDecoder` for images (yx)."""
+    """Decoder of a masked autoencoder for images (yx); arguments: fields of `DecoderConfig`."""
 
     ndim = 2
 
 
 class MuViTDecoder3d(_Decoder):
-    """`MuViTDecoder` for volumes (zyx)."""
+    """Decoder of a masked autoencoder for volumes (zyx); arguments: fields of `DecoderConfig`."""
 
     ndim = 3
 
 
 class MuViTDecoder4d(_Decoder):
-    """`MuViTDecoder` for volumes over time (tzyx)."""
+    """Decoder of a masked autoencoder for volumes over time (tzyx); arguments: fields of `DecoderConfig`."""
 
     ndim = 4

@@ -77,19 +77,19 @@ class _Encoder(MuViTEncoder):
 
 
 class MuViTEncoder2d(_Encoder):
-    """`MuViTEncoder` for images (yx)."""
+    """Multi-resolution encoder for images (yx); arguments: fields of `EncoderConfig`."""
 
     ndim = 2
 
 
 class MuViTEncoder3d(_Encoder):
-    """`MuViTEncoder` for volumes (zyx)."""
+    """Multi-resolution encoder for volumes (zyx); arguments: fields of `EncoderConfig`."""
 
     ndim = 3
 
 
 class MuViTEncoder4d(_Encoder):
-    """`MuViTEncoder` for volumes over time (tzyx)."""
+    """Multi-resolution encoder for volumes over time (tzyx); arguments: fields of `EncoderConfig`."""
 
     ndim = 4
 

@@ -202,18 +202,18 @@ class _MAE(MuViTMAE):
 
 
 class MuViTMAE2d(_MAE):
-    """`MuViTMAE` for images (yx)."""
+    """Masked autoencoder for images (yx); arguments: fields of `MAEConfig` and `EncoderConfig`."""
 
     ndim = 2
 
 
 class MuViTMAE3d(_MAE):
-    """`MuViTMAE` for volumes (zyx)."""
+    """Masked autoencoder for volumes (zyx); arguments: fields of `MAEConfig` and `EncoderConfig`."""
 
     ndim = 3
 
 
 class MuViTMAE4d(_MAE):
-    """`MuViTMAE` for volumes over time (tzyx)."""
+    """Masked autoencoder for volumes over time (tzyx); arguments: fields of `MAEConfig` and `EncoderConfig`."""
 
     ndim = 4

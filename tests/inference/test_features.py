@@ -1,6 +1,7 @@
 import csv
 import json
 from concurrent.futures import Future
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -22,7 +23,10 @@ from muvit.inference.run import planning
 from muvit.inference.run.cluster import _distribute, _save_model
 from muvit.inference.run.execution import Execution
 from muvit.inference.run.plan import FeaturePlan
+from muvit.models.baselines import Baseline, BaselineConfig
 from muvit.models.encoder import EncoderConfig, MuViTEncoder
+from muvit.models.mae import MAEConfig, MuViTMAE
+from muvit.models.trained import TrainedModel
 
 CROP, PATCH, LEVELS, DIM = (16, 24), 4, (1, 2, 8), 16
 SETTINGS = Preprocessing(crop_size=CROP, normalization=Range(high=255), class_names=(), class_colors=())
@@ -95,6 +99,20 @@ def test_patches_are_encoded_in_their_context(tmp_path, slide, mode, placement):
         skipped = (first[0] + 4 == 19, first[1] + 6 == 26)  # what the tiles before have written already
         inside = (slice(None), slice(3 if skipped[0] else 0, None), slice(4 if skipped[1] else 0, None))
         np.testing.assert_allclose(written[inside], maps.numpy()[inside], atol=1e-5)
+
+
+def test_a_trained_model_stands_for_its_encoder_and_preprocessing(tmp_path, slide):
+    torch.manual_seed(0)
+    config = EncoderConfig(in_channels=1, levels=LEVELS, patch_size=PATCH, dim=DIM, num_layers=2, heads=1)
+    model = MuViTMAE(MAEConfig(encoder=config, dim_decoder=16))
+    trained = TrainedModel(model=model, preprocessing=SETTINGS)
+    output = extract_features(trained, slide, tmp_path / "f.zarr", levels=(8,))
+    before = files(output)
+    extract_features(model.encoder, slide, output, SETTINGS, levels=(8,))  # complete; another plan would be refused
+    assert files(output) == before
+    with pytest.raises(InputError, match="encoder: expected a model with a multi-resolution encoder, got a Baseline"):
+        baseline = Baseline(BaselineConfig(kind="residual_unet", width=1, in_channels=1, num_classes=2, levels=(1,)))
+        extract_features(replace(trained, model=baseline), slide, tmp_path / "g.zarr")
 
 
 def test_a_coarse_level_is_encoded_with_the_finer_ones_in_its_middle(tmp_path, slide):

@@ -6,6 +6,7 @@ Features are made like a prediction: by a plan, block by block, recorded in a le
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -20,17 +21,19 @@ from muvit.inference.run.job import Job
 from muvit.inference.run.planning import FeatureType, plan_features
 from muvit.levels import Level
 from muvit.models.encoder import MuViTEncoder
+from muvit.models.folder import FolderModel
 from muvit.models.segmentation_model import encoder_views
+from muvit.models.trained import TrainedModel, as_trained, encoder_of
 from muvit.progress import Progress
 
 _LOG = logging.getLogger(__name__)
 
 
 def extract_features(
-    encoder: MuViTEncoder,
+    encoder: MuViTEncoder | TrainedModel[Any],
     slide: Slide,
     output: Path | str,
-    preprocessing: Preprocessing,
+    preprocessing: Preprocessing | None = None,
     *,
     levels: Sequence[Level] | None = None,
     dtype: FeatureType = "float16",
@@ -52,10 +55,11 @@ def extract_features(
     to the image (lower corner, then upper corner, (z)yx), and the mean of its features.
 
     Args:
-        encoder: takes the slide's channels and levels; it is moved to ``device``, and back when done.
+        encoder: takes the slide's channels and levels; it is moved to ``device``, and back when done. A
+            `TrainedModel`, as `muvit.load_model` returns, brings its encoder and preprocessing.
         slide: the image; levels of the encoder that it does not store are computed from those that it does.
         output: folder to create, conventionally named ``*.zarr``.
-        preprocessing: crop size, normalisation and padding, as in training.
+        preprocessing: crop size, normalisation and padding, as in training; by default those of a `TrainedModel`.
         levels: those whose features to write, out of the encoder's; unset, all.
         dtype: of the stored features.
         batch_size: tiles per forward pass.
@@ -77,8 +81,16 @@ def extract_features(
     if execution is None:
         name = None if device is None else str(device)
         execution = Execution(device=name, batch_size=batch_size, num_workers=num_workers)
+    trained = as_trained(encoder, preprocessing, FolderModel)
     job = plan_extraction(
-        encoder, slide, output, preprocessing, levels=levels, dtype=dtype, execution=execution, overwrite=overwrite
+        encoder_of(trained.model, "encoder"),
+        slide,
+        output,
+        trained.preprocessing,
+        levels=levels,
+        dtype=dtype,
+        execution=execution,
+        overwrite=overwrite,
     )
     run_extraction(job, execution, overwrite=overwrite, progress=progress)
     return Path(output)
