@@ -9,7 +9,7 @@ from muvit.labels import IGNORE
 from muvit.losses import SegmentationLoss
 from muvit.metrics import confusion_matrix, scores
 from muvit.models.encoder import EncoderConfig
-from muvit.models.segmentation_model import SegmentationModel
+from muvit.models.segmentation_model import SegmentationModel, Views
 from muvit.models.segmenter import Segmenter, SegmenterConfig
 from muvit.training.optim import OptimConfig
 from muvit.training.tasks import SegmentationTask
@@ -50,6 +50,31 @@ def blob_beside_the_crop(count, seed):
     lower = torch.stack([LEVEL * torch.stack([row, column], -1), torch.zeros(count, 2, dtype=torch.int64)], 1).float()
     bbox = torch.stack([lower, lower + torch.tensor([SIDE, LEVEL * SIDE])[:, None]], 2)
     return Samples(img, bbox, side[:, None, None].expand(-1, SIDE, SIDE))
+
+
+class OwnNetwork(SegmentationModel):
+    """A user's own network: the sums of the halves of the coarse view around the column of the fine one."""
+
+    views = Views(levels=(1, LEVEL), in_channels=1, ndim=2, multiple=(1, 1))
+    num_classes = 2
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.zeros(()))
+
+    def forward(self, img, bbox=None):
+        column = bbox[:, 0, 0, 1, None] / LEVEL
+        right = (img[:, 1, 0].sum(1) * (torch.arange(SIDE) - column).sign()).sum(1)
+        return (self.scale * torch.stack([-right, right], 1))[:, :, None, None].expand(-1, -1, SIDE, SIDE)
+
+
+def test_a_network_of_ones_own_is_trained():
+    model = OwnNetwork()
+    task = SegmentationTask(model, SegmentationLoss(), OptimConfig(lr=0.1), ("left", "right"))
+    quiet_trainer(max_epochs=1).fit(task, DataLoader(blob_beside_the_crop(256, seed=1), batch_size=32))
+    img, bbox, label = blob_beside_the_crop(128, seed=2).tensors
+    assert model.scale > 0
+    assert torch.equal(model(img, bbox).argmax(1), label)
 
 
 def accuracy_after_training(boxes="true", num_levels=2, steps=120):

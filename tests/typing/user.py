@@ -3,7 +3,9 @@
 from pathlib import Path
 from typing import assert_type
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import muvit
@@ -11,6 +13,7 @@ from muvit import (
     CropConfig,
     EncoderConfig,
     Evaluation,
+    Execution,
     MuViTEncoder2d,
     MuViTMAE3d,
     NestedCrops,
@@ -22,8 +25,10 @@ from muvit import (
     Slide,
     TrainedModel,
     Views,
+    classify_slide,
     convert_image,
     evaluate_slides,
+    extract_features,
     load_model,
     open_slide,
     predict_slide,
@@ -68,6 +73,8 @@ def accepted(preprocessing: Preprocessing) -> None:
     assert_type(predict_slide(load_model("run"), slide, "labels.ome.zarr"), Path)
     predict_slide(model, slide, Path("labels.ome.zarr"), preprocessing, batch_size=2, device=torch.device("cpu"))
     predict_slide(TrainedModel(model=Network(), preprocessing=preprocessing), slide, "labels.ome.zarr")
+    assert_type(extract_features(load_model("run"), slide, "features.zarr", dtype="float32"), Path)
+    assert_type(classify_slide(load_model("run"), slide).probabilities, NDArray[np.float64])
     assert_type(evaluate_slides([(slide, slide)], 3), Evaluation)
     assert_type(train_segmenter(read_settings("recipe.yaml", Recipe), Path("run")), Path)
     crops = NestedCrops([(slide, slide)], CropConfig(levels=(1, 4), size=(64, 64), num_classes=3))
@@ -100,6 +107,9 @@ def refused(slide: Slide, model: Segmenter, preprocessing: Preprocessing) -> Non
     predict_slide(nn.Conv2d(1, 2, 1), slide, "labels", preprocessing)  # type: ignore[arg-type]
     predict_slide(model, "image.tif", "labels", preprocessing)  # type: ignore[arg-type]
     predict_slide(model, slide, "labels", preprocessing, batch=2)  # type: ignore[call-arg]
+    predict_slide(model, slide, "labels", options=Execution(batch_size=2))  # type: ignore[arg-type]
+    extract_features(load_model("run"), slide, "features.zarr", dtype="int8")  # type: ignore[arg-type]
+    classify_slide(model, slide)  # type: ignore[arg-type]
     evaluate_slides([slide], 3)  # type: ignore[list-item]
     place_views("around")  # type: ignore[call-arg, arg-type]
     train_segmenter("recipe.yaml", Path("run"))  # type: ignore[arg-type]
