@@ -87,14 +87,14 @@ def accepted(preprocessing: Preprocessing) -> None:
 
 def refused(slide: Slide, model: Segmenter, preprocessing: Preprocessing) -> None:
     """Mistakes: mypy would report an error that is ignored in vain, or without its name."""
-    MuViTEncoder2d(nonsense=3)  # type: ignore[call-arg]
+    MuViTEncoder2d(in_channels=1, levels=(1, 4), nonsense=3)  # type: ignore[call-arg]
     MuViTEncoder2d(in_channels="1", levels=(1, 4))  # type: ignore[arg-type]
     MuViTEncoder2d(in_channels=1, levels=(1, 4), attention_mode="some")  # type: ignore[arg-type]
     MuViTMAE3d(nonsense=3)  # type: ignore[call-arg]
     MuViTMAE3d(decoder_mode="many")  # type: ignore[arg-type]
-    MuViTDecoder2d(nonsense=3)  # type: ignore[call-arg]
-    EncoderConfig(in_channels=1, level=(1, 4))  # type: ignore[call-arg]
-    Segmenter(in_channels=1)  # type: ignore[call-arg]
+    MuViTDecoder2d(8, nonsense=3)  # type: ignore[call-arg]
+    EncoderConfig(in_channels=1, levels=(1, 4), level=3)  # type: ignore[call-arg]
+    Segmenter(model.config, in_channels=1)  # type: ignore[call-arg]
     SegmenterConfig(encoder=model, num_classes=3)  # type: ignore[arg-type]
     CropConfig(levels=(1, 4), size=64)  # type: ignore[arg-type]
     GridCrops()  # type: ignore[call-arg]
