@@ -147,6 +147,7 @@ sys.exit(failed)
 """
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_every_module_can_be_imported_first_and_without_warnings():
     files = sorted(ROOT.rglob("*.py"))

@@ -42,6 +42,7 @@ def demo(tmp_path_factory):
     return output
 
 
+@pytest.mark.long
 def test_the_quick_demo_goes_the_whole_way(demo):
     metrics = json.loads((demo / "metrics.json").read_text())
     assert list(metrics) == list(MODELS)
@@ -85,6 +86,7 @@ def test_the_quick_demo_goes_the_whole_way(demo):
         assert {"best", "last", "pictures", "logs"} <= {f.name for f in (demo / "runs" / slug).iterdir()}
 
 
+@pytest.mark.long
 def test_a_demo_is_not_overwritten(demo, capfd):
     before = (demo / "index.html").read_bytes()
     assert main(["demo", "--quick", "--output", str(demo)]) == 1
@@ -92,11 +94,12 @@ def test_a_demo_is_not_overwritten(demo, capfd):
     assert (demo / "index.html").read_bytes() == before
 
 
+@pytest.mark.long
 def test_a_demo_that_was_stopped_goes_on_with_its_images(demo, monkeypatch, capfd):
     record, passed = demo / "data" / "synthetic.json", {}
     before = record.stat().st_mtime_ns
     result = ModelResult(name="one", description="", dice={"cell": 0.5}, mean_dice=0.5, seconds=1, parameters=1)
-    monkeypatch.setattr("muvit.cli.demo.compare", lambda *_, **options: passed.update(options) or [result])
+    monkeypatch.setattr("muvit.evaluation.comparison.compare", lambda *_, **options: passed.update(options) or [result])
     assert main(["demo", "--quick", "--resume", "--devices", "cpu", "--output", str(demo)]) == 0
     assert (passed["resume"], passed["overwrite"], passed["devices"]) == (True, False, "cpu")
     assert record.stat().st_mtime_ns == before

@@ -14,7 +14,7 @@ from shapely.geometry import shape
 from muvit.cli import main
 from muvit.data.crops.normalize import Range
 from muvit.data.crops.preprocessing import Preprocessing
-from muvit.data.folders import open_labels
+from muvit.data.folders import open_label_images
 from muvit.data.pyramids.convert import convert_image
 from muvit.data.slides.ome_zarr import OmeZarrSlide, PyramidWriter
 from muvit.data.slides.open import open_slide
@@ -102,7 +102,7 @@ def test_only_labels_are_taken_from_a_folder(work, tmp_path):
     for name in "ab":
         shutil.rmtree(folder / f"{name}.ome.zarr")
     with pytest.raises(ReadError, match="a folder of label images"):
-        open_labels([folder])
+        open_label_images([folder])
 
 
 def test_one_label_image_stands_alone(work, tmp_path):

@@ -96,7 +96,7 @@ def test_settings_that_do_not_fit_are_refused(recipe, tmp_path, capsys):
     run = ["pretrain", "--config", str(recipe), "--output", str(tmp_path / "run")]
     assert main([*run, "--model.masking_ratio", "2"]) in (1, 2)
     assert "masking_ratio" in capsys.readouterr().err
-    assert main([*run, "--model.encoder.levels", "[1, 3]"]) == 1
+    assert main([*run, "--model.encoder.levels", "[1, 3.5]"]) == 1
     assert main([*run, "--model.depth", "3"]) == 2
     assert not (tmp_path / "run").exists()
 
@@ -106,7 +106,7 @@ def test_help_tells_every_setting(capsys):
     text = " ".join(capsys.readouterr().out.split())
     for words in (
         "Share of all tokens that is masked",
-        "Random crops that make an epoch",
+        "Random crops per epoch",
         "exponential moving average",
     ):
         assert words in text

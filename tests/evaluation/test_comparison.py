@@ -160,6 +160,7 @@ def test_the_difference_of_two_models_is_drawn_over_slides_in_pairs():
     assert paired_difference(scored(hard[:4] + 5), scored(hard[:4])) is None
 
 
+@pytest.mark.long
 def test_what_fails_in_a_process_is_told_here_and_ends_the_others(recipe, tmp_path):
     data = write_synthetic(
         tmp_path / "data", num_train=1, num_val=1, num_test=1, config=SyntheticConfig.small(), workers=1

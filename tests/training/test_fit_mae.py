@@ -456,8 +456,8 @@ def test_without_validation_the_last_model_is_the_result(recipe, tmp_path):
     [
         ("data", {"train": "nowhere"}, ReadError, "nowhere"),
         ("data", {"crop_size": 18}, InputError, "multiples of"),
-        ("encoder", {"levels": (1, 3)}, InputError, "3"),
-        ("encoder", {"in_channels": 3}, InputError, "model.encoder.in_channels"),
+        ("encoder", {"levels": (1, 3.5)}, InputError, "3.5"),
+        ("encoder", {"in_channels": 3}, InputError, r"expected 3 channel\(s\), as the model has, got 1"),
         ("encoder", {"ndim": 3}, InputError, "spatial axes"),
     ],
 )

@@ -107,7 +107,7 @@ def test_a_masked_autoencoder_with_averaged_weights_trains_in_bfloat16_with_fuse
     watch = Watch()
     recipe = PretrainRecipe(
         data=PretrainDataConfig(train=str(slides / "train"), val=str(slides / "val"), **CROPS),
-        model=MAEConfig(levels=(1, 4), patch_size=8, dim=16, num_layers=2, heads=2, dim_decoder=16),
+        model=MAEConfig(encoder=ENCODER, dim_decoder=16),
         optim=PretrainOptimConfig(lr=1e-2, ema_decay=0.9),
         run=RUN,
     )

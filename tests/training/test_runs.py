@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from muvit.errors import InputError
+from muvit.models.encoder import EncoderConfig
 from muvit.models.mae import MAEConfig
 from muvit.training.recipes import PretrainDataConfig, PretrainRecipe, RunConfig
 from muvit.training.runs import check_devices, precision_for
@@ -36,6 +37,7 @@ def test_without_a_gpu_asking_for_one_is_refused(monkeypatch):
 
 def test_every_device_gets_a_batch_in_each_epoch():
     data = PretrainDataConfig(train="images", samples_per_epoch=16, batch_size=8)
-    PretrainRecipe(data=data, model=MAEConfig(), run=RunConfig(devices=2))
+    model = MAEConfig(encoder=EncoderConfig(in_channels=1, levels=(1, 4)))
+    PretrainRecipe(data=data, model=model, run=RunConfig(devices=2))
     with pytest.raises(InputError, match="samples_per_epoch: expected at least 32: a batch for each of 4 devices"):
-        PretrainRecipe(data=data, model=MAEConfig(), run=RunConfig(devices=2, num_nodes=2))
+        PretrainRecipe(data=data, model=model, run=RunConfig(devices=2, num_nodes=2))

@@ -30,6 +30,7 @@ def runs(slides, tmp_path_factory):
     return one, two
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("verb", ["train", "pretrain"])
 def test_two_processes_take_the_step_of_one(runs, verb):
     one, two = (torch.load(folder / verb / "gradients.pt", weights_only=True) for folder in runs)
@@ -40,6 +41,7 @@ def test_two_processes_take_the_step_of_one(runs, verb):
         )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "verb, scores",
     [

@@ -24,8 +24,7 @@ from muvit.data.crops.preprocessing import Preprocessing
 from muvit.data.crops.sampling import EpochSampler
 from muvit.data.crops.slide_crops import LabelledSlide, SlideCrops
 from muvit.data.crops.statistics import measure_channels
-from muvit.data.folders import IMAGES, class_legend, open_folder, open_labelled_folder, slide_files
-from muvit.data.slides.open import open_slide
+from muvit.data.folders import IMAGES, class_legend, open_folder, open_labelled_folder
 from muvit.data.slides.slide import Slide
 from muvit.data.tables import read_column, values_of
 from muvit.errors import InputError
@@ -69,7 +68,7 @@ def _channels(recipe: AnyRecipe) -> int:
     model = recipe.model if isinstance(recipe, Recipe) else recipe.model.encoder
     if model.in_channels is not None:
         return model.in_channels
-    channels = open_slide(slide_files(Path(recipe.data.train) / IMAGES)[0]).num_channels
+    channels = next(iter(open_folder(Path(recipe.data.train) / IMAGES).values())).num_channels
     _LOG.info("%s: images of %d channel(s)", recipe.data.train, channels)
     return channels
 

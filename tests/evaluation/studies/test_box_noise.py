@@ -12,6 +12,7 @@ from muvit.errors import InputError
 from muvit.evaluation.scores.segmentation import evaluate_slides
 from muvit.evaluation.studies.box_noise import draw_noise, study_noise
 from muvit.inference.predict import predict_slide
+from muvit.inference.run.options import AS_PUBLISHED
 from muvit.models.encoder import EncoderConfig
 from muvit.models.segmentation_model import SegmentationModel, Views
 from muvit.models.segmenter import Segmenter, SegmenterConfig
@@ -117,7 +118,9 @@ def test_without_noise_a_model_scores_what_its_prediction_scores(folder, tmp_pat
     model = segmenter("true")
     pairs = []
     for image, truth in open_labelled_folder(folder):
-        target = predict_slide(model, image, tmp_path / f"{image.name}.ome.zarr", PREPROCESSING, device="cpu")
+        target = predict_slide(
+            model, image, tmp_path / f"{image.name}.ome.zarr", PREPROCESSING, options=AS_PUBLISHED, device="cpu"
+        )
         pairs.append((open_slide(target), truth))
     result = study(model, folder, sigmas=(0, 1e6))
     assert (result.noisy[0].confusion == evaluate_slides(pairs, 2).confusion).all()

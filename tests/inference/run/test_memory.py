@@ -64,6 +64,7 @@ print(peak())
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="asks Linux for the peak of a process")
+@pytest.mark.long
 def test_the_peak_of_memory_is_the_same_for_a_slide_of_16_times_the_pixels():
     """In processes of their own; the larger slide has 64 million pixels, which nothing may hold at once."""
     command = [sys.executable, "-c", SCRIPT]

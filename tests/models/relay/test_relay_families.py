@@ -9,7 +9,7 @@ from torch.nn.functional import normalize
 from muvit.errors import InputError
 from muvit.geometry import naive_boxes
 from muvit.losses import SegmentationLoss
-from muvit.models.trained import load_model
+from muvit.models.trained import load_network
 
 
 def timm_twin(model, level):
@@ -239,7 +239,7 @@ def test_class_token_and_final_norm_are_left_out_of_folders_and_counts(name, tmp
     num_kept, num_left = (sum(p.numel() for p in m.parameters()) for m in (kept, model))
     assert num_kept - num_left == (rows + 2) * model.backbone.widths[0]
     model.save(tmp_path / "model")
-    again = load_model(tmp_path / "model")
+    again = load_network(tmp_path / "model")
     img = views(model)
     with torch.no_grad():
         assert torch.equal(again(img), model(img))
