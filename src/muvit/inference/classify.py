@@ -45,7 +45,7 @@ class Classification:
     crops: ClassifiedCrops | ClassifiedTiles
     """Random crops, or all tiles."""
     device: torch.device
-    """Where to compute."""
+    """Device of the computation."""
     batch_size: int
     """Crops computed at once."""
 

@@ -234,7 +234,7 @@ class Segmenter(SegmentationModel):
             )
         logits = self(batch["img"], batch["bbox"])
         pairs = zip(logits.unbind(1), batch["labels"].unbind(1), strict=True)
-        finest, *coarse = (criterion(guess, truth) for guess, truth in pairs)
+        finest, *coarse = (criterion(predicted, truth) for predicted, truth in pairs)
         return finest + self.config.deep_supervision * torch.stack(coarse).mean(), logits[:, 0]
 
     def _build_queries(self) -> QueryDecoder:

@@ -18,7 +18,7 @@ _IDS = {
 _UNSCORED_IDS = (0, 1, 2, 3, 4, 5, 6, 9, 10, 14, 15, 16, 18, 29, 30, 255)
 
 LABEL_IDS = LabelMap({name: (value,) for name, value in _IDS.items()} | {IGNORE_NAME: _UNSCORED_IDS})
-"""Values of ``_labelIds.png``; the classes that the benchmark does not score count nowhere."""
+"""Values of ``_labelIds.png``; classes that the benchmark does not score are ignored in loss and metrics."""
 
 TRAIN_IDS = LabelMap({name: (value,) for value, name in enumerate(_IDS)} | {IGNORE_NAME: (255,)})
 """Values of ``_labelTrainIds.png``."""

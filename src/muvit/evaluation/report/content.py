@@ -17,7 +17,7 @@ class ModelResult:
 
     name: str
     description: str
-    """How it differs from the others, one sentence."""
+    """Difference from the others, one sentence."""
     dice: Mapping[str, float]
     """Dice of each scored foreground class by name, 0 to 1; NaN where a class neither occurs nor is predicted."""
     mean_dice: float

@@ -14,7 +14,7 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True, kw_only=True)
 class BootstrapConfig:
-    """How intervals are computed."""
+    """Settings of the intervals."""
 
     coverage: float = 0.95
     """Fraction of the resampled scores that the interval holds."""

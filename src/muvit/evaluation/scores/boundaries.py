@@ -30,7 +30,7 @@ MAX_BOUNDARY_PIXELS = 50_000_000
 
 @dataclass(frozen=True, kw_only=True)
 class BoundaryConfig:
-    """How boundaries are compared."""
+    """Settings of the comparison of boundaries."""
 
     tolerance: float = 2.0
     """Distance up to which a boundary pixel counts as found."""

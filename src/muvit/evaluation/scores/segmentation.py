@@ -48,7 +48,7 @@ class Evaluation:
     missing: tuple[str, ...] = ()
     """Names of true slides that had no prediction, and are not among ``slides``."""
     boundary: BoundaryConfig | None = None
-    """How boundaries were compared; None if they were not."""
+    """Settings of the comparison of boundaries; None if they were not compared."""
 
     @property
     def confusion(self) -> NDArray[np.int64]:

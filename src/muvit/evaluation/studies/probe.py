@@ -28,7 +28,7 @@ from muvit.progress import Progress
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeConfig:
-    """How features are taken and classified; the numbers of crops are the paper's."""
+    """Settings of the features and of their classification; the numbers of crops are the paper's."""
 
     train_crops: int = 5
     """Random nested crops of each training image."""
@@ -63,7 +63,7 @@ class ProbeScores:
     classifier: Literal["logistic regression", "kNN"]
     """The classifier trained on the features."""
     unit: Literal["crop", "slide"]
-    """What was classified: crops, or slides by the mean probabilities of their crops."""
+    """Classified units: crops, or slides by the mean probabilities of their crops."""
     accuracy: float
     """Share of right answers."""
     auc: Mapping[str, float]

@@ -38,7 +38,7 @@ class PretrainedModel:
     model: MuViTMAE
     """The model."""
     preprocessing: Preprocessing
-    """How it saw crops."""
+    """Preprocessing of its crops."""
     trained_boxes: Boxes = "true"
     """Boxes that it was trained with."""
 

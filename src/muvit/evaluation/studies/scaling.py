@@ -28,7 +28,7 @@ _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 @dataclass(frozen=True, kw_only=True)
 class ScalingConfig:
-    """What to measure; the level sets are the paper's."""
+    """Measured sizes; the level sets are the paper's."""
 
     level_sets: tuple[tuple[float, ...], ...] = ((1,), (1, 8), (1, 8, 32))
     """Levels of each model."""

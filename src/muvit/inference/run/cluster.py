@@ -34,7 +34,7 @@ from muvit.models.trained import load_network
 _LOG = logging.getLogger(__name__)
 
 RETRIES = 3
-"""How often a block is tried again after it failed or its worker died."""
+"""Number of retries of a block that failed or whose worker died."""
 
 _WORKERLESS_S = 120.0
 

@@ -1,4 +1,4 @@
-"""What a prediction writes, and how tiles are placed and joined."""
+"""Outputs of a prediction, and placement and blending of its tiles."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -23,13 +23,13 @@ class PredictOptions:
     """Overlap of neighbouring tiles: below 1 a fraction of the crop, from 1 on pixels; 0 is the paper's and the
     fastest."""
     blend: Blend = "cosine"
-    """How overlapping tiles are joined: averaged with a linear or cosine ramp, or each writes only its central part
+    """Blending of overlapping tiles: averaged with a linear or cosine ramp, or each writes only its central part
     (center, as Relay Tokens do)."""
     flips: tuple[int, ...] = ()
     """Test-time augmentation: axes to flip, counted from the last (-1). Predictions are averaged over all combinations
     of flips."""
     average: Average = "probabilities"
-    """What is averaged over overlapping tiles and flips: probabilities or logits."""
+    """Quantity averaged over overlapping tiles and flips: probabilities or logits."""
     probabilities: ProbabilityType | None = None
     """Also write the probability of each class, as uint8 (255 is 1) or float16."""
     entropy: bool = False

@@ -105,7 +105,7 @@ class LabelPlan(Plan):
     options: PredictOptions
     """As given, with the chosen precision and placement of coarse crops."""
     tissue: dict[str, Any] | None = None
-    """How tissue was separated from background; None where all tiles count."""
+    """Separation of tissue from background; None where all tiles count."""
 
     @property
     def tilings(self) -> tuple[TilePlan, ...]:

@@ -25,7 +25,7 @@ from muvit.inference.tiling.blend import Neighbor, axis_weights
 from muvit.levels import Level, check_levels
 
 Blend = Literal["linear", "cosine", "center"]
-"""How overlapping tiles are joined: by a linear or cosine ramp, or each writes its central part only."""
+"""Blending of overlapping tiles: by a linear or cosine ramp, or each writes its central part only."""
 
 
 class Block(NamedTuple):
