@@ -61,7 +61,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def add_pair_arguments(parser: ArgumentParser) -> None:
-    """Which labels are classes, and whether a true slide may lack a prediction."""
+    """Add the options on classes, and on true slides without a prediction."""
     parser.add_argument(
         "--num_classes",
         type=int | None,

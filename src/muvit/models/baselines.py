@@ -43,7 +43,7 @@ _VIT = {"vit_tiny": (192, 3), "vit_small": (384, 6), "vit_base": (768, 12)}
 
 @dataclass(frozen=True, kw_only=True)
 class BaselineConfig:
-    """Which network of which library, and what it is built for."""
+    """A network of another library, and the task that it is built for."""
 
     kind: NetworkName
     """From segmentation-models-pytorch (2D): unet, deeplabv3, segformer; from MONAI (2D and 3D): residual_unet,

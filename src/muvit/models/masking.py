@@ -1,4 +1,4 @@
-"""Which tokens a masked autoencoder sees: Dirichlet budgets over the levels, uniform choice within a level.
+"""Visible tokens of a masked autoencoder: Dirichlet budgets over the levels, uniform choice within a level.
 
 Every mode is one draw of keys: a token of weight ``w`` gets the key ``Exponential(1) / w``, and the tokens with the
 smallest keys are visible. That is weighted sampling without replacement, for the whole batch at once.

@@ -35,8 +35,8 @@ class AnnotationConfig:
     """Class of the objects that bound what was annotated: outside of them everything is ignored. An image without such
     objects counts as a whole; null: there is no such class."""
     overlap: Literal["area", "classes", "file"] = "area"
-    """Which of overlapping objects counts: the smaller (area), that of the class listed last (classes), or that which
-    stands later in the file (file)."""
+    """Object that counts where several overlap: the smaller (area), that of the class listed last (classes), or that
+    later in the file (file)."""
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -24,7 +24,7 @@ class Setup:
     """Device, batches and processes of the computation of blocks."""
 
     device: torch.device
-    """Where to compute."""
+    """Device of the computation."""
     batch_size: int
     """Tiles per forward pass."""
     num_workers: int

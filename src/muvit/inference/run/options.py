@@ -35,7 +35,7 @@ class PredictOptions:
     entropy: bool = False
     """Also write the entropy of the probabilities, from 0 (certain) to 1 (all classes equally likely)."""
     tissue: Tissue = "all"
-    """Which tiles are computed: all, or those with tissue, which is dark or bright against the background (auto: dark
+    """Computed tiles: all, or those with tissue, which is dark or bright against the background (auto: dark
     in RGB images of 8 bits, else bright)."""
     region: str | None = None
     """Region of interest as well-known text, in world pixels, x before y; see

@@ -28,7 +28,7 @@ _UNFIT = (
 
 @dataclass(frozen=True, kw_only=True)
 class RelayConfig:
-    """Which timm backbone, and how its passes over the views are coupled; the defaults are the paper's (Relay Tokens).
+    """A timm backbone and the coupling of its passes over the views; the defaults are the paper's (Relay Tokens).
 
     With one level it is the plain backbone with the same head; with several, the finest view is the local branch and
     each coarser one a context branch.
