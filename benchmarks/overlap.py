@@ -20,9 +20,8 @@ from muvit.data.folders import open_labelled_folder
 from muvit.data.slides.open import open_slide
 from muvit.evaluation.scores.segmentation import evaluate_slides
 from muvit.inference.predict import predict_slide
-from muvit.inference.run.label_store import prediction_status, store_path
-from muvit.inference.run.options import PredictOptions
-from muvit.inference.run.plan import LabelPlan
+from muvit.inference.run.label_blocks import prediction_status, store_path
+from muvit.inference.run.plan import LabelPlan, PredictOptions
 from muvit.inference.run.resume import read_summary
 from muvit.inference.tiling.seams import Seams
 from muvit.inference.tiling.tiles import TilePlan

@@ -24,7 +24,7 @@ from muvit.data.crops.normalize import Range
 from muvit.data.crops.preprocessing import Preprocessing
 from muvit.data.slides.slide import Slide
 from muvit.inference.predict import predict_slide
-from muvit.inference.run.options import PredictOptions
+from muvit.inference.run.plan import PredictOptions
 from muvit.levels import level_factors
 from muvit.models.segmentation_model import SegmentationModel, Views
 

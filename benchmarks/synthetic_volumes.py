@@ -24,7 +24,7 @@ from muvit.data.slides.open import open_slide
 from muvit.data.synthetic.volumes import write_volumes
 from muvit.evaluation.scores.segmentation import evaluate_slides
 from muvit.inference.predict import predict_slide
-from muvit.inference.run.options import AS_PUBLISHED
+from muvit.inference.run.plan import AS_PUBLISHED
 from muvit.levels import level_name
 from muvit.metrics import Scores
 from muvit.models.trained import build_model, load_model

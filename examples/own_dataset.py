@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from muvit import EncoderConfig, MuViTDataset, SegmentationLoss, Segmenter, SegmenterConfig
-from muvit.data.synthetic.perlin import fractal_noise
+from muvit.data.synthetic.images import fractal_noise
 
 WORLD, CROP = 512, 32
 

@@ -30,7 +30,7 @@ from muvit import (
     predict_slide,
 )
 from muvit.data import PyramidWriter, Range
-from muvit.data.synthetic.perlin import fractal_noise
+from muvit.data.synthetic.images import fractal_noise
 
 SIDE = 256
 

@@ -17,12 +17,12 @@ import torch
 from muvit.cli import _parser, main
 from muvit.data.crops.normalize import Range
 from muvit.data.crops.preprocessing import FILE, Preprocessing
-from muvit.data.slides.ome_zarr import PyramidWriter
+from muvit.data.pyramids.writer import PyramidWriter
 from muvit.mae import MuViTMAE2d
 from muvit.models.classifier import Classifier
 from muvit.models.layers.patch import patch_grid
 from muvit.models.mae import MuViTMAE
-from muvit.models.relay import RelayConfig
+from muvit.models.relay.config import RelayConfig
 from muvit.models.segmenter import Segmenter
 from muvit.models.trained import build_model, load_network
 from muvit.settings import settings_from

@@ -9,8 +9,7 @@ from muvit.errors import CheckpointError, InputError
 from muvit.mae import MuViTMAE2d, MuViTMAE3d, MuViTMAE4d
 from muvit.models.encoder import EncoderConfig, MuViTEncoder
 from muvit.models.layers.patch import patchify
-from muvit.models.mae import MAEConfig, MuViTMAE
-from muvit.models.mae_decoder import DecoderConfig, MuViTDecoder
+from muvit.models.mae import DecoderConfig, MAEConfig, MuViTDecoder, MuViTMAE
 from muvit.models.masking import draw_mask
 
 TINY = {"in_channels": 2, "levels": (1, 4), "patch_size": 4, "dim": 32, "num_layers": 2, "heads": 2}

@@ -10,7 +10,7 @@ from muvit.errors import InputError, ReadError
 from muvit.models.baselines import BaselineConfig
 from muvit.models.encoder import EncoderConfig
 from muvit.models.folder import plain
-from muvit.models.relay import RelayConfig
+from muvit.models.relay.config import RelayConfig
 from muvit.models.segmenter import SegmenterConfig
 from muvit.settings import read_settings, sentence, settings_from, yaml_mode
 from muvit.training.recipes import DataConfig, Recipe

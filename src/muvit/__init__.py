@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 from muvit.version import __version__
 
 if TYPE_CHECKING:
-    from muvit.data.crops.config import CropConfig
     from muvit.data.crops.crops import GridCrops, NestedCrops
     from muvit.data.crops.dataset import MuViTDataset
-    from muvit.data.crops.preprocessing import Preprocessing
+    from muvit.data.crops.preprocessing import CropConfig, Preprocessing
     from muvit.data.pyramids.convert import convert_image
     from muvit.data.slides.open import open_slide
     from muvit.data.slides.slide import Slide
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     from muvit.inference.features import extract_features
     from muvit.inference.predict import predict_slide
     from muvit.inference.run.execution import Execution
-    from muvit.inference.run.options import PredictOptions
+    from muvit.inference.run.plan import PredictOptions
     from muvit.losses import SegmentationLoss
     from muvit.mae import MuViTMAE2d, MuViTMAE3d, MuViTMAE4d
     from muvit.models.classifier import Classifier, ClassifierConfig
@@ -81,7 +80,6 @@ __all__ = [
 ]
 
 _MODULES = (
-    ("data.crops.config", ("CropConfig",)),
     (
         "data.crops.crops",
         (
@@ -90,7 +88,7 @@ _MODULES = (
         ),
     ),
     ("data.crops.dataset", ("MuViTDataset",)),
-    ("data.crops.preprocessing", ("Preprocessing",)),
+    ("data.crops.preprocessing", ("CropConfig", "Preprocessing")),
     ("data.pyramids.convert", ("convert_image",)),
     ("data.slides.open", ("open_slide",)),
     ("data.slides.slide", ("Slide",)),
@@ -115,7 +113,7 @@ _MODULES = (
     ("inference.features", ("extract_features",)),
     ("inference.predict", ("predict_slide",)),
     ("inference.run.execution", ("Execution",)),
-    ("inference.run.options", ("PredictOptions",)),
+    ("inference.run.plan", ("PredictOptions",)),
     ("losses", ("SegmentationLoss",)),
     (
         "mae",

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal, Self
 from muvit.encoders import check_ndim
 from muvit.errors import InputError
 from muvit.models.layers.rope import RotaryMode
-from muvit.models.mae_decoder import DecoderConfig, MuViTDecoder
+from muvit.models.mae import DecoderConfig, MuViTDecoder
 
 __all__ = ["MuViTDecoder", "MuViTDecoder2d", "MuViTDecoder3d", "MuViTDecoder4d"]
 

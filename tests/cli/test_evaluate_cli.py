@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from muvit.cli import main
-from muvit.data.slides.ome_zarr import PyramidWriter
+from muvit.data.pyramids.writer import PyramidWriter
 
 LABELS = np.repeat(np.arange(3, dtype=np.uint8), 8)[None].repeat(16, axis=0)
 

@@ -16,11 +16,12 @@ from muvit.data.crops.normalize import Range
 from muvit.data.crops.preprocessing import Preprocessing
 from muvit.data.folders import open_label_images
 from muvit.data.pyramids.convert import convert_image
-from muvit.data.slides.ome_zarr import OmeZarrSlide, PyramidWriter
+from muvit.data.pyramids.writer import PyramidWriter
+from muvit.data.slides.ome_zarr import OmeZarrSlide
 from muvit.data.slides.open import open_slide
 from muvit.errors import ReadError
 from muvit.inference.predict import predict_slide
-from muvit.inference.run.options import PredictOptions
+from muvit.inference.run.plan import PredictOptions
 from muvit.models.segmentation_model import SegmentationModel, Views
 
 LABELS = np.zeros((64, 96), np.uint8)

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 
 import muvit.cli.info
 from muvit.cli import main
-from muvit.cli.failures import failure
+from muvit.cli.terminal import failure
 
 
 class Deadly(Dataset):

@@ -6,7 +6,8 @@ import pytest
 from muvit.cli import main
 from muvit.data.crops.normalize import Range
 from muvit.data.crops.preprocessing import FILE, Preprocessing
-from muvit.data.slides.ome_zarr import OmeZarrSlide, PyramidWriter
+from muvit.data.pyramids.writer import PyramidWriter
+from muvit.data.slides.ome_zarr import OmeZarrSlide
 from muvit.encoders import MuViTEncoder2d
 from muvit.mae import MuViTMAE2d
 from muvit.models.encoder import EncoderConfig

@@ -8,10 +8,11 @@ from PIL import Image
 from muvit.cli import main
 from muvit.data.crops.normalize import Range
 from muvit.data.crops.preprocessing import Preprocessing
-from muvit.data.slides.ome_zarr import OmeZarrSlide, PyramidWriter
+from muvit.data.pyramids.writer import PyramidWriter
+from muvit.data.slides.ome_zarr import OmeZarrSlide
 from muvit.data.slides.open import open_slide
 from muvit.data.slides.slide import Slide
-from muvit.inference.run.label_store import prediction_status
+from muvit.inference.run.label_blocks import prediction_status
 from muvit.inference.run.resume import read_plan
 from muvit.models.encoder import EncoderConfig
 from muvit.models.segmenter import Segmenter, SegmenterConfig

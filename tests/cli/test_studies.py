@@ -18,7 +18,8 @@ from muvit.cli.study import STUDIES
 from muvit.cli.study.output import named_paths
 from muvit.data.crops.normalize import Range
 from muvit.data.crops.preprocessing import FILE, Preprocessing
-from muvit.data.slides.ome_zarr import OmeZarrSlide, PyramidWriter
+from muvit.data.pyramids.writer import PyramidWriter
+from muvit.data.slides.ome_zarr import OmeZarrSlide
 from muvit.errors import InputError
 from muvit.evaluation.studies import probe
 from muvit.mae import MuViTMAE2d

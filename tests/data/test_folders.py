@@ -4,8 +4,8 @@ from PIL import Image
 
 from muvit.data.folders import class_legend, open_folder, open_labelled_folder
 from muvit.data.pyramids.reduction import majority
+from muvit.data.pyramids.writer import PyramidWriter
 from muvit.data.slides.derived import with_levels
-from muvit.data.slides.ome_zarr import PyramidWriter
 from muvit.data.slides.open import open_slide
 from muvit.errors import InputError, ReadError
 

@@ -7,11 +7,11 @@ import pytest
 from PIL import Image
 
 from muvit.data.folders import open_labelled_folder
-from muvit.data.slides.ome_zarr import PyramidWriter
+from muvit.data.pyramids.writer import PyramidWriter
 from muvit.data.synthetic.images import SyntheticConfig, write_synthetic
 from muvit.errors import ExistsError, InputError, ReadError
 from muvit.evaluation.comparison import compare, paired_difference
-from muvit.evaluation.report import slides as report_slides
+from muvit.evaluation.report import examples as report_examples
 from muvit.evaluation.scores.segmentation import Evaluation, SlideCounts
 from muvit.evaluation.variants import Variant, with_controls
 from muvit.models.encoder import EncoderConfig
@@ -61,7 +61,7 @@ def write_folder(folder, *, levels=(1, 4, 16), shape=(80, 105), channels=1, labe
 
 
 def test_a_resumed_comparison_trains_nothing_again_and_writes_its_results_anew(recipe, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(report_slides, "PICTURE_PX", 100)  # so that the whole slide is larger
+    monkeypatch.setattr(report_examples, "PICTURE_PX", 100)  # so that the whole slide is larger
     train, test = (write_folder(tmp_path / name) for name in ("train", "test"))
     encoder = replace(recipe.model.encoder, levels=(1, 4))
     short = replace(
@@ -136,11 +136,11 @@ def test_pictures_show_the_same_pixels_of_every_pyramid(tmp_path, monkeypatch):
     ]
     whole = slides[0].read(1, (0, 0), (80, 105))
     for longest, shown in ((2000, whole), (60, whole[:, 1::2, 1::2]), (30, whole[:, 2::4, 2::4])):
-        monkeypatch.setattr(report_slides, "PICTURE_PX", longest)
-        for pixels in report_slides.read_aligned(slides):  # level 1 is all that they have in common
+        monkeypatch.setattr(report_examples, "PICTURE_PX", longest)
+        for pixels in report_examples.read_aligned(slides):  # level 1 is all that they have in common
             np.testing.assert_array_equal(pixels, shown)
-    monkeypatch.setattr(report_slides, "PICTURE_PX", 104)
-    assert [pixels.shape for pixels in report_slides.read_aligned(slides[:2])] == [(1, 20, 27)] * 2
+    monkeypatch.setattr(report_examples, "PICTURE_PX", 104)
+    assert [pixels.shape for pixels in report_examples.read_aligned(slides[:2])] == [(1, 20, 27)] * 2
 
 
 def test_the_difference_of_two_models_is_drawn_over_slides_in_pairs():

@@ -16,18 +16,17 @@ from torch import Tensor, nn
 
 from muvit.data.crops.augment import Augmentation
 from muvit.data.crops.classified import ClassifiedCrops, ClassifiedTiles
-from muvit.data.crops.config import CropConfig
 from muvit.data.crops.crops import GridCrops, NestedCrops
 from muvit.data.crops.normalize import normalization_from_dict
 from muvit.data.crops.placement import Placement, Window
-from muvit.data.crops.preprocessing import Preprocessing
+from muvit.data.crops.preprocessing import CropConfig, Preprocessing
 from muvit.data.pyramids.writer import PyramidWriter
 from muvit.data.slides.open import open_slide
 from muvit.data.slides.slide import Slide
 from muvit.encoders import MuViTEncoder2d, MuViTEncoder3d, MuViTEncoder4d
 from muvit.inference.predict import predict_slide
 from muvit.inference.run.context import ContextCaching
-from muvit.inference.run.options import PredictOptions
+from muvit.inference.run.plan import PredictOptions
 from muvit.losses import SegmentationLoss
 from muvit.mae import MuViTMAE2d, MuViTMAE3d, MuViTMAE4d
 from muvit.models.baselines import Baseline, BaselineConfig
@@ -36,7 +35,8 @@ from muvit.models.encoder import EncoderConfig
 from muvit.models.folder import FolderModel
 from muvit.models.mae import MuViTMAE
 from muvit.models.masking import TokenMask
-from muvit.models.relay import RelayConfig, RelaySegmenter
+from muvit.models.relay.config import RelayConfig
+from muvit.models.relay.segmenter import RelaySegmenter
 from muvit.models.segmentation_model import SegmentationModel
 from muvit.models.segmenter import Segmenter, SegmenterConfig
 from muvit.models.trained import load_model, load_network

@@ -9,11 +9,10 @@ import pytest
 import torch
 from array_slide import ArraySlide
 
-from muvit.data.crops.config import CropConfig
 from muvit.data.crops.normalize import Percentile, Range
 from muvit.data.crops.placement import Window, place_views
-from muvit.data.crops.preprocessing import Preprocessing
-from muvit.data.crops.reading import read_views
+from muvit.data.crops.preprocessing import CropConfig, Preprocessing
+from muvit.data.crops.slide_crops import read_views
 from muvit.data.slides.derived import complete_slide
 from muvit.data.slides.ome_zarr import OmeZarrSlide
 from muvit.encoders import MuViTEncoder2d, MuViTEncoder3d

@@ -7,13 +7,14 @@ import torch
 
 from muvit.data.crops.normalize import Percentile, Range, Standardize
 from muvit.data.crops.preprocessing import Preprocessing
-from muvit.data.slides.ome_zarr import OmeZarrSlide, PyramidWriter
+from muvit.data.pyramids.writer import PyramidWriter
+from muvit.data.slides.ome_zarr import OmeZarrSlide
 from muvit.data.slides.open import open_slide
 from muvit.errors import ExistsError, InputError, ReadError
 from muvit.inference.predict import predict_slide
 from muvit.inference.run.execution import resolve_device
-from muvit.inference.run.label_store import prediction_status
-from muvit.inference.run.options import AS_PUBLISHED, PredictOptions
+from muvit.inference.run.label_blocks import prediction_status
+from muvit.inference.run.plan import AS_PUBLISHED, PredictOptions
 from muvit.models.encoder import EncoderConfig
 from muvit.models.segmenter import Segmenter, SegmenterConfig
 

@@ -34,7 +34,8 @@ from muvit.models.baselines import Baseline, BaselineConfig
 from muvit.models.classifier import Classifier, ClassifierConfig
 from muvit.models.encoder import EncoderConfig
 from muvit.models.masking import TokenMask
-from muvit.models.relay import RelayConfig, RelaySegmenter
+from muvit.models.relay.config import RelayConfig
+from muvit.models.relay.segmenter import RelaySegmenter
 from muvit.models.segmenter import Segmenter, SegmenterConfig
 from muvit.training.optim import OptimConfig, PretrainOptimConfig, build_optimizer, build_pretrain_optimizer
 from muvit.training.tasks import ClassificationTask, PretrainTask, SegmentationTask

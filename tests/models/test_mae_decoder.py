@@ -4,7 +4,7 @@ from torch.nn.functional import gelu, layer_norm, scaled_dot_product_attention
 
 from muvit.errors import CheckpointError, InputError
 from muvit.models.encoder import MuViTEncoder
-from muvit.models.mae_decoder import DecoderConfig, MuViTDecoder
+from muvit.models.mae import DecoderConfig, MuViTDecoder
 
 TINY = {"in_channels": 24, "dim": 32, "num_layers": 2, "heads": 2}
 

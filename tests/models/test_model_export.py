@@ -13,7 +13,8 @@ from muvit.mae import MuViTMAE2d
 from muvit.models.classifier import Classifier, ClassifierConfig
 from muvit.models.encoder import EncoderConfig
 from muvit.models.masking import TokenMask
-from muvit.models.relay import RelayConfig, RelaySegmenter
+from muvit.models.relay.config import RelayConfig
+from muvit.models.relay.segmenter import RelaySegmenter
 from muvit.models.segmenter import Segmenter, SegmenterConfig
 
 ENCODER = {"in_channels": 1, "levels": (1, 4), "patch_size": 2, "num_layers": 1, "dim": 16, "heads": 2}

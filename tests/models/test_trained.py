@@ -9,8 +9,7 @@ from muvit.errors import CheckpointError, ExistsError
 from muvit.models.baselines import Baseline, BaselineConfig
 from muvit.models.classifier import Classifier, ClassifierConfig
 from muvit.models.encoder import EncoderConfig, MuViTEncoder
-from muvit.models.mae import MAEConfig, MuViTMAE
-from muvit.models.mae_decoder import DecoderConfig, MuViTDecoder
+from muvit.models.mae import DecoderConfig, MAEConfig, MuViTDecoder, MuViTMAE
 from muvit.models.segmentation_model import SegmentationModel
 from muvit.models.segmenter import Segmenter, SegmenterConfig
 from muvit.models.trained import TrainedModel, build_model, load_encoder, load_model, load_network

@@ -2,7 +2,8 @@
 
 import torch
 
-from muvit.models.relay import RelayConfig, RelaySegmenter
+from muvit.models.relay.config import RelayConfig
+from muvit.models.relay.segmenter import RelaySegmenter
 
 VIT = {"depth": 3, "embed_dim": 48, "num_heads": 3}
 """A width whose heads of 16 features rotary embeddings can split."""

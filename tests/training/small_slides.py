@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from muvit.data.slides.ome_zarr import PyramidWriter
+from muvit.data.pyramids.writer import PyramidWriter
 
 
 def write_slides(folder, shape=(64, 64), num_train=2, num_val=1):

@@ -13,7 +13,7 @@ from PIL import Image
 
 from muvit.data.crops.augment import Augmentation
 from muvit.data.crops.preprocessing import Preprocessing
-from muvit.data.slides.ome_zarr import PyramidWriter
+from muvit.data.pyramids.writer import PyramidWriter
 from muvit.data.slides.open import open_slide
 from muvit.data.synthetic.images import STORE, SyntheticConfig, write_synthetic
 from muvit.errors import ExistsError, InputError, MuViTError, ReadError
@@ -21,7 +21,7 @@ from muvit.geometry import box_size
 from muvit.metrics import Scores
 from muvit.models.baselines import BaselineConfig
 from muvit.models.encoder import EncoderConfig
-from muvit.models.relay import RelayConfig
+from muvit.models.relay.config import RelayConfig
 from muvit.models.segmenter import Segmenter, SegmenterConfig
 from muvit.models.trained import build_model
 from muvit.training.callbacks import SaveBestAndLast, frame

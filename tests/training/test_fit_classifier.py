@@ -12,7 +12,7 @@ from muvit.data.crops.augment import Augmentation
 from muvit.data.crops.normalize import Range
 from muvit.data.crops.placement import FreeViews
 from muvit.data.crops.preprocessing import Preprocessing
-from muvit.data.slides.ome_zarr import PyramidWriter
+from muvit.data.pyramids.writer import PyramidWriter
 from muvit.data.slides.open import open_slide
 from muvit.encoders import MuViTEncoder2d
 from muvit.errors import ExistsError, InputError

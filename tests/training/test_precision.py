@@ -11,7 +11,7 @@ from muvit.models.baselines import BaselineConfig
 from muvit.models.classifier import ClassifierConfig
 from muvit.models.encoder import EncoderConfig
 from muvit.models.mae import MAEConfig
-from muvit.models.relay import RelayConfig
+from muvit.models.relay.config import RelayConfig
 from muvit.models.segmenter import SegmenterConfig
 from muvit.training.fit import pretrain_mae, train_classifier, train_segmenter
 from muvit.training.optim import OptimConfig, PretrainOptimConfig

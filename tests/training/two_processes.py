@@ -9,7 +9,7 @@ from lightning import Callback
 
 from muvit.models.encoder import EncoderConfig
 from muvit.models.mae import MAEConfig
-from muvit.models.relay import RelayConfig
+from muvit.models.relay.config import RelayConfig
 from muvit.training.fit import pretrain_mae, train_segmenter
 from muvit.training.optim import OptimConfig, PretrainOptimConfig
 from muvit.training.recipes import DataConfig, LossConfig, PretrainDataConfig, PretrainRecipe, Recipe, RunConfig

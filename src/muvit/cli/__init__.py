@@ -10,7 +10,7 @@ from types import ModuleType
 from jsonargparse import Namespace, set_parsing_settings
 
 from muvit.cli.parser import Parser, recipe_files
-from muvit.cli.signals import sigterm_as_interrupt
+from muvit.cli.terminal import sigterm_as_interrupt
 from muvit.errors import MuViTError, ReadError
 from muvit.plain_yaml import read_text
 from muvit.settings import sentence
@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("muvit: interrupted.", *_notes(interrupt), file=sys.stderr)
         return 1
     except Exception as error:
-        from muvit.cli.failures import failure
+        from muvit.cli.terminal import failure
 
         told = failure(error)
         if told is None:

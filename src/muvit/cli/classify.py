@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from muvit.cli.progress import Progress
+from muvit.cli.terminal import Progress
 from muvit.errors import InputError
 from muvit.evaluation.results import result_files, write_results
 

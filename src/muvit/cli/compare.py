@@ -8,9 +8,9 @@ import yaml
 from jsonargparse import Namespace
 
 from muvit.cli.parser import Parser
-from muvit.cli.progress import Progress
+from muvit.cli.terminal import Progress
 from muvit.errors import InputError, ReadError
-from muvit.evaluation.report.conclusion import conclusion
+from muvit.evaluation.report.tables import conclusion
 from muvit.evaluation.variants import CONTROLS, PRESETS, Variant, preset
 from muvit.models.folder import plain
 from muvit.settings import make_settings, settings_from

@@ -6,8 +6,8 @@ from typing import Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
-from muvit.cli.progress import Progress
-from muvit.data.annotations.config import config_of_names
+from muvit.cli.terminal import Progress
+from muvit.data.annotations.objects import config_of_names
 from muvit.data.annotations.open import is_annotation
 from muvit.data.folders import images_of_labels, open_labels
 from muvit.data.pyramids.convert import convert_image

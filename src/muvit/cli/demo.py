@@ -5,12 +5,12 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
-from muvit.cli.progress import Progress
+from muvit.cli.terminal import Progress
 from muvit.data.crops.augment import Augmentation
 from muvit.data.synthetic.folders import GREY_LEVELS_PER_UNIT, RECORD_NAME
 from muvit.data.synthetic.images import SyntheticConfig, write_synthetic
 from muvit.errors import ExistsError
-from muvit.evaluation.report.conclusion import conclusion
+from muvit.evaluation.report.tables import conclusion
 from muvit.evaluation.variants import with_controls
 from muvit.models.encoder import EncoderConfig
 from muvit.models.segmenter import SegmenterConfig

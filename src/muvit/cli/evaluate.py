@@ -7,8 +7,8 @@ from typing import Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
-from muvit.cli.progress import Progress
-from muvit.data.annotations.config import read_config
+from muvit.cli.terminal import Progress
+from muvit.data.annotations.objects import read_config
 from muvit.data.annotations.open import config_of
 from muvit.data.folders import (
     class_legend,

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
-from muvit.cli.progress import Progress
+from muvit.cli.terminal import Progress
 from muvit.data.folders import image_files, open_label_images
 from muvit.data.slides.formats import slide_name
 from muvit.data.slides.open import open_slide

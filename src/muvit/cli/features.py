@@ -6,16 +6,15 @@ from typing import Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
-from muvit.cli.progress import Progress
 from muvit.cli.slides import SlideFailures, slide_targets
+from muvit.cli.terminal import Progress
 from muvit.data.crops.preprocessing import Preprocessing
 from muvit.data.folders import image_files
 from muvit.data.slides.formats import slide_name
 from muvit.data.slides.open import open_slide
 from muvit.errors import InputError
 from muvit.inference.features import plan_extraction, run_extraction
-from muvit.inference.run.execution import Execution
-from muvit.inference.run.job import Job
+from muvit.inference.run.execution import Execution, Job
 from muvit.models.classifier import Classifier
 from muvit.models.folder import model_folder
 from muvit.models.segmenter import Segmenter

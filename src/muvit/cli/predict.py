@@ -9,17 +9,16 @@ from typing import Literal
 from jsonargparse import Namespace
 
 from muvit.cli.parser import Parser
-from muvit.cli.progress import Progress
 from muvit.cli.slides import SlideFailures, slide_targets
+from muvit.cli.terminal import Progress
 from muvit.data.crops.preprocessing import Preprocessing
 from muvit.data.slides.formats import slide_name
 from muvit.data.slides.open import open_slide
 from muvit.data.slides.slide import Slide
 from muvit.inference.predict import plan_prediction, run_prediction
-from muvit.inference.run.execution import Execution
-from muvit.inference.run.job import Job
-from muvit.inference.run.label_store import prediction_status
-from muvit.inference.run.options import PredictOptions
+from muvit.inference.run.execution import Execution, Job
+from muvit.inference.run.label_blocks import prediction_status
+from muvit.inference.run.plan import PredictOptions
 from muvit.inference.tiling.region import read_region
 from muvit.models.segmentation_model import SegmentationModel
 from muvit.models.trained import load_model

@@ -8,7 +8,7 @@ from pathlib import Path
 from jsonargparse import ArgumentParser, Namespace
 
 from muvit.cli.parser import Parser
-from muvit.cli.progress import Progress
+from muvit.cli.terminal import Progress
 from muvit.data.sources.label_map import LabelMap
 from muvit.data.sources.prepare import prepare
 from muvit.data.sources.source import SPLITS, Source, check_source

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
-from muvit.cli.progress import Progress
+from muvit.cli.terminal import Progress
 from muvit.data.synthetic.free import LegendConfig, write_legend
 from muvit.data.synthetic.images import SyntheticConfig, write_synthetic
 from muvit.data.synthetic.volumes import VolumeConfig, write_volumes

@@ -7,16 +7,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from muvit.data.annotations.config import AnnotationConfig
+    from muvit.data.annotations.objects import AnnotationConfig
     from muvit.data.annotations.open import open_annotations
     from muvit.data.crops.augment import Augmentation
     from muvit.data.crops.classified import ClassifiedCrops, ClassifiedTiles
-    from muvit.data.crops.config import CropConfig
     from muvit.data.crops.crops import GridCrops, NestedCrops
     from muvit.data.crops.dataset import MuViTDataset
     from muvit.data.crops.normalize import Percentile, Range, Standardize
     from muvit.data.crops.placement import FreeViews, Placement, Window, place_views
-    from muvit.data.crops.preprocessing import Preprocessing
+    from muvit.data.crops.preprocessing import CropConfig, Preprocessing
     from muvit.data.folders import open_folder, open_labelled_folder
     from muvit.data.pyramids.convert import convert_image
     from muvit.data.pyramids.writer import PyramidWriter
@@ -52,16 +51,15 @@ __all__ = [
 ]
 
 _MODULES = (
-    ("annotations.config", ("AnnotationConfig",)),
+    ("annotations.objects", ("AnnotationConfig",)),
     ("annotations.open", ("open_annotations",)),
     ("crops.augment", ("Augmentation",)),
     ("crops.classified", ("ClassifiedCrops", "ClassifiedTiles")),
-    ("crops.config", ("CropConfig",)),
     ("crops.crops", ("GridCrops", "NestedCrops")),
     ("crops.dataset", ("MuViTDataset",)),
     ("crops.normalize", ("Percentile", "Range", "Standardize")),
     ("crops.placement", ("FreeViews", "Placement", "Window", "place_views")),
-    ("crops.preprocessing", ("Preprocessing",)),
+    ("crops.preprocessing", ("CropConfig", "Preprocessing")),
     ("folders", ("open_folder", "open_labelled_folder")),
     ("pyramids.convert", ("convert_image",)),
     ("pyramids.writer", ("PyramidWriter",)),

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from muvit.data.annotations.config import CONFIG_NAMES, AnnotationConfig
+from muvit.data.annotations.objects import CONFIG_NAMES, AnnotationConfig
 from muvit.data.annotations.open import annotated_images, is_annotation, open_all_annotations
 from muvit.data.pyramids.ngff import Kind, read_attributes
 from muvit.data.slides.derived import complete_slides

@@ -17,8 +17,8 @@ from muvit.data.slides.slide import Slide
 from muvit.durable import write_whole
 from muvit.errors import ExistsError, InputError
 from muvit.evaluation.report.content import ModelResult
+from muvit.evaluation.report.examples import LabelledSlide, read_examples, spread
 from muvit.evaluation.report.page import write_report
-from muvit.evaluation.report.slides import LabelledSlide, read_examples, spread
 from muvit.evaluation.results import Row, write_rows
 from muvit.evaluation.scores.bootstrap import Interval, bootstrap_intervals
 from muvit.evaluation.scores.segmentation import Evaluation, evaluate_slides

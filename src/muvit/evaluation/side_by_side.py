@@ -19,7 +19,7 @@ from muvit.evaluation.studies.epochs import read_curves
 from muvit.evaluation.variants import Variant
 from muvit.inference.predict import predict_slide
 from muvit.inference.run.execution import resolve_devices
-from muvit.inference.run.options import AS_PUBLISHED
+from muvit.inference.run.plan import AS_PUBLISHED
 from muvit.inference.run.workers import without_interrupts, worker_pool
 from muvit.models.segmentation_model import SegmentationModel
 from muvit.models.trained import load_model

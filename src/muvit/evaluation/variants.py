@@ -8,7 +8,7 @@ from typing import Any, cast
 from muvit.errors import InputError
 from muvit.levels import level_name
 from muvit.models.baselines import BaselineConfig
-from muvit.models.relay import RelayConfig
+from muvit.models.relay.config import RelayConfig
 from muvit.models.segmenter import SegmenterConfig
 from muvit.training.recipes import Recipe
 

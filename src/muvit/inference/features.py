@@ -14,10 +14,8 @@ from muvit.data.crops.preprocessing import Preprocessing
 from muvit.data.slides.slide import Slide
 from muvit.inference.inputs import check_target, prepare_slide
 from muvit.inference.run.engine import run_job
-from muvit.inference.run.execution import Execution
-from muvit.inference.run.feature_blocks import encode_blocks
-from muvit.inference.run.feature_store import FeatureStore
-from muvit.inference.run.job import Job
+from muvit.inference.run.execution import Execution, Job
+from muvit.inference.run.feature_blocks import FeatureStore, encode_blocks
 from muvit.inference.run.planning import FeatureType, plan_features
 from muvit.levels import Level
 from muvit.models.encoder import MuViTEncoder

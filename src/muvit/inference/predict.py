@@ -10,11 +10,9 @@ from muvit.data.crops.preprocessing import Preprocessing
 from muvit.data.slides.slide import Slide
 from muvit.inference.inputs import check_target, prepare_slide
 from muvit.inference.run.engine import run_job
-from muvit.inference.run.execution import Execution
-from muvit.inference.run.job import Job
-from muvit.inference.run.label_blocks import predict_blocks
-from muvit.inference.run.label_store import LabelStore, prediction_status
-from muvit.inference.run.options import PredictOptions
+from muvit.inference.run.execution import Execution, Job
+from muvit.inference.run.label_blocks import LabelStore, predict_blocks, prediction_status
+from muvit.inference.run.plan import PredictOptions
 from muvit.inference.run.planning import plan_labels
 from muvit.inference.run.reading import SlideTiles
 from muvit.inference.tiling.seams import Seams

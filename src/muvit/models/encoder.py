@@ -14,8 +14,7 @@ from muvit.errors import InputError, ShapeError
 from muvit.geometry import PatchSpacing, naive_boxes, patch_centers
 from muvit.levels import Level, level_factors, plain_level
 from muvit.models.folder import FolderModel
-from muvit.models.layers.attention import AttentionMode, Spans, level_spans, random_key_mask
-from muvit.models.layers.block import Block
+from muvit.models.layers.attention import AttentionMode, Block, Spans, level_spans, random_key_mask
 from muvit.models.layers.patch import patch_grid, patchify
 from muvit.models.layers.rope import RotaryMode, RotaryParam, Rotation, build_ropes
 

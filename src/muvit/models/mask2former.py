@@ -8,8 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from muvit.models.layers.attention import Attention
-from muvit.models.layers.block import FeedForward
+from muvit.models.layers.attention import Attention, FeedForward
 from muvit.models.layers.rope import AxialRope
 
 

@@ -8,7 +8,7 @@ from muvit.models.baselines import BaselineConfig
 from muvit.models.classifier import ClassifierConfig
 from muvit.models.encoder import EncoderConfig
 from muvit.models.mae import MAEConfig
-from muvit.models.relay import RelayConfig
+from muvit.models.relay.config import RelayConfig
 from muvit.models.segmenter import SegmenterConfig
 
 MAX_PARAMETERS = 50_000_000_000

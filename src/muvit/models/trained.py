@@ -14,9 +14,9 @@ from muvit.models.baselines import Baseline, BaselineConfig
 from muvit.models.classifier import Classifier
 from muvit.models.encoder import MuViTEncoder
 from muvit.models.folder import FolderModel, fingerprint, kinds_of, load_settings, model_folder
-from muvit.models.mae import MuViTMAE
-from muvit.models.mae_decoder import MuViTDecoder
-from muvit.models.relay import RelayConfig, RelaySegmenter
+from muvit.models.mae import MuViTDecoder, MuViTMAE
+from muvit.models.relay.config import RelayConfig
+from muvit.models.relay.segmenter import RelaySegmenter
 from muvit.models.segmentation_model import SegmentationModel
 from muvit.models.segmenter import Segmenter, SegmenterConfig
 

@@ -13,23 +13,20 @@ import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from muvit.data.annotations.config import AnnotationConfig
+from muvit.data.annotations.objects import AnnotationConfig
 from muvit.data.annotations.open import config_of
-from muvit.data.crops.balance import locate_classes
+from muvit.data.crops.balance import EpochSampler, locate_classes
 from muvit.data.crops.classified import ClassifiedCrops, ClassifiedTiles
-from muvit.data.crops.config import CropConfig
 from muvit.data.crops.crops import GridCrops, NestedCrops
-from muvit.data.crops.normalize import Normalization, normalization_from_dict
-from muvit.data.crops.preprocessing import Preprocessing
-from muvit.data.crops.sampling import EpochSampler
+from muvit.data.crops.normalize import Normalization, measure_channels, normalization_from_dict
+from muvit.data.crops.preprocessing import CropConfig, Preprocessing
 from muvit.data.crops.slide_crops import LabelledSlide, SlideCrops
-from muvit.data.crops.statistics import measure_channels
 from muvit.data.folders import IMAGES, class_legend, open_folder, open_labelled_folder
 from muvit.data.slides.slide import Slide
 from muvit.data.tables import read_column, values_of
 from muvit.errors import InputError
 from muvit.levels import Level
-from muvit.models.relay import RelayConfig
+from muvit.models.relay.config import RelayConfig
 from muvit.models.segmentation_model import Views, encoder_views
 from muvit.models.segmenter import SegmenterConfig
 from muvit.pictures import class_colors

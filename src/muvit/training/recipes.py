@@ -5,17 +5,17 @@ from math import prod
 from typing import Annotated, Any, Literal
 
 from muvit.checks import Bounds, NonNegative, PositiveInt, check_fields, freeze_lists
-from muvit.data.annotations.config import AnnotationConfig
+from muvit.data.annotations.objects import AnnotationConfig
 from muvit.data.crops.augment import Augmentation
 from muvit.data.crops.balance import Balance
 from muvit.data.crops.classified import SlideChoice
-from muvit.data.crops.config import Cropping, LabelLevels
+from muvit.data.crops.preprocessing import Cropping, LabelLevels
 from muvit.errors import InputError
 from muvit.models.baselines import BaselineConfig
 from muvit.models.classifier import ClassifierConfig
 from muvit.models.folder import kinds_of
 from muvit.models.mae import MAEConfig
-from muvit.models.relay import RelayConfig
+from muvit.models.relay.config import RelayConfig
 from muvit.models.segmenter import SegmenterConfig
 from muvit.models.size import check_size
 from muvit.models.trained import NetworkConfig

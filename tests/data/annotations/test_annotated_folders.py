@@ -7,7 +7,7 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 from muvit.cli import main
-from muvit.data.annotations.config import AnnotationConfig
+from muvit.data.annotations.objects import AnnotationConfig
 from muvit.data.folders import open_labelled_folder
 from muvit.data.pyramids.writer import PyramidWriter
 from muvit.data.slides.open import open_slide

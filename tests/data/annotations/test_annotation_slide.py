@@ -9,7 +9,7 @@ import pytest
 import shapely
 from array_slide import ArraySlide
 
-from muvit.data.annotations.config import AnnotationConfig
+from muvit.data.annotations.objects import AnnotationConfig
 from muvit.data.annotations.open import open_annotations
 from muvit.data.pyramids.reduction import majority
 from muvit.data.slides.derived import DerivedLevels

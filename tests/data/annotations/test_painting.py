@@ -5,7 +5,7 @@ import pytest
 import shapely
 from rasterio.features import rasterize
 
-from muvit.data.annotations.painting import paint_polygons
+from muvit.data.annotations.slide import paint_polygons
 
 SIZE = (90, 110)
 
@@ -71,7 +71,7 @@ def test_polygons_that_share_edges_through_centres_neither_overlap_nor_leave_gap
 def test_many_spans_are_painted_in_pieces(monkeypatch):
     polygons, values = blobs(np.random.default_rng(3)), np.arange(1, 31, dtype=np.uint8)
     whole = painted(polygons, values)
-    monkeypatch.setattr("muvit.data.annotations.painting._CHUNK_PX", 64)
+    monkeypatch.setattr("muvit.data.annotations.slide._CHUNK_PX", 64)
     np.testing.assert_array_equal(painted(polygons, values), whole)
 
 

@@ -7,10 +7,10 @@ from memory_slide import MemorySlide, label_slide, world_slide
 
 from muvit.data.crops.affine import Similarity, SimilarView, read_similar
 from muvit.data.crops.augment import Augmentation
-from muvit.data.crops.config import CropConfig
 from muvit.data.crops.crops import GridCrops, NestedCrops
 from muvit.data.crops.normalize import Range
 from muvit.data.crops.placement import FreeViews, place_views
+from muvit.data.crops.preprocessing import CropConfig
 from muvit.errors import InputError
 from muvit.geometry import box_center, box_size, patch_centers
 from muvit.labels import IGNORE

@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from memory_slide import world_slide
 
 from muvit.data.crops.augment import Augmentation, flip_sample, transpose_sample
-from muvit.data.crops.config import CropConfig
 from muvit.data.crops.normalize import Range
 from muvit.data.crops.placement import place_views
-from muvit.data.crops.reading import read_views
+from muvit.data.crops.preprocessing import CropConfig
+from muvit.data.crops.slide_crops import read_views
 from muvit.errors import InputError
 from muvit.geometry import box_center, box_size, patch_centers
 

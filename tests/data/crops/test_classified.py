@@ -7,8 +7,8 @@ from memory_slide import world_slide
 
 from muvit.data.crops.augment import Augmentation
 from muvit.data.crops.classified import ClassifiedCrops, ClassifiedTiles
-from muvit.data.crops.config import CropConfig
 from muvit.data.crops.normalize import Range
+from muvit.data.crops.preprocessing import CropConfig
 from muvit.errors import InputError
 
 CONFIG = CropConfig(levels=(1, 4), size=(8, 8), normalization=Range(high=1))

@@ -10,10 +10,10 @@ from memory_slide import MemorySlide, label_slide, world_slide
 from torch.utils.data import DataLoader
 
 from muvit.data.crops.augment import Augmentation
-from muvit.data.crops.config import CropConfig
+from muvit.data.crops.balance import EpochSampler
 from muvit.data.crops.crops import GridCrops, NestedCrops
 from muvit.data.crops.normalize import Percentile, Range
-from muvit.data.crops.sampling import EpochSampler
+from muvit.data.crops.preprocessing import CropConfig
 from muvit.errors import InputError
 from muvit.geometry import check_boxes, is_inside, patch_centers
 from muvit.labels import IGNORE

@@ -8,11 +8,10 @@ from hypothesis import strategies as st
 from memory_slide import label_slide, world_slide
 
 from muvit.data.crops.augment import Augmentation
-from muvit.data.crops.config import CropConfig
 from muvit.data.crops.crops import GridCrops, NestedCrops
 from muvit.data.crops.normalize import Range
 from muvit.data.crops.placement import FreeViews, place_views
-from muvit.data.crops.preprocessing import Preprocessing
+from muvit.data.crops.preprocessing import CropConfig, Preprocessing
 from muvit.errors import InputError
 from muvit.geometry import box_center, box_size, is_inside, patch_centers
 from muvit.inference.tiling.tiles import TilePlan

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from muvit.data.crops.sampling import EpochSampler
+from muvit.data.crops.balance import EpochSampler
 from muvit.errors import InputError
 
 

@@ -2,8 +2,7 @@ import numpy as np
 import pytest
 from memory_slide import MemorySlide
 
-from muvit.data.crops.normalize import Standardize
-from muvit.data.crops.statistics import measure_channels
+from muvit.data.crops.normalize import Standardize, measure_channels
 from muvit.errors import InputError
 
 

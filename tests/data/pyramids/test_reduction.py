@@ -9,8 +9,9 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from memory_slide import MemorySlide
 
 from muvit.data.pyramids.reduction import majority
+from muvit.data.pyramids.writer import PyramidWriter
 from muvit.data.slides.derived import DerivedLevels
-from muvit.data.slides.ome_zarr import OmeZarrSlide, PyramidWriter
+from muvit.data.slides.ome_zarr import OmeZarrSlide
 
 
 def naive(labels, factors):

@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 from memory_slide import label_slide, world_slide
 
 from muvit.data.crops.balance import ForegroundIndex, locate_classes
-from muvit.data.crops.config import CropConfig
 from muvit.data.crops.crops import GridCrops, NestedCrops
 from muvit.data.crops.normalize import Range
+from muvit.data.crops.preprocessing import CropConfig
 from muvit.data.pyramids.convert import convert_image
-from muvit.data.slides.ome_zarr import PyramidWriter
+from muvit.data.pyramids.writer import PyramidWriter
 from muvit.data.slides.open import open_slide
 from muvit.encoders import MuViTEncoder3d
 from muvit.errors import InputError

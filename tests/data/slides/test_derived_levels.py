@@ -5,8 +5,9 @@ import pytest
 from memory_slide import MemorySlide
 
 from muvit.data.pyramids.reduction import area_mean, majority
+from muvit.data.pyramids.writer import PyramidWriter
 from muvit.data.slides.derived import DerivedLevels, complete_slide, with_levels
-from muvit.data.slides.ome_zarr import OmeZarrSlide, PyramidWriter
+from muvit.data.slides.ome_zarr import OmeZarrSlide
 from muvit.errors import InputError
 
 

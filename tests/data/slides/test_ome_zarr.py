@@ -15,7 +15,8 @@ from hypothesis.extra import numpy as hnp
 from muvit.data.pyramids.arrays import ShardedArray, TensorStoreArray, crc32c, open_array
 from muvit.data.pyramids.convert import convert_image
 from muvit.data.pyramids.reduction import area_mean, majority
-from muvit.data.slides.ome_zarr import OmeZarrSlide, PyramidWriter
+from muvit.data.pyramids.writer import PyramidWriter
+from muvit.data.slides.ome_zarr import OmeZarrSlide
 from muvit.data.slides.open import open_slide
 from muvit.errors import ExistsError, InputError, ReadError
 

@@ -11,8 +11,7 @@ from rasterio.transform import Affine
 
 from muvit.data.slides.open import open_slide
 from muvit.data.sources import derived
-from muvit.data.sources.archaeoscape import PARCELS, find_archaeoscape
-from muvit.data.sources.geopackage import read_geopackage
+from muvit.data.sources.archaeoscape import PARCELS, find_archaeoscape, read_geopackage
 from muvit.data.sources.prepare import prepare
 from muvit.data.sources.source import check_source
 from muvit.errors import InputError, ReadError

@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 
 from muvit.errors import ExistsError, InputError, ShapeError
-from muvit.evaluation.report.conclusion import conclusion
 from muvit.evaluation.report.content import Example, ModelResult
 from muvit.evaluation.report.examples import inset_window
 from muvit.evaluation.report.page import write_report
+from muvit.evaluation.report.tables import conclusion
 from muvit.pictures import IGNORED_COLOR, class_colors
 
 VOID = {"meta", "img", "source", "br", "link"}

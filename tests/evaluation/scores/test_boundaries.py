@@ -8,7 +8,7 @@ from scipy.ndimage import binary_erosion, distance_transform_edt
 
 from muvit.data.slides.slide import Slide
 from muvit.errors import InputError
-from muvit.evaluation.scores import blocks, boundaries
+from muvit.evaluation.scores import boundaries
 from muvit.evaluation.scores.boundaries import BoundaryConfig, boundary_mask, compare_boundaries
 
 
@@ -76,7 +76,7 @@ def test_scores_equal_those_of_distance_maps(seed, shape, tolerance, in_um):
 def test_blocks_change_nothing(monkeypatch):
     guess, truth = np.random.default_rng(0).integers(0, 3, (2, 37, 45)).astype(np.uint8)
     whole = compare(guess, truth)
-    monkeypatch.setattr(blocks, "BLOCK_PIXELS", 1 << 6)
+    monkeypatch.setattr(boundaries, "BLOCK_PIXELS", 1 << 6)
     parts = compare(guess, truth)
     assert np.array_equal(parts[0].f1, whole[0].f1)
     assert np.array_equal(parts[0].num_true, whole[0].num_true)

@@ -5,10 +5,11 @@ from math import isnan
 import numpy as np
 import pytest
 
-from muvit.data.slides.ome_zarr import OmeZarrSlide, PyramidWriter
+from muvit.data.pyramids.writer import PyramidWriter
+from muvit.data.slides.ome_zarr import OmeZarrSlide
 from muvit.errors import InputError
 from muvit.evaluation.score_picture import draw_scores
-from muvit.evaluation.scores import blocks
+from muvit.evaluation.scores import boundaries
 from muvit.evaluation.scores.bootstrap import BootstrapConfig
 from muvit.evaluation.scores.boundaries import BoundaryConfig
 from muvit.evaluation.scores.segmentation import evaluate_slides
@@ -37,7 +38,7 @@ def draw(seed, shape, high):
 @pytest.mark.parametrize("shape", [(70, 45), (10, 33, 21)])
 def test_blocks_change_nothing(write, monkeypatch, shape):
     true, guessed = draw(0, shape, 5), draw(1, shape, 4)
-    monkeypatch.setattr(blocks, "BLOCK_PIXELS", 1 << 9)
+    monkeypatch.setattr(boundaries, "BLOCK_PIXELS", 1 << 9)
     result = evaluate_slides([(write("guess", guessed), write("truth", true))], 4, ignore=(4,))
     expected = confusion_matrix(true, guessed, 4, (4,))
     assert (result.confusion == expected).all()
@@ -207,7 +208,7 @@ def test_a_result_names_the_slides_that_it_lacks(write):
 
 
 def test_progress_counts_the_blocks_of_all_slides(write, monkeypatch):
-    monkeypatch.setattr(blocks, "BLOCK_PIXELS", 1 << 8)
+    monkeypatch.setattr(boundaries, "BLOCK_PIXELS", 1 << 8)
     seen = []
     evaluate_slides(three_slides(write), 3, progress=lambda done, total: seen.append((done, total)))
     assert seen == [(i + 1, 12) for i in range(12)]

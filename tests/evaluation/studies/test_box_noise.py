@@ -6,13 +6,13 @@ from torch import nn
 from muvit.data.crops.normalize import Range
 from muvit.data.crops.preprocessing import Preprocessing
 from muvit.data.folders import open_labelled_folder
-from muvit.data.slides.ome_zarr import PyramidWriter
+from muvit.data.pyramids.writer import PyramidWriter
 from muvit.data.slides.open import open_slide
 from muvit.errors import InputError
 from muvit.evaluation.scores.segmentation import evaluate_slides
 from muvit.evaluation.studies.box_noise import draw_noise, study_noise
 from muvit.inference.predict import predict_slide
-from muvit.inference.run.options import AS_PUBLISHED
+from muvit.inference.run.plan import AS_PUBLISHED
 from muvit.models.encoder import EncoderConfig
 from muvit.models.segmentation_model import SegmentationModel, Views
 from muvit.models.segmenter import Segmenter, SegmenterConfig

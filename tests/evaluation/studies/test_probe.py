@@ -7,7 +7,7 @@ import torch
 
 from muvit.data.crops.normalize import Range
 from muvit.data.crops.preprocessing import Preprocessing
-from muvit.data.slides.ome_zarr import PyramidWriter
+from muvit.data.pyramids.writer import PyramidWriter
 from muvit.encoders import MuViTEncoder2d
 from muvit.errors import InputError
 from muvit.evaluation.studies import probe

@@ -4,12 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from muvit.data.crops.config import CropConfig
 from muvit.data.crops.crops import NestedCrops
 from muvit.data.crops.normalize import Range
-from muvit.data.crops.preprocessing import Preprocessing
+from muvit.data.crops.preprocessing import CropConfig, Preprocessing
 from muvit.data.folders import open_folder
-from muvit.data.slides.ome_zarr import PyramidWriter
+from muvit.data.pyramids.writer import PyramidWriter
 from muvit.errors import InputError
 from muvit.evaluation.studies.reconstruction import PretrainedModel, draw_reconstruction, study_reconstruction
 from muvit.mae import MuViTMAE2d

@@ -81,7 +81,7 @@ def test_coordinates_and_areas_are_those_of_the_image(tmp_path):
 
 def test_the_corner_of_the_scanned_part_is_the_origin(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "muvit.inference.export.labelled.WholeSlide", ArraySlide
+        "muvit.inference.export.summaries.WholeSlide", ArraySlide
     )  # OpenSlide's test files state no bounds
     image = ArraySlide(np.zeros((3, 40, 60), np.uint8), bounds=((4, 10), (36, 50)))
     _, two = written(tmp_path, LabelledImage(labels=ArraySlide(LABELS), image=image))

@@ -5,7 +5,8 @@ import pytest
 from array_slide import ArraySlide
 from PIL import Image
 
-from muvit.data.slides.ome_zarr import OmeZarrSlide, PyramidWriter
+from muvit.data.pyramids.writer import PyramidWriter
+from muvit.data.slides.ome_zarr import OmeZarrSlide
 from muvit.errors import ExistsError, InputError
 from muvit.inference.export import summaries
 from muvit.inference.export.labelled import LabelledImage

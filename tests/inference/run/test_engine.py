@@ -18,16 +18,16 @@ import torch
 from muvit.cli import main
 from muvit.data.crops.normalize import Range
 from muvit.data.crops.preprocessing import Preprocessing
-from muvit.data.pyramids.writer import UNFINISHED
-from muvit.data.slides.ome_zarr import OmeZarrSlide, PyramidWriter
+from muvit.data.pyramids.writer import UNFINISHED, PyramidWriter
+from muvit.data.slides.ome_zarr import OmeZarrSlide
 from muvit.errors import MuViTError
 from muvit.inference.predict import plan_prediction
 from muvit.inference.run import engine
 from muvit.inference.run.cluster import _distribute
 from muvit.inference.run.execution import Execution
-from muvit.inference.run.label_store import LabelStore, prediction_status
+from muvit.inference.run.label_blocks import LabelStore, prediction_status
 from muvit.inference.run.lock import OutputLock
-from muvit.inference.run.options import PredictOptions
+from muvit.inference.run.plan import PredictOptions
 from muvit.models.encoder import EncoderConfig
 from muvit.models.segmenter import Segmenter, SegmenterConfig
 

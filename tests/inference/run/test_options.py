@@ -13,9 +13,8 @@ from muvit.data.slides.open import open_slide
 from muvit.inference.predict import plan_prediction, predict_slide
 from muvit.inference.run.blocks import Setup, ready
 from muvit.inference.run.canvas import BlockCanvas
-from muvit.inference.run.label_blocks import predict_blocks
-from muvit.inference.run.label_store import prediction_status
-from muvit.inference.run.options import PredictOptions
+from muvit.inference.run.label_blocks import predict_blocks, prediction_status
+from muvit.inference.run.plan import PredictOptions
 from muvit.inference.tiling.seams import Seams
 from muvit.models.encoder import EncoderConfig
 from muvit.models.segmenter import Segmenter, SegmenterConfig

@@ -10,9 +10,7 @@ from muvit.data.crops.normalize import Percentile, Standardize
 from muvit.data.crops.placement import FreeViews
 from muvit.data.crops.preprocessing import Preprocessing
 from muvit.errors import InputError
-from muvit.inference.run.old_plans import upgrade_plan
-from muvit.inference.run.options import PredictOptions
-from muvit.inference.run.plan import LabelPlan, differences, hash_model
+from muvit.inference.run.plan import LabelPlan, PredictOptions, differences, hash_model, upgrade_plan
 from muvit.inference.run.planning import plan_labels
 from muvit.inference.tiling.tiles import mask_runs
 from muvit.models.encoder import EncoderConfig

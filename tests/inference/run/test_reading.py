@@ -5,7 +5,7 @@ from array_slide import ArraySlide
 
 from muvit.data.crops.normalize import Percentile, Range, Standardize
 from muvit.data.crops.preprocessing import Preprocessing
-from muvit.data.crops.reading import read_views
+from muvit.data.crops.slide_crops import read_views
 from muvit.errors import ReadError
 from muvit.inference.run.reading import SlideTiles, read_tiles
 from muvit.inference.tiling.tiles import TilePlan

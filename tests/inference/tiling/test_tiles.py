@@ -6,10 +6,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from muvit.data.crops.config import CropConfig
 from muvit.data.crops.crops import GridCrops
 from muvit.data.crops.normalize import Range
-from muvit.data.slides.ome_zarr import OmeZarrSlide, PyramidWriter
+from muvit.data.crops.preprocessing import CropConfig
+from muvit.data.pyramids.writer import PyramidWriter
+from muvit.data.slides.ome_zarr import OmeZarrSlide
 from muvit.errors import InputError
 from muvit.geometry import is_inside
 from muvit.inference.tiling.tiles import TilePlan

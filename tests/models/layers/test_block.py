@@ -1,6 +1,6 @@
 import torch
 
-from muvit.models.layers.block import Block, FeedForward
+from muvit.models.layers.attention import Block, FeedForward
 from muvit.models.layers.rope import AxialRope
 
 

@@ -6,8 +6,9 @@ from torch.nn.functional import avg_pool2d, cross_entropy, one_hot
 
 from muvit.errors import InputError
 from muvit.labels import IGNORE
-from muvit.models.relay import RelayConfig, RelaySegmenter
-from muvit.models.relay.losses import labelled_cross_entropy, pooled_labels, soft_cross_entropy
+from muvit.models.relay.config import RelayConfig
+from muvit.models.relay.decoders import labelled_cross_entropy, pooled_labels, soft_cross_entropy
+from muvit.models.relay.segmenter import RelaySegmenter
 
 LN2, LN3, LN4 = log(2), log(3), log(4)
 

@@ -10,7 +10,8 @@ from muvit.errors import CheckpointError, InputError, ShapeError
 from muvit.geometry import naive_boxes
 from muvit.labels import IGNORE
 from muvit.losses import SegmentationLoss
-from muvit.models.relay import RelayConfig, RelaySegmenter
+from muvit.models.relay.config import RelayConfig
+from muvit.models.relay.segmenter import RelaySegmenter
 from muvit.models.trained import load_network
 
 

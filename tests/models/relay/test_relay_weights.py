@@ -11,7 +11,8 @@ from timm.layers import resample_abs_pos_embed
 
 from muvit.errors import CheckpointError, InputError
 from muvit.models.folder import load_settings
-from muvit.models.relay import RelayConfig, RelaySegmenter
+from muvit.models.relay.config import RelayConfig
+from muvit.models.relay.segmenter import RelaySegmenter
 
 
 def published(name, seed=5, **changes):

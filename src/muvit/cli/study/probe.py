@@ -5,8 +5,8 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
-from muvit.cli.progress import Progress
 from muvit.cli.study.output import add_output, named_paths
+from muvit.cli.terminal import Progress
 from muvit.evaluation.results import result_files, write_results
 
 

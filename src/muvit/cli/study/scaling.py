@@ -4,8 +4,8 @@ from dataclasses import fields
 
 from jsonargparse import ArgumentParser, Namespace
 
-from muvit.cli.progress import Progress
 from muvit.cli.study.output import add_output
+from muvit.cli.terminal import Progress
 from muvit.evaluation.results import result_files, write_results
 
 

@@ -8,12 +8,25 @@ from typing import Any
 import numpy as np
 import shapely
 
-from muvit.data.annotations.config import CONFIG_NAMES, AnnotationConfig, config_of_names, describe_classes, read_config
-from muvit.data.annotations.geojson import coco_images, coco_objects, geojson_objects, is_coco, read_json
-from muvit.data.annotations.imagej import imagej_objects
-from muvit.data.annotations.objects import Annotations, without_garbage_collection
+from muvit.data.annotations.formats import (
+    coco_images,
+    coco_objects,
+    geojson_objects,
+    imagej_objects,
+    is_coco,
+    read_json,
+    xml_objects,
+)
+from muvit.data.annotations.objects import (
+    CONFIG_NAMES,
+    AnnotationConfig,
+    Annotations,
+    config_of_names,
+    describe_classes,
+    read_config,
+    without_garbage_collection,
+)
 from muvit.data.annotations.slide import AnnotationSlide, LabelPolygons
-from muvit.data.annotations.xml import xml_objects
 from muvit.data.slides.formats import slide_name
 from muvit.data.slides.slide import Slide
 from muvit.data.slides.whole_slide import WholeSlide

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from muvit.data.crops.affine import SimilarView
 from muvit.data.crops.augment import Augmentation
-from muvit.data.crops.config import CropConfig
 from muvit.data.crops.crops import GridCrops, NestedCrops
 from muvit.data.crops.placement import Window
+from muvit.data.crops.preprocessing import CropConfig
 from muvit.data.slides.slide import Slide
 from muvit.errors import InputError
 

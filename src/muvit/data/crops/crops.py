@@ -11,10 +11,9 @@ from torch import Tensor
 from muvit.data.crops.affine import Similarity, SimilarView
 from muvit.data.crops.augment import Augmentation
 from muvit.data.crops.balance import Balance, ForegroundIndex
-from muvit.data.crops.config import CropConfig
 from muvit.data.crops.placement import Window, draw_start
-from muvit.data.crops.reading import without_inside
-from muvit.data.crops.slide_crops import LabelledSlide, SlideCrops
+from muvit.data.crops.preprocessing import CropConfig
+from muvit.data.crops.slide_crops import LabelledSlide, SlideCrops, without_inside
 from muvit.errors import InputError
 from muvit.geometry import box_center
 from muvit.labels import BACKGROUND, IGNORE
@@ -26,7 +25,7 @@ class NestedCrops(SlideCrops):
     With placement ``concentric`` all views have one centre, about which the augmentation may scale and rotate them.
 
     Sample ``i`` depends on ``(seed, i)`` alone, for any ``i >= 0``; epochs continue the count
-    (`muvit.data.crops.sampling.EpochSampler`). A slide is chosen with a probability proportional to its area, so that
+    (`muvit.data.crops.balance.EpochSampler`). A slide is chosen with a probability proportional to its area, so that
     every place is equally likely. With ``balance``, a fraction of the samples instead holds a foreground pixel in the
     finest view: any (``foreground``), or one of a class drawn first (``classes``); foreground is every class but the
     background (if there is one) and the ignored ones.

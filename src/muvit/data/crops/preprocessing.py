@@ -1,18 +1,75 @@
-"""Preprocessing and classes of a trained model, stored beside its weights."""
+"""Settings of crops, and what a trained model keeps of them beside its weights."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
-from muvit.checks import PositiveInt, check_fields
-from muvit.data.crops.config import CropConfig, Cropping
+from muvit.checks import PositiveInt, check_fields, freeze_lists
 from muvit.data.crops.normalize import Normalization, Percentile, normalization_from_dict, normalization_to_dict
-from muvit.data.crops.placement import FreeViews, check_placement, upgrade_placement
+from muvit.data.crops.placement import FreeViews, Placement, check_placement, upgrade_placement
+from muvit.data.slides.slide import Padding
 from muvit.errors import CheckpointError, InputError
-from muvit.levels import Level
+from muvit.levels import Level, check_levels, plain_level
+
+LabelLevels = Literal["finest", "all"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cropping:
+    """Settings of the cutting of views, shared by recipes, data sets and trained models."""
+
+    padding: Padding = "zero"
+    """Pixels of a view outside the image: 0 after normalisation and augmentation, the nearest pixel, or the mirrored
+    image."""
+    placement: Placement = "nested"
+    """Placement of the coarse views: around the next finer one, inside the image (nested, MuViT); centred on the
+    finest, also beyond the image (concentric, Relay Tokens); on a grid, shared by neighbouring tiles (grid); or
+    anywhere (free)."""
+    free_views: FreeViews | None = None
+    """Offsets and boxes of placement free; unset, anywhere in the image."""
+
+    @property
+    def cropping(self) -> dict[str, Any]:
+        """These settings alone, by name, for another configuration that has them."""
+        return {field.name: getattr(self, field.name) for field in fields(Cropping)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CropConfig(Cropping):
+    """Contents of one sample."""
+
+    levels: tuple[Level, ...]
+    """Downsampling factors of the views, finest first; each must be a level of every slide."""
+    size: tuple[PositiveInt, ...]
+    """Pixels of every view, (t)(z)yx."""
+    normalization: Normalization = field(default_factory=Percentile)
+    """From native pixel values to the model's input."""
+    num_classes: PositiveInt | None = None
+    """Classes of the labels, background included; required with labels, whose values must be smaller."""
+    ignore_labels: tuple[int, ...] = ()
+    """Label values that are ignored in loss and metrics."""
+    has_background: bool = True
+    """Whether class 0 is background; else all classes are foreground."""
+    label_levels: LabelLevels = "finest"
+    """Views whose labels a sample holds: the finest, or each view at its own level, which the labels must have."""
+
+    def __post_init__(self) -> None:
+        freeze_lists(self)
+        check_fields(self)
+        if not self.size:
+            raise InputError("size", expected="a number of pixels for each axis", got="none")
+        object.__setattr__(self, "levels", tuple(map(plain_level, self.levels)))
+        check_levels(self.levels, len(self.size))
+        check_placement(self.placement, self.free_views, len(self.size))
+
+    @property
+    def labelled_levels(self) -> tuple[Level, ...]:
+        """Levels whose labels a sample holds."""
+        return self.levels if self.label_levels == "all" else self.levels[:1]
+
 
 FILE = "preprocessing.yaml"
 

@@ -1,6 +1,9 @@
-"""Content of a report: results of models, and examples of their predictions."""
+"""Content of a report and its wording."""
 
-from collections.abc import Mapping, Sequence
+import logging
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -9,6 +12,50 @@ from numpy.typing import NDArray
 from muvit.errors import InputError, ShapeError
 from muvit.evaluation.scores.bootstrap import Interval
 from muvit.pictures import RGB, Color
+
+
+def format_score(value: float) -> str:
+    """A score with three decimals."""
+    return "n/a" if math.isnan(value) else f"{value:.3f}"
+
+
+def format_count(number: int) -> str:
+    """A large number in thousands or millions."""
+    for unit, size in (("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{number / size:.2f} {unit}"
+    return str(number)
+
+
+def format_duration(seconds: float) -> str:
+    """A time in the units that suit it."""
+    whole = round(seconds)
+    hours, minutes = whole // 3600, whole // 60 % 60
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {whole % 60:02d} s" if minutes else f"{seconds:.1f} s"
+
+
+def join_lines(parts: Iterable[str]) -> str:
+    """Parts of a page, one per line."""
+    return "\n".join(parts)
+
+
+def list_names(names: Sequence[str]) -> str:
+    """Names in a sentence: ``a, b and c``."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+_LOG = logging.getLogger(__name__)
+
+
+@contextmanager
+def warn_if_it_fails(what: str) -> Iterator[None]:
+    """Turn an error into one warning: a page without this part is better than none."""
+    try:
+        yield
+    except Exception as error:
+        _LOG.warning("%s could not be drawn and is left out: %s", what, error)
 
 
 @dataclass(frozen=True, kw_only=True)

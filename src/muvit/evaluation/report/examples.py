@@ -1,6 +1,6 @@
-"""Test images beside their truth and predictions, as HTML with PNG files."""
+"""Pictures of a report: training curves, and test images beside their truth and predictions."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
@@ -8,10 +8,117 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from muvit.evaluation.report.content import Example, ModelResult, check_example
-from muvit.evaluation.report.failures import warn_if_it_fails
-from muvit.evaluation.report.words import join_lines
-from muvit.pictures import IGNORED_COLOR, RGB, Color, colorize, fit, outline_boxes
+from muvit.data.slides.slide import Slide
+from muvit.evaluation.charts import MANY_POINTS, plot_curves
+from muvit.evaluation.report.content import (
+    Example,
+    ModelResult,
+    check_example,
+    format_score,
+    join_lines,
+    warn_if_it_fails,
+)
+from muvit.pictures import IGNORED_COLOR, RGB, Color, colorize, fit, outline_boxes, to_rgb
+
+PICTURE_PX = 1024
+"""Longest side of a slide as shown in the report."""
+
+LabelledSlide = tuple[Slide, Slide]
+"""An image and its true labels."""
+
+
+def spread(pairs: Sequence[LabelledSlide], count: int) -> list[LabelledSlide]:
+    """At most ``count`` of the slides, evenly spaced."""
+    chosen = (
+        np.linspace(0, len(pairs) - 1, min(count, len(pairs)) + 2)[1:-1] if len(pairs) > count else range(len(pairs))
+    )
+    return [pairs[int(i)] for i in chosen]
+
+
+def read_examples(pairs: Sequence[LabelledSlide], labels: Mapping[str, Mapping[str, Slide]]) -> list[Example]:
+    """Read slides with their true and predicted labels, small enough for a report.
+
+    Args:
+        pairs: images with their true labels.
+        labels: predicted labels by name of the model, and by name of the slide.
+    """
+    examples = []
+    for image, truth in pairs:
+        with warn_if_it_fails(f"{image.name} in the report"):
+            predictions = {name: found[truth.name] for name, found in labels.items()}
+            shown, true, *predicted = read_aligned([image, truth, *predictions.values()])
+            examples.append(
+                Example(
+                    title=image.name,
+                    image=to_rgb(shown),
+                    truth=true[0],
+                    predictions={name: own[0] for name, own in zip(predictions, predicted, strict=True)},
+                )
+            )
+    return examples
+
+
+def read_aligned(slides: Sequence[Slide]) -> list[NDArray[np.generic]]:
+    """The same pixels of slides of one shape, each ``(C, H, W)``; of volumes the middle slice.
+
+    They are those of a level that all store, every n-th along each axis if even the coarsest is larger than
+    `PICTURE_PX`; nothing larger than a row is read then.
+    """
+    common = [level for level in slides[0].levels if all(level in slide.levels for slide in slides)]
+    fitting = [level for level in common if max(slides[0].level_shape(level)) <= PICTURE_PX]
+    level = fitting[0] if fitting else common[-1]
+    # pyramids of other make may round the extent of a level up or down
+    *slices, height, width = np.min([slide.level_shape(level) for slide in slides], axis=0).tolist()
+    step = -(-max(height, width) // PICTURE_PX)
+    rows = [(0, height)] if step == 1 else [(row, 1) for row in range(step // 2, height, step)]
+
+    def read(slide: Slide, row: int, count: int) -> NDArray[np.generic]:
+        pixels = slide.read(level, (*(n // 2 for n in slices), row, 0), (*(1 for _ in slices), count, width))
+        return pixels.reshape(-1, count, width)[..., step // 2 :: step]
+
+    return [np.concatenate([read(slide, *band) for band in rows], axis=1) for slide in slides]
+
+
+def curves_section(models: Sequence[ModelResult], pictures: Path) -> str:
+    """HTML of the section on the training curves, whose pictures go to ``pictures``; empty if there are none."""
+    names = dict.fromkeys(name for model in models for name in model.curves)
+    figures = []
+    for number, name in enumerate(names):
+        series = {model.name: model.curves[name] for model in models if name in model.curves}
+        label = _CURVE_LABELS.get(name, name.replace("_", " "))
+        with warn_if_it_fails(f"the curve of the {label}"):
+            figures.append(_curve(f"curve-{number}", label, series, pictures))
+    if not figures:
+        return ""
+    is_averaged = any(len(y) > MANY_POINTS for model in models for _, y in model.curves.values())
+    note = '<p class="note">The faint line is the curve, the strong one its running mean.</p>\n' if is_averaged else ""
+    return f"""<section aria-labelledby="training">
+<h2 id="training">Training</h2>
+{note}<div class="plots">
+{join_lines(figures)}
+</div>
+</section>"""
+
+
+def _curve(stem: str, label: str, series: Mapping[str, tuple[Sequence[float], Sequence[float]]], pictures: Path) -> str:
+    for is_dark, suffix in ((False, "light"), (True, "dark")):
+        plot = plot_curves(series, xlabel="training step", ylabel=label, is_dark=is_dark)
+        plot.save(pictures / f"{stem}-{suffix}.png", optimize=True)
+    last = "; ".join(f"{model} ends at {format_score(y[-1])}" for model, (_, y) in series.items() if len(y))
+    return (
+        f"<figure><figcaption>{escape(label[:1].upper() + label[1:])}</figcaption><picture>"
+        f'<source srcset="pictures/{stem}-dark.png" media="(prefers-color-scheme: dark)">'
+        f'<img src="pictures/{stem}-light.png" width="{plot.width}" height="{plot.height}" loading="lazy"'
+        f' alt="{escape(f"{label} over training steps: {last}.")}"></picture></figure>'
+    )
+
+
+_CURVE_LABELS = {
+    "train_loss": "training loss",
+    "val_loss": "validation loss",
+    "val_mdsc": "validation mDSC",
+}
+
 
 _PICTURE_PX = 640  # longer side of a whole picture, enough for the widest column at double density
 _INSET_PX = 480

@@ -7,12 +7,9 @@ from pathlib import Path
 
 from muvit.durable import write_whole
 from muvit.errors import ExistsError
-from muvit.evaluation.report.conclusion import conclusion
-from muvit.evaluation.report.content import Example, ModelResult, check_results
-from muvit.evaluation.report.curves import curves_section
-from muvit.evaluation.report.examples import examples_section
-from muvit.evaluation.report.tables import results_section
-from muvit.evaluation.report.words import join_lines
+from muvit.evaluation.report.content import Example, ModelResult, check_results, join_lines
+from muvit.evaluation.report.examples import curves_section, examples_section
+from muvit.evaluation.report.tables import conclusion, results_section
 from muvit.pictures import Color
 
 _STYLE = Path(__file__).with_name("report.css").read_text(encoding="utf-8")

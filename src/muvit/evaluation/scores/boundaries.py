@@ -8,8 +8,9 @@ A boundary pixel of a class is a pixel of it beside (along an axis) a pixel of a
 and the border of ignored pixels are not boundaries, since they are not annotated.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Literal
 
 import numpy as np
@@ -18,8 +19,23 @@ from scipy.spatial import cKDTree
 
 from muvit.data.slides.slide import Slide
 from muvit.errors import InputError
-from muvit.evaluation.scores.blocks import blocks
 from muvit.levels import level_factors
+
+BLOCK_PIXELS = 1 << 22
+"""Pixels of a block at most."""
+
+
+def blocks(shape: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Start and size of cubes that cover an image; sides are powers of two, as chunks of pyramids mostly are."""
+    side = 1 << ((BLOCK_PIXELS.bit_length() - 1) // len(shape))
+    for start in product(*(range(0, extent, side) for extent in shape)):
+        yield start, tuple(min(side, extent - a) for a, extent in zip(start, shape, strict=True))
+
+
+def count_blocks(shape: tuple[int, ...]) -> int:
+    """Number of blocks that `blocks` gives."""
+    return sum(1 for _ in blocks(shape))
+
 
 HAUSDORFF_PERCENTILE = 95
 """Percentage of the distances that lie within HD95."""

@@ -1,4 +1,4 @@
-"""Scores of predicted label slides against true ones, read block by block: exact, in bounded memory."""
+"""Scores of whole label slides, counted block by block, with intervals over slides."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 
 from muvit.data.slides.slide import Slide
 from muvit.errors import InputError
-from muvit.evaluation.scores.blocks import blocks, count_blocks
 from muvit.evaluation.scores.bootstrap import BootstrapConfig, Interval, bootstrap_intervals
-from muvit.evaluation.scores.boundaries import BoundaryConfig, BoundaryCounts, compare_boundaries
+from muvit.evaluation.scores.boundaries import BoundaryConfig, BoundaryCounts, blocks, compare_boundaries, count_blocks
 from muvit.labels import BACKGROUND
 from muvit.metrics import Scores, confusion_matrix, mean_known, scores
 from muvit.progress import Progress

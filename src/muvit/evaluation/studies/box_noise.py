@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from muvit.data.annotations.config import config_of_names, read_config
+from muvit.data.annotations.objects import config_of_names, read_config
 from muvit.data.crops.crops import GridCrops
 from muvit.data.crops.preprocessing import Preprocessing
 from muvit.data.folders import LABELS, open_labelled_folder

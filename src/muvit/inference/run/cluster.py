@@ -21,11 +21,9 @@ import torch
 from muvit.data.slides.slide import Slide
 from muvit.errors import InputError, MuViTError
 from muvit.inference.run.blocks import CountTiles, Setup
-from muvit.inference.run.execution import Execution
-from muvit.inference.run.job import BlockMaker, Job
-from muvit.inference.run.ledger import Ledger
+from muvit.inference.run.execution import BlockMaker, Execution, Job
 from muvit.inference.run.plan import hash_model
-from muvit.inference.run.resume import PLAN, WORK
+from muvit.inference.run.resume import PLAN, WORK, Ledger
 from muvit.inference.run.store import BlockStore
 from muvit.inference.run.workers import without_interrupts
 from muvit.models.folder import FolderModel

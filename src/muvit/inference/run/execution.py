@@ -1,13 +1,18 @@
-"""Hardware and processes of a run, none of which changes its result but for the rounding of arithmetic."""
+"""A job, and the hardware and processes that run it, which change its result by no more than rounding."""
 
 import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Protocol
 
 import torch
 
 from muvit.checks import Bounds, PositiveInt, check_fields
+from muvit.data.slides.slide import Slide
 from muvit.errors import InputError
+from muvit.inference.run.blocks import Setup
+from muvit.inference.run.store import BlockPixels, BlockStore
+from muvit.models.folder import FolderModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,3 +87,33 @@ def resolve_devices(names: str | None) -> list[torch.device]:
         InputError: this machine has no such device, or torch knows none of this name.
     """
     return [resolve_device(name.strip() or None) for name in (names or "").split(",")]
+
+
+class BlockMaker(Protocol):
+    """Computation of blocks, each of which depends on nothing that was computed before it; picklable."""
+
+    def __call__(
+        self,
+        model: Any,
+        slide: Slide,
+        plan: Any,
+        blocks: Sequence[int],
+        setup: Setup,
+        /,
+    ) -> Iterator[tuple[int, BlockPixels | None]]:
+        """Number and pixels of each block, None where none of its tiles is computed."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A model, a slide, and the output that is made of them."""
+
+    store: BlockStore[Any]
+    """The output, with its plan."""
+    model: FolderModel
+    """In any state; a run leaves it as it was."""
+    slide: Slide
+    """The image, with all levels of the model."""
+    make_blocks: BlockMaker
+    """Computes blocks of the plan."""

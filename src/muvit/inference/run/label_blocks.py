@@ -1,11 +1,17 @@
-"""Blocks of a prediction: test-time augmentations of each tile; coarse crops that tiles share are encoded once."""
+"""Blocks of labels: their computation, and the shards that they fill."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import combinations
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from muvit.data.pyramids.spec import PyramidSpec
+from muvit.data.pyramids.writer import Shard
+from muvit.data.slides.formats import slide_name
 from muvit.data.slides.slide import Slide
 from muvit.geometry import box_center, flip_boxes
 from muvit.inference.run.blocks import Compute, Setup, fill_blocks
@@ -13,8 +19,107 @@ from muvit.inference.run.canvas import BlockCanvas
 from muvit.inference.run.context import ContextCaching, shares_contexts
 from muvit.inference.run.plan import LabelPlan
 from muvit.inference.run.reading import SlideTiles
-from muvit.inference.run.store import BlockPixels
+from muvit.inference.run.resume import is_abandoned, is_empty, read_plan, read_summary
+from muvit.inference.run.store import BlockPixels, BlockStore, block_key
+from muvit.inference.tiling.seams import Seams, add_seams
 from muvit.models.segmentation_model import SegmentationModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class Status:
+    """Progress of a prediction."""
+
+    state: str
+    """``missing``, ``unfinished``, ``complete``, or ``foreign``: something that is no prediction."""
+    blocks: int = 0
+    """Blocks that are done."""
+    num_blocks: int = 0
+    """All blocks."""
+    shards: int = 0
+    """Shards of coarser levels that are done."""
+    num_shards: int = 0
+    """All shards of coarser levels."""
+    seams: Seams | None = None
+    """Label changes across the seams of tiles, as far as blocks are done."""
+
+
+class LabelStore(BlockStore[LabelPlan]):
+    """The stores of a prediction; ``path`` is that of the labels."""
+
+    plan_type = LabelPlan
+
+    def status(self) -> Status:
+        """Progress of the unfinished prediction."""
+        done, num_blocks = self.done(), self.plan.num_blocks
+        blocks = sum(block_key(number) in done for number in range(num_blocks))
+        return Status(
+            state="unfinished",
+            blocks=blocks,
+            num_blocks=num_blocks,
+            shards=len(done) - blocks,
+            num_shards=self.num_shards,
+            seams=_seams(done),
+        )
+
+    @property
+    def num_shards(self) -> int:
+        """Shards of the coarser levels of all stores."""
+        return sum(writer.num_coarse_shards for writer in self.writers.values())
+
+    def _specs(self) -> dict[str, tuple[Path, PyramidSpec]]:
+        return {name: (store_path(self.path, name), spec) for name, spec in self.plan.stores.items()}
+
+    def _shards(self, block: int) -> dict[str, Shard]:
+        return dict.fromkeys(self.writers, Shard(0, *self.plan.tiling.block(block)))
+
+    def _folders(self) -> Sequence[Path]:
+        earlier = read_plan(self.path) or read_summary(self.path).get("plan", {})
+        names = [*self.plan.stores, *earlier.get("stores", ())]  # also stores that only the earlier plan has
+        return [store_path(self.path, name) for name in dict.fromkeys(names)]
+
+    def _publish(self, done: Mapping[str, Any]) -> None:
+        summary = {"plan": self.plan.to_json(), "seams": _seams(done).to_json()}
+        # the labels last: once they can be read, the prediction counts as complete
+        for name in sorted(self.writers, key=lambda name: name == "labels"):
+            self.writers[name].publish({"muvit": summary} if name == "labels" else None)
+
+
+def store_path(path: Path, name: str) -> Path:
+    """Folder of a store of the prediction at ``path``: ``a.ome.zarr`` and ``a.probabilities.ome.zarr``."""
+    return path if name == "labels" else path.with_name(f"{slide_name(path)}.{name}.ome.zarr")
+
+
+def prediction_status(path: Path) -> Status:
+    """Progress of the prediction at ``path``, which may be running; needs neither model nor image.
+
+    Raises:
+        ReadError: its plan is damaged.
+    """
+    # in the order in which a run proceeds, so that no state of a running one is missed
+    if not path.exists() or is_empty(path) or is_abandoned(path):
+        return Status(state="missing")
+    plan = read_plan(path)
+    status = Status(state="foreign") if plan is None else LabelStore(path, LabelPlan.from_json(plan)).status()
+    summary = read_summary(path)
+    if not summary:
+        return status
+    store = LabelStore(path, LabelPlan.from_json(summary["plan"]))
+    blocks, shards = store.plan.num_blocks, store.num_shards
+    counts = {name: count for name, count in summary["seams"].items() if name != "ratio"}
+    return Status(
+        state="complete",
+        blocks=blocks,
+        num_blocks=blocks,
+        shards=shards,
+        num_shards=shards,
+        seams=Seams(**counts),
+    )
+
+
+def _seams(done: Mapping[str, Any]) -> Seams:
+    # an empty block is recorded without counts
+    return add_seams(entry.get("seams", [0] * 4) for key, entry in done.items() if key.startswith("block "))
+
 
 _REMEMBERED_VIEWS = 16
 

@@ -16,8 +16,7 @@ from muvit.data.slides.slide import Slide
 from muvit.errors import InputError
 from muvit.inference.inputs import check_weights
 from muvit.inference.run.context import shares_contexts
-from muvit.inference.run.options import PredictOptions
-from muvit.inference.run.plan import FeaturePlan, LabelPlan, LevelFeatures, hash_model
+from muvit.inference.run.plan import FeaturePlan, LabelPlan, LevelFeatures, PredictOptions, hash_model
 from muvit.inference.tiling.region import tiles_in_region
 from muvit.inference.tiling.tiles import TilePlan, mask_runs
 from muvit.inference.tiling.tissue import find_tissue, tiles_with_tissue

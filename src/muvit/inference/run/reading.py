@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from muvit.data.crops.placement import Window, start_range
 from muvit.data.crops.preprocessing import Preprocessing
-from muvit.data.crops.reading import read_views
+from muvit.data.crops.slide_crops import read_views
 from muvit.data.slides.slide import Slide
 from muvit.errors import MuViTError
 from muvit.inference.tiling.tiles import TilePlan

@@ -14,16 +14,17 @@ from numpy.typing import NDArray
 from muvit.data.pyramids.spec import PyramidSpec
 from muvit.data.pyramids.writer import PyramidWriter, Shard, ShardDigest, check_replaceable
 from muvit.durable import remove_whole
-from muvit.inference.run.ledger import Ledger, read_ledgers
 from muvit.inference.run.plan import Plan
 from muvit.inference.run.resume import (
     WORK,
+    Ledger,
     clear_work,
     create,
     is_abandoned,
     is_begun_by,
     is_empty,
     is_published,
+    read_ledgers,
     read_plan,
 )
 

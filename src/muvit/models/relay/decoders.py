@@ -1,16 +1,20 @@
-"""From the maps of one branch to logits; every branch uses the same decoder."""
+"""Light decoders of the branches, and the losses of the context branches (Relay Tokens)."""
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, one_hot
 
 from muvit.errors import InputError
 from muvit.geometry import patch_centers
+from muvit.labels import IGNORE
 from muvit.models.layers.conv import conv
 from muvit.models.layers.rope import build_ropes
 from muvit.models.mask2former import QueryDecoder, query_masks
-from muvit.models.relay.backbone import Backbone
+from muvit.models.relay.backbones import Backbone
 from muvit.models.relay.config import RelayConfig
+from muvit.models.relay.placement import pool
 from muvit.models.unetr import LevelAdapter, PixelDecoder, skip_layers, stage_widths, upsampling_steps
 
 _QUERY_LAYERS, _QUERY_HEADS, _ROTARY_BASE = 2, 8, 10000.0
@@ -128,3 +132,31 @@ def _queries(config: RelayConfig, widths: Sequence[int]) -> QueryDecoder:
         raise InputError("decoder_widths", expected=f"a multiple of {4 * _QUERY_HEADS} first", got=dim)
     ropes = build_ropes("per_layer", _QUERY_LAYERS, dim // _QUERY_HEADS, 2, _ROTARY_BASE)
     return QueryDecoder(config.num_queries, dim, widths[-1], _QUERY_HEADS, ropes)
+
+
+def soft_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """``- sum_c t_c log softmax(z)_c``, mean over batch and pixels; a target of zeros costs nothing, but counts.
+
+    Args:
+        logits: ``(B, K, *space)``.
+        target: ``(B, K, *space)``, shares of the classes.
+    """
+    return -(target * logits.log_softmax(dim=1)).sum(dim=1).mean()
+
+
+def pooled_labels(label: Tensor, num_classes: int, cells: Sequence[int]) -> Tensor:
+    """Shares ``(B, K, *cells)`` of the classes in cells of labels ``(B, *space)``; all 0 where a pixel is ignored."""
+    ignored = label == IGNORE
+    shares = pool(one_hot(label.where(~ignored, 0), num_classes).movedim(-1, 1).float(), cells)
+    return shares * (pool(ignored[:, None].float(), cells) == 0)
+
+
+def pooled_prediction(logits: Tensor, cells: Sequence[int]) -> Tensor:
+    """Mean probabilities ``(B, K, *cells)`` in the cells of logits ``(B, K, *space)``; gradients flow through them."""
+    return pool(logits.softmax(dim=1), cells)
+
+
+def labelled_cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
+    """Cross entropy of ``(B, K, *space)``, mean over the labelled pixels of ``(B, *space)``; 0 if there are none."""
+    total = cross_entropy(logits, label, ignore_index=IGNORE, reduction="sum")
+    return total / torch.count_nonzero(label != IGNORE).clamp(min=1)

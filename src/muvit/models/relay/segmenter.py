@@ -8,12 +8,16 @@ from torch import Tensor
 
 from muvit.errors import InputError, ShapeError
 from muvit.geometry import check_boxes, naive_boxes
-from muvit.models.relay.backbone import Backbone
+from muvit.models.relay.backbones import Backbone, RelayTrunk
 from muvit.models.relay.config import RelayConfig
-from muvit.models.relay.decoders import build_decoder
-from muvit.models.relay.losses import labelled_cross_entropy, pooled_labels, pooled_prediction, soft_cross_entropy
+from muvit.models.relay.decoders import (
+    build_decoder,
+    labelled_cross_entropy,
+    pooled_labels,
+    pooled_prediction,
+    soft_cross_entropy,
+)
 from muvit.models.relay.placement import cells_of, read_cells, spread
-from muvit.models.relay.trunk import RelayTrunk
 from muvit.models.relay.weights import build_backbone
 from muvit.models.segmentation_model import Criterion, SegmentationModel, Views
 

@@ -8,10 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from muvit.errors import CheckpointError, InputError, require_package
-from muvit.models.relay.backbone import Backbone
+from muvit.models.relay.backbones import Backbone, SwinBackbone, ViTBackbone
 from muvit.models.relay.config import RelayConfig
-from muvit.models.relay.swin import SwinBackbone
-from muvit.models.relay.vit import ViTBackbone
 
 _VIT_MODULES = ("vision_transformer", "vision_transformer_hybrid", "deit", "eva")
 _SWIN_MODULES = ("swin_transformer", "swin_transformer_v2")
