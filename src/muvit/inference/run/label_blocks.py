@@ -11,7 +11,7 @@ from torch import Tensor
 
 from muvit.data.pyramids.spec import PyramidSpec
 from muvit.data.pyramids.writer import Shard
-from muvit.data.slides.formats import slide_name
+from muvit.data.slides.formats import store_path
 from muvit.data.slides.slide import Slide
 from muvit.geometry import box_center, flip_boxes
 from muvit.inference.run.blocks import Compute, Setup, fill_blocks
@@ -82,11 +82,6 @@ class LabelStore(BlockStore[LabelPlan]):
         # the labels last: once they can be read, the prediction counts as complete
         for name in sorted(self.writers, key=lambda name: name == "labels"):
             self.writers[name].publish({"muvit": summary} if name == "labels" else None)
-
-
-def store_path(path: Path, name: str) -> Path:
-    """Folder of a store of the prediction at ``path``: ``a.ome.zarr`` and ``a.probabilities.ome.zarr``."""
-    return path if name == "labels" else path.with_name(f"{slide_name(path)}.{name}.ome.zarr")
 
 
 def prediction_status(path: Path) -> Status:
