@@ -53,10 +53,10 @@ def run(arguments: Namespace) -> None:
 
     files = result_files(arguments.output, "classes", overwrite=arguments.overwrite)
     trained = load_model(arguments.model, kind=Classifier)
-    model, preprocessing = trained.model, trained.preprocessing
+    preprocessing = trained.preprocessing
     settings = {name: arguments[name] for name in ("num_crops", "seed", "batch_size", "device")}
     planned = [  # all before any work starts
-        plan_classification(model, open_slide(path), preprocessing, **settings) for path in image_files(arguments.slide)
+        plan_classification(trained, open_slide(path), **settings) for path in image_files(arguments.slide)
     ]
     names = [one.name for one in planned]
     if len(set(names)) < len(names):

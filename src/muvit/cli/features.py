@@ -1,5 +1,6 @@
 """``muvit features``."""
 
+import sys
 from dataclasses import fields
 from pathlib import Path
 from typing import Literal
@@ -14,6 +15,7 @@ from muvit.data.slides.formats import slide_name
 from muvit.data.slides.open import open_slide
 from muvit.errors import InputError
 from muvit.inference.features import plan_extraction, run_extraction
+from muvit.inference.run.engine import verify_job
 from muvit.inference.run.execution import Execution, Job
 from muvit.models.classifier import Classifier
 from muvit.models.folder import model_folder
@@ -44,6 +46,9 @@ def add_arguments(parser: ArgumentParser) -> None:
         help="folder whose preprocessing.yaml to use (default: the model's)",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace existing features, complete or not")
+    parser.add_argument(
+        "--verify", action="store_true", help="read all complete features, and compare them with their checksums"
+    )
     parser.add_class_arguments(Execution, as_group=False)
 
 
@@ -65,9 +70,13 @@ def run(arguments: Namespace) -> None:
             planned[target] = plan_extraction(encoder, slide, target, preprocessing, execution=execution, **kept)
     failures.require_none("that can be encoded", hint="None was encoded: fix these, or leave them out.")
     for target, job in planned.items():
-        with failures.of(job.slide.name), Progress(job.slide.name, "tile") as progress:
-            run_extraction(job, execution, overwrite=arguments.overwrite, progress=progress)
+        with failures.of(job.slide.name):
+            with Progress(job.slide.name, "tile") as progress:
+                run_extraction(job, execution, overwrite=arguments.overwrite, progress=progress)
             print(target)
+            if arguments.verify and job.store.is_complete():
+                verify_job(job, execution)
+                print(f"{target.name}: verified, every byte is as it was written", file=sys.stderr)
     failures.require_none("encoded")
 
 

@@ -65,6 +65,8 @@ class Slide(ABC):
         self.name = slide_name(path)
         self.shape = level_shapes[1.0]
         shapes = {plain_level(level): shape for level, shape in level_shapes.items()}
+        for level, shape in shapes.items():
+            _check_level_shape(path, level, shape, self.shape)
         self.levels = tuple(sorted(shapes, key=self._volume))
         self._level_shapes = {level: shapes[level] for level in self.levels}
         self.axes = "tzyx"[-len(self.shape) :] if axes is None else axes
@@ -208,6 +210,18 @@ class Slide(ABC):
         return (
             f"{type(self).__name__}({str(self.path)!r}, shape={self.shape}, channels={self.num_channels}, "
             f"dtype={self.dtype}, levels={_listed(self.levels)})"
+        )
+
+
+def _check_level_shape(path: Path, level: Level, shape: tuple[int, ...], finest: tuple[int, ...]) -> None:
+    """Refuse a level that has not the pixels that its factor gives, to two of them or 1 %."""
+    wanted = [n / factor for n, factor in zip(finest, level_factors(level, len(finest)), strict=True)]
+    if any(abs(n - want) > max(2.0, 0.01 * want) for n, want in zip(shape, wanted, strict=True)):
+        raise ReadError(
+            f"{path}, level {level_name(level)}",
+            expected=f"shape {tuple(map(math.ceil, wanted))}, as its factor gives",
+            got=shape,
+            hint="The file is corrupt, or its metadata were changed: restore it or make it again.",
         )
 
 
