@@ -145,7 +145,7 @@ def _report_sizes(resampled: Sequence[tuple[Slide, Slide]]) -> None:
     stored = " to ".join(_size_name(size) for size in dict.fromkeys((sizes[0], sizes[-1])))
     target = _size_name(resampled[0][1].pixel_size_um or ())
     name = _first_of([old.path for old, _ in resampled])
-    _LOG.warning("%s: read at %s um per pixel, stored at %s", name, target, stored)
+    _LOG.warning("%s: read at %s um per pixel, stored at %s um", name, target, stored)
     coarse = [old.path for old, new in resampled if min(new.pixel_scale) < 1 - PIXEL_SIZE_TOLERANCE]
     if coarse:
         _LOG.warning("%s: enlarged, as its own pixels are larger than that", _first_of(coarse))
@@ -156,7 +156,8 @@ def _first_of(paths: Sequence[Path]) -> str:
 
 
 def _size_name(size: Sequence[float]) -> str:
-    return " x ".join(f"{v:g}" for v in (size[:1] if len(set(size)) == 1 else size))
+    names = [f"{value:g}" for value in size]
+    return names[0] if len(set(names)) == 1 else " x ".join(names)
 
 
 def complete_slide(
