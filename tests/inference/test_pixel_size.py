@@ -162,9 +162,13 @@ def test_other_models_read_slides_of_their_size_as_they_are_and_others_at_it(tra
 
 
 def test_a_region_is_in_pixels_of_the_slide(trained, folder, tmp_path):
-    labels = predict(trained, folder, "fine", tmp_path, region="POLYGON ((264 8, 300 8, 300 60, 264 60, 264 8))")
-    computed = np.argwhere(labels.read(1, (0, 0), labels.shape)[0])
-    assert len(computed) and computed.max(0)[0] < 64 and computed.min(0)[1] >= 128 and computed.max(0)[1] < 160
+    box = "POLYGON ((8 8, 200 8, 200 100, 8 100, 8 8))"  # x to 100, y to 50 at the model's size: 4 x 2 tiles of 32
+    labels, everything = (
+        predict(trained, folder, "fine", tmp_path / name, region=region).read(1, (0, 0), (192, 192))[0]
+        for name, region in (("part", box), ("whole", None))
+    )
+    everything[64:], everything[:, 128:] = 0, 0
+    assert everything.any() and (labels == everything).all()
 
 
 def test_mixed_and_unknown_sizes_are_refused_in_training(recipe, folder, tmp_path):
