@@ -9,7 +9,7 @@ from typing import Any, Literal
 from jsonargparse import Namespace
 
 from muvit.cli.parser import Parser
-from muvit.cli.slides import SlideFailures, slide_targets
+from muvit.cli.slides import SlideFailures, add_pixel_size, slide_targets
 from muvit.cli.terminal import Progress
 from muvit.data.crops.preprocessing import Preprocessing
 from muvit.data.slides.formats import slide_name
@@ -51,6 +51,7 @@ def add_arguments(parser: Parser) -> None:
         "--context", type=Literal["auto", "centered", "grid"], default="auto", help="older spelling of --placement"
     )
     parser.add_class_arguments(PredictOptions, as_group=False, skip={"flips", "region"})
+    add_pixel_size(parser)
     parser.add_class_arguments(Execution, as_group=False)
 
 
@@ -103,7 +104,9 @@ def _plan(
     failures = SlideFailures(len(targets))
     for target, path in targets.items():
         with failures.of(slide_name(path)):
-            slide = open_slide(path.resolve() if execution.backend == "dask" else path)
+            slide = open_slide(
+                path.resolve() if execution.backend == "dask" else path, pixel_size_um=arguments.pixel_size_um
+            )
             options = _options(arguments, slide, trained.preprocessing)
             planning = {"options": options, "execution": execution, "overwrite": arguments.overwrite}
             planned[target] = plan_prediction(trained, slide, target, **planning)

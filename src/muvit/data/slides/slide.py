@@ -85,6 +85,25 @@ class Slide(ABC):
         return len(self.shape)
 
     @property
+    def pixel_scale(self) -> tuple[float, ...]:
+        """Pixels of the file's finest level along each axis of a pixel of level 1: 1, unless it was resampled."""
+        return (1.0,) * self.ndim
+
+    def state_pixel_size(self, size_um: float | Sequence[float]) -> None:
+        """Set the pixel size, in place of the one that the file states or lacks.
+
+        Args:
+            size_um: micrometers per pixel of the finest level: one number for all axes, or one for each.
+
+        Raises:
+            InputError: it is not positive, or has another number of axes.
+        """
+        sizes = (float(size_um),) * self.ndim if isinstance(size_um, int | float) else tuple(map(float, size_um))
+        if len(sizes) != self.ndim or not all(0 < size < math.inf for size in sizes):
+            raise InputError("pixel_size_um", expected=f"one positive number, or {self.ndim}", got=size_um)
+        self.pixel_size_um = sizes
+
+    @property
     def stored_levels(self) -> tuple[Level, ...]:
         """Those of `levels` that the file holds; others are computed as they are read."""
         return self.levels
