@@ -94,7 +94,11 @@ class Augmentation:
         if self.quarter_turns and rng.random() < 0.5:
             sample = transpose_sample(sample)
         gain, offset = rng.uniform(*self.gain), rng.uniform(*self.offset)
-        img = sample["img"] * gain + (offset * sample["inside"][:, None] if "inside" in sample else offset)
+        img = sample["img"] * gain
+        if "inside" in sample and not sample["inside"].all():
+            img += offset * sample["inside"][:, None]
+        else:
+            img += offset
         return sample | {"img": img, "bbox": self._perturb(sample["bbox"], rng)}
 
     def _perturb(self, bbox: Tensor, rng: np.random.Generator) -> Tensor:
