@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader
 
 from muvit.data.crops.augment import Augmentation
 from muvit.data.crops.crops import NestedCrops
+from muvit.data.crops.dataset import collate
 from muvit.data.crops.normalize import Percentile, Range
 from muvit.data.crops.preprocessing import CropConfig
 from muvit.data.pyramids.convert import convert_image
@@ -95,7 +96,7 @@ def measure(slide: Slide, seconds: float) -> dict[str, float]:
 
     rates = {"pixels alone": best_rate(read, seconds)}
     rates |= {name: best_rate(data.__getitem__, seconds) for name, data in sets.items()}
-    batches = iter(DataLoader(sets["percentile, augmentation"], batch_size=BATCH))
+    batches = iter(DataLoader(sets["percentile, augmentation"], batch_size=BATCH, collate_fn=collate))
     rates["batches of 16 of these"] = BATCH * best_rate(lambda _: next(batches), seconds)
     return rates
 
