@@ -158,6 +158,7 @@ class CropsData(LightningDataModule):
             levels=views.levels,
             size=size,
             normalization=self._normalization(views.levels[0]),
+            cache_mib=self.data.cache_mib,
             **self.data.cropping,
             **labels,
         )

@@ -132,8 +132,8 @@ class ShardedArray:
             ValueError, RuntimeError, OSError: a shard is truncated or a checksum does not fit.
         """
         pixels = np.empty([b - a for a, b in zip(start, stop, strict=True)], self.dtype)
-        buffer = np.empty(math.prod(self._chunk) * self.dtype.itemsize, np.uint8)
-        decoded = buffer.view(self.dtype.newbyteorder("<")).reshape(self._chunk)
+        buffer = bytearray(math.prod(self._chunk) * self.dtype.itemsize)
+        decoded = np.frombuffer(buffer, self.dtype.newbyteorder("<")).reshape(self._chunk)
         for shard in _cells(start, stop, self._shard):
             origin = [i * n for i, n in zip(shard, self._shard, strict=True)]
             lower = [max(a - o, 0) for a, o in zip(start, origin, strict=True)]
@@ -170,11 +170,9 @@ class ShardedArray:
         finally:
             os.close(file)
 
-    def _decode(
-        self, data: bytes, buffer: np.ndarray[Any, Any], shard: tuple[int, ...], chunk: tuple[int, ...]
-    ) -> None:
+    def _decode(self, data: bytes, buffer: bytearray, shard: tuple[int, ...], chunk: tuple[int, ...]) -> None:
         try:
-            found = imagecodecs.zstd_decode(memoryview(data)[: len(data) - self._trailer], out=buffer)
+            found = imagecodecs.zstd_decode(data[: len(data) - self._trailer], out=buffer)
             if len(found) != len(buffer):
                 raise ValueError(f"{len(found)} bytes instead of {len(buffer)}")
         except (RuntimeError, ValueError) as error:
