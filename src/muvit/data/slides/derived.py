@@ -148,6 +148,10 @@ class DerivedLevels(BlockwiseSlide):
         """As `Slide.identify`, of the file alone: the levels that are computed do not count."""
         return self.slide.identify()
 
+    def version(self) -> str | None:
+        """As `Slide.version`."""
+        return self.slide.version()
+
     def keeping(self, levels: Sequence[Level], cache: BlockCache) -> Self:
         """As `Slide.keeping`; the cache also takes the place of that of computed blocks."""
         slide = super().keeping(levels, cache)

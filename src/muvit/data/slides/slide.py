@@ -112,6 +112,10 @@ class Slide(ABC):
         """Those of `levels` that the file holds; others are computed as they are read."""
         return self.levels
 
+    def version(self) -> str | None:
+        """Text that changes whenever pixels may have changed; None if nothing is known of that."""
+        return None
+
     @property
     def block_bytes(self) -> int:
         """Size in memory of a block of 256 x 256 pixels (64 along each of three axes, 16 of four), all channels."""
