@@ -18,6 +18,7 @@ from muvit.data.annotations.open import config_of
 from muvit.data.crops.balance import EpochSampler, locate_classes
 from muvit.data.crops.classified import ClassifiedCrops, ClassifiedTiles
 from muvit.data.crops.crops import GridCrops, NestedCrops
+from muvit.data.crops.dataset import collate
 from muvit.data.crops.normalize import Normalization, measure_channels, normalization_from_dict
 from muvit.data.crops.preprocessing import CropConfig, Preprocessing
 from muvit.data.crops.slide_crops import LabelledSlide, SlideCrops
@@ -159,6 +160,7 @@ class CropsData(LightningDataModule):
             levels=views.levels,
             size=size,
             normalization=self._normalization(views.levels[0]),
+            cache_mib=self.data.cache_mib,
             **self.data.cropping,
             **labels,
         )
@@ -211,6 +213,7 @@ class CropsData(LightningDataModule):
         return DataLoader(
             dataset,
             batch_size=self.data.batch_size,
+            collate_fn=collate,
             num_workers=workers,
             persistent_workers=workers > 0,
             # a forked process would lose the threads of the array store

@@ -53,6 +53,9 @@ class CropsConfig(Cropping):
     """Samples per step and device."""
     num_workers: Annotated[int, Bounds(min=0)] | None = None
     """Worker processes of the data loader; unset, up to 8 with a GPU and none on a CPU."""
+    cache_mib: NonNegative = 512
+    """MiB of decoded pixels that each process of the data loader keeps: of the coarsest levels, as many as fit for all
+    slides together. It changes the speed, never a sample."""
 
     def __post_init__(self) -> None:
         freeze_lists(self)
