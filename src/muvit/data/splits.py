@@ -12,7 +12,7 @@ from muvit.checks import Bounds, Share, check_fields
 from muvit.data.annotations.objects import AnnotationConfig
 from muvit.data.crops.balance import locate_classes
 from muvit.data.folders import check_names, list_slides, open_pairs
-from muvit.data.tables import SPLITS, SlideFiles, Split
+from muvit.data.tables import SPLITS, SlideFiles, Split, read_slides
 from muvit.errors import InputError
 from muvit.levels import Level
 
@@ -61,9 +61,9 @@ def choose_slides(
         amounts: classes by which slides are divided; by default only their number counts.
 
     Raises:
-        ReadError, InputError: as `muvit.data.folders.list_slides`; or a group or an image is in two splits, some slides
-            have a split and others have none, ``split`` divides slides that are divided already, or there are fewer
-            groups than parts.
+        ReadError, InputError: as `muvit.data.folders.list_slides`; or a group is in two splits, or an image without
+            ``val``, some slides have a split and others have none, ``split`` divides slides that are divided already, or
+            there are fewer groups than parts.
     """
     listed = list_slides(train, labelled=labelled)
     if split is not None:
@@ -77,8 +77,18 @@ def choose_slides(
         sets = _stated(train, listed)
         if val is not None:
             sets["val"] = list_slides(val, "val", labelled=labelled)
-    _check_sets(sets, groups=split is None or split.by == "group")
+    # a folder to validate on may be that of the training on purpose
+    _check_sets(sets, images=val is None, groups=split is None or split.by == "group")
     return sets
+
+
+def read_sets(table: Path) -> SlideSets:
+    """The slides of a table that states the split of each, without further checks.
+
+    Raises:
+        ReadError, InputError: as `muvit.data.tables.read_slides`.
+    """
+    return _stated(table, read_slides(table))
 
 
 def choose_folds(
@@ -114,7 +124,7 @@ def choose_folds(
         train_slides = [replace(slide, split="train") for slide in numbered if slide.fold != fold]
         val_slides = [replace(slide, split="val") for slide in numbered if slide.fold == fold]
         runs.append({"train": train_slides, "val": val_slides, "test": test})
-        _check_sets(runs[-1], groups=config.by == "group")
+        _check_sets(runs[-1], images=True, groups=config.by == "group")
     return runs
 
 
@@ -193,13 +203,13 @@ def _stated(train: Path, listed: Sequence[SlideFiles]) -> dict[Split, list[Slide
     return {name: [slide for slide in listed if (slide.split or "train") == name] for name in SPLITS}
 
 
-def _check_sets(sets: SlideSets, *, groups: bool) -> None:
+def _check_sets(sets: SlideSets, *, images: bool, groups: bool) -> None:
     """Refuse images, and groups, that are in two sets, and sets in which two slides have one name."""
     place: dict[Path | str, Split] = {}
     for split, slides in sets.items():
         check_names(slides)
         for slide in slides:
-            keys: dict[Path | str, str] = {slide.image.resolve(): f"the image {slide.image}"}
+            keys: dict[Path | str, str] = {slide.image.resolve(): f"the image {slide.image}"} if images else {}
             if groups and slide.group:
                 keys[slide.group] = f"the slides of {slide.group!r}"
             for key, subject in keys.items():

@@ -21,7 +21,7 @@ from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.data import DataLoader
 
-from muvit.data.splits import SlideSets, choose_slides
+from muvit.data.splits import SlideSets, read_sets
 from muvit.data.tables import write_slides
 from muvit.durable import write_whole
 from muvit.errors import ExistsError, InputError, require_package
@@ -99,7 +99,7 @@ def stored_slides(output: Path) -> SlideSets | None:
         ReadError: a file is missing.
         InputError: the table was changed.
     """
-    return choose_slides(output / SLIDES) if (output / SLIDES).is_file() else None
+    return read_sets(output / SLIDES) if (output / SLIDES).is_file() else None
 
 
 def _changed_settings(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
