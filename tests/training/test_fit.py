@@ -25,10 +25,11 @@ from muvit.models.relay.config import RelayConfig
 from muvit.models.segmenter import Segmenter, SegmenterConfig
 from muvit.models.trained import build_model
 from muvit.training.callbacks import SaveBestAndLast, frame
-from muvit.training.datamodules import SegmentationData, complete, count_classes
+from muvit.training.datamodules import SegmentationData
 from muvit.training.fit import train_segmenter
 from muvit.training.optim import OptimConfig
 from muvit.training.recipes import DataConfig, InitConfig, LossConfig, Recipe, RunConfig
+from muvit.training.slides import complete, count_classes
 
 STEPS_PER_EPOCH = 3
 
