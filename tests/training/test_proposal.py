@@ -21,6 +21,7 @@ from muvit.training.proposal import (
     choose_views,
     measure_cost,
     nested,
+    propose,
     render,
 )
 from muvit.training.recipes import Recipe
@@ -197,3 +198,14 @@ def test_slides_that_do_not_fit_are_refused(tmp_path):
     write(tmp_path / "mixed", np.zeros((16, 16, 3), np.uint8), one, "b")
     with pytest.raises(InputError, match=r"b\.png: expected 1 channels of uint8"):
         survey_folder(tmp_path / "mixed")
+
+
+def test_slides_without_a_folder_to_validate_on_are_divided(folder, tmp_path):
+    label = cells()
+    for name in "abc":
+        write(tmp_path / "all", label, label, name)
+    survey = survey_folder(tmp_path / "all")
+    common = {"train": tmp_path / "all", "encoder": None, "hours": 1.0}
+    assert nested(propose(survey, 480, CPU, val=None, **common))["data"]["split"] == {"val": 0.2}
+    data = nested(propose(survey, 480, CPU, val=folder / "val", **common))["data"]
+    assert data["val"] == str(folder / "val") and "split" not in data

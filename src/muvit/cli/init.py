@@ -12,7 +12,9 @@ from muvit.errors import ExistsError
 def add_arguments(parser: ArgumentParser) -> None:
     """Arguments of the verb."""
     parser.add_argument(
-        "data", type=Path, help="folder with images and labels to train on, or with such folders train and val"
+        "data",
+        type=Path,
+        help="folder with images and labels to train on, or with such folders train and val; or a table of slides",
     )
     parser.add_argument("--output", type=Path, required=True, help="recipe to write")
     parser.add_argument(

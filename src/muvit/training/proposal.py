@@ -13,6 +13,7 @@ import torch
 import yaml
 from torch.autograd.graph import saved_tensors_hooks
 
+from muvit.data.tables import is_table
 from muvit.geometry import naive_boxes
 from muvit.levels import level_name
 from muvit.losses import SegmentationLoss
@@ -21,8 +22,8 @@ from muvit.models.folder import plain
 from muvit.models.segmentation_model import SegmentationModel
 from muvit.models.trained import build_model
 from muvit.settings import make_settings
-from muvit.training.datamodules import complete
 from muvit.training.recipes import Recipe
+from muvit.training.slides import complete
 from muvit.training.survey import Survey
 
 OBJECT_PX = 8
@@ -31,6 +32,7 @@ _MAX_RATIO = 64
 _PATCH = 8
 _TIMED_BATCH = 2
 _STEPS, _MAX_EPOCHS = 128, 200
+_MIN_SPLIT = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,11 +108,14 @@ def propose(
         InputError: the settings do not fit the slides.
     """
     config = None if encoder is None else encoder[1]
-    hint = "" if val is not None else "not validated: hold out whole slides in such a folder, and name it here"
+    validation = Choice(path="data.val", value=None if val is None else str(val))
+    if val is None and not is_table(train) and len(survey.slides) >= _MIN_SPLIT:
+        reason = "whole slides, each part with about its share of every class; name a folder as val to choose yourself"
+        validation = Choice(path="data.split", value={"val": 0.2}, reason=reason)
     crop, *levels = choose_views(survey, extent_px, machine, config)
     data = [
         Choice(path="data.train", value=str(train)),
-        Choice(path="data.val", value=None if val is None else str(val), reason=hint),
+        validation,
         crop,
         choose_normalization(survey),
         *choose_sampling(survey),

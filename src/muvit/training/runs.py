@@ -7,7 +7,7 @@ import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -21,19 +21,31 @@ from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.data import DataLoader
 
+from muvit.data.splits import SlideSets, read_sets
+from muvit.data.tables import write_slides
 from muvit.durable import write_whole
 from muvit.errors import ExistsError, InputError, require_package
 from muvit.models.folder import plain
 from muvit.settings import read_settings
-from muvit.training.datamodules import AnyRecipe, complete
 from muvit.training.recipes import ClassifyRecipe, PretrainRecipe, Recipe, RunConfig
+from muvit.training.slides import AnyRecipe, complete
 
 RECIPE = "recipe.yaml"
+SLIDES = "slides.csv"
 CHECKPOINT = Path("resume") / "last.ckpt"
 
 
-def prepare_folder(recipe: AnyRecipe, output: Path, resume: bool, overwrite: bool) -> Path | None:
+def prepare_folder(
+    recipe: AnyRecipe, output: Path, resume: bool, overwrite: bool, slides: SlideSets | None = None
+) -> Path | None:
     """Make the folder of a run; the checkpoint to resume from, if there is one.
+
+    Args:
+        recipe: all settings.
+        output: the folder.
+        resume: continue the run in it.
+        overwrite: delete the run in it.
+        slides: those of the run, to write as a table, which `stored_slides` reads.
 
     Raises:
         ExistsError: the folder exists, and neither ``resume`` nor ``overwrite`` is set.
@@ -61,7 +73,7 @@ def prepare_folder(recipe: AnyRecipe, output: Path, resume: bool, overwrite: boo
                 expected="the settings that the run was started with",
                 got=f"others in {', '.join(changed)}",
             )
-        write_whole(output / RECIPE, yaml.safe_dump(settings, sort_keys=False).encode())
+        _write(output, settings, slides)
         return checkpoint
     if output.exists() and any(output.iterdir()):
         if not overwrite:
@@ -70,8 +82,24 @@ def prepare_folder(recipe: AnyRecipe, output: Path, resume: bool, overwrite: boo
             raise InputError(output, expected=f"a run to overwrite, with {RECIPE}", got="another folder")
         shutil.rmtree(output)
     output.mkdir(parents=True, exist_ok=True)
-    write_whole(output / RECIPE, yaml.safe_dump(settings, sort_keys=False).encode())
+    _write(output, settings, slides)
     return None
+
+
+def _write(output: Path, settings: dict[str, Any], slides: SlideSets | None) -> None:
+    if slides is not None:
+        write_slides(output / SLIDES, [replace(s, split=split) for split, files in slides.items() for s in files])
+    write_whole(output / RECIPE, yaml.safe_dump(settings, sort_keys=False).encode())
+
+
+def stored_slides(output: Path) -> SlideSets | None:
+    """The slides that a run was started with, by their split; None if they were not stored.
+
+    Raises:
+        ReadError: a file is missing.
+        InputError: the table was changed.
+    """
+    return read_sets(output / SLIDES) if (output / SLIDES).is_file() else None
 
 
 def _changed_settings(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

@@ -77,7 +77,7 @@ def survey_folder(folder: Path, annotations: AnnotationConfig | None = None) -> 
     Of at most 12 slides a few windows are read, and the coarse scan of labels that `locate_classes` makes.
 
     Args:
-        folder: holds ``images`` and ``labels``.
+        folder: holds ``images`` and ``labels``; or a table of slides.
         annotations: what annotations stand for, as in a recipe.
 
     Raises:

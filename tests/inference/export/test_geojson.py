@@ -82,7 +82,7 @@ def test_coordinates_and_areas_are_those_of_the_image(tmp_path):
     # 4 times the labels, but for a ragged border
     image = ArraySlide(np.zeros((3, 79, 120), np.uint8), pixel_size_um=(0.25, 0.5))
     source = LabelledImage(labels=ArraySlide(LABELS), image=image)
-    assert (source.scale, source.pixel_um) == (4.0, (1.0, 2.0))
+    assert (source.scale, source.pixel_um) == ((4.0, 4.0), (1.0, 2.0))
     one, two = written(tmp_path, source)
     assert shape(two["geometry"]).equals(shapely.box(80, 40, 120, 72))
     assert all(isinstance(v, int) for point in two["geometry"]["coordinates"][0] for v in point)

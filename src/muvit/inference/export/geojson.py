@@ -148,8 +148,8 @@ def measure_object(found: LabelObject, polygon: Polygon, source: LabelledImage) 
     ``Circularity``: 4 pi times the area inside that outline, over the square of its length; 1 for a disc.
     ``Probability``: mean over the pixels, for each class, where probabilities are known.
     """
-    unit, (y, x) = "px", (source.scale,) * 2
-    measured = {"Area px^2": found.num_pixels * source.scale**2}
+    unit, (y, x) = "px", source.scale
+    measured = {"Area px^2": found.num_pixels * x * y}
     if source.pixel_um is not None and source.pixel_area_um2 is not None:
         unit, (y, x) = "µm", source.pixel_um
         measured["Area µm^2"] = found.num_pixels * source.pixel_area_um2
@@ -165,6 +165,6 @@ def measure_object(found: LabelObject, polygon: Polygon, source: LabelledImage) 
 
 def _coordinates(ring: shapely.LinearRing, source: LabelledImage) -> np.ndarray[Any, Any]:
     """Points ``(N, 2)`` of a closed ring, (x, y) in image pixels; whole numbers where they are."""
-    points = shapely.get_coordinates(ring) * source.scale - source.origin[::-1]
+    points = shapely.get_coordinates(ring) * source.scale[::-1] - source.origin[::-1]
     whole = points.astype(np.int64)
     return np.ascontiguousarray(whole if (whole == points).all() else points)
