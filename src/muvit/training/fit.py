@@ -272,9 +272,8 @@ def fit_mae(
             log_every_n_steps=log_interval(train_dataloader),
             fast_dev_run=fast_dev_run,
         )
-        fit_from(
-            trainer, None if ckpt_path is None else _state(Path(ckpt_path)), task, train_dataloader, val_dataloader
-        )
+        state = None if ckpt_path is None else _state(Path(ckpt_path))
+        fit_from(trainer, state, task, train_dataloaders=train_dataloader, val_dataloaders=val_dataloader)
 
 
 def _state(file: Path) -> Path:

@@ -31,6 +31,7 @@ _LOG = logging.getLogger(__name__)
 _MARK = b"muvit256"
 _SEAL_BYTES = len(_MARK) + hashlib.sha256().digest_size
 _BLOCK = 1 << 20
+_AGREE_EVERY = 16
 _CHANGED = "other bytes than were written"
 _KEYS = ("state_dict", "loops", "callbacks", "optimizer_states", "lr_schedulers", "global_step")
 
@@ -205,8 +206,8 @@ class SaveState(Checkpoint):
         """Save the state after the step before, which took several batches if gradients are accumulated."""
         if not self._has_position or batch_idx == 0 or batch_idx % trainer.accumulate_grad_batches != 0:
             return
-        # several processes agree at each line of the log alone, where they wait for each other anyway
-        if trainer.world_size == 1 or batch_idx % trainer.log_every_n_steps == 0:
+        # several processes have to agree, and would wait for each other
+        if trainer.world_size == 1 or batch_idx % _AGREE_EVERY == 0:
             self._save_if(trainer, pl_module, self._is_late())
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -126,16 +126,16 @@ def fit(
     return output / ("best" if (output / "best").exists() else "last")
 
 
-def fit_from(trainer: Trainer, checkpoint: Path | None, *arguments: Any, **options: Any) -> None:
+def fit_from(trainer: Trainer, checkpoint: Path | None, task: LightningModule, **data: Any) -> None:
     """Call the ``fit`` of a trainer that goes on from a state, if there is one.
 
     Raises:
         CheckpointError: the state is that of another run.
     """
     try:
-        trainer.fit(*arguments, **options, ckpt_path=checkpoint, weights_only=True)
+        trainer.fit(task, **data, ckpt_path=checkpoint, weights_only=True)
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        states = [one for one in trainer.callbacks if isinstance(one, SaveState)]
+        states = [one for one in trainer.checkpoint_callbacks if isinstance(one, SaveState)]
         if checkpoint is None or isinstance(error, MuViTError) or any(one.has_started for one in states):
             raise
         raise unfit_state(checkpoint, error) from error
