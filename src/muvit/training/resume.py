@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO, cast
 
 import torch
 from lightning import LightningModule, Trainer
@@ -77,7 +77,7 @@ def write_state(file: Path, state: dict[str, Any]) -> None:
     with whole_file(file) as stream:
         sealed = _Hashing(stream)
         try:
-            torch.save(state, sealed)
+            torch.save(state, cast(IO[bytes], sealed))
         except RuntimeError as error:  # torch reports an error of the file as its own
             raise sealed.error or error from None
         stream.write(_MARK + sealed.digest.digest())
@@ -180,10 +180,13 @@ class SaveState(Checkpoint):
         folder: folder of the run.
         run: the interval.
         check: called before anything is written; raises if the model is not worth keeping.
+        has_position: whether batches can go on from any of them; false for those of a user's own loader.
     """
 
-    def __init__(self, folder: Path, run: RunConfig, check: Callable[[Trainer, LightningModule], None]) -> None:
-        self.folder, self.check = folder / FOLDER, check
+    def __init__(
+        self, folder: Path, run: RunConfig, check: Callable[[Trainer, LightningModule], None], *, has_position: bool
+    ) -> None:
+        self.folder, self.check, self.has_position = folder / FOLDER, check, has_position
         self.epochs, self.seconds = run.save_epochs, run.save_seconds
         self.has_started = self.is_told_to_stop = False
         self._handlers: dict[int, Any] = {}
@@ -192,8 +195,7 @@ class SaveState(Checkpoint):
         """Begin to count the time; the state of the run has been restored."""
         self.has_started = True
         self._saved_step, self._saved_time = trainer.global_step, time.monotonic()
-        self._has_position = trainer.datamodule is not None  # else batches are a user's own, of unknown order
-        if self._has_position and trainer.world_size == 1 and threading.current_thread() is threading.main_thread():
+        if self.has_position and trainer.world_size == 1 and threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._handlers[number] = signal.signal(number, self._stop)
 
@@ -204,7 +206,7 @@ class SaveState(Checkpoint):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Save the state after the step before, which took several batches if gradients are accumulated."""
-        if not self._has_position or batch_idx == 0 or batch_idx % trainer.accumulate_grad_batches != 0:
+        if not self.has_position or batch_idx == 0 or batch_idx % trainer.accumulate_grad_batches != 0:
             return
         # several processes have to agree, and would wait for each other
         if trainer.world_size == 1 or batch_idx % _AGREE_EVERY == 0:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 import yaml
-from lightning import Callback, LightningDataModule, LightningModule, Trainer
+from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.plugins import MixedPrecision
@@ -25,7 +25,8 @@ from muvit.durable import write_whole
 from muvit.errors import ExistsError, InputError, MuViTError, require_package
 from muvit.models.folder import plain
 from muvit.settings import read_settings
-from muvit.training.datamodules import AnyRecipe, complete
+from muvit.training.callbacks import StopAtNonFinite
+from muvit.training.datamodules import AnyRecipe, CropsData, complete
 from muvit.training.recipes import ClassifyRecipe, PretrainRecipe, Recipe, RunConfig
 from muvit.training.resume import SaveState, StateFiles, has_state, newest_state, unfit_state
 
@@ -105,7 +106,7 @@ def check_devices(run: RunConfig) -> None:
 
 def fit(
     task: LightningModule,
-    data: LightningDataModule,
+    data: CropsData,
     recipe: Recipe | PretrainRecipe | ClassifyRecipe,
     output: Path,
     *,
@@ -121,7 +122,7 @@ def fit(
     run = recipe.run
     with quiet(), stoppable(output):
         often = log_interval(data.train_dataloader(), run.devices * run.num_nodes)
-        trainer = build_trainer(run, output, callbacks, log_every_n_steps=often)
+        trainer = build_trainer(run, output, callbacks, data=data, log_every_n_steps=often)
         fit_from(trainer, checkpoint, task, datamodule=data)
     return output / ("best" if (output / "best").exists() else "last")
 
@@ -141,15 +142,28 @@ def fit_from(trainer: Trainer, checkpoint: Path | None, task: LightningModule, *
         raise unfit_state(checkpoint, error) from error
 
 
-def build_trainer(run: RunConfig, output: Path | None, callbacks: Sequence[Callback], **options: Any) -> Trainer:
+def build_trainer(
+    run: RunConfig,
+    output: Path | None,
+    callbacks: Sequence[Callback],
+    *,
+    data: CropsData | None = None,
+    **options: Any,
+) -> Trainer:
     """Trainer of a run that logs to ``output`` and can be resumed from there; without ``output`` it writes nothing.
 
-    ``options`` go to Lightning's trainer.
+    Args:
+        run: duration, devices and logging.
+        output: folder of the run.
+        callbacks: those that save models and draw.
+        data: the batches; None for those of a user's own loader.
+        options: of Lightning's trainer.
     """
-    keep = list(callbacks)
+    watch = StopAtNonFinite(data)
+    keep = [watch, *callbacks]
     if output is not None:
         keep += [
-            SaveState(output, run, check=lambda trainer, task: None),
+            SaveState(output, run, check=watch.check, has_position=data is not None),
             LearningRateMonitor("step"),
         ]
         options.setdefault("logger", build_loggers(output, run.wandb_project))
