@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -32,6 +32,7 @@ def convert_image(
     label_colors: dict[int, Color] | None = None,
     has_background: bool | None = None,
     nonfinite: Literal["error", "ignore"] = "error",
+    attributes: dict[str, Any] | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Path:
@@ -56,6 +57,7 @@ def convert_image(
         has_background: whether label 0 is background; by default what the source states.
         nonfinite: pixels that are NaN or infinite are refused (``error``), or stored as they are and left out of the
             means of coarser levels (``ignore``).
+        attributes: further attributes of the store, beside those of OME.
         overwrite: replace a store that is at ``target``.
         progress: called with the number of steps done and their total.
 
@@ -90,7 +92,8 @@ def convert_image(
     slide.read(1, (0,) * slide.ndim, tuple(min(n, 16) for n in slide.shape))
     with scratch_folder(target) as scratch:
         fresh = scratch / target.name  # the store is named as its target, which its metadata mention
-        num_missing = _copy(slide, PyramidWriter.create_from(fresh, spec), nonfinite, progress)
+        writer = PyramidWriter.create_from(fresh, spec)
+        num_missing = _copy(slide, writer, nonfinite, progress, attributes)
         swap_in(fresh, target, overwrite=overwrite)
     register_label(target)
     if num_missing:
@@ -117,7 +120,13 @@ def _check_label_source(slide: Slide) -> None:
         raise InputError(slide.path, expected="labels of an integer dtype", got=slide.dtype)
 
 
-def _copy(slide: Slide, writer: PyramidWriter, nonfinite: str, progress: Progress | None) -> int:
+def _copy(
+    slide: Slide,
+    writer: PyramidWriter,
+    nonfinite: str,
+    progress: Progress | None,
+    attributes: dict[str, Any] | None,
+) -> int:
     """Write all levels; the number of values of the finest that are NaN or infinite."""
     bands, num_missing = list(_bands(writer)), 0
     total = len(bands) + writer.num_coarse_shards
@@ -125,7 +134,7 @@ def _copy(slide: Slide, writer: PyramidWriter, nonfinite: str, progress: Progres
         num_missing += _copy_band(slide, writer, start, size, nonfinite)
         if progress is not None:
             progress(done, total)
-    writer.finish(None if progress is None else lambda done, _: progress(len(bands) + done, total))
+    writer.finish(None if progress is None else lambda done, _: progress(len(bands) + done, total), attributes)
     return num_missing
 
 
