@@ -3,7 +3,8 @@
 #   make test          the test suite                  make check   format, lint, types, import rules
 #   make test-long     the tests that take longer
 #   make docs          the documentation site         make bench   the benchmarks that fit a CPU
-# A machine without a GPU can save the CUDA packages: make setup TORCH=cpu (or cu128, ... as uv names them).
+# Without an NVIDIA driver, the CPU build of torch is taken if its index can be reached: the CUDA packages are 6 GB. Another
+# build, at first or later: make setup TORCH=cpu (or cu128, ... as uv names them).
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -11,7 +12,10 @@ TORCH  ?=
 DEMO   ?= demo
 UV     := .uv/bin/uv
 BIN    := $(VENV)/bin
-STAMP  := $(VENV)/.installed
+# one stamp for each build of torch; without TORCH, that which is installed
+STAMP  := $(if $(TORCH),$(VENV)/.installed-$(TORCH),$(firstword $(wildcard $(VENV)/.installed*) $(VENV)/.installed))
+BUILD  := $(or $(TORCH),$(patsubst $(VENV)/.installed-%,%,$(filter $(VENV)/.installed-%,$(STAMP))))
+OTHER  := $(filter-out $(STAMP),$(wildcard $(VENV)/.installed*))
 
 .PHONY: setup demo test test-long check format docs bench clean
 .DEFAULT_GOAL := setup
@@ -24,8 +28,13 @@ $(UV):
 	.uv/bin/python -m pip install --quiet uv
 
 $(STAMP): pyproject.toml | $(UV)
-	$(UV) venv --quiet --allow-existing --python $(PYTHON) $(VENV)
-	$(UV) pip install --quiet --python $(BIN)/python $(if $(TORCH),--torch-backend $(TORCH)) --editable . --group dev
+	$(if $(OTHER),@$(UV) pip install --quiet --dry-run --no-deps --python $(BIN)/python --torch-backend $(BUILD) torch)
+	$(UV) venv --quiet $(if $(OTHER),--clear,--allow-existing) --python $(PYTHON) $(VENV)
+	@build="$(BUILD)"; \
+	if [ -z "$$build" ] && [ "$$(uname)" = Linux ] && ! command -v nvidia-smi >/dev/null \
+	  && UV_HTTP_TIMEOUT=5 UV_HTTP_RETRIES=0 $(UV) pip install --quiet --dry-run --no-deps --python $(BIN)/python \
+	     --torch-backend cpu torch 2>/dev/null; then build=cpu; fi; \
+	$(UV) pip install --quiet --python $(BIN)/python $${build:+--torch-backend $$build} --editable . --group dev
 	@touch $@
 
 demo: $(STAMP)

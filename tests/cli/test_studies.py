@@ -4,7 +4,6 @@ import csv
 import json
 import re
 from dataclasses import replace
-from importlib import import_module
 
 import numpy as np
 import pytest
@@ -14,8 +13,7 @@ from jsonargparse import ArgumentParser
 from PIL import Image
 
 from muvit.cli import main
-from muvit.cli.study import STUDIES
-from muvit.cli.study.output import named_paths
+from muvit.cli.study import STUDIES, named_paths
 from muvit.data.crops.normalize import Range
 from muvit.data.crops.preprocessing import FILE, Preprocessing
 from muvit.data.pyramids.writer import PyramidWriter
@@ -298,7 +296,7 @@ def test_a_classifier_is_trained_and_tells_classes(work, tmp_path, capfd):
 @pytest.mark.parametrize("name", STUDIES)
 def test_every_option_of_a_study_is_explained(name, capfd):
     parser = ArgumentParser(exit_on_error=False)
-    import_module(f"muvit.cli.study.{name}").add_arguments(parser)
+    STUDIES[name].add_arguments(parser)
     actions = [action for action in parser._actions if "--help" not in action.option_strings]
     for action in actions:
         assert action.help and len(action.help.split()) >= 2, action.option_strings or action.dest
@@ -307,7 +305,7 @@ def test_every_option_of_a_study_is_explained(name, capfd):
     for action in actions:
         assert (action.option_strings or [action.dest])[0] in text
     assert run("study", "--help") == 0
-    assert STUDIES[name] in " ".join(capfd.readouterr().out.split())
+    assert STUDIES[name].summary in " ".join(capfd.readouterr().out.split())
 
 
 @pytest.mark.parametrize(

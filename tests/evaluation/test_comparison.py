@@ -12,6 +12,7 @@ from muvit.data.synthetic.images import SyntheticConfig, write_synthetic
 from muvit.errors import ExistsError, InputError, ReadError
 from muvit.evaluation.comparison import compare, paired_difference
 from muvit.evaluation.report import examples as report_examples
+from muvit.evaluation.scores.bootstrap import seed_interval
 from muvit.evaluation.scores.segmentation import Evaluation, SlideCounts
 from muvit.evaluation.variants import Variant, with_controls
 from muvit.models.encoder import EncoderConfig
@@ -101,6 +102,36 @@ def test_a_resumed_comparison_trains_nothing_again_and_writes_its_results_anew(r
         compare([variant], test, output, title="", intro="")
 
 
+def test_every_seed_is_trained_and_scores_are_means(recipe, tmp_path):
+    train, test = (write_folder(tmp_path / name) for name in ("train", "test"))
+    short = replace(
+        recipe,
+        data=DataConfig(train=str(train), crop_size=16, samples_per_epoch=8, batch_size=4),
+        model=replace(
+            recipe.model, encoder=replace(recipe.model.encoder, levels=(1, 4)), decoder_widths=(8,) * 4, stem_width=4
+        ),
+        run=RunConfig(epochs=1, accelerator="cpu", progress=False),
+    )
+    variants = [Variant(name=name, description="", recipe=short) for name in ("one", "same")]
+    output = tmp_path / "out"
+    one, same = compare(variants, test, output, title="", intro="", seeds=(3, 5))
+    folders = ["one_seed_3", "one_seed_5", "same_seed_3", "same_seed_5"]
+    assert sorted(run.name for run in (output / "runs").iterdir()) == folders
+    metrics = json.loads((output / "metrics.json").read_text())
+    by_seed = [metrics["one"]["seeds"][seed]["pooled"]["mean_dice"] for seed in ("3", "5")]
+    assert one.by_seed == pytest.approx(by_seed)
+    assert by_seed[0] != by_seed[1]
+    assert one.mean_dice == pytest.approx(np.mean(by_seed)) == metrics["one"]["mean_dice"]
+    assert one.behind_by_seed is None
+    assert same.behind_by_seed == (0, 0)  # the same seeds, the same weights
+    assert metrics["one"]["mean_dice_interval"] == pytest.approx(seed_interval(by_seed))
+    page = (output / "index.html").read_text()
+    assert "Means over 2 seeds" in page
+    assert "±" in page
+    with pytest.raises(InputError, match=r"seeds: expected different numbers from 0, got \[1, 1\]"):
+        compare(variants, test, tmp_path / "twice", title="", intro="", seeds=(1, 1))
+
+
 def test_results_of_something_else_are_not_resumed(recipe, tmp_path):
     (tmp_path / "metrics.json").write_text("dear")
     with pytest.raises(ExistsError, match=r"metrics\.json"):
@@ -153,11 +184,16 @@ def test_the_difference_of_two_models_is_drawn_over_slides_in_pairs():
         )
 
     hard = np.array([10, 30, 50, 70, 80, 90])  # slides differ much more than the models
-    low, high = paired_difference(scored(hard + 5), scored(hard))
+    low, high = paired_difference([scored(hard + 5)], [scored(hard)])
     assert 0 < low < high < 0.1
-    low, high = paired_difference(scored(hard + np.array([5, -5, 5, -5, 5, -5])), scored(hard))
+    low, high = paired_difference([scored(hard + np.array([5, -5, 5, -5, 5, -5]))], [scored(hard)])
     assert low < 0 < high
-    assert paired_difference(scored(hard[:4] + 5), scored(hard[:4])) is None
+    assert paired_difference([scored(hard[:4] + 5)], [scored(hard[:4])]) is None
+    # with several seeds the mean counts: one seed ahead, one behind by as much
+    both = [scored(hard + 5), scored(hard - 5)]
+    low, high = paired_difference(both, [scored(hard), scored(hard)])
+    assert low == pytest.approx(0, abs=0.01)
+    assert high == pytest.approx(0, abs=0.01)
 
 
 @pytest.mark.long

@@ -20,6 +20,7 @@ VERBS = {
     "demo": "generate images, train three small models, label test images and write a report",
     "convert": "convert images or label masks to OME-Zarr pyramids",
     "info": "show the size, levels, channels, pixel size and labels of an image",
+    "doctor": "check the installation, devices, and images, models or predictions, and say what to do",
     "prepare": "convert a downloaded data set to folders to train and test on",
     "synthetic": "generate the Synthetic data set, whose classes differ only at a coarse scale",
     "pretrain": "pre-train a masked autoencoder on unlabelled images",
@@ -32,6 +33,7 @@ VERBS = {
     "evaluate": "score predicted labels against true ones",
     "study": "experiments on trained models: box noise, cost, features, reconstruction",
     "convert-checkpoint": "convert a model folder of an earlier version to the present format",
+    "completion": "print a script that completes verbs and options in the shell",
     "compare": "train a recipe's model and its controls, and report how they differ",
 }
 """Verbs and their summaries; ``muvit.cli.<verb>`` (with _ for -) has the ``add_arguments`` and ``run`` of each."""

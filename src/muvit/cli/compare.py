@@ -36,6 +36,13 @@ def add_arguments(parser: Parser) -> None:
         help="YAML file with models to train as well: settings of the recipe to change, by name of the model",
     )
     parser.add_argument(
+        "--seeds",
+        type=list[int],
+        default=[],
+        help="train each model once with each of these seeds, as in [0,1,2,3,4], and report means with intervals; "
+        "unset, once with run.seed",
+    )
+    parser.add_argument(
         "--devices",
         type=str | None,
         default=None,
@@ -54,20 +61,23 @@ def run(arguments: Namespace) -> None:
     variants = [preset(recipe, name) for name in arguments.models]
     if arguments.variants is not None:
         variants += _variants(arguments.variants, recipe)
-    with Progress(f"Training {len(variants)} models", "step") as progress:
+    trainings = len(variants) * max(len(arguments.seeds), 1)
+    with Progress(f"Training {trainings} models", "step") as progress:
         results = compare(
             variants,
             arguments.test,
             arguments.output,
             title=arguments.title,
             intro=INTRO,
+            seeds=arguments.seeds,
             devices=arguments.devices,
             resume=arguments.resume,
             overwrite=arguments.overwrite,
             progress=progress,
         )
     for result in results:
-        print(f"{result.name:<32} mDSC {result.mean_dice:.3f}")
+        seeds = f"  seeds {' '.join(f'{score:.3f}' for score in result.by_seed)}" if result.by_seed else ""
+        print(f"{result.name:<32} mDSC {result.mean_dice:.3f}{seeds}")
     print(*conclusion(results))
     print(arguments.output / "index.html")
 

@@ -20,7 +20,7 @@ from muvit.evaluation.report.content import ModelResult
 from muvit.evaluation.report.examples import LabelledSlide, read_examples, spread
 from muvit.evaluation.report.page import write_report
 from muvit.evaluation.results import Row, write_rows
-from muvit.evaluation.scores.bootstrap import Interval, bootstrap_intervals
+from muvit.evaluation.scores.bootstrap import Interval, bootstrap_intervals, seed_interval
 from muvit.evaluation.scores.segmentation import Evaluation, evaluate_slides
 from muvit.evaluation.side_by_side import Trained, choose_devices, train_and_label
 from muvit.evaluation.variants import Variant
@@ -42,6 +42,7 @@ def compare(
     intro: str,
     settings: dict[str, object] | None = None,
     num_examples: int = 3,
+    seeds: Sequence[int] = (),
     devices: str | None = None,
     resume: bool = False,
     overwrite: bool = False,
@@ -53,11 +54,13 @@ def compare(
         variants: the models, the one in question first.
         test: folder with ``images`` and ``labels`` that none of them was trained on.
         output: receives ``runs/<slug>``, ``predictions/<slug>/<slide>.ome.zarr``, ``metrics.json``, ``metrics.csv``
-            and ``index.html``.
+            and ``index.html``; with several seeds a slug ends in ``_seed_<seed>``.
         title: headline of the report.
         intro: its first paragraph.
         settings: facts for the report, added to those that the recipe tells.
-        num_examples: test slides to show.
+        num_examples: test slides to show, with the labels of the first seed.
+        seeds: each model is trained once with each, and its scores are means over them; by default once with the seed
+            of its recipe.
         devices: where to train, such as cuda:0,cuda:1, or cpu; by default every GPU, else the CPU, which is shared by
             as many models as it has cores.
         resume: go on with a comparison that was stopped: what is trained is not trained again, the results are
@@ -74,8 +77,10 @@ def compare(
     """
     output = Path(output)
     _check_output(output, resume=resume, overwrite=overwrite)
+    _check_seeds(seeds)
     variants = [replace(variant, recipe=complete(variant.recipe)) for variant in variants]
-    slugs = [variant.slug for variant in variants]
+    trainings = [training for variant in variants for training in _with_seeds(variant, seeds)]
+    slugs = [training.slug for training in trainings]
     if len(set(slugs)) != len(slugs):
         raise InputError("variants", expected="different names", got=[variant.name for variant in variants])
     places = [choose_devices(variant.recipe.run, devices) for variant in variants]
@@ -84,10 +89,10 @@ def compare(
         _check_slides(variant.recipe, pairs)
     slides = [image.path for image, _ in pairs]
     trained = train_and_label(
-        variants, slides, output, devices=places[0], resume=resume, overwrite=overwrite, progress=progress
+        trainings, slides, output, devices=places[0], resume=resume, overwrite=overwrite, progress=progress
     )
     legend = Preprocessing.load(trained[0].folder)
-    labels = {variant.name: open_label_images([output / "predictions" / variant.slug]) for variant in variants}
+    labels = {training.name: open_label_images([output / "predictions" / training.slug]) for training in trainings}
     ignore = variants[0].recipe.data.ignore_labels
     scored = [
         evaluate_slides(
@@ -99,11 +104,16 @@ def compare(
         )
         for found in labels.values()
     ]
+    num = max(len(seeds), 1)
+    runs = [trained[i : i + num] for i in range(0, len(trained), num)]
+    scored_runs = [scored[i : i + num] for i in range(0, len(scored), num)]
     results = [
-        _result(variant, run, own, scored[0]) for variant, run, own in zip(variants, trained, scored, strict=True)
+        _result(variant, own, scores, scored_runs[0])
+        for variant, own, scores in zip(variants, runs, scored_runs, strict=True)
     ]
-    _write_metrics(output / "metrics.json", results, scored)
-    _write_table(output / "metrics.csv", results, scored)
+    shown = {variant.name: next(iter(_with_seeds(variant, seeds))) for variant in variants}
+    _write_metrics(output / "metrics.json", results, scored_runs, seeds)
+    _write_table(output / "metrics.csv", results, scored_runs)
     write_report(
         output,
         title=title,
@@ -111,10 +121,15 @@ def compare(
         models=results,
         class_names=legend.class_names,
         class_colors=legend.class_colors,
-        examples=read_examples(spread(pairs, num_examples), labels),
-        settings=_settings(variants[0].recipe) | (settings or {}),
+        examples=read_examples(
+            spread(pairs, num_examples), {name: labels[training.name] for name, training in shown.items()}
+        ),
+        settings=_settings(variants[0].recipe, seeds) | (settings or {}),
         outputs={"image": os.path.relpath(pairs[0][0].path, output)}
-        | {f"labels by {v.name}": f"predictions/{v.slug}/{pairs[0][0].name}.ome.zarr" for v in variants},
+        | {
+            f"labels by {name}": f"predictions/{training.slug}/{pairs[0][0].name}.ome.zarr"
+            for name, training in shown.items()
+        },
         ignore=ignore,
         overwrite=resume or overwrite,
     )
@@ -160,63 +175,112 @@ def _num_classes(recipe: Recipe) -> int:
     return recipe.model.num_classes
 
 
-def _result(variant: Variant, run: Trained, scored: Evaluation, first: Evaluation) -> ModelResult:
-    shown = scored.foreground
+def _result(
+    variant: Variant, runs: Sequence[Trained], scored: Sequence[Evaluation], first: Sequence[Evaluation]
+) -> ModelResult:
+    shown = scored[0].foreground
+    by_seed = [own.pooled.mean_dice for own in scored]
+    gains = [one.pooled.mean_dice - two.pooled.mean_dice for one, two in zip(first, scored, strict=True)]
     return ModelResult(
         name=variant.name,
         description=variant.description,
-        dice=dict(zip(scored.names(shown), scored.pooled.dice[shown].tolist(), strict=True)),
-        mean_dice=scored.pooled.mean_dice,
+        dice=dict(zip(scored[0].names(shown), _mean_dice(scored, shown), strict=True)),
+        mean_dice=float(np.mean(by_seed)),
+        by_seed=by_seed if len(scored) > 1 else (),
         behind=None if scored is first else paired_difference(first, scored),
-        curves=run.curves,
-        seconds=run.seconds,
-        parameters=run.parameters,
+        behind_by_seed=None if scored is first else seed_interval(gains),
+        curves=runs[0].curves,
+        seconds=float(np.mean([run.seconds for run in runs])),
+        parameters=runs[0].parameters,
     )
 
 
-def paired_difference(first: Evaluation, other: Evaluation) -> Interval | None:
+def _mean_dice(scored: Sequence[Evaluation], shown: Sequence[int]) -> list[float]:
+    """Dice of each class, mean over the seeds that have one."""
+    dice = np.stack([own.pooled.dice[list(shown)] for own in scored])
+    known = ~np.isnan(dice)
+    with np.errstate(invalid="ignore"):
+        return list((np.where(known, dice, 0).sum(axis=0) / known.sum(axis=0)).tolist())
+
+
+def paired_difference(first: Sequence[Evaluation], other: Sequence[Evaluation]) -> Interval | None:
     """Bootstrap interval of the mDSC of one model minus that of another, both on the same draws of slides.
 
-    None if there are fewer than `FEWEST_SLIDES`, or no score.
+    Args:
+        first: scores of the one model, of each training seed.
+        other: scores of the other, of as many seeds; the mDSC of a draw is the mean over the seeds.
+
+    Returns:
+        None if there are fewer than `FEWEST_SLIDES`, or no score.
     """
-    if len(first.slides) < FEWEST_SLIDES:
+    if len(first[0].slides) < FEWEST_SLIDES:
         return None
 
     def difference(times: NDArray[np.int64]) -> Mapping[str, float]:
-        one, two = (scored.summary(times)["mean_dice"] for scored in (first, other))
-        return {"mean_dice": one - two}
+        one, two = (np.mean([s.summary(times)["mean_dice"] for s in scored]) for scored in (first, other))
+        return {"mean_dice": float(one - two)}
 
-    interval = bootstrap_intervals(difference, len(first.slides))["mean_dice"]
+    interval = bootstrap_intervals(difference, len(first[0].slides))["mean_dice"]
     return None if np.isnan(interval).any() else interval
 
 
-def _write_table(path: Path, results: Sequence[ModelResult], scored: Sequence[Evaluation]) -> None:
+def _write_table(path: Path, results: Sequence[ModelResult], scored: Sequence[Sequence[Evaluation]]) -> None:
     """One line for each model; a score that does not exist is empty."""
     rows: list[Row] = []
     for result, own in zip(results, scored, strict=True):
-        dice = {"mDSC": result.mean_dice} | dict(result.dice) | {"mean slide mDSC": own.mean_slide_dice}
+        slide_mean = float(np.mean([one.mean_slide_dice for one in own]))
+        dice = {"mDSC": result.mean_dice} | dict(result.dice) | {"mean slide mDSC": slide_mean}
+        low, high = seed_interval(result.by_seed) or (None, None)
+        seeds = {"mDSC low": low, "mDSC high": high} if result.by_seed else {}
         rows.append(
             {"model": result.name}
-            | {name: round(score, 4) for name, score in dice.items()}
+            | {name: None if score is None else round(score, 4) for name, score in (dice | seeds).items()}
             | {"parameters": result.parameters, "training minutes": round(result.seconds / 60, 1)}
         )
     write_rows(path, rows)
 
 
-def _write_metrics(path: Path, results: Sequence[ModelResult], scored: Sequence[Evaluation]) -> None:
-    metrics = {
-        result.name: {
+def _write_metrics(
+    path: Path, results: Sequence[ModelResult], scored: Sequence[Sequence[Evaluation]], seeds: Sequence[int]
+) -> None:
+    metrics = {}
+    for result, own in zip(results, scored, strict=True):
+        of_seeds = [one.to_dict() for one in own]
+        metrics[result.name] = {
             "parameters": result.parameters,
             "training_seconds": round(result.seconds, 1),
             "behind_first": result.behind,
-        }
-        | own.to_dict()
-        for result, own in zip(results, scored, strict=True)
-    }
+        } | (
+            {
+                "mean_dice": result.mean_dice,
+                "mean_dice_interval": seed_interval(result.by_seed),
+                "behind_first_by_seed": result.behind_by_seed,
+                "seeds": dict(zip(map(str, seeds), of_seeds, strict=True)),
+            }
+            if result.by_seed
+            else of_seeds[0]
+        )
     write_whole(path, (json.dumps(metrics, indent=2) + "\n").encode())
 
 
-def _settings(recipe: Recipe) -> dict[str, object]:
+def _check_seeds(seeds: Sequence[int]) -> None:
+    if len(set(seeds)) != len(seeds) or any(seed < 0 for seed in seeds):
+        raise InputError("seeds", expected="different numbers from 0", got=list(seeds))
+
+
+def _with_seeds(variant: Variant, seeds: Sequence[int]) -> list[Variant]:
+    """The trainings of a model: one with each seed, or one with that of its recipe."""
+    return [
+        replace(
+            variant,
+            name=f"{variant.name} seed {seed}",
+            recipe=replace(variant.recipe, run=replace(variant.recipe.run, seed=seed)),
+        )
+        for seed in seeds
+    ] or [variant]
+
+
+def _settings(recipe: Recipe, seeds: Sequence[int]) -> dict[str, object]:
     data, encoder = recipe.data, getattr(recipe.model, "encoder", None)
     sizes = (
         {}
@@ -232,5 +296,5 @@ def _settings(recipe: Recipe) -> dict[str, object]:
         **sizes,
         "training": f"{recipe.run.epochs} epochs of {data.samples_per_epoch} crops, {data.batch_size} per step",
         "learning rate": f"{recipe.optim.lr:g}, encoder {recipe.optim.lr * recipe.optim.encoder_lr_factor:g}",
-        "seed": recipe.run.seed,
+        "seed": ", ".join(map(str, seeds)) or recipe.run.seed,
     }

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from muvit.errors import InputError
-from muvit.evaluation.scores.bootstrap import BootstrapConfig, bootstrap_intervals
+from muvit.evaluation.scores.bootstrap import BootstrapConfig, bootstrap_intervals, seed_interval
 
 
 def mean_of(values):
@@ -47,3 +47,15 @@ def test_draws_without_a_score_are_left_out():
 def test_settings_out_of_range_are_refused(fields):
     with pytest.raises(InputError, match=next(iter(fields))):
         BootstrapConfig(**fields)
+
+
+def test_the_interval_over_seeds_is_students():
+    scores = [0.90, 0.92, 0.94, 0.93, 0.91]
+    low, high = seed_interval(scores)
+    # t of 4 degrees of freedom at 97.5 %: 2.776
+    half = 2.7764 * np.std(scores, ddof=1) / np.sqrt(5)
+    assert (low, high) == pytest.approx((0.92 - half, 0.92 + half), abs=1e-6)
+    wide = seed_interval(scores, coverage=0.99)
+    assert wide[0] < low < high < wide[1]
+    assert seed_interval([0.9]) is None
+    assert seed_interval([0.9, float("nan")]) is None

@@ -60,7 +60,7 @@ def warn_if_it_fails(what: str) -> Iterator[None]:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelResult:
-    """A model, and its scores after one training run."""
+    """A model and its scores: of one training, or means over trainings with several seeds."""
 
     name: str
     description: str
@@ -69,12 +69,17 @@ class ModelResult:
     """Dice of each scored foreground class by name, 0 to 1; NaN where a class neither occurs nor is predicted."""
     mean_dice: float
     """mDSC: mean over the foreground classes."""
+    by_seed: Sequence[float] = ()
+    """mDSC of each training, if there are several."""
     behind: Interval | None = None
     """Interval, over the test slides, of the mDSC of the model in question minus this one's; None if there is none."""
+    behind_by_seed: Interval | None = None
+    """The same over training seeds; None for a single one."""
     curves: Mapping[str, tuple[Sequence[float], Sequence[float]]] = field(default_factory=dict)
-    """Training steps and values of each curve by name, as ``train_loss``; models share names to be drawn together."""
+    """Training steps and values of each curve by name, as ``train_loss``, of the first seed; models share names to be
+    drawn together."""
     seconds: float
-    """Training time."""
+    """Time of one training."""
     parameters: int
     """Trainable parameters."""
 

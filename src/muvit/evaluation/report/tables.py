@@ -12,6 +12,7 @@ from muvit.evaluation.report.content import (
     join_lines,
     list_names,
 )
+from muvit.evaluation.scores.bootstrap import seed_interval
 
 SMALL_DIFFERENCE = 0.02
 """Differences of mDSC below this are called equal in the text: another seed can make as much."""
@@ -39,7 +40,11 @@ def conclusion(models: Sequence[ModelResult]) -> list[str]:
     lost = [name for name, dice in first.dice.items() if any(m.dice[name] > dice for m in controls)]
     if lost and gain > -SMALL_DIFFERENCE:
         sentences.append(f"A control has the higher Dice on {list_names(lost)}.")
-    sentences.append("Each model was trained once; another seed would move these figures a little.")
+    sentences.append(
+        f"Scores are means over {len(first.by_seed)} trainings of each model with different seeds."
+        if first.by_seed
+        else "Each model was trained once; another seed would move these figures a little."
+    )
     return sentences
 
 
@@ -56,7 +61,12 @@ def _verdict(first: ModelResult, best: ModelResult, gain: float) -> list[str]:
         return ["There are too few test slides to tell whether others would agree."]
     low, high = best.behind
     others = f"On other slides like these the difference would be {low:.3f} to {high:.3f}"
-    if low <= 0 <= high or abs(gain) < SMALL_DIFFERENCE:
+    is_open = low <= 0 <= high
+    if best.behind_by_seed is not None:
+        low, high = best.behind_by_seed
+        others += f", with other seeds {low:.3f} to {high:.3f}"
+        is_open = is_open or low <= 0 <= high
+    if is_open or abs(gain) < SMALL_DIFFERENCE:
         return [f"{others}: this run does not tell which is better."]
     if gain > 0:
         return [f"{others}.", "In this run, the task needs what the control lacks."]
@@ -74,7 +84,9 @@ def results_section(models: Sequence[ModelResult]) -> str:
     table = [[model.mean_dice, *(model.dice[name] for name in columns[1:])] for model in models]
     marked = zip(*(_mark_best(column) for column in zip(*table, strict=True)), strict=True)
     rows = []
-    for model, cells in zip(models, marked, strict=True):
+    for model, cells in zip(models, map(list, marked), strict=True):
+        if (interval := seed_interval(model.by_seed)) is not None:
+            cells[0] += f" ± {(interval[1] - interval[0]) / 2:.3f}"
         share = 0.0 if math.isnan(model.mean_dice) else 100 * min(max(model.mean_dice, 0.0), 1.0)
         rows.append(
             f'<tr><th scope="row">{escape(model.name)}<span class="note">{escape(model.description)}</span>'
@@ -86,6 +98,8 @@ def results_section(models: Sequence[ModelResult]) -> str:
         if is_wide
         else "Dice score of each foreground class, and their mean (mDSC),"
     ) + " on the test images, 0 to 1, higher is better. Bars show the mDSC."
+    if models[0].by_seed:
+        caption += f" Means over {len(models[0].by_seed)} seeds, ± half of the 95 % interval of the mean."
     tables = [_table("results", caption, ["Model", *columns, "Parameters", "Training"], rows, len(models))]
     if is_wide:
         rows = [

@@ -1,10 +1,11 @@
-"""Confidence intervals by resampling the slides with replacement (percentile bootstrap)."""
+"""Confidence intervals: over slides, by resampling them (percentile bootstrap), and over training seeds."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import stdtrit
 
 from muvit.errors import InputError
 
@@ -58,6 +59,20 @@ def bootstrap_intervals(
     drawn = [statistic(weights) for weights in times]
     tail = 100 * (1 - config.coverage) / 2
     return {name: _bounds(np.array([scores[name] for scores in drawn]), tail) for name in drawn[0]}
+
+
+def seed_interval(scores: Sequence[float], coverage: float = 0.95) -> Interval | None:
+    """Interval of the mean of a score over training seeds, by Student's t; None for fewer than two or a missing score.
+
+    Args:
+        scores: one for each seed; of a difference between two models, the differences seed by seed.
+        coverage: fraction of such intervals that hold the mean over all seeds, were scores normally distributed.
+    """
+    values = np.asarray(scores, np.float64)
+    if values.size < 2 or np.isnan(values).any():
+        return None
+    half = float(stdtrit(values.size - 1, (1 + coverage) / 2) * values.std(ddof=1) / np.sqrt(values.size))
+    return float(values.mean()) - half, float(values.mean()) + half
 
 
 def _bounds(values: NDArray[np.float64], tail: float) -> Interval:
