@@ -1,7 +1,7 @@
 """Self-attention with rotated queries and keys, and the transformer block around it."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +9,7 @@ from torch.nn.functional import linear, scaled_dot_product_attention
 
 from muvit.errors import InputError
 from muvit.models.layers.rope import AxialRope, Rotation, split_heads
+from muvit.models.layers.stage import Stage
 
 AttentionMode = Literal["all", "causal", "same", "random", "coarse_to_fine"]
 """Keys that a query attends to: all levels; its own and finer ones; only its own; one random token; its own and coarser
@@ -123,7 +124,7 @@ class FeedForward(nn.Sequential):
         super().__init__(nn.Linear(dim, 2 * dim), nn.GELU(), nn.Dropout(dropout), nn.Linear(2 * dim, dim))
 
 
-class Block(nn.Module):
+class Block(Stage):
     """Pre-norm block: ``h = x + Attention(LN(x))``, then ``h + FeedForward(LN(h))``.
 
     Args:
@@ -141,6 +142,10 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(dim)
         self.ff = FeedForward(dim, dropout)
         self.rotary_pos_embs = rope
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        """Send tokens through the block, as `forward`."""
+        return self.run(super().__call__, *args, **options)
 
     def rotation(self, coords: Tensor) -> Rotation | None:
         """Angles of this block for tokens at ``coords`` ``(B, N, ndim)``."""
