@@ -19,6 +19,5 @@ def run(arguments: Namespace) -> None:
     from muvit.models.portable import export_model
     from muvit.models.trained import load_model
 
-    trained = load_model(arguments.model)
-    difference = export_model(trained, arguments.output, overwrite=arguments.overwrite)
+    difference = export_model(load_model(arguments.model), arguments.output, overwrite=arguments.overwrite)
     print(f"{arguments.output}: outputs differ by at most {difference:.1e}")

@@ -49,10 +49,10 @@ class LoadedModel(TrainedModel[Model]):
         """
         image = slide if isinstance(slide, Slide) else open_slide(slide)
         target = Path(f"{image.name}.labels.ome.zarr") if output is None else output
-        done = predict_slide(
+        path = predict_slide(
             self, image, target, options=options, execution=execution, overwrite=overwrite, progress=progress
         )
-        return open_slide(done)
+        return open_slide(path)
 
 
 @overload

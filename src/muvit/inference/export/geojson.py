@@ -149,7 +149,7 @@ def measure_object(found: LabelObject, polygon: Polygon, source: LabelledImage) 
     ``Probability``: mean over the pixels, for each class, where probabilities are known.
     """
     unit, (y, x) = "px", source.scale
-    measured = {"Area px^2": found.num_pixels * x * y}
+    measured = {"Area px^2": found.num_pixels * y * x}
     if source.pixel_um is not None and source.pixel_area_um2 is not None:
         unit, (y, x) = "µm", source.pixel_um
         measured["Area µm^2"] = found.num_pixels * source.pixel_area_um2
