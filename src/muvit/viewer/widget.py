@@ -66,8 +66,7 @@ class PredictWidget(Container):
         self.start.enabled, self.stop.enabled = False, True
         self.timer.start(_POLL_MS)
         worker = create_worker(self._predict, open_slide(layer.metadata[SLIDE]), region, _start_thread=False)
-        worker.returned.connect(self._show_labels)
-        worker.errored.connect(self._show_error)
+        worker.returned.connect(self._show_result)
         worker.finished.connect(self._finish)
         worker.start()
 
@@ -75,12 +74,15 @@ class PredictWidget(Container):
         """Stop the prediction after the batch that is being computed."""
         self.is_stopped = True
 
-    def _predict(self, slide: Slide, region: str | None) -> Slide:
-        """The work of the background thread."""
+    def _predict(self, slide: Slide, region: str | None) -> Slide | MuViTError:
+        """The work of the background thread: the labels, or the error to be shown."""
         part = "" if region is None else f"_{hashlib.sha256(region.encode()).hexdigest()[:8]}"
         target = Path(self.output.value) / f"{slide.name}{part}.ome.zarr"
         options = PredictOptions(region=region)
-        return load_model(self.model.value).predict(slide, target, options=options, progress=self._count)
+        try:
+            return load_model(self.model.value).predict(slide, target, options=options, progress=self._count)
+        except MuViTError as error:
+            return error
 
     def _count(self, done: int, total: int) -> None:
         """Note the progress; the thread must not touch the window."""
@@ -92,13 +94,13 @@ class PredictWidget(Container):
         done, total = self.steps
         self.progress.max, self.progress.value = max(total, 1), done
 
-    def _show_labels(self, labels: Slide) -> None:
-        data, settings, _ = labels_layer(labels)
+    def _show_result(self, result: Slide | MuViTError) -> None:
+        if isinstance(result, MuViTError):
+            self.said.value = str(result)
+            return
+        data, settings, _ = labels_layer(result)
         self.viewer.add_labels(data, **settings)
-        self.said.value = str(labels.path)
-
-    def _show_error(self, error: Exception) -> None:
-        self.said.value = str(error)
+        self.said.value = str(result.path)
 
     def _finish(self) -> None:
         self.timer.stop()
