@@ -1,16 +1,17 @@
-"""Conversion of images and label masks of any readable format to OME-Zarr pyramids, in bounded memory."""
+"""Conversion of images and label masks of any readable format to pyramids, in bounded memory."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from muvit.data.pyramids.exchange import Format, write_ome_tiff, write_zarr_04
 from muvit.data.pyramids.ngff import Color, Kind, register_label
 from muvit.data.pyramids.spec import WholeLevel, check_spec
 from muvit.data.pyramids.writer import PyramidWriter, check_replaceable
 from muvit.data.slides.open import open_slide
 from muvit.data.slides.slide import Palette, Slide
-from muvit.durable import scratch_folder, swap_in
-from muvit.errors import InputError
+from muvit.durable import make_folder, scratch_folder, swap_in
+from muvit.errors import ExistsError, InputError
 from muvit.progress import Progress
 
 _BAND_BYTES = 256 << 20
@@ -21,6 +22,7 @@ def convert_image(
     target: str | Path,
     *,
     kind: Kind = "image",
+    format: Format = "ome-zarr-0.5",
     levels: Sequence[WholeLevel] | None = None,
     pixel_size_um: float | Sequence[float] | None = None,
     channel_names: Sequence[str] | None = None,
@@ -31,16 +33,18 @@ def convert_image(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Path:
-    """Convert an image to an OME-Zarr 0.5 pyramid.
+    """Convert an image to a pyramid.
 
     Reads and writes bands of whole shards, so memory stays at some hundred MiB for images of any size (PNG and JPEG
     files are decoded whole on top of that). The pyramid is built beside ``target`` and takes its place when complete: a
     conversion that fails or is killed leaves ``target`` as it was. A killed one also leaves a folder
-    ``.<target>.*.partial`` beside it, which the next conversion to ``target`` removes.
+    ``.<target>.*.partial`` beside it, which the next conversion to ``target`` removes. Other formats than OME-Zarr 0.5
+    are written from such a pyramid, which takes its space in that folder for the time.
 
     Args:
         source: anything that `open_slide` reads, or a slide; its finest level is converted.
-        target: folder to make, conventionally named ``*.ome.zarr``.
+        target: folder to make, conventionally named ``*.ome.zarr``; the file, ``*.ome.tif``, for OME-TIFF.
+        format: ``ome-zarr-0.5``, this package's own; ``ome-zarr-0.4`` or ``ome-tiff`` for other software.
         kind: ``image``, coarsened by area mean, or ``label``, coarsened by majority vote. Labels are integers in one
             channel; a colour table is ignored, its indices are the labels.
         levels: downsampling factors from 1 up, each a multiple of the one before, such as 4 or, where the axes differ,
@@ -80,14 +84,27 @@ def convert_image(
         label_colors=slide.label_colors if label_colors is None else label_colors,
         has_background=slide.has_background if has_background is None else has_background,
     )
-    check_replaceable(target, overwrite)
+    if format == "ome-tiff":
+        if target.exists() and (not overwrite or target.is_dir()):
+            raise ExistsError(target)
+    else:
+        check_replaceable(target, overwrite)
     # pixels that cannot be read at all are found before anything is written
     slide.read(1, (0,) * slide.ndim, tuple(min(n, 16) for n in slide.shape))
     with scratch_folder(target) as scratch:
         fresh = scratch / target.name  # the store is named as its target, which its metadata mention
         _copy(slide, PyramidWriter.create_from(fresh, spec), progress, attributes)
-        swap_in(fresh, target, overwrite=overwrite)
-    register_label(target)
+        if format == "ome-zarr-0.5":
+            swap_in(fresh, target, overwrite=overwrite)
+        elif format == "ome-zarr-0.4":
+            write_zarr_04(fresh, scratch / "0.4" / target.name, progress)
+            swap_in(scratch / "0.4" / target.name, target, overwrite=overwrite)
+        else:
+            write_ome_tiff(fresh, scratch / "file", progress)
+            make_folder(target.parent)
+            (scratch / "file").replace(target)
+    if format == "ome-zarr-0.5":
+        register_label(target)
     return target
 
 

@@ -11,6 +11,9 @@ RASTER_SUFFIXES = (".png", ".jpg", ".jpeg")
 WHOLE_SLIDE_SUFFIXES = (".svs", ".ndpi", ".mrxs", ".scn")
 SLIDE_SUFFIXES = (*OME_ZARR_SUFFIXES, *TIFF_SUFFIXES, *RASTER_SUFFIXES, *WHOLE_SLIDE_SUFFIXES)
 
+LABELS_NAMESPACE = "muvit.labels"
+"""Namespace of the map annotation by which OME-TIFF states names and colours of label values."""
+
 MICROMETERS_PER_UNIT = {
     "angstrom": 1e-4, "Å": 1e-4,
     "nanometer": 1e-3, "nm": 1e-3,

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import tifffile
 
-from muvit.data.slides.formats import MICROMETERS_PER_UNIT, pyramid_factor
+from muvit.data.slides.formats import LABELS_NAMESPACE, MICROMETERS_PER_UNIT, pyramid_factor
 from muvit.data.slides.slide import Palette, Slide, default_channel_names
 from muvit.errors import ReadError, first_line
 from muvit.levels import Level
@@ -29,6 +29,20 @@ def ome_channel_names(ome_xml: str, number: int) -> tuple[str, ...]:
         name, samples = channel.get("Name", ""), int(channel.get("SamplesPerPixel") or 1)
         names += [name] if samples == 1 else ["red", "green", "blue", "alpha"][:samples]
     return tuple(names) if all(names) else ()
+
+
+def ome_labels(ome_xml: str) -> tuple[dict[int, str], dict[int, tuple[int, ...]]]:
+    """Names and colours of label values, as this package writes them."""
+    names, colors = {}, {}
+    for annotation in ET.fromstring(ome_xml).iterfind("{*}StructuredAnnotations/{*}MapAnnotation"):
+        if annotation.get("Namespace") == LABELS_NAMESPACE:
+            for entry in annotation.iterfind("{*}Value/{*}M"):
+                what, value = str(entry.get("K")).split()
+                if what == "name":
+                    names[int(value)] = entry.text or ""
+                else:
+                    colors[int(value)] = tuple(map(int, (entry.text or "").split()))
+    return names, colors
 
 
 def tiff_pixel_size_um(tif: Any, number: int, page: Any, axes: tuple[str, ...]) -> tuple[float, ...] | None:
@@ -153,6 +167,8 @@ class TiffSlide(Slide):
             channel_names=names if len(names) == num_channels else default_channel_names(num_channels, dtype),
             axes="".join(spatial).lower(),
         )
+        if tif.ome_metadata:
+            self.label_names, self.label_colors = ome_labels(tif.ome_metadata)
         self._tables: list[_Level] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
