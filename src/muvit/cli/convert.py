@@ -6,6 +6,7 @@ from typing import Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
+from muvit.cli.slides import add_selection, selection
 from muvit.cli.terminal import Progress
 from muvit.data.annotations.objects import config_of_names
 from muvit.data.annotations.open import is_annotation
@@ -69,6 +70,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         default=None,
         help="micrometers per pixel (default: as stored in the source)",
     )
+    add_selection(parser)
     parser.add_argument(
         "--channel_names", type=list[str] | None, default=None, help="names of the channels, such as [DAPI,GFP]"
     )
@@ -118,7 +120,11 @@ def _slides(arguments: Namespace, names: dict[int, str] | None) -> list[Slide]:
     """The images, the labels, and the annotations, which share their classes."""
     drawn = [source for source in arguments.source if is_annotation(source)]
     palette: Palette = "index" if arguments.kind == "label" else "rgb"
-    slides = [open_slide(source, palette=palette) for source in arguments.source if source not in drawn]
+    slides = [
+        open_slide(source, palette=palette, **selection(arguments))
+        for source in arguments.source
+        if source not in drawn
+    ]
     if not drawn:
         return slides
     if arguments.kind != "label":

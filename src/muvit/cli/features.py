@@ -6,7 +6,7 @@ from typing import Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
-from muvit.cli.slides import SlideFailures, add_pixel_size, slide_targets
+from muvit.cli.slides import SlideFailures, add_pixel_size, add_selection, selection, slide_targets
 from muvit.cli.terminal import Progress
 from muvit.data.crops.preprocessing import Preprocessing
 from muvit.data.folders import image_files
@@ -45,6 +45,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--overwrite", action="store_true", help="replace existing features, complete or not")
     add_pixel_size(parser)
+    add_selection(parser)
     parser.add_class_arguments(Execution, as_group=False)
 
 
@@ -63,7 +64,9 @@ def run(arguments: Namespace) -> None:
     for target, path in targets.items():  # all before any work starts
         with failures.of(slide_name(path)):
             slide = open_slide(
-                path.resolve() if execution.backend == "dask" else path, pixel_size_um=arguments.pixel_size_um
+                path.resolve() if execution.backend == "dask" else path,
+                pixel_size_um=arguments.pixel_size_um,
+                **selection(arguments),
             )
             planned[target] = plan_extraction(encoder, slide, target, preprocessing, execution=execution, **kept)
     failures.require_none("that can be encoded", hint="None was encoded: fix these, or leave them out.")

@@ -6,6 +6,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
+from muvit.cli.slides import add_selection, selection
 from muvit.data.slides.ome_zarr import OmeZarrSlide
 from muvit.data.slides.open import open_slide
 from muvit.data.slides.slide import Slide
@@ -15,13 +16,14 @@ from muvit.levels import level_name
 def add_arguments(parser: ArgumentParser) -> None:
     """Arguments of the verb."""
     parser.add_argument("image", nargs="+", type=Path, help="image or OME-Zarr folder")
+    add_selection(parser)
     parser.add_argument("--json", action="store_true", help="print JSON, one object per image")
 
 
 def run(arguments: Namespace) -> None:
     """Print the properties of each image."""
     for path in arguments.image:
-        facts = describe(open_slide(path))
+        facts = describe(open_slide(path, **selection(arguments)))
         if arguments.json:
             print(json.dumps(facts))
             continue

@@ -9,7 +9,7 @@ from typing import Literal
 from jsonargparse import Namespace
 
 from muvit.cli.parser import Parser
-from muvit.cli.slides import SlideFailures, add_pixel_size, slide_targets
+from muvit.cli.slides import SlideFailures, add_pixel_size, add_selection, selection, slide_targets
 from muvit.cli.terminal import Progress
 from muvit.data.crops.preprocessing import Preprocessing
 from muvit.data.slides.formats import slide_name
@@ -48,6 +48,7 @@ def add_arguments(parser: Parser) -> None:
     )
     parser.add_class_arguments(PredictOptions, as_group=False, skip={"flips", "region"})
     add_pixel_size(parser)
+    add_selection(parser)
     parser.add_class_arguments(Execution, as_group=False)
 
 
@@ -90,7 +91,9 @@ def _plan(
     for target, path in targets.items():
         with failures.of(slide_name(path)):
             slide = open_slide(
-                path.resolve() if execution.backend == "dask" else path, pixel_size_um=arguments.pixel_size_um
+                path.resolve() if execution.backend == "dask" else path,
+                pixel_size_um=arguments.pixel_size_um,
+                **selection(arguments),
             )
             options = _options(arguments, slide, preprocessing)
             planning = {"options": options, "execution": execution, "overwrite": arguments.overwrite}

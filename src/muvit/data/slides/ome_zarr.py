@@ -34,6 +34,7 @@ class OmeZarrSlide(Slide):
 
     Args:
         path: folder of the image.
+        series: number of the image in a folder that holds several (layout of bioformats2raw), from 0 on.
 
     Attributes:
         level_shifts: for each of `levels`, how far the stored pixels lie from the world's grid of that level, in pixels
@@ -41,11 +42,12 @@ class OmeZarrSlide(Slide):
 
     Raises:
         ReadError: the folder holds no such image, or one whose writing was never finished.
+        InputError: it holds several and none is chosen, or there is no such one.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, *, series: int | None = None) -> None:
         path = Path(path)
-        folder, zarr_format, ome = _find_image(path)
+        folder, zarr_format, ome = _find_image(path, series)
         image = parse_multiscale(ome, path)
         if set(image.axes) - set(_AXES) or image.axes[-2:] != ("y", "x"):
             raise ReadError(path, expected="axes among t, c, z, y, x, ending in y, x", got=", ".join(image.axes))
@@ -149,7 +151,7 @@ class OmeZarrSlide(Slide):
         return np.ascontiguousarray(pixels if "c" in order else pixels[None], dtype=self.dtype)
 
 
-def _find_image(path: Path) -> tuple[Path, int, dict[str, Any]]:
+def _find_image(path: Path, series: int | None = None) -> tuple[Path, int, dict[str, Any]]:
     """Folder, zarr format and OME attributes of the image at a path."""
     group = read_attributes(path)
     if group is None:
@@ -164,11 +166,16 @@ def _find_image(path: Path) -> tuple[Path, int, dict[str, Any]]:
     zarr_format, ome = group
     if "bioformats2raw.layout" in ome and "multiscales" not in ome:
         # layout of bioformats2raw: a collection of images in numbered folders
-        if (path / "1").exists():
-            raise ReadError(
-                path, expected="one image", got="a collection of several", hint=f"Open {path / '0'} instead."
+        if series is None and read_attributes(path / "1") is not None:
+            raise InputError(
+                path, expected="one image", got="a collection of several", hint="Choose one by its number (--series 0)."
             )
-        return _find_image(path / "0")
+        folder = path / str(series or 0)
+        if series and read_attributes(folder) is None:
+            raise InputError(f"series of {path}", expected="the number of an image in it", got=series)
+        return _find_image(folder)
+    if series:
+        raise InputError(f"series of {path}", expected="0, as there is a single one", got=series)
     if not ome.get("multiscales"):
         raise ReadError(path, expected="an OME-Zarr image", got=f"a zarr group with {sorted(ome) or 'no OME metadata'}")
     return path, zarr_format, ome
