@@ -1,4 +1,4 @@
-"""NGFF metadata, which make a zarr hierarchy an OME-Zarr image, as plain data: written as 0.5, read as 0.5 and 0.4.
+"""NGFF metadata, which make a zarr hierarchy an OME-Zarr image, as plain data: written as 0.5, read as 0.4 to 0.6.
 
 Specification: https://ngff.openmicroscopy.org/0.5/
 """
@@ -163,9 +163,11 @@ def parse_multiscale(ome: dict[str, Any], subject: object) -> Multiscale:
     """
     try:
         entry = ome["multiscales"][0]
-        axes = tuple(axis if isinstance(axis, str) else axis["name"] for axis in entry["axes"])
-        units = tuple("" if isinstance(axis, str) else axis.get("unit", "") for axis in entry["axes"])
-        whole, offset = _transforms(entry, len(axes))
+        described = _axes(entry)
+        axes = tuple(axis if isinstance(axis, str) else axis["name"] for axis in described)
+        units = tuple("" if isinstance(axis, str) else axis.get("unit", "") for axis in described)
+        # 0.6: those of the image lead from the system of its levels to others
+        whole, offset = _transforms({} if "coordinateSystems" in entry else entry, len(axes))
         pairs = [_transforms(dataset, len(axes)) for dataset in entry["datasets"]]
         label = ome.get("image-label") or {}
         return Multiscale(
@@ -203,14 +205,40 @@ def pixel_size_um(axes: Sequence[str], units: Sequence[str], scale: Sequence[flo
     return tuple(sizes)
 
 
+def _axes(entry: dict[str, Any]) -> Sequence[Any]:
+    """Axes of the levels; in 0.6 those of the coordinate system that their transformations lead to."""
+    systems = entry.get("coordinateSystems")
+    if systems is None:
+        axes: Sequence[Any] = entry["axes"]
+        return axes
+    outputs = [t.get("output") for d in entry["datasets"] for t in d.get("coordinateTransformations") or ()]
+    names = {output.get("name") if isinstance(output, dict) else output for output in outputs} - {None, ""}
+    found = [system["axes"] for system in systems if system.get("name") in names] or [systems[0]["axes"]]
+    if len(found) > 1:
+        raise ValueError(f"levels lie in several coordinate systems: {', '.join(map(str, sorted(names)))}")
+    return found[0]
+
+
 def _transforms(entry: dict[str, Any], ndim: int) -> tuple[tuple[float, ...], tuple[float, ...] | None]:
+    """Scale and translation that the transformations of an entry amount to, applied one after the other."""
     scale: tuple[float, ...] = (1.0,) * ndim
     translation: tuple[float, ...] | None = None
-    for transform in entry.get("coordinateTransformations") or ():
-        if transform["type"] == "scale":
-            scale = tuple(float(v) for v in transform["scale"])
-        elif transform["type"] == "translation":
-            translation = tuple(float(v) for v in transform["translation"])
+    todo = list(entry.get("coordinateTransformations") or ())
+    while todo:
+        transform = todo.pop(0)
+        kind = transform["type"]
+        if kind == "sequence":
+            todo = [*transform["transformations"], *todo]
+        elif kind == "scale":
+            values = [float(v) for v in transform["scale"]]
+            scale = tuple(a * b for a, b in zip(scale, values, strict=True))
+            if translation is not None:
+                translation = tuple(a * b for a, b in zip(translation, values, strict=True))
+        elif kind == "translation":
+            values = [float(v) for v in transform["translation"]]
+            translation = tuple(a + b for a, b in zip(translation or (0.0,) * ndim, values, strict=True))
+        elif kind != "identity":
+            raise ValueError(f"a coordinate transformation of type {kind!r}, and only scales and translations are read")
     if len(scale) != ndim or (translation is not None and len(translation) != ndim):
         raise ValueError("coordinateTransformations do not have one number per axis")
     return scale, translation

@@ -99,7 +99,9 @@ class CziSlide(Slide):
 def _pixel_size_um(metadata: Mapping[str, Any], axes: str) -> tuple[float, ...] | None:
     """Micrometers along each axis (time: 1), or None where one is not stated."""
     found = _inside(metadata, "Scaling", "Items", "Distance")
-    sizes = {str(entry.get("@Id")).lower(): float(entry["Value"]) * 1e6 for entry in _listed(found) if entry.get("Value")}
+    sizes = {
+        str(entry.get("@Id")).lower(): float(entry["Value"]) * 1e6 for entry in _listed(found) if entry.get("Value")
+    }
     sizes["t"] = 1.0
     return tuple(sizes[axis] for axis in axes) if all(sizes.get(axis, 0) > 0 for axis in axes) else None
 
