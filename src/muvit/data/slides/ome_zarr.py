@@ -46,7 +46,7 @@ class OmeZarrSlide(Slide):
     """
 
     def __init__(self, path: str | Path, *, series: int | None = None) -> None:
-        path = Path(path)
+        path = Path(path) if isinstance(path, str) else path
         folder, zarr_format, ome = _find_image(path, series)
         image = parse_multiscale(ome, path)
         if set(image.axes) - set(_AXES) or image.axes[-2:] != ("y", "x"):

@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
+from muvit.data.pyramids.remote import as_remote
 from muvit.data.slides.formats import (
     CZI_SUFFIX,
     RASTER_SUFFIXES,
@@ -33,7 +35,8 @@ def open_slide(
     or a folder), and with the extra ``muvit[czi]`` CZI.
 
     Args:
-        path: file, or folder of an OME-Zarr image or of DICOM files.
+        path: file, or folder of an OME-Zarr image or of DICOM files; of OME-Zarr also an address, ``https://...`` or
+            ``s3://bucket/...``.
         palette: pixels of a PNG or TIFF with a colour table: its ``rgb`` colours, or the ``index`` of each pixel, as
             label images need.
         pixel_size_um: micrometers per pixel of the finest level, in place of what the file states: one number for all
@@ -49,7 +52,14 @@ def open_slide(
         InputError: the pixel size is not positive, or has another number of axes; or there is no such series, plane,
             time point or channel.
     """
-    slide = select(_open(Path(path), palette, series), z=z, t=t, channels=channels)
+    remote = as_remote(path)
+    if remote is not None:
+        from muvit.data.slides.ome_zarr import OmeZarrSlide
+
+        opened: Slide = OmeZarrSlide(cast(Path, remote), series=series)
+    else:
+        opened = _open(Path(path), palette, series)
+    slide = select(opened, z=z, t=t, channels=channels)
     if pixel_size_um is not None:
         slide.state_pixel_size(pixel_size_um)
     return slide
