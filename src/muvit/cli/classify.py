@@ -56,14 +56,11 @@ def run(arguments: Namespace) -> None:
 
     files = result_files(arguments.output, "classes", overwrite=arguments.overwrite)
     trained = load_model(arguments.model, kind=Classifier)
-    model, preprocessing = trained.model, trained.preprocessing
+    preprocessing = trained.preprocessing
     settings = {name: arguments[name] for name in ("num_crops", "seed", "batch_size", "device")}
     planned = [  # all before any work starts
         plan_classification(
-            model,
-            open_slide(path, pixel_size_um=arguments.pixel_size_um, **selection(arguments)),
-            preprocessing,
-            **settings,
+            trained, open_slide(path, pixel_size_um=arguments.pixel_size_um, **selection(arguments)), **settings
         )
         for path in image_files(arguments.slide)
     ]

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import yaml
 
-from muvit.checks import PositiveInt, check_fields, freeze_lists
+from muvit.checks import NonNegative, PositiveInt, check_fields, freeze_lists
 from muvit.data.crops.normalize import Normalization, Percentile, normalization_from_dict, normalization_to_dict
 from muvit.data.crops.placement import FreeViews, Placement, check_placement, upgrade_placement
 from muvit.data.slides.derived import PixelSize
@@ -16,6 +16,7 @@ from muvit.errors import CheckpointError, InputError
 from muvit.levels import Level, check_levels, plain_level
 
 LabelLevels = Literal["finest", "all"]
+NonFinite = Literal["error", "ignore"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +32,9 @@ class Cropping:
     anywhere (free)."""
     free_views: FreeViews | None = None
     """Offsets and boxes of placement free; unset, anywhere in the image."""
+    nonfinite: NonFinite = "error"
+    """Pixels that are NaN or infinite in some channel: refused (error), or 0 after normalisation, in every channel, and
+    ignored in loss and metrics (ignore)."""
 
     @property
     def cropping(self) -> dict[str, Any]:
@@ -40,7 +44,7 @@ class Cropping:
 
 @dataclass(frozen=True, kw_only=True)
 class CropConfig(Cropping):
-    """Contents of one sample."""
+    """Contents of one sample, and the memory for reading it."""
 
     levels: tuple[Level, ...]
     """Downsampling factors of the views, finest first; each must be a level of every slide."""
@@ -56,6 +60,9 @@ class CropConfig(Cropping):
     """Whether class 0 is background; else all classes are foreground."""
     label_levels: LabelLevels = "finest"
     """Views whose labels a sample holds: the finest, or each view at its own level, which the labels must have."""
+    cache_mib: NonNegative = 512
+    """MiB of decoded pixels that each process keeps: of the coarsest levels, as many as fit for all slides together.
+    The samples are the same with any."""
 
     def __post_init__(self) -> None:
         freeze_lists(self)

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from muvit.data.slides.formats import file_version
 from muvit.data.slides.slide import Slide, default_channel_names
-from muvit.errors import InputError, ReadError, first_line
+from muvit.errors import InputError, ReadError, first_line, require_package
 from muvit.levels import Level
 
 _DTYPES = {"Gray8": np.uint8, "Gray16": np.uint16, "Gray32Float": np.float32, "Bgr24": np.uint8, "Bgr48": np.uint16}
@@ -25,8 +26,8 @@ class CziSlide(Slide):
         series: number of the scene; unset, all scenes where they lie in the scanned area.
 
     Raises:
-        ReadError: the file is no CZI that can be read, or pylibCZIrw is not installed.
-        InputError: there is no such scene.
+        ReadError: the file is no CZI that can be read.
+        InputError: pylibCZIrw is not installed, or there is no such scene.
     """
 
     def __init__(self, path: str | Path, *, series: int | None = None) -> None:
@@ -61,17 +62,19 @@ class CziSlide(Slide):
             axes=axes,
         )
 
+    def version(self) -> str:
+        """As `Slide.version`."""
+        return file_version(self.path)
+
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_opened": None}
 
     def _document(self) -> Any:
         # a handle shared with a forked process would share its file position too
         if self._opened is None or self._opened[0] != os.getpid():
-            try:
-                from pylibCZIrw.czi import CziReader
-            except ImportError as error:
-                hint = "pip install 'muvit[czi]'"
-                raise ReadError(self.path, expected="pylibCZIrw, which reads CZI", got="none", hint=hint) from error
+            require_package("pylibCZIrw", str(self.path), package="pylibCZIrw", install="'muvit[czi]'")
+            from pylibCZIrw.czi import CziReader
+
             try:
                 self._opened = os.getpid(), CziReader(str(self.path))
             except (RuntimeError, OSError, ValueError) as error:

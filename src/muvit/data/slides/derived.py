@@ -4,33 +4,30 @@ Training, prediction, features and classification pass slides through `complete_
 all code behind them finds the levels, and the pixel size, that it needs.
 """
 
-import itertools
 import logging
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
 from muvit.data.pyramids.ngff import Kind
 from muvit.data.pyramids.reduction import reduce_window, resample_window
-from muvit.data.slides.slide import Padding, Slide
+from muvit.data.slides.slide import BlockCache, Padding, Slide
 from muvit.errors import InputError
 from muvit.levels import Level, level_factors, plain_level
 
 _CACHED_BYTES = 64 << 20
-_BLOCK = {1: 1 << 16, 2: 256, 3: 64, 4: 16}
 
 
 class BlockwiseSlide(Slide):
     """A slide that computes its pixels block by block, and keeps the latest ones.
 
-    Each process keeps up to 64 MiB of a slide, since neighbouring windows of a coarse level overlap much. Blocks lie on
-    a grid of 256 pixels (2D), so a pixel is the same in whichever window it is read.
+    Each process keeps up to 64 MiB of a slide, or what a cache that several share holds (`Slide.keeping`), since
+    neighbouring windows of a coarse level overlap much.
 
     Args:
         path: the file or folder it was opened from.
@@ -39,38 +36,13 @@ class BlockwiseSlide(Slide):
 
     def __init__(self, path: Path, **facts: Any) -> None:
         super().__init__(path, **facts)
-        self._remember()
-
-    def _remember(self) -> None:
-        self._edge = _BLOCK[self.ndim]
-        block_bytes = self._edge**self.ndim * self.num_channels * self.dtype.itemsize
-        self._block = lru_cache(maxsize=max(_CACHED_BYTES // block_bytes, 1))(self._computed_block)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_block"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._remember()
+        self._cache = BlockCache(_CACHED_BYTES, self.block_bytes)
 
     def _read_window(self, level: Level, start: tuple[int, ...], stop: tuple[int, ...]) -> np.ndarray[Any, Any]:
-        pixels = np.empty((self.num_channels, *(b - a for a, b in zip(start, stop, strict=True))), self.dtype)
-        ranges = (range(a // self._edge, -(-b // self._edge)) for a, b in zip(start, stop, strict=True))
-        for index in itertools.product(*ranges):
-            block = self._block(level, index)
-            origin = [i * self._edge for i in index]
-            bounds = [
-                (max(a, o), min(b, o + n)) for a, b, o, n in zip(start, stop, origin, block.shape[1:], strict=True)
-            ]
-            target = tuple(slice(p - a, q - a) for (p, q), a in zip(bounds, start, strict=True))
-            source = tuple(slice(p - o, q - o) for (p, q), o in zip(bounds, origin, strict=True))
-            pixels[(slice(None), *target)] = block[(slice(None), *source)]
-        return pixels
+        return self._read_blocks(level, start, stop)
 
-    def _computed_block(self, level: Level, index: tuple[int, ...]) -> np.ndarray[Any, Any]:
-        start = [i * self._edge for i in index]
-        size = [min(self._edge, n - a) for a, n in zip(start, self.level_shape(level), strict=True)]
-        return self._compute_block(level, start, size)
+    def _decode_block(self, level: Level, start: tuple[int, ...], stop: tuple[int, ...]) -> np.ndarray[Any, Any]:
+        return self._compute_block(level, start, [b - a for a, b in zip(start, stop, strict=True)])
 
     @abstractmethod
     def _compute_block(self, level: Level, start: Sequence[int], size: Sequence[int]) -> np.ndarray[Any, Any]:
@@ -368,22 +340,40 @@ class DerivedLevels(BlockwiseSlide):
 
     @property
     def stored_levels(self) -> tuple[Level, ...]:
-        """As `Slide.stored_levels`."""
-        return self.slide.stored_levels
+        """As `Slide.stored_levels`; with other pixels than stored ones at least the finest, which is made of them."""
+        if not self._is_scaled:
+            return self.slide.stored_levels
+        return tuple(level for level in self.levels if level == 1 or self._is_as_stored(level))
 
     def identify(self) -> dict[str, Any]:
         """As `Slide.identify`, of the file alone: what is computed does not count."""
         return self.slide.identify()
 
+    def version(self) -> str | None:
+        """As `Slide.version`."""
+        version = self.slide.version()
+        return f"{version} at {self.scale}, {self.shape}" if version and self._is_scaled else version
+
+    def keeping(self, levels: Sequence[Level], cache: BlockCache) -> Self:
+        """As `Slide.keeping`; the cache also takes the place of that of computed blocks."""
+        slide = super().keeping(levels, cache)
+        same = [self._sources[level].level for level in slide._kept if self._is_as_stored(level)]
+        slide.slide = self.slide.keeping(same, cache)
+        return slide
+
     def read(
         self, level: Level, start: Sequence[int], size: Sequence[int], *, padding: Padding = "zero"
     ) -> np.ndarray[Any, Any]:
         """As `Slide.read`."""
-        source = self._sources.get(plain_level(level))
-        is_same = source is not None and source.is_stored and set(source.ratio) == {1}
-        if source is not None and is_same and self.level_shape(level) == self.slide.level_shape(source.level):
-            return self.slide.read(source.level, start, size, padding=padding)
+        level = plain_level(level)
+        if level in self._sources and self._is_as_stored(level):
+            return self.slide.read(self._sources[level].level, start, size, padding=padding)
         return super().read(level, start, size, padding=padding)
+
+    def _is_as_stored(self, level: Level) -> bool:
+        source = self._sources[level]
+        is_same = source.is_stored and set(source.ratio) == {1}
+        return is_same and self.level_shape(level) == self.slide.level_shape(source.level)
 
     def _find_source(self, level: Level) -> _Source:
         """The level that a level is made from; one that is stored is made from itself.

@@ -88,6 +88,11 @@ class Selection(Slide):
         self.label_names, self.label_colors = slide.label_names, slide.label_colors
         self.has_background, self.ignored_labels = slide.has_background, slide.ignored_labels
 
+    def version(self) -> str | None:
+        """As `Slide.version`."""
+        version = self.slide.version()
+        return None if version is None else f"{version}, {self._planes}, {self._channels}"
+
     def _read_window(self, level: Level, start: tuple[int, ...], stop: tuple[int, ...]) -> np.ndarray[Any, Any]:
         source = self._sources[plain_level(level)]
         factors = level_factors(source, self.slide.ndim)

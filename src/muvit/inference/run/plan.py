@@ -1,5 +1,6 @@
 """Outputs of a prediction, and placement and blending of its tiles."""
 
+import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -317,6 +318,12 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
         for name in names
         if before.get(name) != after.get(name)
     ]
+
+
+def hash_plan(plan: Mapping[str, Any]) -> str:
+    """SHA-256 of a plan as a JSON object, but for the path of the image."""
+    image = {name: value for name, value in plan["image"].items() if name != "path"}
+    return hashlib.sha256(json.dumps({**plan, "image": image}, sort_keys=True).encode()).hexdigest()
 
 
 def hash_model(model: torch.nn.Module) -> dict[str, str]:
