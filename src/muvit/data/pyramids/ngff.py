@@ -75,12 +75,17 @@ def read_json(file: Path) -> dict[str, Any]:
         ReadError: it is none, or beyond `MAX_JSON_BYTES` and `MAX_JSON_DEPTH`.
     """
     try:
-        if file.stat().st_size > MAX_JSON_BYTES:
+        is_remote = not isinstance(file, Path)  # whose size is known once it is there
+        if not is_remote and file.stat().st_size > MAX_JSON_BYTES:
             raise ValueError(f"more than {MAX_JSON_BYTES} bytes")
         text = file.read_text(encoding="utf-8")
+        if is_remote and len(text) > MAX_JSON_BYTES:
+            raise ValueError(f"more than {MAX_JSON_BYTES} bytes")
         if _nesting(text) > MAX_JSON_DEPTH:
             raise ValueError(f"more than {MAX_JSON_DEPTH} levels of nesting")
         content = json.loads(text)
+    except ReadError:  # of a server
+        raise
     except (OSError, ValueError) as error:
         raise ReadError(file, expected="a readable JSON file", got=str(error)) from error
     if not isinstance(content, dict):
