@@ -10,15 +10,14 @@ _LONG = ("OB", "SQ", "UN")
 
 
 def write_dicom(file, pixels, series="1.2.3", size_mm=0.00025, tile=64):
-    """Write RGB pixels ``(3, y, x)`` as one level of a slide in JPEG tiles of best quality."""
-    _, height, width = pixels.shape
+    """Write pixels ``(3, y, x)``, or grey ones ``(1, y, x)``, as one level of a slide in JPEG tiles of best quality."""
+    samples, height, width = pixels.shape
     grid = -(-height // tile), -(-width // tile)
-    padded = np.zeros((grid[0] * tile, grid[1] * tile, 3), np.uint8)
+    padded = np.zeros((grid[0] * tile, grid[1] * tile, samples), np.uint8)
     padded[:height, :width] = np.moveaxis(pixels, 0, -1)
-    tiles = padded.reshape(grid[0], tile, grid[1], tile, 3).swapaxes(1, 2).reshape(-1, tile, tile, 3)
-    frames = [
-        imagecodecs.jpeg_encode(t, level=100, colorspace="RGB", outcolorspace="YCbCr", subsampling="444") for t in tiles
-    ]
+    tiles = padded.reshape(grid[0], tile, grid[1], tile, samples).swapaxes(1, 2).reshape(-1, tile, tile, samples)
+    colours = {"colorspace": "RGB", "outcolorspace": "YCbCr", "subsampling": "444"} if samples == 3 else {}
+    frames = [imagecodecs.jpeg_encode(part.squeeze(), level=100, **colours) for part in tiles]
     spacing = _item(_element(0x0028, 0x0030, "DS", f"{size_mm}\\{size_mm}"))
     measures = _item(_element(0x0028, 0x9110, "SQ", spacing))
     content = [
@@ -28,9 +27,11 @@ def write_dicom(file, pixels, series="1.2.3", size_mm=0.00025, tile=64):
         _element(0x0008, 0x0060, "CS", "SM"),
         _element(0x0020, 0x000D, "UI", "1.2"),
         _element(0x0020, 0x000E, "UI", series),
+        _element(0x0020, 0x0013, "IS", "1"),
+        _element(0x0020, 0x0052, "UI", "1.2.5"),
         _element(0x0020, 0x9311, "CS", "TILED_FULL"),
-        _element(0x0028, 0x0002, "US", 3),
-        _element(0x0028, 0x0004, "CS", "YBR_FULL_422"),
+        _element(0x0028, 0x0002, "US", samples),
+        _element(0x0028, 0x0004, "CS", "YBR_FULL_422" if samples == 3 else "MONOCHROME2"),
         _element(0x0028, 0x0006, "US", 0),
         _element(0x0028, 0x0008, "IS", str(len(frames))),
         _element(0x0028, 0x0010, "US", tile),
@@ -39,8 +40,12 @@ def write_dicom(file, pixels, series="1.2.3", size_mm=0.00025, tile=64):
             _element(0x0028, number, "US", value)
             for number, value in ((0x0100, 8), (0x0101, 8), (0x0102, 7), (0x0103, 0))
         ),
+        _element(0x0048, 0x0001, "FL", struct.pack("<f", width * size_mm)),
+        _element(0x0048, 0x0002, "FL", struct.pack("<f", height * size_mm)),
+        _element(0x0048, 0x0003, "FL", struct.pack("<f", 0.001)),
         _element(0x0048, 0x0006, "UL", width),
         _element(0x0048, 0x0007, "UL", height),
+        _element(0x0048, 0x0105, "SQ", _item(_element(0x0048, 0x0106, "SH", "1"))),
         _element(0x5200, 0x9229, "SQ", measures),
         _pixel_data(frames),
     ]

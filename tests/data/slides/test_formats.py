@@ -1,5 +1,8 @@
 """Formats of scanners and microscopes: found by what is in the files, and read in part."""
 
+import pickle
+from importlib.util import find_spec
+
 import numpy as np
 import pytest
 import tifffile
@@ -57,7 +60,7 @@ def test_a_dicom_folder_of_several_slides_needs_a_choice(tmp_path):
     (tmp_path / "b.dcm").write_bytes(b"nothing")
     assert open_slide(tmp_path).shape == (70, 80)
     (tmp_path / "a.dcm").unlink()
-    with pytest.raises(ReadError, match="DICOM files of a slide that OpenSlide reads"):
+    with pytest.raises(ReadError, match="DICOM files of a slide"):
         open_slide(tmp_path)
 
 
@@ -144,3 +147,56 @@ def test_images_of_a_collection_are_chosen_by_number(tmp_path):
     for path, number in ((tmp_path / "a.zarr", 2), (tmp_path / "a.zarr" / "1", 1)):
         with pytest.raises(InputError, match="series of"):
             open_slide(path, series=number)
+
+
+def test_dicom_that_openslide_refuses_is_read_by_wsidicom(tmp_path):
+    pixels = colours(150, 200)
+    file = write_dicom(tmp_path / "grey.dcm", pixels[:1])
+    if find_spec("wsidicom") is None:
+        with pytest.raises(ReadError, match="a slide that OpenSlide reads") as refused:
+            open_slide(file)
+        assert "pip install 'muvit[dicom]'" in refused.value.__notes__[0]
+        return
+    slide = open_slide(file)
+    assert (slide.shape, slide.num_channels, slide.pixel_size_um) == ((150, 200), 1, pytest.approx((0.25, 0.25)))
+    read = pickle.loads(pickle.dumps(slide)).read(1, (3, 5), (100, 150))
+    assert abs(read.astype(int) - pixels[:1, 3:103, 5:155]).max() <= 4  # JPEG
+    with pytest.raises(InputError, match="series of"):
+        open_slide(file, series=1)
+    file.write_bytes(file.read_bytes()[:500])
+    with pytest.raises(ReadError, match="DICOM files of a slide"):
+        open_slide(file)
+
+
+def test_czi_opens_with_its_planes_channels_and_scenes(tmp_path):
+    if find_spec("pylibCZIrw") is None:
+        (tmp_path / "a.czi").write_bytes(b"")
+        with pytest.raises(InputError, match=r"expected the package pylibCZIrw, .* pip install 'muvit\[czi\]'"):
+            open_slide(tmp_path / "a.czi")
+        return
+    from pylibCZIrw.czi import create_czi
+
+    pixels = noise((2, 3, 60, 80), np.uint16)
+    with create_czi(str(tmp_path / "a.czi")) as czi:
+        for channel, z in np.ndindex(2, 3):
+            czi.write(pixels[channel, z][..., None], plane={"C": channel, "Z": z, "T": 0})
+        czi.write_metadata("a", channel_names={0: "DAPI", 1: "GFP"}, scale_x=2.5e-7, scale_y=5e-7, scale_z=1e-6)
+    slide = open_slide(tmp_path / "a.czi")
+    assert (slide.axes, slide.channel_names) == ("zyx", ("DAPI", "GFP"))
+    assert slide.pixel_size_um == pytest.approx((1.0, 0.5, 0.25))
+    read = pickle.loads(pickle.dumps(slide)).read(1, (1, 10, 20), (2, 30, 40))
+    np.testing.assert_array_equal(read, pixels[:, 1:, 10:40, 20:60])
+    scenes = [colours(40, 50), colours(30, 50)]
+    with create_czi(str(tmp_path / "b.czi")) as czi:
+        for number, part in enumerate(scenes):  # stored as blue, green, red
+            rows = np.ascontiguousarray(np.moveaxis(part[::-1], 0, -1))
+            czi.write(rows, plane={"C": 0, "Z": 0, "T": 0}, location=(7, 100 * number), scene=number)
+    assert open_slide(tmp_path / "b.czi").shape == (130, 50)
+    for number, part in enumerate(scenes):
+        scene = open_slide(tmp_path / "b.czi", series=number)
+        np.testing.assert_array_equal(scene.read(1, (0, 0), scene.shape), part)
+    with pytest.raises(InputError, match=r"series of .*: expected a number from 0 to 1, got 2"):
+        open_slide(tmp_path / "b.czi", series=2)
+    (tmp_path / "b.czi").write_bytes(b"nothing")
+    with pytest.raises(ReadError, match="expected a CZI file"):
+        open_slide(tmp_path / "b.czi")

@@ -1,12 +1,14 @@
 """Opening of an image of any supported format as a `Slide`."""
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import cast
 
 from muvit.data.pyramids.remote import as_remote
 from muvit.data.slides.formats import (
     CZI_SUFFIX,
+    DICOM_SUFFIX,
     RASTER_SUFFIXES,
     SLIDE_SUFFIXES,
     TIFF_SUFFIXES,
@@ -74,7 +76,9 @@ def _open(path: Path, palette: Palette, series: int | None) -> Slide:
         from muvit.data.slides.ome_zarr import OmeZarrSlide
 
         return OmeZarrSlide(path, series=series)
-    if suffix in WHOLE_SLIDE_SUFFIXES or path.is_dir() or (suffix in TIFF_SUFFIXES and _is_scanner_tiff(path)):
+    if suffix == DICOM_SUFFIX or path.is_dir():
+        return _open_dicom(path, series)
+    if suffix in WHOLE_SLIDE_SUFFIXES or (suffix in TIFF_SUFFIXES and _is_scanner_tiff(path)):
         from muvit.data.slides.whole_slide import WholeSlide
 
         return WholeSlide(path, series=series)
@@ -95,6 +99,21 @@ def _open(path: Path, palette: Palette, series: int | None) -> Slide:
         expected=f"a folder of OME-Zarr or DICOM, or a file ending in {', '.join(SLIDE_SUFFIXES[2:])}",
         got=f"a file ending in {suffix or 'nothing'}",
     )
+
+
+def _open_dicom(path: Path, series: int | None) -> Slide:
+    """By OpenSlide if it can, which is faster, or else by wsidicom, if that is installed."""
+    from muvit.data.slides.whole_slide import WholeSlide
+
+    try:
+        return WholeSlide(path, series=series)
+    except ReadError as error:
+        if find_spec("wsidicom") is None:
+            error.add_note("Other DICOM files are read by wsidicom: pip install 'muvit[dicom]'.")
+            raise
+    from muvit.data.slides.dicom import DicomSlide
+
+    return DicomSlide(path, series=series)
 
 
 def _is_scanner_tiff(path: Path) -> bool:
