@@ -4,8 +4,7 @@
 
 The finest level of the given slide is repeated until it is 8,000 pixels wide, more than readers keep in memory.
 
-Writes the table to the file given by ``--output``, or to ``benchmarks/results/readers.md``, below what its head says of
-the run.
+Replaces the table in the file given by ``--output``, or in ``benchmarks/results/readers.md``.
 """
 
 import argparse
@@ -118,10 +117,11 @@ def main() -> None:
             )
             print(rows[-1], flush=True)
     head = ["format", "size [MB]", "level 1", f"level {COARSE}", f"level 1 at {RATIO} x the pixel size"]
-    text = arguments.output.read_text() if arguments.output.exists() else ""
-    above, below = text.split("| format |")[0], text.split("\n\n")[-1] if "\n\n" in text else ""
-    below = "" if below.startswith("|") else below
-    arguments.output.write_text(f"{above}{markdown_table(head, rows)}\n" + (f"\n{below}" if below else ""))
+    before, _, after = (
+        arguments.output.read_text().partition("| format |") if arguments.output.exists() else ("", "", "")
+    )
+    below = after.partition("\n\n")[2]
+    arguments.output.write_text(f"{before}{markdown_table(head, rows)}\n" + (f"\n{below}" if below else ""))
 
 
 if __name__ == "__main__":
