@@ -325,7 +325,7 @@ class DerivedLevels(BlockwiseSlide):
             level_shapes=shapes,
             num_channels=slide.num_channels,
             dtype=slide.dtype,
-            pixel_size_um=None if own is None else tuple(a * b for a, b in zip(own, self.scale, strict=True)),
+            pixel_size_um=None if own is None else tuple(_rounded(a * b) for a, b in zip(own, self.scale, strict=True)),
             channel_names=slide.channel_names,
             axes=slide.axes,
         )
@@ -435,6 +435,11 @@ def whole_in(ratio: float, extent: int) -> float:
     """A ratio of pixel sizes, as a whole number where that moves no pixel of an extent by .05 pixels."""
     whole = round(ratio)
     return float(whole) if whole and _are_equal([ratio / whole], [extent]) else ratio
+
+
+def _rounded(size: float) -> float:
+    """Twelve digits, so that a size comes back from the ratio to it."""
+    return float(f"{size:.12g}")
 
 
 def _are_equal(scale: Sequence[float], extent: Sequence[int]) -> bool:
