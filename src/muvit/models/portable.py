@@ -53,8 +53,8 @@ def export_model(trained: TrainedModel[FolderModel], file: Path | str, *, overwr
 
     Raises:
         ExistsError: the file exists, and ``overwrite`` is false.
-        InputError: the suffix is another, the model gives no logits, a package is missing, the model is too large for an ONNX file, or outputs
-            differ by more than 1e-4 of the largest.
+        InputError: the suffix is another, the model gives no logits, a package is missing, the model is too large for
+            an ONNX file, or outputs differ by more than 1e-4 of the largest.
     """
     file = Path(file)
     if file.suffix not in (ONNX, PROGRAM):
