@@ -236,10 +236,11 @@ def _axes(entry: dict[str, Any]) -> Sequence[Any]:
         axes: Sequence[Any] = entry["axes"]
         return axes
     outputs = [t.get("output") for d in entry["datasets"] for t in d.get("coordinateTransformations") or ()]
-    names = {output.get("name") if isinstance(output, dict) else output for output in outputs} - {None, ""}
+    named = [output.get("name") if isinstance(output, dict) else output for output in outputs]
+    names = {str(name) for name in named if name}
     found = [system["axes"] for system in systems if system.get("name") in names] or [systems[0]["axes"]]
     if len(found) > 1:
-        raise ValueError(f"levels lie in several coordinate systems: {', '.join(map(str, sorted(names)))}")
+        raise ValueError(f"levels lie in several coordinate systems: {', '.join(sorted(names))}")
     return found[0]
 
 

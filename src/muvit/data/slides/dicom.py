@@ -64,7 +64,7 @@ class DicomSlide(Slide):
             files = sorted(file for file in folder.iterdir() if file.suffix.lower() == DICOM_SUFFIX)
             try:
                 self._opened = os.getpid(), WsiDicom.open(files)
-            except (*_errors(), ValueError, OSError, RuntimeError) as error:
+            except _errors() as error:
                 raise ReadError(self.path, expected="DICOM files of a slide", got=first_line(error)) from error
         return self._opened[1]
 
@@ -79,7 +79,8 @@ class DicomSlide(Slide):
 
 
 def _errors() -> tuple[type[Exception], ...]:
-    """Errors of wsidicom, which have no common base of its own."""
+    """Errors of wsidicom, whose own have no common base."""
     from wsidicom import errors
 
-    return tuple(kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception))
+    own = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception)]
+    return (*own, ValueError, OSError, RuntimeError)

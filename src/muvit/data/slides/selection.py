@@ -70,7 +70,7 @@ class Selection(Slide):
         for level in slide.levels:
             factors = level_factors(level, slide.ndim)
             self._sources.setdefault(
-                plain_level([factors[i] for i in kept]), level
+                plain_level(tuple(factors[i] for i in kept)), level
             )  # the finest along what is left out
         sizes = slide.pixel_size_um
         super().__init__(
