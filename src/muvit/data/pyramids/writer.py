@@ -266,16 +266,17 @@ class PyramidWriter:
                 progress(done, self.num_coarse_shards)
         self.publish()
 
-    def publish(self, notes: dict[str, Any] | None = None) -> None:
+    def publish(self, attributes: dict[str, Any] | None = None) -> None:
         """Make the store readable, all levels being complete. May be repeated after a crash.
 
         Args:
-            notes: further content of the attribute ``muvit`` of the store, beside the record of its shards.
+            attributes: further attributes of the store, beside those of OME; ``muvit`` gets the record of its shards.
         """
         for file in partial_files(self.path):  # of writers that were killed
             file.unlink()
         content = group_json(self._attributes())
-        content["attributes"]["muvit"] = {**(notes or {}), "manifest": self._manifest()}
+        content["attributes"] |= attributes or {}
+        content["attributes"]["muvit"] = {**content["attributes"].get("muvit", {}), "manifest": self._manifest()}
         write_json(self.path / "zarr.json", content)
         sync_folder(self.path)
         self.settle()
