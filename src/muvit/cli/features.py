@@ -7,6 +7,7 @@ from typing import Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
+from muvit.cli.slides import SlideFailures, add_pixel_size, slide_targets
 from muvit.cli.terminal import Progress
 from muvit.errors import InputError
 from muvit.inference.run.execution import Execution
@@ -38,12 +39,12 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--verify", action="store_true", help="read all complete features, and compare them with their checksums"
     )
+    add_pixel_size(parser)
     parser.add_class_arguments(Execution, as_group=False)
 
 
 def run(arguments: Namespace) -> None:
     """Encode each slide, or resume an earlier call; a slide that fails does not stop the others."""
-    from muvit.cli.slides import SlideFailures
     from muvit.data.crops.preprocessing import Preprocessing
     from muvit.data.slides.formats import slide_name
     from muvit.data.slides.open import open_slide
@@ -58,7 +59,7 @@ def run(arguments: Namespace) -> None:
     model = load_network(folder)
     if isinstance(model, Segmenter | Classifier) and model.config.boxes == "naive":
         raise InputError(arguments.model, expected="a model that knows where its views lie", got="one with naive boxes")
-    preprocessing = Preprocessing.load(arguments.preprocessing or folder)
+    preprocessing = Preprocessing.load(model_folder(arguments.preprocessing or folder))
     targets, encoder = _targets(arguments), encoder_of(model, folder)
     execution = Execution(**{field.name: arguments[field.name] for field in fields(Execution)})
     planned = {}
@@ -66,7 +67,9 @@ def run(arguments: Namespace) -> None:
     kept = {"levels": arguments.levels, "dtype": arguments.dtype, "overwrite": arguments.overwrite}
     for target, path in targets.items():  # all before any work starts
         with failures.of(slide_name(path)):
-            slide = open_slide(path.resolve() if execution.backend == "dask" else path)
+            slide = open_slide(
+                path.resolve() if execution.backend == "dask" else path, pixel_size_um=arguments.pixel_size_um
+            )
             planned[target] = plan_extraction(encoder, slide, target, preprocessing, execution=execution, **kept)
     failures.require_none("that can be encoded", hint="None was encoded: fix these, or leave them out.")
     for target, job in planned.items():
@@ -82,7 +85,6 @@ def run(arguments: Namespace) -> None:
 
 def _targets(arguments: Namespace) -> dict[Path, Path]:
     """The slide that belongs to each output."""
-    from muvit.cli.slides import slide_targets
     from muvit.data.folders import image_files
 
     output: Path = arguments.output

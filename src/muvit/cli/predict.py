@@ -2,13 +2,14 @@
 
 import sys
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse import Namespace
 
 from muvit.cli.parser import Parser
+from muvit.cli.slides import SlideFailures, add_pixel_size, slide_targets
 from muvit.cli.terminal import Progress
 from muvit.inference.run.execution import Execution
 from muvit.inference.run.plan import PredictOptions
@@ -45,13 +46,19 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--context", type=Literal["auto", "centered", "grid"], default="auto", help="older spelling of --placement"
     )
+    parser.add_argument(
+        "--nonfinite",
+        type=Literal["error", "ignore"] | None,
+        default=None,
+        help="pixels that are NaN or infinite: refused, or 0 after normalisation (default: as in training)",
+    )
     parser.add_class_arguments(PredictOptions, as_group=False, skip={"flips", "region"})
+    add_pixel_size(parser)
     parser.add_class_arguments(Execution, as_group=False)
 
 
 def run(arguments: Namespace) -> None:
     """Label each slide, or resume an earlier call; a slide that fails does not stop the others."""
-    from muvit.cli.slides import SlideFailures, slide_targets
     from muvit.data.slides.formats import slide_name
 
     targets = slide_targets(arguments.slide, arguments.output, ".ome.zarr")
@@ -67,6 +74,8 @@ def run(arguments: Namespace) -> None:
     from muvit.models.trained import load_model
 
     trained = load_model(arguments.model, kind=SegmentationModel)
+    if arguments.nonfinite is not None:
+        trained = replace(trained, preprocessing=replace(trained.preprocessing, nonfinite=arguments.nonfinite))
     execution = Execution(**{field.name: arguments[field.name] for field in fields(Execution)})
     planned = _plan(arguments, targets, trained, execution)
     # by an earlier call, or by the other parts
@@ -103,7 +112,6 @@ def _plan(
     arguments: Namespace, targets: Mapping[Path, Path], trained: "TrainedModel[Any]", execution: Execution
 ) -> "dict[Path, Job]":
     """The jobs of the slides; all are checked before any work starts."""
-    from muvit.cli.slides import SlideFailures
     from muvit.data.slides.formats import slide_name
     from muvit.data.slides.open import open_slide
     from muvit.inference.predict import plan_prediction
@@ -112,7 +120,9 @@ def _plan(
     failures = SlideFailures(len(targets))
     for target, path in targets.items():
         with failures.of(slide_name(path)):
-            slide = open_slide(path.resolve() if execution.backend == "dask" else path)
+            slide = open_slide(
+                path.resolve() if execution.backend == "dask" else path, pixel_size_um=arguments.pixel_size_um
+            )
             options = _options(arguments, slide, trained.preprocessing)
             planning = {"options": options, "execution": execution, "overwrite": arguments.overwrite}
             planned[target] = plan_prediction(trained, slide, target, **planning)

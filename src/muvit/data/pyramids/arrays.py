@@ -160,6 +160,8 @@ class ShardedArray:
             ValueError, RuntimeError, OSError: a shard is missing or truncated, or a checksum does not fit.
         """
         pixels = np.empty([b - a for a, b in zip(start, stop, strict=True)], self.dtype)
+        buffer = bytearray(math.prod(self._chunk) * self.dtype.itemsize)
+        decoded = np.frombuffer(buffer, self.dtype.newbyteorder("<")).reshape(self._chunk)
         for shard in _cells(start, stop, self._shard):
             origin = [i * n for i, n in zip(shard, self._shard, strict=True)]
             lower = [max(a - o, 0) for a, o in zip(start, origin, strict=True)]
@@ -167,7 +169,11 @@ class ShardedArray:
             for chunk, data in self._chunks(shard, lower, upper):
                 at = [o + i * n for o, i, n in zip(origin, chunk, self._chunk, strict=True)]
                 inside, outside = _overlap(at, self._chunk, start, stop)
-                pixels[outside] = self._fill if data is None else self._decoded(data, shard, chunk)[inside]
+                if data is None:
+                    pixels[outside] = self._fill
+                else:
+                    self._decode(data, buffer, shard, chunk)
+                    pixels[outside] = decoded[inside]
         return pixels
 
     def _chunks(
@@ -192,11 +198,11 @@ class ShardedArray:
         finally:
             os.close(file)
 
-    def _decoded(self, data: bytes, shard: tuple[int, ...], chunk: tuple[int, ...]) -> np.ndarray[Any, Any]:
-        nbytes = math.prod(self._chunk) * self.dtype.itemsize
+    def _decode(self, data: bytes, buffer: bytearray, shard: tuple[int, ...], chunk: tuple[int, ...]) -> None:
         try:
-            decoded = imagecodecs.zstd_decode(data[: len(data) - self._trailer], out=nbytes)
-            return np.frombuffer(decoded, self.dtype.newbyteorder("<")).reshape(self._chunk)
+            found = imagecodecs.zstd_decode(data[: len(data) - self._trailer], out=buffer)
+            if len(found) != len(buffer):
+                raise ValueError(f"{len(found)} bytes instead of {len(buffer)}")
         except (RuntimeError, ValueError) as error:
             raise ValueError(f"chunk {chunk} of {self._file(shard)} is corrupt ({error})") from error
 

@@ -250,7 +250,7 @@ class PyramidWriter:
         """Make and write one shard of a coarser level; what it is made from (see `finish`) must be complete."""
         return self.write_shard(shard, self._reduced(*shard))
 
-    def finish(self, progress: Progress | None = None) -> None:
+    def finish(self, progress: Progress | None = None, attributes: dict[str, Any] | None = None) -> None:
         """Build every coarser level, then make the store readable.
 
         A level of an image is the area mean of the level before (`muvit.data.pyramids.reduction.area_mean`), a level of
@@ -259,12 +259,13 @@ class PyramidWriter:
 
         Args:
             progress: called after each of the `num_coarse_shards` steps.
+            attributes: as of `publish`.
         """
         for done, shard in enumerate(self.coarse_shards(), start=1):
             self.build(shard)
             if progress is not None:
                 progress(done, self.num_coarse_shards)
-        self.publish()
+        self.publish(attributes)
 
     def publish(self, attributes: dict[str, Any] | None = None) -> None:
         """Make the store readable, all levels being complete. May be repeated after a crash.
@@ -313,13 +314,13 @@ class PyramidWriter:
         return tuple(edges)
 
     def _manifest(self) -> dict[str, Any]:
-        """The record of all shards, as a JSON object."""
+        """Record of all shards, as a JSON object."""
         levels = {}
         for index in range(len(self.spec.levels)):
-            shards = [Shard(index, *box) for box in blocks(self.spec.level_shape(index), self.spec.shard_shape(index))]
+            boxes = blocks(self.spec.level_shape(index), self.spec.shard_shape(index))
             digests = [
-                self.digests.get((index, shard.start)) or ShardDigest.on_disk(self.shard_file(shard))
-                for shard in shards
+                self.digests.get((index, start)) or ShardDigest.on_disk(self.shard_file(Shard(index, start, size)))
+                for start, size in boxes
             ]
             levels[str(index)] = LevelRecord.of(self._metadata(index), digests).to_json()
         return levels

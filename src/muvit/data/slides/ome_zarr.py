@@ -12,7 +12,7 @@ from muvit.data.pyramids.manifest import read_manifest
 from muvit.data.pyramids.ngff import Multiscale, parse_multiscale, pixel_size_um, read_attributes
 from muvit.data.pyramids.spec import PyramidSpec
 from muvit.data.pyramids.writer import UNFINISHED, PyramidWriter
-from muvit.data.slides.formats import whole_if_near
+from muvit.data.slides.formats import file_version, whole_if_near
 from muvit.data.slides.slide import Padding, Slide, default_channel_names
 from muvit.errors import InputError, ReadError
 from muvit.levels import Level, level_factors, level_name, plain_level
@@ -91,6 +91,10 @@ class OmeZarrSlide(Slide):
         self.label_colors = image.label_colors
         self.has_background = image.has_background
         self.level_shifts = tuple(self._shifts[level] for level in self.levels)
+
+    def version(self) -> str:
+        """As `Slide.version`."""
+        return file_version(self.path)
 
     def read(
         self, level: Level, start: Sequence[int], size: Sequence[int], *, padding: Padding = "zero"

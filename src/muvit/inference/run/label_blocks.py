@@ -10,9 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from muvit.data.pyramids.convert import convert_image
 from muvit.data.pyramids.spec import PyramidSpec
 from muvit.data.pyramids.writer import Shard
-from muvit.data.slides.formats import slide_name
+from muvit.data.slides.derived import on_grid
+from muvit.data.slides.formats import store_path
+from muvit.data.slides.open import open_slide
 from muvit.data.slides.slide import Slide
 from muvit.errors import ReadError
 from muvit.geometry import box_center, flip_boxes
@@ -24,6 +27,7 @@ from muvit.inference.run.reading import SlideTiles
 from muvit.inference.run.resume import PLAN, WORK, as_plan, is_abandoned, is_empty, read_plan, read_summary
 from muvit.inference.run.store import BlockPixels, BlockStore
 from muvit.inference.tiling.seams import Seams, add_seams
+from muvit.levels import level_factors
 from muvit.models.segmentation_model import SegmentationModel
 
 _FURTHER_STORES = ("probabilities", "entropy")
@@ -70,6 +74,34 @@ class LabelStore(BlockStore[LabelPlan]):
         """Shards of the coarser levels of all stores."""
         return sum(writer.num_coarse_shards for writer in self.writers.values())
 
+    def clean_up(self) -> None:
+        """As `BlockStore.clean_up`; before, stores that shall have the slide's own pixels get them."""
+        if self.plan.options.grid == "slide":
+            # the labels last: their folder is what counts as unfinished until then
+            for name in sorted(self.writers, key=lambda name: name == "labels"):
+                self._put_on_slide(self.writers[name].path, self.plan.stores[name])
+        super().clean_up()
+
+    def _put_on_slide(self, path: Path, spec: PyramidSpec) -> None:
+        """Replace a complete store by one with the slide's own pixels, see `resample_window`."""
+        stored, image = open_slide(path), self.plan.image
+        shape, sizes = tuple(image["shape"]), image["pixel_size_um"]
+        if sizes is None or spec.pixel_size_um is None:
+            scale = [1 / factor for factor in level_factors(self.plan.tiling.levels[0], len(shape))]
+        else:
+            scale = [own / size for own, size in zip(sizes, spec.pixel_size_um, strict=True)]
+        if stored.shape != spec.shape or spec.shape == shape:  # it has them
+            return
+        summary = read_summary(path)
+        convert_image(
+            on_grid(stored, scale, spec.kind, shape),
+            path,
+            kind=spec.kind,
+            pixel_size_um=sizes,
+            attributes={"muvit": summary} if summary else None,
+            overwrite=True,
+        )
+
     def _specs(self) -> dict[str, tuple[Path, PyramidSpec]]:
         return {name: (store_path(self.path, name), spec) for name, spec in self.plan.stores.items()}
 
@@ -96,11 +128,6 @@ class LabelStore(BlockStore[LabelPlan]):
         # of so few classes, one has a probability that uint8 does not round to 0
         is_certain = "probabilities" in self.writers and len(self.plan.preprocessing.class_names) < 256
         return is_counted and not (is_certain and entry["probabilities"][0] == 0)
-
-
-def store_path(path: Path, name: str) -> Path:
-    """Folder of a store of the prediction at ``path``: ``a.ome.zarr`` and ``a.probabilities.ome.zarr``."""
-    return path if name == "labels" else path.with_name(f"{slide_name(path)}.{name}.ome.zarr")
 
 
 def prediction_status(path: Path) -> Status:
