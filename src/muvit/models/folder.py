@@ -14,10 +14,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from muvit.durable import whole_folder
-from muvit.errors import CheckpointError, InputError
+from muvit.errors import CheckpointError, InputError, ReadError
 from muvit.models.upgrade import FORMAT, is_format_0, load_old_weights, parse_config, upgrade_settings
+from muvit.plain_yaml import read_text, yaml_problem
 
 CONFIG, WEIGHTS = "config.yaml", "model.safetensors"
+_MAX_HEADER = 2**23
+"""Most bytes of names and shapes of tensors; a model of a thousand tensors has about 100,000."""
 
 Config = TypeVar("Config")
 
@@ -71,9 +74,11 @@ def load_settings(path: Path | str) -> tuple[str, dict[str, Any]]:
     if not file.is_file():
         raise CheckpointError(path, expected=f"a model folder that holds {CONFIG} and {WEIGHTS}", got="none")
     try:
-        values = parse_config(file.read_text(), folder)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise CheckpointError(file, expected="plain YAML", got=str(error).splitlines()[0]) from error
+        values = parse_config(read_text(file), folder)
+    except (ReadError, yaml.YAMLError, ValueError) as error:  # ValueError: a number of thousands of digits
+        problem = error.__cause__ if isinstance(error, ReadError) else error
+        assert isinstance(problem, Exception)
+        raise CheckpointError(file, expected="plain YAML", got=yaml_problem(problem).partition(";")[0]) from error
     if not isinstance(values, dict):
         raise CheckpointError(file, expected="a mapping of names to values", got=type(values).__name__)
     return upgrade_settings(values, folder)
@@ -110,6 +115,10 @@ def load_weights(path: Path | str, device: str | torch.device = "cpu") -> dict[s
         return load_old_weights(Path(path), device)
     file = Path(path) / WEIGHTS
     try:
+        with file.open("rb") as stream:  # the length of the header, of which the library reads up to 100 million bytes
+            length = int.from_bytes(stream.read(8), "little")
+        if length > _MAX_HEADER:
+            raise OSError(f"a header of {length} bytes, more than {_MAX_HEADER}")
         return load_file(file, device=str(device))
     except (OSError, SafetensorError) as error:
         raise CheckpointError(file, expected="a readable safetensors file", got=str(error)) from error

@@ -87,7 +87,7 @@ def _finite_pixels(slide: Slide, pixels: np.ndarray, boxes: list[Tensor], config
     if slide.dtype.kind != "f":
         return None
     with np.errstate(over="ignore"):  # what float32 cannot hold counts as infinite
-        finite = np.isfinite(pixels.astype(np.float32, copy=False)).all(axis=1)
+        finite: np.ndarray = np.isfinite(pixels.astype(np.float32, copy=False)).all(axis=1)
     if finite.all():
         return None
     view = int(np.flatnonzero(~finite.reshape(len(finite), -1).all(axis=1))[0])

@@ -142,7 +142,7 @@ def _copy_band(
     slide: Slide, writer: PyramidWriter, start: tuple[int, ...], size: tuple[int, ...], nonfinite: str
 ) -> int:
     band = slide.read(1, start, size)
-    missing = np.argwhere(~np.isfinite(band)) if band.dtype.kind == "f" else ()
+    missing = np.argwhere(~np.isfinite(band)) if band.dtype.kind == "f" else np.empty((0, band.ndim), int)
     if len(missing) and nonfinite == "error":
         place = [int(a + b) for a, b in zip(start, missing[0][1:], strict=True)]
         hint = "Mend them, or pass nonfinite ignore (--nonfinite ignore)."
