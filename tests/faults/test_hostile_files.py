@@ -7,16 +7,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from memory_slide import MemorySlide
 
 from muvit.cli.compare import _variants
 from muvit.data.annotations.formats import geojson_objects, read_json
 from muvit.data.crops.preprocessing import FILE, Preprocessing
 from muvit.data.sources.label_map import LabelMap
 from muvit.errors import MuViTError
-from muvit.inference.tiling.region import _read_geojson
+from muvit.inference.tiling.region import read_region
 from muvit.models.encoder import EncoderConfig
 from muvit.models.folder import CONFIG, WEIGHTS
 from muvit.models.segmenter import Segmenter, SegmenterConfig
@@ -125,7 +127,7 @@ def test_text(model, tmp_path, kind, name):
 def test_outlines(tmp_path, name):
     file = tmp_path / "outlines.geojson"
     write(file, GEOJSON[name])
-    refused(_read_geojson, file)
+    refused(read_region, str(file), MemorySlide({1: np.zeros((1, 64, 64), np.uint8)}))
     refused(lambda: geojson_objects(file, read_json(file)))
 
 

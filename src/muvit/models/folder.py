@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
@@ -50,7 +52,14 @@ def save_folder(
         for name, text in (extra_files or {}).items():
             (fresh / name).write_text(text)
         # safetensors refuses tensors that share memory, as shared rotary frequencies do
-        save_file({k: v.detach().cpu().clone().contiguous() for k, v in state.items()}, fresh / WEIGHTS)
+        tensors = {k: v.detach().cpu().clone().contiguous() for k, v in state.items()}
+        try:
+            save_file(tensors, fresh / WEIGHTS)
+        except SafetensorError as error:  # the library reports a full disk as its own error
+            number = re.search(r"os error (\d+)", str(error))
+            if number is None:
+                raise
+            raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
 
 
 def model_folder(path: Path | str) -> Path:

@@ -92,10 +92,7 @@ def tiles_in_region(plan: TilePlan, region: str, pixel_scale: Sequence[float] | 
 def _read_geojson(file: Path) -> Any:
     try:
         content = json.loads(read_bytes(file, limit=_MAX_BYTES))
-        area = shapely.make_valid(shapely.union_all([geometry_of(part) for part in _geometries(content)]))
-        if area.is_empty:
-            raise ValueError("no polygon")
-        return area
+        return shapely.make_valid(shapely.union_all([geometry_of(part) for part in _geometries(content)]))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, ShapelyError) as error:
         raise ReadError(file, expected="a GeoJSON file with polygons, or a box y0,x0,y1,x1", got=str(error)) from error
 
