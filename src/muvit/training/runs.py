@@ -82,7 +82,11 @@ def prepare_folder(
             raise ExistsError(output, hint="Pass --resume to continue the run, or --overwrite to delete it.")
         if not (output / RECIPE).is_file():
             raise InputError(output, expected=f"a run to overwrite, with {RECIPE}", got="another folder")
-        shutil.rmtree(output)
+        for path in sorted(output.iterdir(), key=lambda path: path.name == RECIPE):  # last, as it says what this is
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
     output.mkdir(parents=True, exist_ok=True)
     _write(output, settings, slides)
     return None
