@@ -5,8 +5,8 @@ from pathlib import Path
 
 from muvit.data.annotations.objects import CONFIG_NAMES, AnnotationConfig
 from muvit.data.annotations.open import annotated_images, is_annotation, open_all_annotations
-from muvit.data.pyramids.ngff import Kind, read_attributes
-from muvit.data.slides.derived import complete_slides
+from muvit.data.pyramids.ngff import read_attributes
+from muvit.data.slides.derived import OWN_PIXELS, PixelSize, as_stored, complete_slides, on_grid
 from muvit.data.slides.formats import SLIDE_SUFFIXES
 from muvit.data.slides.ome_zarr import OmeZarrSlide
 from muvit.data.slides.open import open_slide
@@ -74,23 +74,26 @@ def _is_slide(path: Path) -> bool:
     return path.name.lower().endswith(SLIDE_SUFFIXES) or (path.is_dir() and read_attributes(path) is not None)
 
 
-def open_folder(folder: Path, levels: Sequence[Level] = (), kind: Kind = "image") -> dict[str, Slide]:
-    """Open every slide of a folder (hidden files apart), by name in alphabetical order.
+def open_folder(folder: Path, levels: Sequence[Level] = (), size: PixelSize = OWN_PIXELS) -> dict[str, Slide]:
+    """Open every image of a folder (hidden files apart), by name in alphabetical order.
 
     Args:
-        folder: where the slides lie.
+        folder: where the images lie.
         levels: levels that each of them gets, computed as they are read where they are not stored.
-        kind: images, or labels.
+        size: the size of their pixels.
 
     Raises:
         ReadError: the folder is missing or empty, or a file in it cannot be read.
-        InputError: two files share one name, or a level cannot be computed.
+        InputError: two files share one name, a level cannot be computed, or a pixel size is wanted and not known.
     """
     slides: dict[str, Slide] = {}
     for file in _visible_files(Path(folder), "images"):
         slide = open_slide(file)
+        if slide.pixel_size_um is None and size.slide_pixel_size_um is not None:
+            slide.state_pixel_size(size.slide_pixel_size_um)
         _put(slides, slide.name, slide)
-    return dict(zip(slides, complete_slides(list(slides.values()), levels, kind), strict=True))
+    completed = complete_slides(list(slides.values()), levels, pixel_size_um=size.pixel_size_um)
+    return dict(zip(slides, completed, strict=True))
 
 
 def open_label_images(paths: Iterable[Path]) -> dict[str, Slide]:
@@ -130,6 +133,7 @@ def open_labelled_folder(
     levels: Sequence[Level] = (),
     label_levels: Sequence[Level] = (),
     annotations: AnnotationConfig | None = None,
+    size: PixelSize = OWN_PIXELS,
 ) -> list[tuple[Slide, Slide]]:
     """Open images and the label image, or the annotations, of the same name of each.
 
@@ -138,12 +142,13 @@ def open_labelled_folder(
         levels: as of `open_folder`, for the images.
         label_levels: likewise, for the labels.
         annotations: as of `open_labels`.
+        size: as of `open_folder`.
 
     Raises:
         ReadError: a folder is missing or empty, or a file cannot be read.
         InputError: an image has no labels, or labels have no image, or what `open_labels` refuses.
     """
-    images = open_folder(Path(folder) / IMAGES, levels)
+    images = open_folder(Path(folder) / IMAGES, levels, size)
     labels = open_labels(label_files(Path(folder) / LABELS), images, label_levels, annotations)
     missing = sorted(set(images) - set(labels))
     if missing:
@@ -168,6 +173,8 @@ def open_labels(
 ) -> dict[str, Slide]:
     """Open the label images and the annotations of images, by name in alphabetical order.
 
+    Labels of an image that is resampled are resampled alike; they have the pixels of the image as stored.
+
     Args:
         files: label images and annotations; all annotations share their classes.
         images: the images by name.
@@ -179,6 +186,7 @@ def open_labels(
         InputError: two files share one name, labels have no image, or what `open_annotations` refuses.
     """
     stored = [open_slide(file) for file in files if not is_annotation(file)]
+    stored = [_on_grid_of(images[slide.name], slide) if slide.name in images else slide for slide in stored]
     found: dict[str, Slide] = {}
     for slide in complete_slides(stored, levels, "label"):
         _put(found, slide.name, slide)
@@ -192,6 +200,21 @@ def open_labels(
         for labels in open_all_annotations(several, annotations, levels=levels):
             _put(found, labels.name, labels)
     return dict(sorted(found.items()))
+
+
+def _on_grid_of(image: Slide, label: Slide) -> Slide:
+    """Labels of an image as stored, on its grid.
+
+    Raises:
+        InputError: the image is resampled, and the labels have another shape than what is stored of it.
+    """
+    if set(image.pixel_scale) == {1}:
+        return label
+    stored = as_stored(image)
+    if label.shape != stored.shape:
+        expected = f"shape {stored.shape}, as its image {image.path} has"
+        raise InputError(label.path, expected=expected, got=f"shape {label.shape}")
+    return on_grid(label, image.pixel_scale, "label")
 
 
 def has_annotations(path: Path) -> bool:

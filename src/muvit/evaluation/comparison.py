@@ -141,7 +141,7 @@ def _open_test(data: DataConfig, test: Path) -> list[tuple[Slide, Slide]]:
     annotations = data.annotations
     if annotations is None and has_annotations(test / LABELS):
         annotations = config_of(open_labelled_folder(Path(data.train))[0][1])
-    return list(open_labelled_folder(test, annotations=annotations))
+    return list(open_labelled_folder(test, annotations=annotations, size=data.size))
 
 
 def _check_output(output: Path, *, resume: bool, overwrite: bool) -> None:

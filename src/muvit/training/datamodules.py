@@ -23,6 +23,7 @@ from muvit.data.crops.normalize import Normalization, measure_channels, normaliz
 from muvit.data.crops.preprocessing import CropConfig, Preprocessing
 from muvit.data.crops.slide_crops import LabelledSlide, SlideCrops
 from muvit.data.folders import IMAGES, class_legend, open_folder, open_labelled_folder
+from muvit.data.slides.derived import check_pixel_sizes
 from muvit.data.slides.slide import Slide
 from muvit.data.tables import read_column, values_of
 from muvit.errors import InputError
@@ -85,7 +86,7 @@ def count_classes(data: DataConfig, level: Level) -> int:
     if data.class_names is not None:
         return len(data.class_names)
     values: set[int] = set()
-    for i, (_, label) in enumerate(open_labelled_folder(Path(data.train), (), (level,), data.annotations)):
+    for i, (_, label) in enumerate(open_labelled_folder(Path(data.train), (), (level,), data.annotations, data.size)):
         values |= set(label.label_names) or {found.value for found in locate_classes(i, label, level)}
     classes = sorted(values - set(data.ignore_labels))
     if len(classes) < 2 or classes != list(range(len(classes))):
@@ -128,6 +129,7 @@ class CropsData(LightningDataModule):
         if self.data.val is None:
             return None
         crops = self._open_val_crops(Path(self.data.val))
+        check_pixel_sizes([self.train_crops.images[0], *crops.images])
         if len(crops) < self.num_processes:
             expected = f"slides of at least {self.num_processes} crops, one for each device"
             raise InputError("data.val", expected=expected, got=len(crops))
@@ -174,19 +176,21 @@ class CropsData(LightningDataModule):
             class_colors=tuple(colors),
             has_background=self.crops.has_background,
             pixel_size_um=image.pixel_size_um,
+            is_resampled=self.data.pixel_size_um is not None,
         )
 
     def _normalization(self, level: Level) -> Normalization:
         """As the recipe says, with the statistics of the training slides at ``level`` where it leaves them out."""
         values = self.data.normalization
         if values.get("kind") == "standardize" and not {"mean", "std"} & values.keys():
-            slides = open_folder(Path(self.data.train) / IMAGES, (level,)).values()
+            slides = open_folder(Path(self.data.train) / IMAGES, (level,), self.data.size).values()
             mean, std = measure_channels(list(slides), level)
             values = values | {"mean": mean, "std": std}
         return normalization_from_dict(values)
 
     def _random_crops(self, slides: Sequence[LabelledSlide], crops: CropConfig, **balance: Any) -> NestedCrops:
         data = self.data
+        check_pixel_sizes([image for image, _ in slides])
         return NestedCrops(
             slides,
             crops,
@@ -264,7 +268,7 @@ class SegmentationData(CropsData):
         return self._fixed_crops(self._open_pairs(folder, annotations), self.crops)
 
     def _open_pairs(self, folder: Path, annotations: AnnotationConfig | None) -> list[tuple[Slide, Slide]]:
-        return open_labelled_folder(folder, self.crops.levels, self.crops.labelled_levels, annotations)
+        return open_labelled_folder(folder, self.crops.levels, self.crops.labelled_levels, annotations, self.data.size)
 
     @cached_property
     def preprocessing(self) -> Preprocessing:
@@ -315,7 +319,7 @@ class PretrainData(CropsData):
         return self._preprocessing(self.train_slides[0][0])
 
     def _open(self, folder: Path) -> list[LabelledSlide]:
-        slides = list(open_folder(folder / IMAGES, self.crops.levels).values())
+        slides = list(open_folder(folder / IMAGES, self.crops.levels, self.data.size).values())
         check_channels(slides, self.recipe.model.encoder.channels)
         return [(slide, None) for slide in slides]
 
@@ -355,6 +359,7 @@ class ClassificationData(CropsData):
                 expected=f"{wanted or 'at least 2'} classes of the training slides",
                 got=", ".join(self.class_names),
             )
+        check_pixel_sizes(self.train_slides)
         self.train_crops = ClassifiedCrops(
             self.train_slides,
             self._numbers(names),
@@ -384,7 +389,7 @@ class ClassificationData(CropsData):
 
     def _open(self, folder: Path) -> tuple[list[Slide], list[str]]:
         """Slides of a folder and the class of each."""
-        slides, data = open_folder(folder / IMAGES, self.crops.levels), self.recipe.data
+        slides, data = open_folder(folder / IMAGES, self.crops.levels, self.data.size), self.recipe.data
         check_channels(slides.values(), self.recipe.model.encoder.channels)
         names = values_of(slides, read_column(data.classes, data.column), f"{data.classes}, {data.column}")
         return list(slides.values()), list(names.values())

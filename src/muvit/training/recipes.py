@@ -4,12 +4,13 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import Annotated, Any, Literal
 
-from muvit.checks import Bounds, NonNegative, PositiveInt, check_fields, freeze_lists
+from muvit.checks import Bounds, NonNegative, Positive, PositiveInt, check_fields, freeze_lists
 from muvit.data.annotations.objects import AnnotationConfig
 from muvit.data.crops.augment import Augmentation
 from muvit.data.crops.balance import Balance
 from muvit.data.crops.classified import SlideChoice
 from muvit.data.crops.preprocessing import Cropping, LabelLevels
+from muvit.data.slides.derived import PixelSize
 from muvit.errors import InputError
 from muvit.models.baselines import BaselineConfig
 from muvit.models.classifier import ClassifierConfig
@@ -31,6 +32,11 @@ class CropsConfig(Cropping):
     """Folder with images/<name>.* to train on."""
     val: str | None = None
     """Folder of the same layout to validate on after each epoch; unset, the run is not validated."""
+    pixel_size_um: Positive | tuple[Positive, ...] | None = None
+    """Micrometers per pixel of level 1, at which every slide is read: one number, or one per axis; unset, each slide is
+    read at its own."""
+    slide_pixel_size_um: Positive | tuple[Positive, ...] | None = None
+    """Micrometers per pixel of slides that state none."""
     crop_size: PositiveInt | tuple[PositiveInt, ...] = 256
     """Side of every view in pixels of its level: one number, or one per axis."""
     normalization: dict[str, Any] = field(default_factory=lambda: {"kind": "percentile"})
@@ -58,6 +64,11 @@ class CropsConfig(Cropping):
             raise InputError(
                 "data.batch_size", expected=f"at most samples_per_epoch = {self.samples_per_epoch}", got=self.batch_size
             )
+
+    @property
+    def size(self) -> PixelSize:
+        """Size of the pixels that levels count from."""
+        return PixelSize(pixel_size_um=self.pixel_size_um, slide_pixel_size_um=self.slide_pixel_size_um)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ import yaml
 from muvit.checks import NonNegative, PositiveInt, check_fields, freeze_lists
 from muvit.data.crops.normalize import Normalization, Percentile, normalization_from_dict, normalization_to_dict
 from muvit.data.crops.placement import FreeViews, Placement, check_placement, upgrade_placement
+from muvit.data.slides.derived import PixelSize
 from muvit.data.slides.slide import Padding
 from muvit.errors import CheckpointError, InputError
 from muvit.levels import Level, check_levels, plain_level
@@ -92,7 +93,10 @@ class Preprocessing(Cropping):
     has_background: bool = True
     """Whether class 0 is background; else all classes are foreground."""
     pixel_size_um: tuple[float, ...] | None = None
-    """Finest pixel size that the model was trained at, (z)yx; None if unknown."""
+    """Size of the pixels that levels count from in training, (t)(z)yx; None if unknown."""
+    is_resampled: bool = False
+    """Whether every slide was read at exactly this size; else each at its own, as prediction reads those whose size is
+    within 10 % of it."""
 
     def __post_init__(self) -> None:
         if isinstance(self.free_views, dict):  # as it comes from YAML
@@ -114,6 +118,11 @@ class Preprocessing(Cropping):
     def normalizes_by_view(self) -> bool:
         """Whether the normalised pixels of a view are independent of the other views of its sample."""
         return not (isinstance(self.normalization, Percentile) and self.normalization.scope == "sample")
+
+    @property
+    def size(self) -> PixelSize:
+        """Size of the pixels at which all slides were read."""
+        return PixelSize(pixel_size_um=self.pixel_size_um if self.is_resampled else None)
 
     def crops(self, levels: Sequence[Level], **labels: Any) -> CropConfig:
         """Crops as in training.

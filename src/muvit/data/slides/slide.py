@@ -88,6 +88,8 @@ class Slide(ABC):
         self.name = slide_name(path)
         self.shape = level_shapes[1.0]
         shapes = {plain_level(level): shape for level, shape in level_shapes.items()}
+        for level, shape in shapes.items():
+            _check_level_shape(path, level, shape, self.shape)
         self.levels = tuple(sorted(shapes, key=self._volume))
         self._level_shapes = {level: shapes[level] for level in self.levels}
         self.axes = "tzyx"[-len(self.shape) :] if axes is None else axes
@@ -106,6 +108,25 @@ class Slide(ABC):
     def ndim(self) -> int:
         """Number of spatial axes (a time axis counts as one)."""
         return len(self.shape)
+
+    @property
+    def pixel_scale(self) -> tuple[float, ...]:
+        """Pixels of the file's finest level along each axis of a pixel of level 1: 1, unless it was resampled."""
+        return (1.0,) * self.ndim
+
+    def state_pixel_size(self, size_um: float | Sequence[float]) -> None:
+        """Set the pixel size, in place of the one that the file states or lacks.
+
+        Args:
+            size_um: micrometers per pixel of the finest level: one number for all axes, or one for each.
+
+        Raises:
+            InputError: it is not positive, or has another number of axes.
+        """
+        sizes = (float(size_um),) * self.ndim if isinstance(size_um, int | float) else tuple(map(float, size_um))
+        if len(sizes) != self.ndim or not all(0 < size < math.inf for size in sizes):
+            raise InputError("pixel_size_um", expected=f"one positive number, or {self.ndim}", got=size_um)
+        self.pixel_size_um = sizes
 
     @property
     def stored_levels(self) -> tuple[Level, ...]:
@@ -274,6 +295,18 @@ class Slide(ABC):
         return (
             f"{type(self).__name__}({str(self.path)!r}, shape={self.shape}, channels={self.num_channels}, "
             f"dtype={self.dtype}, levels={_listed(self.levels)})"
+        )
+
+
+def _check_level_shape(path: Path, level: Level, shape: tuple[int, ...], finest: tuple[int, ...]) -> None:
+    """Refuse a level that has not the pixels that its factor gives, to two of them or 1 %."""
+    wanted = [n / factor for n, factor in zip(finest, level_factors(level, len(finest)), strict=True)]
+    if any(abs(n - want) > max(2.0, 0.01 * want) for n, want in zip(shape, wanted, strict=True)):
+        raise ReadError(
+            f"{path}, level {level_name(level)}",
+            expected=f"shape {tuple(map(math.ceil, wanted))}, as its factor gives",
+            got=shape,
+            hint="The file is corrupt, or its metadata were changed: restore it or make it again.",
         )
 
 
