@@ -19,7 +19,12 @@ from muvit.data.crops.balance import EpochSampler, locate_classes
 from muvit.data.crops.classified import ClassifiedCrops, ClassifiedTiles
 from muvit.data.crops.crops import GridCrops, NestedCrops
 from muvit.data.crops.dataset import collate
-from muvit.data.crops.normalize import Normalization, measure_channels, normalization_from_dict
+from muvit.data.crops.normalize import (
+    Normalization,
+    lacks_measured_values,
+    measured_normalization,
+    normalization_from_dict,
+)
 from muvit.data.crops.preprocessing import CropConfig, Preprocessing
 from muvit.data.crops.slide_crops import LabelledSlide, SlideCrops
 from muvit.data.folders import IMAGES, class_legend, open_folder, open_labelled_folder
@@ -182,10 +187,9 @@ class CropsData(LightningDataModule):
     def _normalization(self, level: Level) -> Normalization:
         """As the recipe says, with the statistics of the training slides at ``level`` where it leaves them out."""
         values = self.data.normalization
-        if values.get("kind") == "standardize" and not {"mean", "std"} & values.keys():
-            slides = open_folder(Path(self.data.train) / IMAGES, (level,), self.data.size).values()
-            mean, std = measure_channels(list(slides), level)
-            values = values | {"mean": mean, "std": std}
+        if lacks_measured_values(values):
+            slides = open_folder(Path(self.data.train) / IMAGES, (level,)).values()
+            return measured_normalization(values, list(slides), level)
         return normalization_from_dict(values)
 
     def _random_crops(self, slides: Sequence[LabelledSlide], crops: CropConfig, **balance: Any) -> NestedCrops:

@@ -9,13 +9,14 @@ A normalisation is a small frozen object called as ``normalization(img, valid)``
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from itertools import product
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 
+from muvit.data.crops.stain import Macenko, Reinhard, StainNormalization, fit_stains, measure_stains
 from muvit.data.slides.slide import Slide
 from muvit.errors import InputError
 from muvit.levels import Level
@@ -141,7 +142,17 @@ class Standardize:
         return _without_infinity(out)
 
 
-Normalization = Percentile | Range | Standardize
+Normalization = Percentile | Range | Standardize | Macenko | Reinhard
+
+
+def fitted(normalization: Normalization, slide: Slide) -> Callable[..., np.ndarray]:
+    """The normalisation of the pixels of one slide: itself, unless it is fitted to the stains of the slide.
+
+    Raises:
+        InputError: it is for stained sections, and the slide is none.
+        ReadError: the slide cannot be read.
+    """
+    return fit_stains(normalization, slide) if isinstance(normalization, StainNormalization) else normalization
 
 
 _COUNTED = (np.uint8, np.uint16)
@@ -199,18 +210,48 @@ def normalization_from_dict(values: Mapping[str, Any]) -> Normalization:
     Raises:
         InputError: the kind or a field is unknown, a field is missing, or a value does not fit.
     """
-    kinds: dict[str, Callable[..., Normalization]] = {c.kind: c for c in (Percentile, Range, Standardize)}
+    kinds = _kinds()
     given = dict(values)
     kind = given.pop("kind", None)
     if kind not in kinds:
         raise InputError("normalization", expected=f"a kind out of {sorted(kinds)}", got=repr(kind))
-    allowed = {f.name for f in fields(kinds[kind])}  # type: ignore[arg-type]
+    allowed = {f.name for f in fields(kinds[kind])}
     if not set(given) <= allowed:
         raise InputError(f"normalization '{kind}'", expected=f"fields {sorted(allowed)}", got=sorted(given))
     try:
         return kinds[kind](**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
     except TypeError as error:
         raise InputError(f"normalization '{kind}'", expected=f"numbers for {sorted(allowed)}", got=given) from error
+
+
+def lacks_measured_values(values: Mapping[str, Any]) -> bool:
+    """Whether settings of a normalisation leave out all that its kind takes from the training slides."""
+    kind = _kinds().get(values.get("kind", ""))
+    required = {f.name for f in fields(kind) if f.default is MISSING} if kind is not None else set()
+    return bool(required) and not required & values.keys()
+
+
+def measured_normalization(values: Mapping[str, Any], slides: Sequence[Slide], level: Level) -> Normalization:
+    """The normalisation of settings that leave out what is measured: mean and deviation, or the stains of a target.
+
+    Args:
+        values: its kind, and fields that are not measured.
+        slides: the training slides.
+        level: level at which channels are measured; stains are measured where tissue is seen as a whole.
+
+    Raises:
+        InputError: the slides do not fit the normalisation.
+        ReadError: a slide cannot be read.
+    """
+    kind = _kinds()[values["kind"]]
+    if issubclass(kind, StainNormalization):
+        return measure_stains(kind, slides)
+    mean, std = measure_channels(slides, level)
+    return normalization_from_dict({**values, "mean": mean, "std": std})
+
+
+def _kinds() -> dict[str, Any]:
+    return {kind.kind: kind for kind in (Percentile, Range, Standardize, Macenko, Reinhard)}
 
 
 _WINDOWS = 256

@@ -8,23 +8,29 @@ import torch
 from torch import Tensor
 
 from muvit.data.crops.affine import SimilarView, read_similar
+from muvit.data.crops.appearance import PixelMap
 from muvit.data.crops.balance import ClassPixels, locate_classes
 from muvit.data.crops.dataset import MuViTDataset
+from muvit.data.crops.normalize import fitted
 from muvit.data.crops.placement import PlacedViews, Window, place_views
 from muvit.data.crops.preprocessing import CropConfig
+from muvit.data.crops.stain import StainNormalization, check_stained
 from muvit.data.slides.slide import BlockCache, Slide
 from muvit.errors import InputError
 from muvit.labels import IGNORE
 from muvit.levels import Level
 
 
-def read_views(slide: Slide, windows: Sequence[Window], config: CropConfig) -> dict[str, Tensor]:
+def read_views(
+    slide: Slide, windows: Sequence[Window], config: CropConfig, recolor: PixelMap | None = None
+) -> dict[str, Tensor]:
     """Read the views of one sample.
 
     Args:
         slide: the image.
         windows: one crop per level; they may leave the image.
         config: normalisation and padding. Padding does not enter the percentiles of `Percentile`.
+        recolor: a change of the native pixels.
 
     Returns:
         ``img``: float32 ``(L, C, *space)``; ``bbox``: float32 ``(L, 2, ndim)``, the true boxes in world pixels, also
@@ -36,7 +42,9 @@ def read_views(slide: Slide, windows: Sequence[Window], config: CropConfig) -> d
     valid = np.zeros((len(views), *config.size), dtype=bool)
     for inside, (level, window) in zip(valid, views, strict=True):
         inside[window.slices_inside(slide.level_shape(level))] = True
-    return to_sample(pixels, valid, [w.box for w in windows], config)
+    if recolor is not None:
+        pixels = recolor(pixels)
+    return to_sample(slide, pixels, valid, [w.box for w in windows], config)
 
 
 def without_inside(sample: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -44,12 +52,14 @@ def without_inside(sample: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: value for name, value in sample.items() if name != "inside"}
 
 
-def to_sample(pixels: np.ndarray, valid: np.ndarray, boxes: list[Tensor], config: CropConfig) -> dict[str, Tensor]:
+def to_sample(
+    slide: Slide, pixels: np.ndarray, valid: np.ndarray, boxes: list[Tensor], config: CropConfig
+) -> dict[str, Tensor]:
     """Normalised ``img`` and ``bbox``, from native pixels ``(L, C, *space)`` and whether they lie in the image.
 
     Under zero padding also ``inside``, bool ``(L, *space)``, for the augmentation, to leave the padding as it is.
     """
-    img = config.normalization(pixels, valid)
+    img = fitted(config.normalization, slide)(pixels, valid)
     sample = {"img": torch.from_numpy(img), "bbox": torch.stack(boxes).float()}
     if config.padding == "zero":
         if not valid.all():
@@ -164,28 +174,35 @@ class SlideCrops(MuViTDataset):
             free_views=config.free_views,
         )
 
-    def read_placed(self, slide: int, placed: PlacedViews) -> dict[str, Tensor]:
+    def read_placed(self, slide: int, placed: PlacedViews, recolor: PixelMap | None = None) -> dict[str, Tensor]:
         """The sample of placed views of one slide, as `read` gives that of windows, at the boxes that they claim."""
-        return self.read(slide, placed.windows) | {"bbox": placed.boxes.float()}
+        return self.read(slide, placed.windows, recolor) | {"bbox": placed.boxes.float()}
 
-    def read(self, slide: int, windows: Sequence[Window]) -> dict[str, Tensor]:
+    def read(self, slide: int, windows: Sequence[Window], recolor: PixelMap | None = None) -> dict[str, Tensor]:
         """The sample at ``windows`` of one slide: ``img``, ``bbox`` and, if there are labels, ``label``.
+
+        ``recolor`` changes the native pixels.
 
         With ``label_levels = "all"`` also ``labels``, int64 ``(L, *space)``: those of every view. Under zero padding
         also ``inside``, bool ``(L, *space)``: whether pixels lie in the image.
         """
         config = self.config
-        sample = read_views(self.images[slide], windows, config)
+        sample = read_views(self.images[slide], windows, config, recolor)
         if self.labels:
             labels = [read_label(self.labels[slide], w, config) for w in windows[: len(config.labelled_levels)]]
             self._put_labels(sample, labels)
         return sample
 
-    def read_similar(self, slide: int, views: Sequence[SimilarView]) -> dict[str, Tensor]:
+    def read_similar(
+        self, slide: int, views: Sequence[SimilarView], recolor: PixelMap | None = None
+    ) -> dict[str, Tensor]:
         """The sample of scaled and rotated views of one slide, as `read` gives that of windows."""
         config = self.config
-        pixels, valid = read_similar(self.images[slide], views, config.padding)
-        sample = to_sample(pixels, valid, [view.box for view in views], config)
+        image = self.images[slide]
+        pixels, valid = read_similar(image, views, config.padding)
+        sample = to_sample(
+            image, pixels if recolor is None else recolor(pixels), valid, [view.box for view in views], config
+        )
         if self.labels:
             labels = []
             for view in views[: len(config.labelled_levels)]:
@@ -225,6 +242,8 @@ def _check_slides(slides: Sequence[LabelledSlide], config: CropConfig) -> None:
             raise InputError(image.path, expected=expected, got=f"shape {image.shape}")
         for level in config.levels:
             image.level_shape(level)  # refuses a level that is not stored, and says which are
+        if isinstance(config.normalization, StainNormalization):
+            check_stained(image)
         if image.num_channels != first.num_channels or image.dtype.kind != first.dtype.kind:
             expected = f"{first.num_channels} channels of a type like {first.dtype}, as in {first.path}"
             raise InputError(image.path, expected=expected, got=f"{image.num_channels} channels of {image.dtype}")
