@@ -33,7 +33,7 @@ from muvit.models.segmenter import Segmenter, SegmenterConfig
 from muvit.training.datamodules import SegmentationData
 from muvit.training.recipes import DataConfig, Recipe
 
-LEVELS, CROP, STEPS, BATCH, CLASSES, IGNORED = (4, 16), 64, 400, 16, 14, 14
+LEVELS, CROP, STEPS, BATCH, CLASSES, IGNORED = (4, 16), 64, 240, 16, 14, 14
 GEOMETRY: dict[str, Any] = {"flip_axes": (-1,), "box_shift_px": 4.0}
 RANGE = {"kind": "range", "low": 0, "high": 255}
 JITTER = {"hed": 0.2, "brightness": 0.2, "contrast": 0.2, "saturation": 0.3, "hue": 0.05}
@@ -42,6 +42,7 @@ SETTINGS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "percentile (default)": ({"kind": "percentile"}, {}),
     "range, stain and colour jitter": (RANGE, JITTER),
     "percentile, stain and colour jitter": ({"kind": "percentile"}, JITTER),
+    "percentile of the slide": ({"kind": "percentile", "scope": "slide"}, {}),
     "Reinhard": ({"kind": "reinhard"}, {}),
     "Macenko": ({"kind": "macenko"}, {}),
 }

@@ -4,16 +4,14 @@ Stains absorb light exponentially (Beer and Lambert), so their optical densities
 density of a colour value is ``-log((value + 1) / (white + 1))``: 0 for white, finite for 0.
 """
 
-import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from itertools import product
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from muvit.data.slides.slide import Slide
+from muvit.data.slides.slide import Slide, sample_pixels
 from muvit.errors import InputError
 
 Array = NDArray[Any]
@@ -102,31 +100,19 @@ def hed_map(gain: ArrayLike, offset: ArrayLike) -> StainMap:
 
 _TISSUE_DENSITY = 0.15
 """Mean density of the three colours from which a pixel counts as tissue (Macenko et al. 2009)."""
-_WINDOWS, _WINDOW_PX = 8, 256
 _FEWEST, _MOST = 1000, 200_000
-_LEVEL_PX = 1 << 22
 
 
 def tissue_densities(slide: Slide) -> Array | None:
     """Densities ``(3, n)`` of tissue of a slide, from the same pixels in every call; None if there is hardly any.
 
-    Read are 8 x 8 windows of 256 px, evenly spread over the finest stored level of at most 4 million pixels (or else
-    the coarsest).
+    The pixels are those of `muvit.data.slides.slide.sample_pixels`.
 
     Raises:
         InputError: the slide is not a flat image of colours.
     """
     check_stained(slide)
-    levels = slide.stored_levels
-    level = next((lv for lv in levels if np.prod(slide.level_shape(lv)) <= _LEVEL_PX), levels[-1])
-    shape = slide.level_shape(level)
-    size = tuple(min(_WINDOW_PX, n) for n in shape)
-    starts = [
-        np.unique(np.linspace(0, n - m, min(_WINDOWS, -(-n // m))).astype(int))
-        for n, m in zip(shape, size, strict=True)
-    ]
-    seen = [slide.read(level, start, size).reshape(3, -1) for start in product(*starts)]
-    density = to_density(np.concatenate(seen, axis=1), white_of(slide))
+    density = to_density(sample_pixels(slide), white_of(slide))
     density = density[:, density.mean(axis=0) > _TISSUE_DENSITY]
     if density.shape[1] < _FEWEST:
         return None
@@ -156,6 +142,10 @@ class Macenko:
         if len(numbers) != 8 or not np.isfinite(numbers).all() or min(self.strengths) <= 0:
             expected = "two densities of three colours each, and two strengths above 0"
             raise InputError("stains", expected=expected, got=f"{self.first}, {self.second}, {self.strengths}")
+
+    def fit(self, slide: Slide) -> Callable[..., Array]:
+        """As `fit_stains`."""
+        return fit_stains(self, slide)
 
     @classmethod
     def of_tissue(cls, density: Array) -> "Macenko":
@@ -206,6 +196,10 @@ class Reinhard:
             got = f"mean {self.mean}, std {self.std}"
             raise InputError("mean and std", expected="three finite means and three deviations above 0", got=got)
 
+    def fit(self, slide: Slide) -> Callable[..., Array]:
+        """As `fit_stains`."""
+        return fit_stains(self, slide)
+
     @classmethod
     def of_tissue(cls, density: Array) -> "Reinhard":
         """Mean and deviation of densities ``(3, n)``."""
@@ -234,13 +228,9 @@ def _from_opponent(colors: Array) -> Array:
 
 StainNormalization = Macenko | Reinhard
 
-_fitted: "weakref.WeakKeyDictionary[Slide, dict[StainNormalization, Callable[..., Array]]]" = (
-    weakref.WeakKeyDictionary()
-)
-
 
 def fit_stains(normalization: StainNormalization, slide: Slide) -> Callable[..., Array]:
-    """The normalisation of one slide, fitted at the first call of each process: ``(img, valid) -> img``.
+    """The normalisation of the pixels of one slide: ``(img, valid) -> img``.
 
     It takes pixels ``(L, 3, *space)`` in native units and gives float32 fractions of white, as the normalisations of
     `muvit.data.crops.normalize` do.
@@ -249,12 +239,9 @@ def fit_stains(normalization: StainNormalization, slide: Slide) -> Callable[...,
         InputError: the slide is not a flat image of colours.
         ReadError: it cannot be read.
     """
-    fits = _fitted.setdefault(slide, {})
-    if normalization not in fits:
-        density, white = tissue_densities(slide), white_of(slide)
-        stain_map = None if density is None else normalization.map_from(density)
-        fits[normalization] = lambda img, valid=None: _normalize(np.asarray(img), stain_map, white)
-    return fits[normalization]
+    density, white = tissue_densities(slide), white_of(slide)
+    stain_map = None if density is None else normalization.map_from(density)
+    return lambda img, valid=None: _normalize(np.asarray(img), stain_map, white)
 
 
 def _normalize(img: Array, stain_map: Callable[[Array], Array] | None, white: int) -> Array:
