@@ -212,6 +212,19 @@ def test_slides_are_chosen_by_area():
     assert from_second / 1500 == pytest.approx(3 / 4 * 200 / 277, abs=0.04)
 
 
+@pytest.mark.parametrize("balance", ["none", "foreground", "classes"])
+def test_slides_are_chosen_by_area_times_weight(balance):
+    shapes = [(100, 300), (100, 100)]
+    slides = [(world_slide(s, LEVELS), label_slide(np.ones(s, np.uint8), name=f"l{i}")) for i, s in enumerate(shapes)]
+    config = replace(CONFIG, levels=(1,), num_classes=2)
+    dataset = NestedCrops(slides, config, weights=(1, 9), balance=balance, foreground_fraction=1)
+    drawn = [dataset._draw(i, np.random.default_rng((0, i)))[0] for i in range(2000)]
+    assert np.mean(drawn) == pytest.approx(9 / (3 + 9), abs=0.04)
+    for wrong in ((1,), (1, 0), (1, float("nan"))):
+        with pytest.raises(InputError, match="weights: expected 2 numbers above 0, one for each slide"):
+            NestedCrops(slides, config, weights=wrong)
+
+
 def spotted(seed, values, shape=(320, 320)):
     """Few small squares of each value, and their image."""
     rng = np.random.default_rng(seed)
