@@ -83,7 +83,6 @@ def measure(slide: Slide, seconds: float) -> dict[str, float]:
             ("range", Range(high=255), None),
             ("percentile", Percentile(), None),
             ("percentile of the sample", Percentile(scope="sample"), None),
-            ("percentile of the slide", Percentile(scope="slide"), None),
             ("percentile, augmentation", Percentile(), Augmentation()),
         )
     }
