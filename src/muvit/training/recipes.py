@@ -47,11 +47,12 @@ class CropsConfig(Cropping):
     crop_size: PositiveInt | tuple[PositiveInt, ...] = 256
     """Side of every view in pixels of its level: one number, or one per axis."""
     normalization: dict[str, Any] = field(default_factory=lambda: {"kind": "percentile"})
-    """From native pixels to the model's input: {kind: percentile, low: 1, high: 99.8, scope: view},
-    {kind: range, low: 0, high: 255} or {kind: standardize, mean: [...], std: [...]}; without mean and std, those of the
-    training slides."""
+    """From native pixels to the model's input: {kind: percentile, low: 1, high: 99.8, scope: view} (or scope sample:
+    all views together, or slide: all of it), {kind: range, low: 0, high: 255} or {kind: standardize, mean: [...], std:
+    [...]}; for stained RGB sections also {kind: macenko} or {kind: reinhard}, fitted to each slide. What is left out of
+    standardize, macenko and reinhard is measured on the training slides."""
     augmentation: Augmentation = field(default_factory=Augmentation)
-    """Flips, intensity jitter and box perturbation of the training samples."""
+    """Flips, jitter of intensities, stains and colours, and box perturbation of the training samples."""
     samples_per_epoch: PositiveInt = 4096
     """Random crops per epoch."""
     val_samples: PositiveInt | None = None
