@@ -13,8 +13,15 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(arguments: Namespace) -> None:
-    """Train, and print the folder of the model."""
+    """Train, and print the folder of the model; in a cross-validation the scores of all."""
     recipe = settings_from(arguments, Recipe)  # before Lightning is imported, which takes long
+
+    if recipe.run.folds is not None:
+        from muvit.evaluation.cross_validation import cross_validate
+
+        folds = cross_validate(recipe, arguments.output, resume=arguments.resume, overwrite=arguments.overwrite)
+        print(*folds.lines(), arguments.output, sep="\n")
+        return
 
     from muvit.training.fit import train_segmenter
     from muvit.training.runs import is_first_process

@@ -14,6 +14,7 @@ from lightning.pytorch.loggers import Logger
 from torch.utils.data import DataLoader
 
 from muvit.data.crops.dataset import MuViTDataset
+from muvit.data.splits import SlideSets
 from muvit.errors import ExistsError, InputError
 from muvit.losses import SegmentationLoss
 from muvit.models.classifier import Classifier
@@ -21,22 +22,26 @@ from muvit.models.mae import MuViTMAE
 from muvit.models.segmenter import Segmenter
 from muvit.models.trained import build_model
 from muvit.training.callbacks import ExampleClasses, ExamplePictures, ReconstructionPictures, SaveBestAndLast
-from muvit.training.datamodules import ClassificationData, PretrainData, SegmentationData, complete
+from muvit.training.datamodules import ClassificationData, PretrainData, SegmentationData
 from muvit.training.optim import PretrainOptimConfig
 from muvit.training.pretrained import load_pretrained_encoder
 from muvit.training.recipes import ClassifyRecipe, PretrainRecipe, Recipe, RunConfig
+from muvit.training.resume import FOLDER, LAST, newest_state
 from muvit.training.runs import (
     build_loggers,
     build_trainer,
     check_wandb,
     fit,
+    fit_from,
     is_first_process,
     log_interval,
     prepare_folder,
     prepare_model,
     quiet,
     stoppable,
+    stored_slides,
 )
+from muvit.training.slides import complete
 from muvit.training.tasks import ClassificationTask, PretrainTask, SegmentationTask
 
 
@@ -47,16 +52,19 @@ def train_segmenter(
     resume: bool = False,
     overwrite: bool = False,
     callbacks: list[Callback] | None = None,
+    slides: SlideSets | None = None,
 ) -> Path:
     """Train a model that labels pixels.
 
     Args:
         recipe: all settings.
         output: folder of the run. It receives the model folders ``best`` (by ``run.monitor``) and ``last``,
-            ``logs`` (CSV) and ``tensorboard``, ``pictures`` of validation crops, ``resume`` and the recipe.
-        resume: continue the run in ``output`` after its last complete epoch.
+            ``logs`` (CSV) and ``tensorboard``, ``pictures`` of validation crops, ``resume``, the recipe, and the
+            slides with their split (``slides.csv``).
+        resume: continue the run in ``output`` from its last state, on the slides stored there; on a CPU, bit for bit.
         overwrite: delete an existing run.
         callbacks: further Lightning callbacks.
+        slides: the slides of a new run, by default those that the recipe says.
 
     Returns:
         The folder of the best model, or of the last one if the run is not validated.
@@ -70,7 +78,7 @@ def train_segmenter(
     lightning.seed_everything(recipe.run.seed, verbose=False)
     model = build_model(recipe.model)
     prepare_model(model, recipe.run)
-    data = SegmentationData(recipe, model.views)
+    data = SegmentationData(recipe, model.views, (stored_slides(output) if resume else None) or slides)
     preprocessing, val_crops = data.preprocessing, data.val_crops
     if recipe.init is not None:
         assert isinstance(model, Segmenter)  # checked by the recipe
@@ -86,8 +94,11 @@ def train_segmenter(
         has_background=preprocessing.has_background,
         ignore_labels=recipe.data.ignore_labels,
     )
-    checkpoint = prepare_folder(recipe, output, resume, overwrite)
-    keep = [SaveBestAndLast(output, preprocessing, metric=recipe.run.monitor), *(callbacks or [])]
+    checkpoint = prepare_folder(recipe, output, resume, overwrite, data.slides)
+    keep = [
+        SaveBestAndLast(output, preprocessing, metric=recipe.run.monitor, recipe=recipe),
+        *(callbacks or []),
+    ]
     if recipe.run.early_stop is not None:
         keep.append(EarlyStopping(recipe.run.monitor, mode="max", patience=recipe.run.early_stop))
     if val_crops is not None and recipe.run.pictures:
@@ -109,7 +120,7 @@ def train_classifier(
         recipe: all settings.
         output: folder of the run. It receives the model folders ``best`` and ``last``, ``logs`` (CSV) and
             ``tensorboard``, ``pictures`` of validation crops, ``resume`` and the recipe.
-        resume: continue the run in ``output`` after its last complete epoch.
+        resume: continue the run in ``output`` from its last state; on a CPU, bit for bit.
         overwrite: delete an existing run.
         callbacks: further Lightning callbacks.
 
@@ -123,7 +134,7 @@ def train_classifier(
     """
     output, recipe, run = Path(output), complete(recipe), recipe.run
     lightning.seed_everything(run.seed, verbose=False)
-    data = ClassificationData(recipe)
+    data = ClassificationData(recipe, stored_slides(output) if resume else None)
     preprocessing, val_crops = data.preprocessing, data.val_crops
     config = replace(recipe.model, num_classes=len(data.class_names))
     model = Classifier(config)
@@ -132,10 +143,10 @@ def train_classifier(
         load_pretrained_encoder(model, recipe.init)
     is_frozen = recipe.init is not None and recipe.init.mode == "frozen"
     task = ClassificationTask(model, recipe.optim, freeze_encoder=is_frozen, seed=run.seed)
-    checkpoint = prepare_folder(recipe, output, resume, overwrite)
+    checkpoint = prepare_folder(recipe, output, resume, overwrite, data.slides)
     metric: Literal["val_loss", "val_accuracy"] = "val_accuracy" if run.monitor == "val_accuracy" else "val_loss"
     keep: list[Callback] = [
-        SaveBestAndLast(output, preprocessing, metric=metric, lower_is_better=metric == "val_loss"),
+        SaveBestAndLast(output, preprocessing, metric=metric, lower_is_better=metric == "val_loss", recipe=recipe),
         *(callbacks or []),
     ]
     if run.early_stop is not None:
@@ -159,7 +170,7 @@ def pretrain_mae(
         recipe: all settings.
         output: folder of the run. It receives the model folders ``best`` (lowest validation loss) and ``last``,
             ``logs`` (CSV) and ``tensorboard``, ``pictures`` of reconstructions, ``resume`` and the recipe.
-        resume: continue the run in ``output`` after its last complete epoch; on a CPU, bit for bit.
+        resume: continue the run in ``output`` from its last state; on a CPU, bit for bit.
         overwrite: delete an existing run.
         callbacks: further Lightning callbacks.
 
@@ -172,15 +183,18 @@ def pretrain_mae(
     """
     output, recipe, run = Path(output), complete(recipe), recipe.run
     lightning.seed_everything(run.seed, verbose=False)
-    data = PretrainData(recipe)
+    data = PretrainData(recipe, stored_slides(output) if resume else None)
     val_crops = data.val_crops
     model = MuViTMAE(recipe.model)
     prepare_model(model, run)
     task = PretrainTask(
         model, recipe.optim, batch_size=recipe.data.batch_size, seed=run.seed, use_boxes=recipe.boxes == "true"
     )
-    checkpoint = prepare_folder(recipe, output, resume, overwrite)
-    keep = [SaveBestAndLast(output, data.preprocessing, metric="val_loss", lower_is_better=True), *(callbacks or [])]
+    checkpoint = prepare_folder(recipe, output, resume, overwrite, data.slides)
+    keep = [
+        SaveBestAndLast(output, data.preprocessing, metric="val_loss", lower_is_better=True, recipe=recipe),
+        *(callbacks or []),
+    ]
     if val_crops is not None and run.pictures:
         keep.append(ReconstructionPictures(output / "pictures", val_crops, run.pictures))
     return fit(task, data, recipe, output, callbacks=keep, checkpoint=checkpoint)
@@ -224,7 +238,7 @@ def fit_mae(
         logger: logger beside the CSV files.
         run_name: name of the run on W&B.
         wandb_project: project on W&B.
-        ckpt_path: ``resume/last.ckpt`` of a run to continue.
+        ckpt_path: ``resume/last.ckpt`` of a run to continue; if that is damaged, the state before it is taken.
         accelerator: Lightning's name of the device type; all devices of it are used.
         num_nodes: number of machines.
         precision: as in Lightning's trainer.
@@ -262,7 +276,7 @@ def fit_mae(
     keep = [] if folder is None else [SaveBestAndLast(folder, None, metric="val_loss", lower_is_better=True)]
     with quiet(), stoppable():
         trainer = build_trainer(
-            RunConfig(epochs=num_epochs, num_nodes=num_nodes),
+            RunConfig(epochs=num_epochs, num_nodes=num_nodes, save_every=1),
             folder,
             keep,
             accelerator=accelerator,
@@ -274,7 +288,13 @@ def fit_mae(
             log_every_n_steps=log_interval(train_dataloader),
             fast_dev_run=fast_dev_run,
         )
-        trainer.fit(task, train_dataloader, val_dataloader, ckpt_path=ckpt_path, weights_only=True)
+        state = None if ckpt_path is None else _state(Path(ckpt_path))
+        fit_from(trainer, state, task, train_dataloaders=train_dataloader, val_dataloaders=val_dataloader)
+
+
+def _state(file: Path) -> Path:
+    """The state to resume from: ``last.ckpt`` of a run stands for the newest that is whole."""
+    return newest_state(file.parent.parent) if (file.parent.name, file.name) == (FOLDER, LAST) else file
 
 
 def _output(output: Path | str | None, ckpt_path: Path | str | None) -> Path:

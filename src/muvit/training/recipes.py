@@ -1,15 +1,19 @@
 """Settings of a training run, as a YAML recipe or the command line gives them."""
 
+import re
 from dataclasses import dataclass, field
 from math import prod
 from typing import Annotated, Any, Literal
 
-from muvit.checks import Bounds, NonNegative, PositiveInt, check_fields, freeze_lists
+from muvit.checks import Bounds, NonNegative, Positive, PositiveInt, check_fields, freeze_lists
 from muvit.data.annotations.objects import AnnotationConfig
 from muvit.data.crops.augment import Augmentation
 from muvit.data.crops.balance import Balance
 from muvit.data.crops.classified import SlideChoice
 from muvit.data.crops.preprocessing import Cropping, LabelLevels
+from muvit.data.slides.derived import PixelSize
+from muvit.data.splits import SplitConfig
+from muvit.data.tables import is_table
 from muvit.errors import InputError
 from muvit.models.baselines import BaselineConfig
 from muvit.models.classifier import ClassifierConfig
@@ -28,9 +32,18 @@ class CropsConfig(Cropping):
     """Slides to train on, and the crops that are cut from them."""
 
     train: str
-    """Folder with images/<name>.* to train on."""
+    """Folder with images/<name>.* to train on, or a table of slides (CSV)."""
     val: str | None = None
-    """Folder of the same layout to validate on after each epoch; unset, the run is not validated."""
+    """Folder of the same layout, or table, to validate on after each epoch; unset, the slides that the table in train,
+    or split, set aside; without any the run is not validated."""
+    split: SplitConfig | None = None
+    """Divide the slides of data.train into those to train, validate and test on; unset, they are divided as they are
+    listed."""
+    pixel_size_um: Positive | tuple[Positive, ...] | None = None
+    """Micrometers per pixel of level 1, at which every slide is read: one number, or one per axis; unset, each slide is
+    read at its own."""
+    slide_pixel_size_um: Positive | tuple[Positive, ...] | None = None
+    """Micrometers per pixel of slides that state none."""
     crop_size: PositiveInt | tuple[PositiveInt, ...] = 256
     """Side of every view in pixels of its level: one number, or one per axis."""
     normalization: dict[str, Any] = field(default_factory=lambda: {"kind": "percentile"})
@@ -47,6 +60,9 @@ class CropsConfig(Cropping):
     """Samples per step and device."""
     num_workers: Annotated[int, Bounds(min=0)] | None = None
     """Worker processes of the data loader; unset, up to 8 with a GPU and none on a CPU."""
+    cache_mib: NonNegative = 512
+    """MiB of decoded pixels that each process of the data loader keeps: of the coarsest levels, as many as fit for all
+    slides together. It changes the speed, never a sample."""
 
     def __post_init__(self) -> None:
         freeze_lists(self)
@@ -55,6 +71,13 @@ class CropsConfig(Cropping):
             raise InputError(
                 "data.batch_size", expected=f"at most samples_per_epoch = {self.samples_per_epoch}", got=self.batch_size
             )
+        if self.split is not None and self.val is not None:
+            raise InputError("data.split", expected="no data.val beside it", got=self.val)
+
+    @property
+    def size(self) -> PixelSize:
+        """Size of the pixels that levels count from."""
+        return PixelSize(pixel_size_um=self.pixel_size_um, slide_pixel_size_um=self.slide_pixel_size_um)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +85,7 @@ class DataConfig(CropsConfig):
     """Labelled slides to train on, and the crops that are cut from them."""
 
     train: str
-    """Folder with images/<name>.* and labels/<name>.* to train on."""
+    """Folder with images/<name>.* and labels/<name>.* to train on, or a table of slides (CSV)."""
     ignore_labels: tuple[int, ...] = ()
     """Label values ignored in loss and metrics."""
     has_background: bool = True
@@ -159,17 +182,44 @@ class RunConfig:
     """Validations without a better score before training stops; unset, train for all epochs."""
     min_epochs: PositiveInt = 1
     """Fewest epochs before early stopping."""
+    save_every: PositiveInt | str = "10min"
+    """State to resume from is saved whenever this time has passed (30s, 10min, 2h), also in mid-epoch, or after every
+    n-th epoch (a whole number); at the end, and on Ctrl-C or SIGTERM, in any case."""
     pictures: Annotated[int, Bounds(min=0)] = 4
     """Validation crops to draw after each validation; 0 draws none."""
     progress: bool = True
     """Show a progress bar."""
+    folds: Annotated[int, Bounds(min=2)] | None = None
+    """Number of models of a cross-validation, each validated on one part of the slides of data.train and trained on the
+    others; unset, one model."""
+    fold: Annotated[int, Bounds(min=0)] | None = None
+    """The only one of these models to train, from 0; unset, all of them one after another."""
     wandb_project: str | None = None
     """Also log to this project on Weights & Biases (needs the package wandb); CSV and TensorBoard are always
     written."""
 
     def __post_init__(self) -> None:
         check_fields(self, "run.")
+        if self.fold is not None and self.fold >= (self.folds or 0):
+            raise InputError("run.fold", expected=f"a number below run.folds = {self.folds}", got=self.fold)
+        if isinstance(self.save_every, str) and not _TIME.fullmatch(self.save_every):
+            expected = "a time such as 30s, 10min or 2h, or a number of epochs"
+            raise InputError("run.save_every", expected=expected, got=repr(self.save_every))
 
+    @property
+    def save_epochs(self) -> int | None:
+        """Epochs from one saved state to the next; None if that is a matter of time."""
+        return None if isinstance(self.save_every, str) else self.save_every
+
+    @property
+    def save_seconds(self) -> float | None:
+        """Seconds from one saved state to the next; None if that is a matter of epochs."""
+        time = _TIME.fullmatch(str(self.save_every))
+        return None if time is None else float(time["number"]) * _SECONDS[time["unit"]]
+
+
+_SECONDS = {"s": 1, "min": 60, "h": 3600}
+_TIME = re.compile(r"(?P<number>\d{1,6}(\.\d{1,6})?) ?(?P<unit>s|min|h)")
 
 _MAX_BATCH = 2**32
 """Most pixel values of a batch, 16 GiB as float32."""
@@ -191,6 +241,28 @@ def check_sizes(data: CropsConfig, model: NetworkConfig | MAEConfig | Classifier
             expected=f"batches of at most {_MAX_BATCH:.1e} pixel values",
             got=f"{values:.1e}",
         )
+
+
+def check_validation(recipe: "Recipe | ClassifyRecipe", *, is_validated: bool) -> None:
+    """Refuse settings that follow a validation score where there is none.
+
+    Raises:
+        InputError: there are no slides to validate on.
+    """
+    if not is_validated and (recipe.optim.schedule == "plateau" or recipe.run.early_stop is not None):
+        raise InputError(
+            "data.val", expected="slides, which optim.schedule plateau and run.early_stop follow", got="none"
+        )
+
+
+def _may_be_validated(data: CropsConfig, run: RunConfig) -> bool:
+    """Whether there can be slides to validate on; which a table states is known when it is read."""
+    return any((data.val, data.split, run.folds, is_table(data.train)))
+
+
+def _check_no_folds(run: RunConfig) -> None:
+    if run.folds is not None:
+        raise InputError("run.folds", expected="none, but in the training of a segmentation model", got=run.folds)
 
 
 def _check_steps(data: CropsConfig, run: RunConfig) -> None:
@@ -247,10 +319,9 @@ class Recipe:
         _check_steps(self.data, self.run)
         if self.init is not None and not isinstance(self.model, SegmenterConfig):
             raise InputError("init", expected="model.kind muvit, for a pre-trained encoder", got=self.model.kind)
-        if self.data.val is None and (self.optim.schedule == "plateau" or self.run.early_stop is not None):
-            raise InputError(
-                "data.val", expected="slides, which optim.schedule plateau and run.early_stop follow", got="none"
-            )
+        check_validation(self, is_validated=_may_be_validated(self.data, self.run))
+        if self.run.folds is not None and self.data.val is not None:
+            raise InputError("run.folds", expected="no data.val: the folds validate", got=self.data.val)
         weights, num_classes = self.loss.class_weights, self.model.num_classes
         if weights is not None and num_classes not in (None, len(weights)):
             raise InputError("loss.class_weights", expected=f"{num_classes}, as model.num_classes says", got=weights)
@@ -308,6 +379,7 @@ class PretrainRecipe:
     def __post_init__(self) -> None:
         check_sizes(self.data, self.model)
         _check_steps(self.data, self.run)
+        _check_no_folds(self.run)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -347,5 +419,5 @@ class ClassifyRecipe:
         _check_steps(self.data, self.run)
         if self.optim.schedule != "cosine":
             raise InputError("optim.schedule", expected="cosine, for classifiers", got=repr(self.optim.schedule))
-        if self.data.val is None and self.run.early_stop is not None:
-            raise InputError("data.val", expected="slides, which run.early_stop follows", got="none")
+        check_validation(self, is_validated=_may_be_validated(self.data, self.run))
+        _check_no_folds(self.run)

@@ -1,5 +1,8 @@
 """Conventions of image formats: suffixes of file names, length units, and the downsampling factors of pyramids."""
 
+import hashlib
+import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,6 +33,14 @@ def slide_name(path: Path) -> str:
     return stem[:-4] if stem.lower().endswith(".ome") else stem
 
 
+def file_version(path: Path) -> str:
+    """A hash that changes when a file, or any file of a folder, is written: of names, sizes and times."""
+    files = [Path(folder, name) for folder, _, names in os.walk(path) for name in names] if path.is_dir() else [path]
+    states = {str(file.relative_to(path)): file.stat() for file in sorted(files)}
+    facts = [(name, state.st_size, state.st_mtime_ns, state.st_ctime_ns) for name, state in states.items()]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
 def pyramid_factor(finest: Sequence[int], coarse: Sequence[int]) -> float | None:
     """Downsampling factor between two level shapes, or None if they do not scale alike on every axis.
 
@@ -51,3 +62,8 @@ def whole_if_near(factor: float) -> float:
     """The factor as a whole number if it is one within 1 %."""
     whole = round(factor)
     return float(whole) if whole >= 1 and abs(factor - whole) <= 0.01 * factor else factor
+
+
+def store_path(path: Path, name: str) -> Path:
+    """Folder of a store of the prediction at ``path``: ``a.ome.zarr`` and ``a.probabilities.ome.zarr``."""
+    return path if name == "labels" else path.with_name(f"{slide_name(path)}.{name}.ome.zarr")

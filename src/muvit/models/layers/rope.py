@@ -137,7 +137,8 @@ class _SplitHeads(Function):
         of_rotation = None
         if rotated:
             # d(turn * z) = dturn * z, and z = conj(turn) * result, as turns have length 1
-            total = sum(_complex(g) * _complex(r).conj() for g, r in zip(grads, rotated, strict=False)).sum(1)
+            pairs = zip(grads, rotated, strict=False)
+            total = torch.stack([(_complex(g) * _complex(r).conj()).sum(1) for g, r in pairs]).sum(0)
             of_rotation = torch.view_as_real(total * torch.view_as_complex(rotation)).sum_to_size(rotation.shape)
         return of_x.flatten(2), of_rotation, None, None
 
