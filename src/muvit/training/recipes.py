@@ -167,6 +167,14 @@ class RunConfig:
     """Number of devices of each machine."""
     num_nodes: PositiveInt = 1
     """Number of machines."""
+    accumulate: PositiveInt = 1
+    """Batches per step: gradients of several batches are averaged, for the effect of a larger batch in the memory of
+    one."""
+    checkpoint_activations: bool = False
+    """Keep the inputs of transformer blocks and of the decoder's finest stage instead of all activations, and compute
+    those again in the backward pass: less memory for a third more time."""
+    compile: bool = False
+    """Compile the transformer blocks (torch.compile): faster steps on a GPU, after a start that takes minutes."""
     val_every: PositiveInt = 1
     """Validate after every n-th epoch."""
     monitor: Literal["val_mdsc", "val_accuracy"] = "val_mdsc"
@@ -260,10 +268,12 @@ def _check_no_folds(run: RunConfig) -> None:
 
 def _check_steps(data: CropsConfig, run: RunConfig) -> None:
     devices = run.devices * run.num_nodes
-    if data.samples_per_epoch // devices < data.batch_size:
+    step = devices * data.batch_size * run.accumulate
+    if data.samples_per_epoch < step:
+        batches = "a batch" if run.accumulate == 1 else f"{run.accumulate} batches"
         raise InputError(
             "data.samples_per_epoch",
-            expected=f"at least {devices * data.batch_size}: a batch for each of {devices} devices",
+            expected=f"at least {step}: {batches} for each of {devices} devices",
             got=data.samples_per_epoch,
         )
 
