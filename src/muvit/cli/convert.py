@@ -8,7 +8,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from muvit.cli.slides import add_selection, selection
 from muvit.cli.terminal import Progress
-from muvit.data.annotations.objects import config_of_names
+from muvit.data.annotations.objects import config_of_names, read_bytes
 from muvit.data.annotations.open import is_annotation
 from muvit.data.folders import images_of_labels, open_labels
 from muvit.data.pyramids.convert import convert_image
@@ -21,6 +21,7 @@ from muvit.errors import ExistsError, InputError, ReadError
 from muvit.pictures import class_colors
 
 _MAX_LABEL = 2**16 - 1
+_MAX_BYTES = 2**24
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -154,7 +155,7 @@ def _target(name: str, arguments: Namespace) -> Path:
 
 def _class_names(file: Path) -> dict[int, str]:
     try:
-        names = {int(value): str(name) for value, name in json.loads(file.read_text()).items()}
+        names = {int(value): str(name) for value, name in json.loads(read_bytes(file, limit=_MAX_BYTES)).items()}
     except RecursionError as error:
         raise ReadError(file, expected="JSON that names label values", got="lists nested too deeply") from error
     except (OSError, ValueError, AttributeError) as error:

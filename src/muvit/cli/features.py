@@ -9,18 +9,8 @@ from jsonargparse import ArgumentParser, Namespace
 
 from muvit.cli.slides import SlideFailures, add_pixel_size, add_selection, selection, slide_targets
 from muvit.cli.terminal import Progress
-from muvit.data.crops.preprocessing import Preprocessing
-from muvit.data.folders import image_files
-from muvit.data.slides.formats import slide_name
-from muvit.data.slides.open import open_slide
 from muvit.errors import InputError
-from muvit.inference.features import plan_extraction, run_extraction
-from muvit.inference.run.engine import verify_job
-from muvit.inference.run.execution import Execution, Job
-from muvit.models.classifier import Classifier
-from muvit.models.folder import model_folder
-from muvit.models.segmenter import Segmenter
-from muvit.models.trained import encoder_of, load_network
+from muvit.inference.run.execution import Execution
 
 _SUFFIX = ".zarr"
 
@@ -56,6 +46,16 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(arguments: Namespace) -> None:
     """Encode each slide, or resume an earlier call; a slide that fails does not stop the others."""
+    from muvit.data.crops.preprocessing import Preprocessing
+    from muvit.data.slides.formats import slide_name
+    from muvit.data.slides.open import open_slide
+    from muvit.inference.features import plan_extraction, run_extraction
+    from muvit.inference.run.engine import verify_job
+    from muvit.models.classifier import Classifier
+    from muvit.models.folder import model_folder
+    from muvit.models.segmenter import Segmenter
+    from muvit.models.trained import encoder_of, load_network
+
     folder = model_folder(arguments.model)
     model = load_network(folder)
     if isinstance(model, Segmenter | Classifier) and model.config.boxes == "naive":
@@ -63,7 +63,7 @@ def run(arguments: Namespace) -> None:
     preprocessing = Preprocessing.load(model_folder(arguments.preprocessing or folder))
     targets, encoder = _targets(arguments), encoder_of(model, folder)
     execution = Execution(**{field.name: arguments[field.name] for field in fields(Execution)})
-    planned: dict[Path, Job] = {}
+    planned = {}
     failures = SlideFailures(len(targets))
     kept = {"levels": arguments.levels, "dtype": arguments.dtype, "overwrite": arguments.overwrite}
     for target, path in targets.items():  # all before any work starts
@@ -88,6 +88,8 @@ def run(arguments: Namespace) -> None:
 
 def _targets(arguments: Namespace) -> dict[Path, Path]:
     """The slide that belongs to each output."""
+    from muvit.data.folders import image_files
+
     output: Path = arguments.output
     if output.suffix != _SUFFIX:
         return slide_targets(arguments.slide, output, _SUFFIX)

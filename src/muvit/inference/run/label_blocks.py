@@ -124,7 +124,7 @@ class LabelStore(BlockStore[LabelPlan]):
         summary = {"plan": self.plan.to_json(), "seams": _seams(done).to_json()}
         # the labels last: once they can be read, the prediction counts as complete
         for name in sorted(self.writers, key=lambda name: name == "labels"):
-            self.writers[name].publish(summary if name == "labels" else None)
+            self.writers[name].publish({"muvit": summary} if name == "labels" else None)
 
     def _is_plausible(self, block: int, entry: Mapping[str, Any]) -> bool:
         seams = entry.get("seams")
