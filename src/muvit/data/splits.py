@@ -62,8 +62,8 @@ def choose_slides(
 
     Raises:
         ReadError, InputError: as `muvit.data.folders.list_slides`; or a group is in two splits, or an image without
-            ``val``, some slides have a split and others have none, ``split`` divides slides that are divided already, or
-            there are fewer groups than parts.
+            ``val``, some slides have a split and others have none, ``split`` divides slides that are divided already,
+            or there are fewer groups than parts.
     """
     listed = list_slides(train, labelled=labelled)
     if split is not None:

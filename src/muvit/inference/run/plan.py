@@ -23,7 +23,7 @@ from muvit.version import __version__
 Precision = Literal["auto", "float32", "bfloat16"]
 Average = Literal["probabilities", "logits"]
 TilePlacement = Literal["auto", Placement]
-Tissue = Literal["all", "auto", "dark", "bright"]
+Tissue = Literal["all", "auto", "dark", "bright", "stained"]
 ProbabilityType = Literal["uint8", "float16"]
 
 
@@ -48,7 +48,8 @@ class PredictOptions:
     """Also write the entropy of the probabilities, from 0 (certain) to 1 (all classes equally likely)."""
     tissue: Tissue = "all"
     """Computed tiles: all, or those with tissue, which is dark or bright against the background (auto: dark
-    in RGB images of 8 bits, else bright)."""
+    in RGB images of 8 bits, else bright), or stained: coloured, without grey, black and blue or green pen (for
+    haematoxylin with eosin or DAB)."""
     region: str | None = None
     """Region of interest as well-known text, in world pixels, x before y; see
     `muvit.inference.tiling.region.read_region`."""
