@@ -42,7 +42,7 @@ class TissueMask:
         Args:
             shape: pixels of the image, axis order (t)(z)yx; the last coarse pixels may reach beyond it.
         """
-        plane = self.mask.any(tuple(range(self.mask.ndim - 2)))
+        plane = np.asarray(self.mask.any(tuple(range(self.mask.ndim - 2))))
         return trace_mask(plane, level_factors(self.level, self.mask.ndim)[-2:], shape[-2:])
 
 
