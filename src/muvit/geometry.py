@@ -67,9 +67,9 @@ def box_center(bbox: Tensor) -> Tensor:
 
 def window_to_box(start: Sequence[int], size: Sequence[int], level: Level) -> Tensor:
     """World box ``(2, ndim)``, float64, of a pixel window of one level: ``level * size`` world pixels per axis."""
-    factors = torch.tensor(level_factors(level, len(start)), dtype=torch.float64)
-    lower = torch.tensor(tuple(start), dtype=torch.float64)
-    return torch.stack([lower * factors, (lower + torch.tensor(tuple(size), dtype=torch.float64)) * factors])
+    edges = list(zip(start, size, level_factors(level, len(start)), strict=True))
+    corners = [float(a) * factor for a, _, factor in edges], [(float(a) + n) * factor for a, n, factor in edges]
+    return torch.tensor(corners, dtype=torch.float64)
 
 
 def patch_centers(bbox: Tensor, grid: Sequence[int], spacing: PatchSpacing = "center") -> Tensor:

@@ -317,7 +317,9 @@ def test_corrupt_pixels_are_named_and_once_restored_the_run_goes_on(tmp_path, sl
             return super().label_logits(img, bbox)
 
     call = {"options": SMALL, "batch_size": 2, "num_workers": num_workers}
-    with pytest.raises(ReadError, match=r"image\.ome\.zarr, level 1, window .*c/0/1/1 is truncated") as caught:
+    with pytest.raises(
+        ReadError, match=r"image\.ome\.zarr, level 1, window .*c/0/1/1 (has 2?0 bytes|is truncated)"
+    ) as caught:
         predict_slide(Spoiling(), slide, output, PREPROCESSING, **call)
     assert "Traceback" not in str(caught.value)
     assert prediction_status(output).state == "unfinished"

@@ -589,7 +589,7 @@ def test_levels_that_the_slides_lack_are_computed_as_a_pyramid_would_store_them(
     pyramids = SegmentationData(recipe, build_model(recipe.model).views)
     for kind in ("images", "labels"):
         (tmp_path / "train" / kind).mkdir(parents=True)
-        for path in sorted((slides / "train" / kind).iterdir()):
+        for path in sorted((slides / "train" / kind).glob("[!.]*")):
             slide = open_slide(path)
             pixels = slide.read(1, (0, 0), slide.shape)[0]
             Image.fromarray(pixels).save(tmp_path / "train" / kind / f"{slide.name}.png")

@@ -33,6 +33,7 @@ VERBS = {
     "evaluate": "score predicted labels against true ones",
     "study": "experiments on trained models: box noise, cost, features, reconstruction",
     "convert-checkpoint": "convert a model folder of an earlier version to the present format",
+    "completion": "print a script that completes verbs and options in the shell",
     "compare": "train a recipe's model and its controls, and report how they differ",
 }
 """Verbs and their summaries; ``muvit.cli.<verb>`` (with _ for -) has the ``add_arguments`` and ``run`` of each."""

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
 
+from muvit.cli.slides import add_pixel_size
 from muvit.cli.terminal import Progress
 from muvit.errors import InputError
 from muvit.evaluation.results import result_files, write_results
@@ -33,6 +34,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--device", type=str | None, default=None, help="cpu, cuda, mps (default: a GPU if there is one)"
     )
+    add_pixel_size(parser)
     parser.add_argument(
         "--classes",
         type=Path | None,
@@ -53,10 +55,11 @@ def run(arguments: Namespace) -> None:
 
     files = result_files(arguments.output, "classes", overwrite=arguments.overwrite)
     trained = load_model(arguments.model, kind=Classifier)
-    model, preprocessing = trained.model, trained.preprocessing
+    preprocessing = trained.preprocessing
     settings = {name: arguments[name] for name in ("num_crops", "seed", "batch_size", "device")}
     planned = [  # all before any work starts
-        plan_classification(model, open_slide(path), preprocessing, **settings) for path in image_files(arguments.slide)
+        plan_classification(trained, open_slide(path, pixel_size_um=arguments.pixel_size_um), **settings)
+        for path in image_files(arguments.slide)
     ]
     names = [one.name for one in planned]
     if len(set(names)) < len(names):

@@ -1,12 +1,13 @@
 """``muvit features``."""
 
+import sys
 from dataclasses import fields
 from pathlib import Path
 from typing import Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
-from muvit.cli.slides import SlideFailures, slide_targets
+from muvit.cli.slides import SlideFailures, add_pixel_size, slide_targets
 from muvit.cli.terminal import Progress
 from muvit.data.crops.preprocessing import Preprocessing
 from muvit.data.folders import image_files
@@ -14,6 +15,7 @@ from muvit.data.slides.formats import slide_name
 from muvit.data.slides.open import open_slide
 from muvit.errors import InputError
 from muvit.inference.features import plan_extraction, run_extraction
+from muvit.inference.run.engine import verify_job
 from muvit.inference.run.execution import Execution, Job
 from muvit.models.classifier import Classifier
 from muvit.models.folder import model_folder
@@ -44,6 +46,10 @@ def add_arguments(parser: ArgumentParser) -> None:
         help="folder whose preprocessing.yaml to use (default: the model's)",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace existing features, complete or not")
+    parser.add_argument(
+        "--verify", action="store_true", help="read all complete features, and compare them with their checksums"
+    )
+    add_pixel_size(parser)
     parser.add_class_arguments(Execution, as_group=False)
 
 
@@ -61,13 +67,19 @@ def run(arguments: Namespace) -> None:
     kept = {"levels": arguments.levels, "dtype": arguments.dtype, "overwrite": arguments.overwrite}
     for target, path in targets.items():  # all before any work starts
         with failures.of(slide_name(path)):
-            slide = open_slide(path.resolve() if execution.backend == "dask" else path)
+            slide = open_slide(
+                path.resolve() if execution.backend == "dask" else path, pixel_size_um=arguments.pixel_size_um
+            )
             planned[target] = plan_extraction(encoder, slide, target, preprocessing, execution=execution, **kept)
     failures.require_none("that can be encoded", hint="None was encoded: fix these, or leave them out.")
     for target, job in planned.items():
-        with failures.of(job.slide.name), Progress(job.slide.name, "tile") as progress:
-            run_extraction(job, execution, overwrite=arguments.overwrite, progress=progress)
+        with failures.of(job.slide.name):
+            with Progress(job.slide.name, "tile") as progress:
+                run_extraction(job, execution, overwrite=arguments.overwrite, progress=progress)
             print(target)
+            if arguments.verify and job.store.is_complete():
+                verify_job(job, execution)
+                print(f"{target.name}: verified, every byte is as it was written", file=sys.stderr)
     failures.require_none("encoded")
 
 

@@ -4,24 +4,25 @@ import sys
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from jsonargparse import Namespace
 
 from muvit.cli.parser import Parser
-from muvit.cli.slides import SlideFailures, slide_targets
+from muvit.cli.slides import SlideFailures, add_pixel_size, slide_targets
 from muvit.cli.terminal import Progress
 from muvit.data.crops.preprocessing import Preprocessing
 from muvit.data.slides.formats import slide_name
 from muvit.data.slides.open import open_slide
 from muvit.data.slides.slide import Slide
 from muvit.inference.predict import plan_prediction, run_prediction
+from muvit.inference.run.engine import verify_job
 from muvit.inference.run.execution import Execution, Job
 from muvit.inference.run.label_blocks import prediction_status
 from muvit.inference.run.plan import PredictOptions
 from muvit.inference.tiling.region import read_region
 from muvit.models.segmentation_model import SegmentationModel
-from muvit.models.trained import load_model
+from muvit.models.trained import TrainedModel, load_model
 
 _TTA_FLIPS = (-2, -1)
 
@@ -36,6 +37,9 @@ def add_arguments(parser: Parser) -> None:
     )
     parser.add_argument("--overwrite", action="store_true", help="replace existing labels, complete or not")
     parser.add_argument("--status", action="store_true", help="only show the progress")
+    parser.add_argument(
+        "--verify", action="store_true", help="read all complete labels, and compare them with their checksums"
+    )
     parser.add_argument("--tta", action="store_true", help="average over the flips of each tile along y and x")
     parser.add_argument(
         "--region",
@@ -47,56 +51,65 @@ def add_arguments(parser: Parser) -> None:
         "--context", type=Literal["auto", "centered", "grid"], default="auto", help="older spelling of --placement"
     )
     parser.add_class_arguments(PredictOptions, as_group=False, skip={"flips", "region"})
+    add_pixel_size(parser)
     parser.add_class_arguments(Execution, as_group=False)
 
 
 def run(arguments: Namespace) -> None:
     """Label each slide, or resume an earlier call; a slide that fails does not stop the others."""
     targets = slide_targets(arguments.slide, arguments.output, ".ome.zarr")
+    failures = SlideFailures(len(targets))
     if arguments.status:
-        for target in targets:
-            print(_status(target))
+        for target, path in targets.items():
+            with failures.of(slide_name(path)):
+                print(_status(target))
+        failures.require_none("whose labels are whole")
         return
     trained = load_model(arguments.model, kind=SegmentationModel)
-    model, preprocessing = trained.model, trained.preprocessing
     execution = Execution(**{field.name: arguments[field.name] for field in fields(Execution)})
-    planned = _plan(arguments, targets, model, preprocessing, execution)
-    failures = SlideFailures(len(targets))
+    planned = _plan(arguments, targets, trained, execution)
+    # by an earlier call, or by the other parts
+    complete = {target for target, job in planned.items() if not arguments.overwrite and job.store.is_complete()}
     for target, job in planned.items():
         with failures.of(job.slide.name):
-            with Progress(job.slide.name, "tile") as progress:
-                seams = run_prediction(job, execution, overwrite=arguments.overwrite, progress=progress)
-            print(target)
-            if seams is not None and str(seams):
-                print(f"{target.name}: {seams}", file=sys.stderr)
+            if target in complete:
+                print(target)
+                print(f"{target.name}: complete already", file=sys.stderr)
+            else:
+                _label(target, job, execution, overwrite=arguments.overwrite)
+            if arguments.verify and job.store.is_complete():
+                verify_job(job, execution)
+                print(f"{target.name}: verified, every byte is as it was written", file=sys.stderr)
     if len(targets) > 1:
-        complete, failed = len(targets) - len(planned), len(failures.names)
-        done = f"{len(planned) - failed} labelled" + ("" if execution.part is None else f" (part {execution.part})")
-        print(f"{len(targets)} slides: {done}, {complete} complete already, {failed} failed", file=sys.stderr)
+        failed = len(failures.names)
+        part = "" if execution.part is None else f" (part {execution.part})"
+        done = f"{len(planned) - len(complete) - failed} labelled{part}"
+        print(f"{len(targets)} slides: {done}, {len(complete)} complete already, {failed} failed", file=sys.stderr)
     failures.require_none("labelled")
 
 
+def _label(target: Path, job: Job, execution: Execution, *, overwrite: bool) -> None:
+    with Progress(job.slide.name, "tile") as progress:
+        seams = run_prediction(job, execution, overwrite=overwrite, progress=progress)
+    print(target)
+    if seams is not None and str(seams):
+        print(f"{target.name}: {seams}", file=sys.stderr)
+
+
 def _plan(
-    arguments: Namespace,
-    targets: Mapping[Path, Path],
-    model: SegmentationModel,
-    preprocessing: Preprocessing,
-    execution: Execution,
+    arguments: Namespace, targets: Mapping[Path, Path], trained: TrainedModel[Any], execution: Execution
 ) -> dict[Path, Job]:
-    """The jobs of the slides that are not complete; all are checked before any work starts."""
+    """The jobs of the slides; all are checked before any work starts."""
     planned: dict[Path, Job] = {}
     failures = SlideFailures(len(targets))
     for target, path in targets.items():
         with failures.of(slide_name(path)):
-            slide = open_slide(path.resolve() if execution.backend == "dask" else path)
-            options = _options(arguments, slide, preprocessing)
+            slide = open_slide(
+                path.resolve() if execution.backend == "dask" else path, pixel_size_um=arguments.pixel_size_um
+            )
+            options = _options(arguments, slide, trained.preprocessing)
             planning = {"options": options, "execution": execution, "overwrite": arguments.overwrite}
-            job = plan_prediction(model, slide, target, preprocessing, **planning)
-            if not arguments.overwrite and job.store.is_complete():
-                print(target)  # by an earlier call, or by the other parts
-                print(f"{target.name}: complete already", file=sys.stderr)
-                continue
-            planned[target] = job
+            planned[target] = plan_prediction(trained, slide, target, **planning)
     failures.require_none("that can be labelled", hint="None was labelled: fix these, or leave them out.")
     return planned
 

@@ -5,9 +5,22 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from jsonargparse import ArgumentParser
+
 from muvit.data.folders import image_files, image_folder
 from muvit.data.slides.formats import slide_name
 from muvit.errors import InputError, MuViTError
+
+
+def add_pixel_size(parser: ArgumentParser) -> None:
+    """Add the option that states the pixel size of slides."""
+    parser.add_argument(
+        "--pixel_size_um",
+        type=float | None,
+        default=None,
+        help="micrometers per pixel of the slides (default: as stored); a model that was trained at a pixel size reads "
+        "them at that",
+    )
 
 
 def slide_targets(paths: Sequence[Path], output: Path, suffix: str) -> dict[Path, Path]:

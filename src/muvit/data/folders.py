@@ -5,8 +5,8 @@ from pathlib import Path
 
 from muvit.data.annotations.objects import CONFIG_NAMES, AnnotationConfig
 from muvit.data.annotations.open import annotated_images, is_annotation, open_all_annotations
-from muvit.data.pyramids.ngff import Kind, read_attributes
-from muvit.data.slides.derived import complete_slides
+from muvit.data.pyramids.ngff import read_attributes
+from muvit.data.slides.derived import OWN_PIXELS, PixelSize, as_stored, complete_slides, on_grid
 from muvit.data.slides.formats import SLIDE_SUFFIXES, slide_name
 from muvit.data.slides.ome_zarr import OmeZarrSlide
 from muvit.data.slides.open import open_slide
@@ -75,23 +75,21 @@ def _is_slide(path: Path) -> bool:
     return path.name.lower().endswith(SLIDE_SUFFIXES) or (path.is_dir() and read_attributes(path) is not None)
 
 
-def open_folder(folder: Path, levels: Sequence[Level] = (), kind: Kind = "image") -> dict[str, Slide]:
-    """Open every slide of a folder (hidden files apart), by name in alphabetical order.
+def open_folder(folder: Path, levels: Sequence[Level] = (), size: PixelSize = OWN_PIXELS) -> dict[str, Slide]:
+    """Open every image of a folder (hidden files apart), by name in alphabetical order.
 
     Args:
-        folder: where the slides lie.
+        folder: where the images lie.
         levels: levels that each of them gets, computed as they are read where they are not stored.
-        kind: images, or labels.
+        size: the size of their pixels.
 
     Raises:
         ReadError: the folder is missing or empty, or a file in it cannot be read.
-        InputError: two files share one name, or a level cannot be computed.
+        InputError: two files share one name, a level cannot be computed, or a pixel size is wanted and not known.
     """
-    slides: dict[str, Slide] = {}
-    for file in _visible_files(Path(folder), "images"):
-        slide = open_slide(file)
-        _put(slides, slide.name, slide)
-    return dict(zip(slides, complete_slides(list(slides.values()), levels, kind), strict=True))
+    files = [SlideFiles(image=file) for file in _visible_files(Path(folder), "images")]
+    check_names(files)
+    return {slide.name: slide for slide in open_images(files, levels, size)}
 
 
 def open_label_images(paths: Iterable[Path]) -> dict[str, Slide]:
@@ -131,6 +129,7 @@ def open_labelled_folder(
     levels: Sequence[Level] = (),
     label_levels: Sequence[Level] = (),
     annotations: AnnotationConfig | None = None,
+    size: PixelSize = OWN_PIXELS,
 ) -> list[tuple[Slide, Slide]]:
     """Open images and the label image, or the annotations, of the same name of each.
 
@@ -139,12 +138,13 @@ def open_labelled_folder(
         levels: as of `open_folder`, for the images.
         label_levels: likewise, for the labels.
         annotations: as of `open_labels`.
+        size: as of `open_folder`.
 
     Raises:
         ReadError: a folder is missing or empty, or a file cannot be read.
         InputError: an image has no labels, or labels have no image, or what `open_labels` refuses.
     """
-    return open_pairs(list_slides(Path(folder)), levels, label_levels, annotations)
+    return open_pairs(list_slides(Path(folder)), levels, label_levels, annotations, size)
 
 
 def list_slides(source: Path, split: Split | None = None, *, labelled: bool = True) -> list[SlideFiles]:
@@ -193,14 +193,20 @@ def check_names(slides: Iterable[SlideFiles]) -> None:
         seen[slide.name] = slide.image
 
 
-def open_images(slides: Sequence[SlideFiles], levels: Sequence[Level] = ()) -> list[Slide]:
-    """Open the images of slides; ``levels`` as of `open_folder`.
+def open_images(
+    slides: Sequence[SlideFiles], levels: Sequence[Level] = (), size: PixelSize = OWN_PIXELS
+) -> list[Slide]:
+    """Open the images of slides; ``levels`` and ``size`` as of `open_folder`.
 
     Raises:
         ReadError: a file cannot be read.
-        InputError: a level cannot be computed.
+        InputError: a level cannot be computed, or a pixel size is wanted and not known.
     """
-    return complete_slides([open_slide(slide.image) for slide in slides], levels)
+    opened = [open_slide(slide.image) for slide in slides]
+    for slide in opened:
+        if slide.pixel_size_um is None and size.slide_pixel_size_um is not None:
+            slide.state_pixel_size(size.slide_pixel_size_um)
+    return complete_slides(opened, levels, pixel_size_um=size.pixel_size_um)
 
 
 def open_pairs(
@@ -208,20 +214,22 @@ def open_pairs(
     levels: Sequence[Level] = (),
     label_levels: Sequence[Level] = (),
     annotations: AnnotationConfig | None = None,
+    size: PixelSize = OWN_PIXELS,
 ) -> list[tuple[Slide, Slide]]:
-    """Open the images and labels of slides; labels have the names of their images.
+    """Open the images and labels of slides; labels have the names and the grid of their images.
 
     Args:
         slides: the files.
         levels: as of `open_folder`, for the images.
         label_levels: likewise, for the labels.
         annotations: as of `open_labels`.
+        size: as of `open_folder`.
 
     Raises:
         ReadError: a file cannot be read.
         InputError: a slide has no labels, or what `open_labels` refuses.
     """
-    images = open_images(slides, levels)
+    images = open_images(slides, levels, size)
     files: dict[Path, list[Slide]] = {}
     for slide, image in zip(slides, images, strict=True):
         if slide.labels is None:
@@ -247,6 +255,8 @@ def open_labels(
     annotations: AnnotationConfig | None = None,
 ) -> dict[str, Slide]:
     """Open the label images and the annotations of images, by name in alphabetical order.
+
+    Labels of an image that is resampled are resampled alike; they have the pixels of the image as stored.
 
     Args:
         files: label images and annotations; all annotations share their classes.
@@ -289,11 +299,27 @@ def _open_label_files(
     for file, images in files.items():
         if len(images) > 1 and not (file in drawn and len(annotated_images(file)) > 1):
             raise InputError(file, expected="labels of one image", got=" and ".join(str(i.path) for i in images[:2]))
-    found = dict(zip(stored, complete_slides([open_slide(file) for file in stored], levels, "label"), strict=True))
+    gridded = [_on_grid_of(images[0], open_slide(file)) for file, images in stored.items()]
+    found = dict(zip(stored, complete_slides(gridded, levels, "label"), strict=True))
     for file, label in found.items():
         label.name = stored[file][0].name
     opened = [*found.values(), *(open_all_annotations(drawn, annotations, levels=levels) if drawn else ())]
     return {label.name: label for label in opened}
+
+
+def _on_grid_of(image: Slide, label: Slide) -> Slide:
+    """Labels of an image as stored, on its grid.
+
+    Raises:
+        InputError: the image is resampled, and the labels have another shape than what is stored of it.
+    """
+    if set(image.pixel_scale) == {1}:
+        return label
+    stored = as_stored(image)
+    if label.shape != stored.shape:
+        expected = f"shape {stored.shape}, as its image {image.path} has"
+        raise InputError(label.path, expected=expected, got=f"shape {label.shape}")
+    return on_grid(label, image.pixel_scale, "label")
 
 
 def has_annotations(path: Path) -> bool:
@@ -329,12 +355,6 @@ def _visible_files(folder: Path, kind: str) -> list[Path]:
     if not files:
         raise ReadError(folder, expected=f"a folder of {kind}", got="nothing there")
     return files
-
-
-def _put(slides: dict[str, Slide], name: str, slide: Slide) -> None:
-    if name in slides:
-        raise InputError(slide.path, expected="one image of each name", got=f"also {slides[name].path}")
-    slides[name] = slide
 
 
 def class_legend(label: Slide, num_classes: int) -> tuple[dict[int, str], dict[int, tuple[int, int, int]]]:

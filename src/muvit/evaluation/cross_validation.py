@@ -102,13 +102,15 @@ def cross_validate(recipe: Recipe, output: Path, *, resume: bool = False, overwr
     runs = _divide(recipe, output, resume=resume, overwrite=overwrite)
     chosen = range(len(runs)) if recipe.run.fold is None else [recipe.run.fold]
     for fold in chosen:
-        check_test_slides(recipe, open_pairs(runs[fold]["val"], annotations=recipe.data.annotations))
+        check_test_slides(
+            recipe, open_pairs(runs[fold]["val"], annotations=recipe.data.annotations, size=recipe.data.size)
+        )
     scored: dict[int, Evaluation] = {}
     for fold in chosen:
         run, own = output / f"fold_{fold}", replace(recipe, run=replace(recipe.run, fold=fold))
         before, is_started = _weights(run), resume and (run / CHECKPOINT).exists()
         model = train_segmenter(own, run, resume=is_started, overwrite=overwrite or resume, slides=runs[fold])
-        pairs = open_pairs(runs[fold]["val"], annotations=recipe.data.annotations)
+        pairs = open_pairs(runs[fold]["val"], annotations=recipe.data.annotations, size=recipe.data.size)
         trained = load_model(model, kind=SegmentationModel)
         has_changed = before != _weights(run)  # else the labels are kept
         for image, _ in pairs:

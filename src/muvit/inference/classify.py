@@ -80,23 +80,16 @@ def classify_slide(
         InputError: slide, model and preprocessing do not fit each other.
         ReadError: the slide cannot be read.
     """
-    trained = as_trained(model, preprocessing, Classifier)
     planned = plan_classification(
-        trained.model,
-        slide,
-        trained.preprocessing,
-        num_crops=num_crops,
-        seed=seed,
-        batch_size=batch_size,
-        device=device,
+        model, slide, preprocessing, num_crops=num_crops, seed=seed, batch_size=batch_size, device=device
     )
     return run_classification(planned, progress=progress)
 
 
 def plan_classification(
-    model: Classifier,
+    model: Classifier | TrainedModel[Any],
     slide: Slide,
-    preprocessing: Preprocessing,
+    preprocessing: Preprocessing | None = None,
     *,
     num_crops: int | None = 64,
     seed: int = 0,
@@ -104,15 +97,19 @@ def plan_classification(
     device: str | torch.device | None = None,
 ) -> Classification:
     """The first half of `classify_slide`: all checks."""
+    trained = as_trained(model, preprocessing, Classifier)
     execution = Execution(device=None if device is None else str(device), batch_size=batch_size)
-    slide = prepare_slide(encoder_views(model.config.encoder), slide, preprocessing)
-    settings = preprocessing.crops(model.config.encoder.levels)
+    encoder = trained.model.config.encoder
+    slide = prepare_slide(encoder_views(encoder), slide, trained.preprocessing)
+    settings = trained.preprocessing.crops(encoder.levels)
     crops = (
         ClassifiedTiles([slide], None, settings)
         if num_crops is None
         else ClassifiedCrops([slide], None, settings, num_samples=num_crops, seed=seed)
     )
-    return Classification(model=model, name=slide.name, crops=crops, device=execution.devices[0], batch_size=batch_size)
+    return Classification(
+        model=trained.model, name=slide.name, crops=crops, device=execution.devices[0], batch_size=batch_size
+    )
 
 
 @torch.inference_mode()

@@ -79,12 +79,11 @@ def extract_features(
     if execution is None:
         name = None if device is None else str(device)
         execution = Execution(device=name, batch_size=batch_size, num_workers=num_workers)
-    trained = as_trained(encoder, preprocessing, FolderModel)
     job = plan_extraction(
-        encoder_of(trained.model, "encoder"),
+        encoder,
         slide,
         output,
-        trained.preprocessing,
+        preprocessing,
         levels=levels,
         dtype=dtype,
         execution=execution,
@@ -95,10 +94,10 @@ def extract_features(
 
 
 def plan_extraction(
-    encoder: MuViTEncoder,
+    encoder: MuViTEncoder | TrainedModel[Any],
     slide: Slide,
     output: Path | str,
-    preprocessing: Preprocessing,
+    preprocessing: Preprocessing | None = None,
     *,
     levels: Sequence[Level] | None = None,
     dtype: FeatureType = "float16",
@@ -107,12 +106,14 @@ def plan_extraction(
 ) -> Job:
     """The first half of `extract_features`: all checks, with nothing written."""
     check_target(slide, output)
+    trained = as_trained(encoder, preprocessing, FolderModel)
+    network, preprocessing = encoder_of(trained.model, "encoder"), trained.preprocessing
     devices = (execution or Execution()).devices
-    slide = prepare_slide(encoder_views(encoder.config), slide, preprocessing)
-    plan = plan_features(encoder, slide, preprocessing, levels=levels, dtype=dtype, device=devices[0])
+    slide = prepare_slide(encoder_views(network.config), slide, preprocessing)
+    plan = plan_features(network, slide, preprocessing, levels=levels, dtype=dtype, device=devices[0])
     store = FeatureStore(Path(output), plan)
     store.check(overwrite=overwrite)
-    return Job(store=store, model=encoder, slide=slide, make_blocks=encode_blocks)
+    return Job(store=store, model=network, slide=slide, make_blocks=encode_blocks)
 
 
 def run_extraction(

@@ -71,24 +71,24 @@ def predict_slide(
             another plan was begun at ``output``, or another process is writing it. All of this is checked before
             anything is written.
         ExistsError: something else is at ``output``, and ``overwrite`` is false.
-        ReadError: pixels of the slide are corrupt; names file, level and window.
+        ReadError: pixels of the slide are corrupt; names file, level and window. Or the complete output of the same
+            call has lost a part.
     """
     if execution is None:
         name = None if device is None else str(device)
         execution = Execution(device=name, batch_size=batch_size, num_workers=num_workers)
-    trained = as_trained(model, preprocessing, SegmentationModel)
     job = plan_prediction(
-        trained.model, slide, output, trained.preprocessing, options=options, execution=execution, overwrite=overwrite
+        model, slide, output, preprocessing, options=options, execution=execution, overwrite=overwrite
     )
     run_prediction(job, execution, overwrite=overwrite, progress=progress)
     return Path(output)
 
 
 def plan_prediction(
-    model: SegmentationModel,
+    model: SegmentationModel | TrainedModel[Any],
     slide: Slide,
     output: Path | str,
-    preprocessing: Preprocessing,
+    preprocessing: Preprocessing | None = None,
     *,
     options: PredictOptions | None = None,
     execution: Execution | None = None,
@@ -96,14 +96,16 @@ def plan_prediction(
 ) -> Job:
     """The first half of `predict_slide`: all checks, with nothing written."""
     check_target(slide, output)
+    trained = as_trained(model, preprocessing, SegmentationModel)
+    network, preprocessing = trained.model, trained.preprocessing
     devices = (execution or Execution()).devices
-    model.views.check_size(preprocessing.crop_size)
-    slide = prepare_slide(model.views, slide, preprocessing)
-    plan = plan_labels(model, slide, preprocessing, options or PredictOptions(), devices[0])
+    network.views.check_size(preprocessing.crop_size)
+    slide = prepare_slide(network.views, slide, preprocessing)
+    plan = plan_labels(network, slide, preprocessing, options or PredictOptions(), devices[0])
     SlideTiles(slide, plan.tiling, plan.preprocessing).check()
     store = LabelStore(Path(output), plan)
     store.check(overwrite=overwrite)
-    return Job(store=store, model=model, slide=slide, make_blocks=predict_blocks)
+    return Job(store=store, model=network, slide=slide, make_blocks=predict_blocks)
 
 
 def run_prediction(

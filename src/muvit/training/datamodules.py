@@ -16,10 +16,12 @@ from muvit.data.annotations.open import config_of
 from muvit.data.crops.balance import EpochSampler
 from muvit.data.crops.classified import ClassifiedCrops, ClassifiedTiles
 from muvit.data.crops.crops import GridCrops, NestedCrops
+from muvit.data.crops.dataset import collate
 from muvit.data.crops.normalize import Normalization, measure_channels, normalization_from_dict
 from muvit.data.crops.preprocessing import CropConfig, Preprocessing
 from muvit.data.crops.slide_crops import LabelledSlide, SlideCrops
 from muvit.data.folders import class_legend, open_images, open_pairs
+from muvit.data.slides.derived import check_pixel_sizes
 from muvit.data.slides.slide import Slide
 from muvit.data.splits import SlideSets
 from muvit.data.tables import SlideFiles
@@ -61,6 +63,7 @@ class CropsData(LightningDataModule):
         if not self.slides["val"]:
             return None
         crops = self._open_val_crops(self.slides["val"])
+        check_pixel_sizes([self.train_crops.images[0], *crops.images])
         if len(crops) < self.num_processes:
             expected = f"slides of at least {self.num_processes} crops, one for each device"
             raise InputError("data.val", expected=expected, got=len(crops))
@@ -91,6 +94,7 @@ class CropsData(LightningDataModule):
             levels=views.levels,
             size=size,
             normalization=self._normalization(views.levels[0]),
+            cache_mib=self.data.cache_mib,
             **self.data.cropping,
             **labels,
         )
@@ -106,18 +110,20 @@ class CropsData(LightningDataModule):
             class_colors=tuple(colors),
             has_background=self.crops.has_background,
             pixel_size_um=image.pixel_size_um,
+            is_resampled=self.data.pixel_size_um is not None,
         )
 
     def _normalization(self, level: Level) -> Normalization:
         """As the recipe says, with the statistics of the training slides at ``level`` where it leaves them out."""
         values = self.data.normalization
         if values.get("kind") == "standardize" and not {"mean", "std"} & values.keys():
-            mean, std = measure_channels(open_images(self.slides["train"], (level,)), level)
+            mean, std = measure_channels(open_images(self.slides["train"], (level,), self.data.size), level)
             values = values | {"mean": mean, "std": std}
         return normalization_from_dict(values)
 
     def _random_crops(self, slides: Sequence[LabelledSlide], crops: CropConfig, **balance: Any) -> NestedCrops:
         data = self.data
+        check_pixel_sizes([image for image, _ in slides])
         return NestedCrops(
             slides,
             crops,
@@ -141,6 +147,7 @@ class CropsData(LightningDataModule):
         return DataLoader(
             dataset,
             batch_size=self.data.batch_size,
+            collate_fn=collate,
             num_workers=workers,
             persistent_workers=workers > 0,
             # a forked process would lose the threads of the array store
@@ -198,7 +205,7 @@ class SegmentationData(CropsData):
     def _open_pairs(
         self, files: Sequence[SlideFiles], annotations: AnnotationConfig | None
     ) -> list[tuple[Slide, Slide]]:
-        return open_pairs(files, self.crops.levels, self.crops.labelled_levels, annotations)
+        return open_pairs(files, self.crops.levels, self.crops.labelled_levels, annotations, self.data.size)
 
     @cached_property
     def preprocessing(self) -> Preprocessing:
@@ -249,7 +256,7 @@ class PretrainData(CropsData):
         return self._preprocessing(self.train_slides[0][0])
 
     def _open(self, files: Sequence[SlideFiles]) -> list[LabelledSlide]:
-        slides = open_images(files, self.crops.levels)
+        slides = open_images(files, self.crops.levels, self.data.size)
         check_channels(slides, self.recipe.model.encoder.channels)
         return [(slide, None) for slide in slides]
 
@@ -292,6 +299,7 @@ class ClassificationData(CropsData):
                 expected=f"{wanted or 'at least 2'} classes of the training slides",
                 got=", ".join(self.class_names),
             )
+        check_pixel_sizes(self.train_slides)
         self.train_crops = ClassifiedCrops(
             self.train_slides,
             self._numbers(names),
@@ -321,7 +329,7 @@ class ClassificationData(CropsData):
 
     def _open(self, files: Sequence[SlideFiles]) -> tuple[list[Slide], list[str]]:
         """Slides, and the class of each."""
-        slides = open_images(files, self.crops.levels)
+        slides = open_images(files, self.crops.levels, self.data.size)
         check_channels(slides, self.recipe.model.encoder.channels)
         return slides, slide_classes(self.recipe.data, [slide.name for slide in slides])
 

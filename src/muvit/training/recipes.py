@@ -4,12 +4,13 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import Annotated, Any, Literal
 
-from muvit.checks import Bounds, NonNegative, PositiveInt, check_fields, freeze_lists
+from muvit.checks import Bounds, NonNegative, Positive, PositiveInt, check_fields, freeze_lists
 from muvit.data.annotations.objects import AnnotationConfig
 from muvit.data.crops.augment import Augmentation
 from muvit.data.crops.balance import Balance
 from muvit.data.crops.classified import SlideChoice
 from muvit.data.crops.preprocessing import Cropping, LabelLevels
+from muvit.data.slides.derived import PixelSize
 from muvit.data.splits import SplitConfig
 from muvit.data.tables import is_table
 from muvit.errors import InputError
@@ -37,6 +38,11 @@ class CropsConfig(Cropping):
     split: SplitConfig | None = None
     """Divide the slides of data.train into those to train, validate and test on; unset, they are divided as they are
     listed."""
+    pixel_size_um: Positive | tuple[Positive, ...] | None = None
+    """Micrometers per pixel of level 1, at which every slide is read: one number, or one per axis; unset, each slide is
+    read at its own."""
+    slide_pixel_size_um: Positive | tuple[Positive, ...] | None = None
+    """Micrometers per pixel of slides that state none."""
     crop_size: PositiveInt | tuple[PositiveInt, ...] = 256
     """Side of every view in pixels of its level: one number, or one per axis."""
     normalization: dict[str, Any] = field(default_factory=lambda: {"kind": "percentile"})
@@ -53,6 +59,9 @@ class CropsConfig(Cropping):
     """Samples per step and device."""
     num_workers: Annotated[int, Bounds(min=0)] | None = None
     """Worker processes of the data loader; unset, up to 8 with a GPU and none on a CPU."""
+    cache_mib: NonNegative = 512
+    """MiB of decoded pixels that each process of the data loader keeps: of the coarsest levels, as many as fit for all
+    slides together. It changes the speed, never a sample."""
 
     def __post_init__(self) -> None:
         freeze_lists(self)
@@ -63,6 +72,11 @@ class CropsConfig(Cropping):
             )
         if self.split is not None and self.val is not None:
             raise InputError("data.split", expected="no data.val beside it", got=self.val)
+
+    @property
+    def size(self) -> PixelSize:
+        """Size of the pixels that levels count from."""
+        return PixelSize(pixel_size_um=self.pixel_size_um, slide_pixel_size_um=self.slide_pixel_size_um)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -84,7 +84,9 @@ def count_classes(data: DataConfig, level: Level) -> int:
     if data.class_names is not None:
         return len(data.class_names)
     values: set[int] = set()
-    for i, (_, label) in enumerate(open_pairs(list_slides(Path(data.train)), (), (level,), data.annotations)):
+    for i, (_, label) in enumerate(
+        open_pairs(list_slides(Path(data.train)), (), (level,), data.annotations, data.size)
+    ):
         values |= set(label.label_names) or {found.value for found in locate_classes(i, label, level)}
     classes = sorted(values - set(data.ignore_labels))
     if len(classes) < 2 or classes != list(range(len(classes))):
@@ -102,7 +104,7 @@ def _annotations(data: DataConfig) -> AnnotationConfig | None:
     """Classes of annotations, as found on all slides where they are not stated: the same however slides are divided."""
     slides = [] if data.annotations is not None else list_slides(Path(data.train))
     drawn = [slide for slide in slides if slide.labels is not None and is_annotation(slide.labels)]
-    return config_of(open_pairs(drawn)[0][1]) if drawn else data.annotations
+    return config_of(open_pairs(drawn, size=data.size)[0][1]) if drawn else data.annotations
 
 
 def recipe_slides(recipe: AnyRecipe) -> SlideSets:
@@ -137,7 +139,11 @@ def _amounts(recipe: AnyRecipe) -> Amounts | None:
     if isinstance(recipe, Recipe):
         data = recipe.data
         return partial(
-            class_areas, level=recipe.model.levels[0], annotations=data.annotations, ignore=data.ignore_labels
+            class_areas,
+            level=recipe.model.levels[0],
+            annotations=data.annotations,
+            ignore=data.ignore_labels,
+            size=data.size,
         )
     return partial(_one_hot, recipe.data) if isinstance(recipe, ClassifyRecipe) else None
 

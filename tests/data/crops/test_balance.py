@@ -1,13 +1,19 @@
+import json
 import math
+import shutil
 
 import numpy as np
 import pytest
 from memory_slide import MemorySlide, label_slide
 
+from muvit.data.annotations.objects import AnnotationConfig
+from muvit.data.annotations.open import open_annotations
 from muvit.data.crops import balance
 from muvit.data.crops.balance import ForegroundIndex, locate_classes
 from muvit.data.pyramids.reduction import majority
+from muvit.data.pyramids.writer import PyramidWriter
 from muvit.data.slides.derived import with_levels
+from muvit.data.slides.open import open_slide
 from muvit.errors import InputError
 
 
@@ -117,3 +123,72 @@ def test_background_only_is_refused():
     slide = label_slide(np.full((8, 8), 3, dtype=np.uint8))
     with pytest.raises(InputError, match="balance 'classes': expected labels with some foreground"):
         ForegroundIndex([slide], locate_classes(0, slide, 1), level=1, balance="classes", not_foreground=(0, 3))
+
+
+def write_labels(path, labels, levels=(1, 4)):
+    writer = PyramidWriter.create(
+        path, shape=labels.shape, num_channels=1, dtype=labels.dtype, kind="label", levels=levels
+    )
+    writer.write((0, 0), labels[None])
+    writer.finish()
+    return path
+
+
+def assert_same_classes(found, expected):
+    for entry, other in zip(found, expected, strict=True):
+        assert (entry.slide, entry.value, entry.area, entry.spacing) == (other.slide, *other[1:3], other.spacing)
+        assert entry.points.dtype == other.points.dtype
+        np.testing.assert_array_equal(entry.points, other.points)
+
+
+def test_classes_are_looked_for_once_until_the_labels_are_written_again(tmp_path, monkeypatch):
+    path, first, second = tmp_path / "a.ome.zarr", disks(0), disks(3)
+    expected = locate_classes(2, label_slide(first, (1, 4)), 1)
+    scans = []
+    scan = balance._scan
+    monkeypatch.setattr(balance, "_scan", lambda *args: scans.append(args) or scan(*args))
+    write_labels(path, first)
+    for _ in range(2):
+        assert_same_classes(locate_classes(2, open_slide(path), 1), expected)
+    assert len(scans) == 1
+    assert [file.name for file in tmp_path.iterdir() if file.is_file()] == [".a.classes.json"]
+    locate_classes(0, open_slide(path), 4)  # another level is another question
+    assert len(scans) == 2
+    for shard in path.glob("0/c/*/*"):  # one label is changed in place; sizes and names stay
+        content = shard.read_bytes()
+        shard.write_bytes(content)
+    locate_classes(2, open_slide(path), 1)
+    assert len(scans) == 3
+    shutil.rmtree(path)
+    write_labels(path, second)
+    assert_same_classes(locate_classes(2, open_slide(path), 1), locate_classes(2, label_slide(second, (1, 4)), 1))
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"[1]", b'{"key": 1, "classes": [[1]]}', b"\xff\xfe"])
+def test_a_damaged_index_of_classes_is_made_again(tmp_path, content):
+    slide = open_slide(write_labels(tmp_path / "a.ome.zarr", disks(0)))
+    expected = locate_classes(0, slide, 1)
+    (tmp_path / ".a.classes.json").write_bytes(content)
+    assert_same_classes(locate_classes(0, slide, 1), expected)
+
+
+def test_classes_are_located_in_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
+    def refuse(file, content):
+        raise PermissionError(13, "Permission denied", str(file))
+
+    monkeypatch.setattr(balance, "write_whole", refuse)
+    slide = open_slide(write_labels(tmp_path / "a.ome.zarr", disks(0)))
+    assert_same_classes(locate_classes(0, slide, 1), locate_classes(0, label_slide(disks(0), (1, 4)), 1))
+    assert not (tmp_path / ".a.classes.json").exists()
+
+
+def test_annotations_that_change_their_meaning_are_searched_again(tmp_path):
+    file = tmp_path / "a.geojson"
+    square = {"type": "Polygon", "coordinates": [[[8, 8], [40, 8], [40, 40], [8, 40], [8, 8]]]}
+    named = {"classification": {"name": "Tumour"}}
+    feature = {"type": "Feature", "geometry": square, "properties": named}
+    file.write_text(json.dumps({"type": "FeatureCollection", "features": [feature]}))
+    image = label_slide(np.zeros((64, 64), np.uint8), name="a")
+    for value in (1, 3, 1):
+        labels = open_annotations(file, image, AnnotationConfig(classes={"Tumour": value}))
+        assert [entry.value for entry in locate_classes(0, labels, 1)] == [0, value]

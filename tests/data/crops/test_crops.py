@@ -121,12 +121,39 @@ def test_labels_of_a_level_that_is_not_stored_are_refused():
 
 def test_only_the_windows_of_a_sample_are_read():
     slides = world_slides((400, 400))
-    dataset = NestedCrops(slides, CONFIG)
+    dataset = NestedCrops(slides, replace(CONFIG, cache_mib=0))
     slides[0][0].windows.clear()
     slides[0][1].windows.clear()
     dataset[3]
     assert [level for level, _ in slides[0][0].windows] == [1, 4, 8]
     assert all(size[0] <= 16 and size[1] <= 24 for _, size in slides[0][0].windows + slides[0][1].windows)
+
+
+@pytest.mark.parametrize(("cache_mib", "direct"), [(0, (1, 4, 8)), (1.5, (1, 4)), (100, ())])
+def test_the_coarsest_levels_that_fit_are_decoded_once(cache_mib, direct):
+    # blocks of half a MiB, one for each slide at levels 8 and 4
+    slides = world_slides((1000, 1000), (700, 900))
+    crops = NestedCrops(slides, replace(CONFIG, cache_mib=cache_mib), seed=3)
+    uncached = NestedCrops(world_slides((1000, 1000), (700, 900)), replace(CONFIG, cache_mib=0), seed=3)
+    for image, _ in slides:
+        image.windows.clear()
+    for index in range(40):
+        assert all(torch.equal(value, uncached[index][key]) for key, value in crops[index].items())
+    read = [level for image, _ in slides for level, _ in image.windows]
+    assert all(read.count(level) == 40 for level in direct)
+    kept = {level: sum(image.num_blocks(level) for image, _ in slides) for level in LEVELS if level not in direct}
+    assert all(read.count(level) <= number for level, number in kept.items())
+
+
+def test_a_data_set_takes_no_decoded_pixels_to_another_process():
+    small, large = (world_slides((300, 300)) for _ in range(2))
+    crops = NestedCrops(small, CONFIG)
+    size = len(pickle.dumps(crops))
+    for index in range(30):
+        crops[index]
+    assert len(pickle.dumps(crops)) - size < 30 * 100  # what the slide in memory notes of its windows
+    sent = pickle.loads(pickle.dumps(crops))
+    assert torch.equal(sent[7]["img"], NestedCrops(large, replace(CONFIG, cache_mib=0))[7]["img"])
 
 
 def test_samples_depend_on_seed_and_number_alone():

@@ -7,6 +7,7 @@ from muvit.data.crops.normalize import (
     Percentile,
     Range,
     Standardize,
+    _percentiles,
     normalization_from_dict,
     normalization_to_dict,
 )
@@ -23,6 +24,28 @@ def test_percentile_puts_the_percentiles_of_each_view_and_channel_at_0_and_1():
     assert out.dtype == np.float32
     np.testing.assert_allclose(np.percentile(out, 5, axis=(2, 3)), 0, atol=1e-5)
     np.testing.assert_allclose(np.percentile(out, 90, axis=(2, 3)), 1, atol=1e-5)
+
+
+@given(st.data(), st.sampled_from([np.uint8, np.uint16]), st.sampled_from([1, 200, 60_000]))
+def test_counted_percentiles_are_those_of_numpy_to_the_last_bit(data, dtype, top):
+    values = np.array(data.draw(st.lists(st.integers(0, min(top, np.iinfo(dtype).max)), min_size=1)), dtype)
+    percents = tuple(sorted(data.draw(st.tuples(st.floats(0, 100), st.floats(0, 100)))))
+    assert list(_percentiles(values, percents)) == np.percentile(values.astype(np.float32), percents).tolist()
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int16, np.float64])
+@pytest.mark.parametrize(
+    "normalization",
+    [Percentile(), Percentile(5, 70, "sample"), Range(3.3, 251.7), Standardize((1.1, 2.2), (3.3, 4.4), (1,))],
+)
+def test_pixels_of_any_type_are_normalised_as_their_float32(normalization, dtype):
+    img = np.random.default_rng(0).integers(0, 250, (3, 2, 20, 30)).astype(dtype)
+    img.flags.writeable = False
+    valid = np.ones((3, 20, 30), bool)
+    valid[1, :, 20:] = valid[2] = False
+    for mask in (None, valid):
+        expected = normalization(img.astype(np.float32), mask)
+        assert expected.tobytes() == normalization(img, mask).tobytes()
 
 
 def test_percentile_of_the_sample_keeps_the_ratio_between_views():

@@ -360,15 +360,17 @@ def flip(file, position):
     file.write_bytes(data)
 
 
-@pytest.mark.parametrize("damage", ["chunk", "index", "truncated"])
+@pytest.mark.parametrize("damage", ["chunk", "index", "truncated", "missing"])
 def test_a_damaged_shard_is_refused_with_file_level_and_window(tmp_path, damage):
     write(tmp_path / "a.ome.zarr", random_pixels((1, 64, 64), np.uint8), levels=(1, 2))
+    slide = OmeZarrSlide(tmp_path / "a.ome.zarr")
     shard = tmp_path / "a.ome.zarr/1/c/0/0/0"
     if damage == "truncated":
         shard.write_bytes(shard.read_bytes()[:100])
+    elif damage == "missing":
+        shard.unlink()
     else:
         flip(shard, 50 if damage == "chunk" else -20)
-    slide = OmeZarrSlide(tmp_path / "a.ome.zarr")
     with pytest.raises(
         ReadError, match=r"a\.ome\.zarr, level 2, window \(0, 0\) to \(8, 8\): expected readable pixels"
     ):

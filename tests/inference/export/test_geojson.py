@@ -72,7 +72,7 @@ def test_coordinates_and_areas_are_those_of_the_image(tmp_path):
     # 4 times the labels, but for a ragged border
     image = ArraySlide(np.zeros((3, 79, 120), np.uint8), pixel_size_um=(0.25, 0.5))
     source = LabelledImage(labels=ArraySlide(LABELS), image=image)
-    assert (source.scale, source.pixel_um) == (4.0, (1.0, 2.0))
+    assert (source.scale, source.pixel_um) == ((4.0, 4.0), (1.0, 2.0))
     one, two = written(tmp_path, source)
     assert shape(two["geometry"]).equals(shapely.box(80, 40, 120, 72))
     assert all(isinstance(v, int) for point in two["geometry"]["coordinates"][0] for v in point)
@@ -81,7 +81,7 @@ def test_coordinates_and_areas_are_those_of_the_image(tmp_path):
 
 def test_the_corner_of_the_scanned_part_is_the_origin(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "muvit.inference.export.summaries.WholeSlide", ArraySlide
+        "muvit.inference.export.labelled.WholeSlide", ArraySlide
     )  # OpenSlide's test files state no bounds
     image = ArraySlide(np.zeros((3, 40, 60), np.uint8), bounds=((4, 10), (36, 50)))
     _, two = written(tmp_path, LabelledImage(labels=ArraySlide(LABELS), image=image))

@@ -1,5 +1,4 @@
 import errno
-import hashlib
 import importlib
 import multiprocessing
 import os
@@ -11,13 +10,9 @@ import time
 from concurrent.futures import Future
 
 import dask
-import numpy as np
 import pytest
-import torch
+from tiny_prediction import PREPROCESSING, hashes, make_model_and_image, predict
 
-from muvit.cli import main
-from muvit.data.crops.normalize import Range
-from muvit.data.crops.preprocessing import Preprocessing
 from muvit.data.pyramids.writer import UNFINISHED, PyramidWriter
 from muvit.data.slides.ome_zarr import OmeZarrSlide
 from muvit.errors import MuViTError
@@ -28,43 +23,16 @@ from muvit.inference.run.execution import Execution
 from muvit.inference.run.label_blocks import LabelStore, prediction_status
 from muvit.inference.run.lock import OutputLock
 from muvit.inference.run.plan import PredictOptions
-from muvit.models.encoder import EncoderConfig
-from muvit.models.segmenter import Segmenter, SegmenterConfig
-
-PREPROCESSING = Preprocessing(
-    crop_size=(16, 16),
-    normalization=Range(high=255),
-    class_names=("background", "one", "two"),
-    class_colors=((0, 0, 0), (255, 0, 0), (0, 255, 0)),
-)
-OPTIONS = ["--block_px", "32", "--overlap", "0.25", "--probabilities", "uint8", "--batch_size", "4", "--device", "cpu"]
+from muvit.models.segmenter import Segmenter
 
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
     """A tiny model and image, and the result of an undisturbed run."""
     folder = tmp_path_factory.mktemp("work")
-    torch.manual_seed(0)
-    encoder = EncoderConfig(**{"in_channels": 1, "levels": (1, 4), "num_layers": 4, "dim": 16, "heads": 1})
-    model = Segmenter(SegmenterConfig(encoder=encoder, num_classes=3, decoder_widths=(4, 4, 4, 4), stem_width=4))
-    model.save(folder / "model", extra_files={"preprocessing.yaml": PREPROCESSING.to_yaml()})
-    pixels = np.random.default_rng(0).integers(0, 256, (1, 90, 70), dtype=np.uint8)
-    writer = PyramidWriter.create(
-        folder / "image.ome.zarr", shape=(90, 70), num_channels=1, dtype=np.uint8, levels=(1, 4), chunk=16, shard=64
-    )
-    writer.write((0, 0), pixels)
-    writer.finish()
+    make_model_and_image(folder)
     assert predict(folder, folder / "whole") == 0
     return folder
-
-
-def predict(folder, output, *more):
-    return main(["predict", f"{folder}/model", f"{folder}/image.ome.zarr", "--output", f"{output}", *OPTIONS, *more])
-
-
-def hashes(output):
-    files = (path for path in output.rglob("*") if path.is_file())
-    return {str(path.relative_to(output)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 # -- killed runs -------------------------------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ from muvit.data.annotations.objects import (
     without_garbage_collection,
 )
 from muvit.data.annotations.slide import AnnotationSlide, LabelPolygons
+from muvit.data.slides.derived import as_stored
 from muvit.data.slides.formats import slide_name
 from muvit.data.slides.slide import Slide
 from muvit.data.slides.whole_slide import WholeSlide
@@ -58,8 +59,9 @@ def annotated_images(file: Path) -> list[str]:
 
 def config_of(label: Slide) -> AnnotationConfig | None:
     """Settings under which annotations get the label values of these labels; None where they name no classes."""
-    if isinstance(label, AnnotationSlide):
-        return label.config
+    stored = as_stored(label)
+    if isinstance(stored, AnnotationSlide):
+        return stored.config
     return config_of_names(label.label_names) if label.label_names else None
 
 
@@ -111,7 +113,7 @@ def open_all_annotations(
 
 
 def read_annotations(file: Path, image: Slide) -> Annotations:
-    """The objects of a file, in world pixels of its image.
+    """The objects of a file, in pixels of its image as stored.
 
     Raises:
         ReadError: the file cannot be read, or holds no polygon.
@@ -119,6 +121,7 @@ def read_annotations(file: Path, image: Slide) -> Annotations:
     """
     if image.axes != "yx":
         raise InputError(file, expected="the annotations of a 2D image", got=f"{image.path} with axes {image.axes}")
+    image = as_stored(image)
     with without_garbage_collection():
         annotations = _read(file, image)
     height, width = image.shape
@@ -181,19 +184,29 @@ def _as_labels(
     order = np.flatnonzero(~is_region)
     order = order[np.argsort(_priority(annotations, config)[order], kind="stable")]
     stored: dict[str, Any] = {name: ignored if value == "ignore" else value for name, value in classes.items()}
+    polygons = _on_grid(annotations.polygons, image)
     return AnnotationSlide(
         annotations.file,
         image,
         LabelPolygons(
-            polygons=annotations.polygons[order],
+            polygons=polygons[order],
             values=np.array([stored[name] for name in names[order]], dtype),
-            regions=annotations.polygons[is_region] if is_region.any() else None,
+            regions=polygons[is_region] if is_region.any() else None,
             unannotated=0 if config.unannotated == "background" else ignored,
         ),
         config=config,
         levels=levels,
         colors=_colors(annotations, config),
     )
+
+
+def _on_grid(polygons: np.ndarray[Any, Any], image: Slide) -> np.ndarray[Any, Any]:
+    """Polygons in world pixels of an image, which may be resampled, from those in its pixels as stored."""
+    scale = np.array(image.pixel_scale[::-1])
+    if (scale == 1).all():
+        return polygons
+    scaled: np.ndarray[Any, Any] = shapely.transform(polygons, lambda points: points / scale)
+    return scaled
 
 
 def _priority(annotations: Annotations, config: AnnotationConfig) -> np.ndarray[Any, Any]:

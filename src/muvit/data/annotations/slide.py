@@ -13,6 +13,7 @@ import shapely
 from muvit.data.annotations.objects import AnnotationConfig
 from muvit.data.pyramids.reduction import majority
 from muvit.data.slides.derived import BlockwiseSlide
+from muvit.data.slides.formats import file_version
 from muvit.data.slides.slide import Slide
 from muvit.labels import IGNORED, WIDE_IGNORED
 from muvit.levels import Level, level_factors, plain_level
@@ -191,6 +192,10 @@ class AnnotationSlide(BlockwiseSlide):
         self.label_names = {} if config is None else config.label_names
         self.label_colors = dict(colors or {})
         self.ignored_labels = (polygons.ignored,)
+
+    def version(self) -> str | None:
+        """As `Slide.version`."""
+        return None if self.config is None else f"{file_version(self.path)} {self.config}"
 
     def _compute_block(self, level: Level, start: Sequence[int], size: Sequence[int]) -> np.ndarray[Any, Any]:
         factors = level_factors(level, self.ndim)

@@ -90,11 +90,17 @@ class Augmentation:
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
         """A new, augmented sample."""
-        sample = flip_sample(sample, [axis for axis in self.flip_axes if rng.random() < 0.5])
+        axes = [axis for axis in self.flip_axes if rng.random() < 0.5]
+        sample = flip_sample(sample, axes)
         if self.quarter_turns and rng.random() < 0.5:
             sample = transpose_sample(sample)
         gain, offset = rng.uniform(*self.gain), rng.uniform(*self.offset)
-        img = sample["img"] * gain + (offset * sample["inside"][:, None] if "inside" in sample else offset)
+        # a flip has made a copy
+        img = sample["img"].mul_(gain) if axes else sample["img"] * gain
+        if "inside" in sample and not sample["inside"].all():
+            img += offset * sample["inside"][:, None]
+        else:
+            img += offset
         return sample | {"img": img, "bbox": self._perturb(sample["bbox"], rng)}
 
     def _perturb(self, bbox: Tensor, rng: np.random.Generator) -> Tensor:
@@ -112,8 +118,10 @@ def flip_sample(sample: Sample, axes: list[int]) -> Sample:
         axes: spatial axes to mirror, counted from the end (negative).
 
     Returns:
-        A new sample; every pixel stands at its mirrored place in the world.
+        A new sample; every pixel stands at its mirrored place in the world. Without axes, the pixels are not copied.
     """
+    if not axes:
+        return sample
     boxes = sample["bbox"].double()  # the centre may lie on half a pixel, which float32 loses far from the origin
     flipped = {"bbox": flip_boxes(boxes, axes, box_center(boxes[0])).to(sample["bbox"].dtype)}
     return sample | flipped | {key: sample[key].flip(axes) for key in _PIXELS if key in sample}

@@ -1,18 +1,25 @@
 """Sampling: the order of the samples of an epoch, and crops that show the classes equally often."""
 
+import hashlib
+import json
+import logging
 import math
 import operator
 from collections.abc import Iterator, Sequence
 from itertools import product
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 from torch.utils.data import Sampler
 
 from muvit.data.slides.slide import Slide
+from muvit.durable import write_whole
 from muvit.errors import InputError
 from muvit.labels import BACKGROUND
-from muvit.levels import Level, level_factors
+from muvit.levels import Level, level_factors, level_name
+
+_LOG = logging.getLogger(__name__)
 
 
 class EpochSampler(Sampler[int]):
@@ -88,11 +95,54 @@ def locate_classes(slide: int, label: Slide, level: Level) -> list[ClassPixels]:
     Reads the finest stored level of at most 16 million pixels, or else the coarsest, block by block, and scans every
     n-th of its pixels, at most a million. A class that has vanished at that level is not found.
 
+    What is found is kept in a hidden file beside the labels, ``.<name>.classes.json``, if their folder can be
+    written, and read from there until the labels are written again.
+
     Args:
         slide: index of the label image, for the result.
         label: the label image.
         level: level at which labels will be used; nothing finer is scanned.
     """
+    version = label.version()
+    if version is None:
+        return _find_classes(slide, label, level)
+    levels = [level_name(known) for known in (*label.stored_levels, level)]
+    facts = [_INDEX_FORMAT, version, label.name, label.shape, str(label.dtype), levels]
+    key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+    file = label.path.with_name(f".{label.name}.classes.json")
+    found = _read_index(slide, label.ndim, file, key)
+    if found is None:
+        found = _find_classes(slide, label, level)
+        _write_index(found, file, key)
+    return found
+
+
+_INDEX_FORMAT = 1
+
+
+def _read_index(slide: int, ndim: int, file: Path, key: str) -> list[ClassPixels] | None:
+    """What `_write_index` wrote of these labels, or None."""
+    try:
+        index = json.loads(file.read_bytes())
+        if index["key"] != key:
+            return None
+        return [
+            ClassPixels(slide, value, area, np.array(points, np.int32).reshape(-1, ndim), tuple(spacing))
+            for value, area, points, spacing in index["classes"]
+        ]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+
+
+def _write_index(found: Sequence[ClassPixels], file: Path, key: str) -> None:
+    classes = [(entry.value, entry.area, entry.points.tolist(), entry.spacing) for entry in found]
+    try:
+        write_whole(file, json.dumps({"key": key, "classes": classes}).encode())
+    except OSError as error:
+        _LOG.debug("classes of labels are not kept: %s", error)
+
+
+def _find_classes(slide: int, label: Slide, level: Level) -> list[ClassPixels]:
     seen, spacing = _scan(label, level)
     flat = seen.ravel()
     order = np.argsort(flat, kind="stable")

@@ -7,9 +7,10 @@ from typing import Any, Literal
 
 import yaml
 
-from muvit.checks import PositiveInt, check_fields, freeze_lists
+from muvit.checks import NonNegative, PositiveInt, check_fields, freeze_lists
 from muvit.data.crops.normalize import Normalization, Percentile, normalization_from_dict, normalization_to_dict
 from muvit.data.crops.placement import FreeViews, Placement, check_placement, upgrade_placement
+from muvit.data.slides.derived import PixelSize
 from muvit.data.slides.slide import Padding
 from muvit.errors import CheckpointError, InputError
 from muvit.levels import Level, check_levels, plain_level
@@ -39,7 +40,7 @@ class Cropping:
 
 @dataclass(frozen=True, kw_only=True)
 class CropConfig(Cropping):
-    """Contents of one sample."""
+    """Contents of one sample, and the memory for reading it."""
 
     levels: tuple[Level, ...]
     """Downsampling factors of the views, finest first; each must be a level of every slide."""
@@ -55,6 +56,9 @@ class CropConfig(Cropping):
     """Whether class 0 is background; else all classes are foreground."""
     label_levels: LabelLevels = "finest"
     """Views whose labels a sample holds: the finest, or each view at its own level, which the labels must have."""
+    cache_mib: NonNegative = 512
+    """MiB of decoded pixels that each process keeps: of the coarsest levels, as many as fit for all slides together.
+    The samples are the same with any."""
 
     def __post_init__(self) -> None:
         freeze_lists(self)
@@ -89,7 +93,10 @@ class Preprocessing(Cropping):
     has_background: bool = True
     """Whether class 0 is background; else all classes are foreground."""
     pixel_size_um: tuple[float, ...] | None = None
-    """Finest pixel size that the model was trained at, (z)yx; None if unknown."""
+    """Size of the pixels that levels count from in training, (t)(z)yx; None if unknown."""
+    is_resampled: bool = False
+    """Whether every slide was read at exactly this size; else each at its own, as prediction reads those whose size is
+    within 10 % of it."""
 
     def __post_init__(self) -> None:
         if isinstance(self.free_views, dict):  # as it comes from YAML
@@ -111,6 +118,11 @@ class Preprocessing(Cropping):
     def normalizes_by_view(self) -> bool:
         """Whether the normalised pixels of a view are independent of the other views of its sample."""
         return not (isinstance(self.normalization, Percentile) and self.normalization.scope == "sample")
+
+    @property
+    def size(self) -> PixelSize:
+        """Size of the pixels at which all slides were read."""
+        return PixelSize(pixel_size_um=self.pixel_size_um if self.is_resampled else None)
 
     def crops(self, levels: Sequence[Level], **labels: Any) -> CropConfig:
         """Crops as in training.

@@ -12,7 +12,7 @@ from muvit.data.crops.balance import ClassPixels, locate_classes
 from muvit.data.crops.dataset import MuViTDataset
 from muvit.data.crops.placement import PlacedViews, Window, place_views
 from muvit.data.crops.preprocessing import CropConfig
-from muvit.data.slides.slide import Slide
+from muvit.data.slides.slide import BlockCache, Slide
 from muvit.errors import InputError
 from muvit.labels import IGNORE
 from muvit.levels import Level
@@ -36,7 +36,7 @@ def read_views(slide: Slide, windows: Sequence[Window], config: CropConfig) -> d
     valid = np.zeros((len(views), *config.size), dtype=bool)
     for inside, (level, window) in zip(valid, views, strict=True):
         inside[window.slices_inside(slide.level_shape(level))] = True
-    return to_sample(pixels.astype(np.float32), valid, [w.box for w in windows], config)
+    return to_sample(pixels, valid, [w.box for w in windows], config)
 
 
 def without_inside(sample: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -52,7 +52,8 @@ def to_sample(pixels: np.ndarray, valid: np.ndarray, boxes: list[Tensor], config
     img = config.normalization(pixels, valid)
     sample = {"img": torch.from_numpy(img), "bbox": torch.stack(boxes).float()}
     if config.padding == "zero":
-        img *= valid[:, None]
+        if not valid.all():
+            img *= valid[:, None]
         sample["inside"] = torch.from_numpy(valid)
     return sample
 
@@ -109,7 +110,7 @@ class SlideCrops(MuViTDataset):
         _check_slides(slides, config)
         ignored = {value for _, label in slides if label is not None for value in label.ignored_labels}
         self.config = replace(config, ignore_labels=(*config.ignore_labels, *sorted(ignored)))
-        self.images = tuple(image for image, _ in slides)
+        self.images = _keeping_coarse_levels([image for image, _ in slides], config)
         self.labels = tuple(label for _, label in slides if label is not None)
         self.shapes = [[image.level_shape(level) for level in config.levels] for image in self.images]
 
@@ -197,6 +198,19 @@ class SlideCrops(MuViTDataset):
         sample["label"] = labels[0]
         if self.config.label_levels == "all":
             sample["labels"] = torch.stack(labels)
+
+
+def _keeping_coarse_levels(slides: Sequence[Slide], config: CropConfig) -> tuple[Slide, ...]:
+    """Slides that share a cache for the coarsest levels, as many as ``config.cache_mib`` holds of all slides."""
+    block_bytes = max(slide.block_bytes for slide in slides)
+    left = int(config.cache_mib * 2**20) // block_bytes
+    cache, kept = BlockCache(left * block_bytes, block_bytes), []
+    for level in reversed(config.levels):
+        left -= sum(slide.num_blocks(level) for slide in slides)
+        if left < 0:
+            break
+        kept.append(level)
+    return tuple(slide.keeping(kept, cache) for slide in slides) if kept else tuple(slides)
 
 
 def _check_slides(slides: Sequence[LabelledSlide], config: CropConfig) -> None:

@@ -8,6 +8,7 @@ zarr array through tensorstore, whose threads do not survive a fork.
 import itertools
 import math
 import os
+import re
 from collections.abc import Iterable, Iterator
 from functools import cache, lru_cache
 from pathlib import Path
@@ -16,12 +17,14 @@ from typing import Any, Protocol
 import imagecodecs
 import numpy as np
 
+from muvit.data.pyramids.manifest import LevelRecord, ShardDigest, shard_file, shard_grid
 from muvit.data.pyramids.ngff import read_json
 from muvit.errors import ReadError
 
 _MISSING = 2**64 - 1
 _CACHED_INDICES = 1024
 _INDEX_CODECS = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
+_CHUNK_NAME = re.compile(r"(c\.)?\d+(\.\d+)*")
 _tensorstore_process: int | None = None
 
 
@@ -36,24 +39,42 @@ class ZarrArray(Protocol):
         ...
 
 
-def open_array(folder: Path, zarr_format: int) -> ZarrArray:
+def open_array(folder: Path, zarr_format: int, record: LevelRecord | None = None) -> ZarrArray:
     """Open the array in a folder.
 
+    Args:
+        folder: of the array.
+        zarr_format: 2 or 3.
+        record: what was written, if that is known.
+
     Raises:
-        ReadError: there is none, or its metadata are damaged.
+        ReadError: there is none, its metadata are damaged, or shards are not as they were written.
     """
     file = folder / ("zarr.json" if zarr_format == 3 else ".zarray")
     if not file.is_file():
         raise ReadError(folder, expected=f"a zarr array with its {file.name}", got="no such file")
     metadata = read_json(file)
+    if record is not None:
+        record.check(folder, metadata)
     try:
         shape = tuple(int(n) for n in metadata["shape"])
         dtype = np.dtype(metadata["data_type"] if zarr_format == 3 else metadata["dtype"])
         if zarr_format == 3 and is_sharded_zstd(metadata):
-            return ShardedArray(folder, metadata)
+            return ShardedArray(folder, metadata, None if record is None else record.shards)
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise ReadError(file, expected="the metadata of a numeric zarr array", got=f"{error!r}") from error
     return TensorStoreArray(folder, zarr_format, shape, dtype)
+
+
+def count_chunks(folder: Path, zarr_format: int) -> tuple[int, int]:
+    """Number of files of chunks (or shards) of an array, and the number that its shape has."""
+    if zarr_format == 3:
+        grid = shard_grid(read_json(folder / "zarr.json"))
+    else:
+        metadata = read_json(folder / ".zarray")
+        grid = tuple(-(-n // edge) for n, edge in zip(metadata["shape"], metadata["chunks"], strict=True))
+    names = (name for _, _, files in os.walk(folder) for name in files)
+    return sum(_CHUNK_NAME.fullmatch(name) is not None for name in names), math.prod(grid)
 
 
 def sharded_metadata(
@@ -104,9 +125,15 @@ def is_sharded_zstd(metadata: dict[str, Any]) -> bool:
 
 
 class ShardedArray:
-    """Zarr v3 array of shards whose chunks are zstd frames with a checksum."""
+    """Zarr v3 array of shards whose chunks are zstd frames with a checksum.
 
-    def __init__(self, folder: Path, metadata: dict[str, Any]) -> None:
+    Args:
+        folder: of the array.
+        metadata: of the array.
+        shards: digest of each shard as it was written, row-major, if that is known.
+    """
+
+    def __init__(self, folder: Path, metadata: dict[str, Any], shards: tuple[ShardDigest, ...] | None = None) -> None:
         sharding = metadata["codecs"][0]["configuration"]
         self.folder = folder
         self.shape = tuple(int(n) for n in metadata["shape"])
@@ -115,6 +142,7 @@ class ShardedArray:
         self._chunk = tuple(int(n) for n in sharding["chunk_shape"])
         self._grid = tuple(s // c for s, c in zip(self._shard, self._chunk, strict=True))
         self._fill = metadata["fill_value"]
+        self._written = None if shards is None else dict(zip(np.ndindex(*shard_grid(metadata)), shards, strict=True))
         self._trailer = 4 if sharding["codecs"][-1]["name"] == "crc32c" else 0
         self._index = lru_cache(maxsize=_CACHED_INDICES)(self._read_index)
 
@@ -126,12 +154,14 @@ class ShardedArray:
         self._index = lru_cache(maxsize=_CACHED_INDICES)(self._read_index)
 
     def read(self, start: tuple[int, ...], stop: tuple[int, ...]) -> np.ndarray[Any, Any]:
-        """The window ``start`` to ``stop``; a chunk that is not stored has the fill value.
+        """The window ``start`` to ``stop``; a chunk that was never stored has the fill value.
 
         Raises:
-            ValueError, RuntimeError, OSError: a shard is truncated or a checksum does not fit.
+            ValueError, RuntimeError, OSError: a shard is missing or truncated, or a checksum does not fit.
         """
         pixels = np.empty([b - a for a, b in zip(start, stop, strict=True)], self.dtype)
+        buffer = bytearray(math.prod(self._chunk) * self.dtype.itemsize)
+        decoded = np.frombuffer(buffer, self.dtype.newbyteorder("<")).reshape(self._chunk)
         for shard in _cells(start, stop, self._shard):
             origin = [i * n for i, n in zip(shard, self._shard, strict=True)]
             lower = [max(a - o, 0) for a, o in zip(start, origin, strict=True)]
@@ -139,7 +169,11 @@ class ShardedArray:
             for chunk, data in self._chunks(shard, lower, upper):
                 at = [o + i * n for o, i, n in zip(origin, chunk, self._chunk, strict=True)]
                 inside, outside = _overlap(at, self._chunk, start, stop)
-                pixels[outside] = self._fill if data is None else self._decoded(data, shard, chunk)[inside]
+                if data is None:
+                    pixels[outside] = self._fill
+                else:
+                    self._decode(data, buffer, shard, chunk)
+                    pixels[outside] = decoded[inside]
         return pixels
 
     def _chunks(
@@ -164,29 +198,35 @@ class ShardedArray:
         finally:
             os.close(file)
 
-    def _decoded(self, data: bytes, shard: tuple[int, ...], chunk: tuple[int, ...]) -> np.ndarray[Any, Any]:
-        nbytes = math.prod(self._chunk) * self.dtype.itemsize
+    def _decode(self, data: bytes, buffer: bytearray, shard: tuple[int, ...], chunk: tuple[int, ...]) -> None:
         try:
-            decoded = imagecodecs.zstd_decode(data[: len(data) - self._trailer], out=nbytes)
-            return np.frombuffer(decoded, self.dtype.newbyteorder("<")).reshape(self._chunk)
+            found = imagecodecs.zstd_decode(data[: len(data) - self._trailer], out=buffer)
+            if len(found) != len(buffer):
+                raise ValueError(f"{len(found)} bytes instead of {len(buffer)}")
         except (RuntimeError, ValueError) as error:
             raise ValueError(f"chunk {chunk} of {self._file(shard)} is corrupt ({error})") from error
 
     def _file(self, shard: tuple[int, ...]) -> Path:
-        return self.folder.joinpath("c", *map(str, shard))
+        return shard_file(self.folder, shard)
 
     def _read_index(self, shard: tuple[int, ...]) -> np.ndarray[Any, Any] | None:
         length = 16 * math.prod(self._grid)
         try:
             with self._file(shard).open("rb") as stream:
                 size = stream.seek(0, os.SEEK_END)
+                self._check_size(shard, size)
                 stream.seek(max(size - length - 4, 0))
                 data = stream.read()
         except FileNotFoundError:
+            self._check_size(shard, 0)
             return None
         if len(data) != length + 4 or crc32c(data[:-4]) != int.from_bytes(data[-4:], "little"):
             raise ValueError(f"the index of {self._file(shard)} is truncated or does not fit its checksum")
         return np.frombuffer(data[:-4], "<u8").reshape(*self._grid, 2)
+
+    def _check_size(self, shard: tuple[int, ...], size: int) -> None:
+        if self._written is not None and self._written[shard].size != size:
+            raise ValueError(f"{self._file(shard)} has {size} bytes, {self._written[shard].size} were written")
 
 
 class TensorStoreArray:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from muvit.data.pyramids.ngff import Color, Kind, register_label
 from muvit.data.pyramids.spec import WholeLevel, check_spec
@@ -26,6 +27,7 @@ def convert_image(
     label_names: dict[int, str] | None = None,
     label_colors: dict[int, Color] | None = None,
     has_background: bool | None = None,
+    attributes: dict[str, Any] | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Path:
@@ -48,6 +50,7 @@ def convert_image(
         label_names: name of each label value; by default what the source states.
         label_colors: (red, green, blue) or (red, green, blue, alpha) of each label value; by default the source's.
         has_background: whether label 0 is background; by default what the source states.
+        attributes: further attributes of the store, beside those of OME.
         overwrite: replace a store that is at ``target``.
         progress: called with the number of steps done and their total.
 
@@ -82,7 +85,7 @@ def convert_image(
     slide.read(1, (0,) * slide.ndim, tuple(min(n, 16) for n in slide.shape))
     with scratch_folder(target) as scratch:
         fresh = scratch / target.name  # the store is named as its target, which its metadata mention
-        _copy(slide, PyramidWriter.create_from(fresh, spec), progress)
+        _copy(slide, PyramidWriter.create_from(fresh, spec), progress, attributes)
         swap_in(fresh, target, overwrite=overwrite)
     register_label(target)
     return target
@@ -107,14 +110,14 @@ def _check_label_source(slide: Slide) -> None:
         raise InputError(slide.path, expected="labels of an integer dtype", got=slide.dtype)
 
 
-def _copy(slide: Slide, writer: PyramidWriter, progress: Progress | None) -> None:
+def _copy(slide: Slide, writer: PyramidWriter, progress: Progress | None, attributes: dict[str, Any] | None) -> None:
     bands = list(_bands(writer))
     total = len(bands) + writer.num_coarse_shards
     for done, (start, size) in enumerate(bands, start=1):
         _copy_band(slide, writer, start, size)
         if progress is not None:
             progress(done, total)
-    writer.finish(None if progress is None else lambda done, _: progress(len(bands) + done, total))
+    writer.finish(None if progress is None else lambda done, _: progress(len(bands) + done, total), attributes)
 
 
 def _copy_band(slide: Slide, writer: PyramidWriter, start: tuple[int, ...], size: tuple[int, ...]) -> None:

@@ -4,6 +4,7 @@ Specification: https://ngff.openmicroscopy.org/0.5/
 """
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,11 @@ Kind = Literal["image", "label"]
 Color = tuple[int, ...]
 """Red, green, blue and optionally alpha, 0 to 255."""
 
+MAX_JSON_BYTES, MAX_JSON_DEPTH = 32 << 20, 64
+"""Largest and most deeply nested JSON file that is read."""
+
 _AXIS_TYPES = {"t": "time", "c": "channel"}
+_BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*+"?|[\[\]{}]')
 _CHANNEL_COLORS = ("FF0000", "00FF00", "0000FF", "FF00FF", "00FFFF", "FFFF00")
 
 
@@ -67,15 +72,29 @@ def read_json(file: Path) -> dict[str, Any]:
     """A JSON object.
 
     Raises:
-        ReadError: it is none.
+        ReadError: it is none, or beyond `MAX_JSON_BYTES` and `MAX_JSON_DEPTH`.
     """
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        if file.stat().st_size > MAX_JSON_BYTES:
+            raise ValueError(f"more than {MAX_JSON_BYTES} bytes")
+        text = file.read_text(encoding="utf-8")
+        if _nesting(text) > MAX_JSON_DEPTH:
+            raise ValueError(f"more than {MAX_JSON_DEPTH} levels of nesting")
+        content = json.loads(text)
     except (OSError, ValueError) as error:
         raise ReadError(file, expected="a readable JSON file", got=str(error)) from error
     if not isinstance(content, dict):
         raise ReadError(file, expected="a JSON object", got=type(content).__name__)
     return content
+
+
+def _nesting(text: str) -> int:
+    """Depth of brackets outside of strings."""
+    deepest = depth = 0
+    for found in _BRACKETS.finditer(text):
+        depth += (found[0] in "[{") - (found[0] in "]}")
+        deepest = max(deepest, depth)
+    return deepest
 
 
 def write_json(file: Path, content: dict[str, Any]) -> None:

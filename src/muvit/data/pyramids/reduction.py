@@ -1,8 +1,9 @@
-"""Reduction of a pyramid level to a coarser one: area mean for images, majority vote for labels."""
+"""Reduction of a pyramid level to a coarser one or any other grid: area mean of images, majority vote of labels."""
 
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,8 @@ import numpy as np
 from muvit.data.pyramids.ngff import Kind
 
 Pixels = np.ndarray[Any, Any]
+Read = Callable[[tuple[int, ...], tuple[int, ...]], Pixels]
+"""Pixels ``(C, *space)`` of a level from a lower to an upper corner."""
 
 
 def area_mean(pixels: Pixels, factor: int | Sequence[int]) -> Pixels:
@@ -66,7 +69,7 @@ def reduce_blocks(pixels: Pixels, factor: int | Sequence[int], kind: Kind) -> Pi
 
 
 def reduce_window(
-    read: Callable[[tuple[int, ...], tuple[int, ...]], Pixels],
+    read: Read,
     start: Sequence[int],
     pixels: Pixels,
     factors: Sequence[int],
@@ -78,7 +81,7 @@ def reduce_window(
     """Compute a window of a coarser level, piece by piece, so that memory stays bounded.
 
     Args:
-        read: pixels ``(C, *space)`` of the finer level from a lower to an upper corner.
+        read: reads the finer level.
         start: lower corner of the window in pixels of the coarser level.
         pixels: ``(C, *space)``, receives the window.
         factors: pixels of the finer level that make one of the coarser, along each axis.
@@ -91,6 +94,90 @@ def reduce_window(
         upper = tuple(min(a + e * f, n) for a, e, f, n in zip(lower, size, factors, extent, strict=True))
         inside = tuple(slice(p, p + e) for p, e in zip(corner, size, strict=True))
         pixels[(slice(None), *inside)] = reduce_blocks(read(lower, upper), factors, kind)
+
+
+def resample_window(
+    read: Read,
+    start: Sequence[int],
+    pixels: Pixels,
+    ratios: Sequence[float],
+    kind: Kind,
+    *,
+    extent: Sequence[int],
+    piece: Sequence[int],
+) -> None:
+    """Compute a window of a grid whose pixels are any number of source pixels wide, piece by piece.
+
+    Both grids begin at the same corner. A pixel of an image is the mean over its area, in which source pixels count by
+    the area that lies inside it. A pixel of labels is the majority vote of ``ceil(ratio)`` samples along each axis,
+    spread evenly over it, each with the label of the source pixel that its centre lies in; of equally frequent labels
+    the lowest wins. So a pixel smaller than those of the source has the label at its centre, and one of whole ratios is
+    that of `reduce_window`. At the border the part of a pixel counts that lies in the source.
+
+    Args:
+        read: reads the source.
+        start: lower corner of the window in pixels of the new grid.
+        pixels: ``(C, *space)``, receives the window.
+        ratios: source pixels along each axis of a new pixel.
+        kind: image or labels.
+        extent: pixels of the source.
+        piece: pixels of the window that are computed at once, along each axis.
+    """
+    find_taps = _area_taps if kind == "image" else _sample_taps
+    for corner, size in blocks(pixels.shape[1:], piece):
+        first = [a + p for a, p in zip(start, corner, strict=True)]
+        taps = [find_taps(*axis) for axis in zip(first, size, ratios, extent, strict=True)]
+        lower, upper = (tuple(values) for values in zip(*(bounds for bounds, _ in taps), strict=True))
+        source = read(lower, upper)
+        inside = tuple(slice(p, p + e) for p, e in zip(corner, size, strict=True))
+        if kind == "image":
+            pixels[(slice(None), *inside)] = _weighted(source, [tap for _, tap in taps])
+        else:
+            for axis, (_, (indices, _)) in enumerate(taps, start=1):
+                source = source.take(indices, axis)
+            pixels[(slice(None), *inside)] = majority(
+                source, [max(math.ceil(ratio - _ROUNDING), 1) for ratio in ratios]
+            )
+
+
+_ROUNDING = 1e-9
+_Taps = tuple[tuple[int, int], tuple[Pixels, Pixels]]
+"""Range of source pixels along an axis, and their indices in it with weights."""
+
+
+@lru_cache(maxsize=256)
+def _area_taps(start: int, size: int, ratio: float, extent: int) -> _Taps:
+    """Source pixels that new pixels overlap, ``(size, taps)``, with the share of each; unused ones weigh nothing."""
+    edges = (np.arange(start, start + size + 1) * ratio).clip(max=extent)
+    first = np.minimum(np.floor(edges[:-1] + _ROUNDING).astype(np.int64), extent - 1)
+    last = np.maximum(np.ceil(edges[1:] - _ROUNDING).astype(np.int64), first + 1)
+    indices = first[:, None] + np.arange((last - first).max())
+    overlap = np.minimum(edges[1:, None], indices + 1) - np.maximum(edges[:-1, None], indices)
+    overlap[indices >= last[:, None]] = 0
+    overlap[:, 0] = np.where(overlap.sum(1) > 0, overlap[:, 0], 1)  # beyond the source: its last pixel
+    # the first tap is always used: what weighs nothing repeats it, so that no other pixel's NaN comes in
+    indices = np.where(overlap > _ROUNDING, indices, first[:, None])
+    return (int(first[0]), int(last[-1])), (indices - first[0], overlap.clip(0) / overlap.clip(0).sum(1, keepdims=True))
+
+
+@lru_cache(maxsize=256)
+def _sample_taps(start: int, size: int, ratio: float, extent: int) -> _Taps:
+    """Source pixels at the centres of samples, at least one of each new pixel."""
+    count = max(math.ceil(ratio - _ROUNDING), 1)
+    indices = np.floor((np.arange(start * count, (start + size) * count) + 0.5) * (ratio / count)).astype(np.int64)
+    indices = indices[: max(int((indices < extent).sum()), (size - 1) * count + 1)].clip(max=extent - 1)
+    return (int(indices[0]), int(indices[-1]) + 1), (indices - indices[0], np.ones(len(indices)))
+
+
+def _weighted(source: Pixels, taps: Sequence[tuple[Pixels, Pixels]]) -> Pixels:
+    """Weighted means along every axis, rounded half up for integers."""
+    exact = np.dtype(np.float32 if source.dtype.itemsize <= 2 else np.float64)
+    total = source.astype(exact)
+    for axis, (indices, weights) in enumerate(taps, start=1):
+        along = (-1, *(1,) * (total.ndim - 1 - axis))
+        parts = zip(indices.T, weights.T.astype(exact), strict=True)
+        total = sum(total.take(index, axis) * weight.reshape(along) for index, weight in parts)
+    return np.floor(total + 0.5).astype(source.dtype) if source.dtype.kind in "iu" else total.astype(source.dtype)
 
 
 def blocks(extent: Sequence[int], block: Sequence[int]) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:

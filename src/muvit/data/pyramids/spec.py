@@ -98,14 +98,18 @@ class PyramidSpec:
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "PyramidSpec":
-        """The inverse of `to_json`."""
+        """The inverse of `to_json`.
+
+        Raises:
+            InputError: the settings do not fit each other.
+        """
         fixed: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in content.items()
         }
         fixed["levels"] = tuple(tuple(level) if isinstance(level, list) else level for level in content["levels"])
         fixed["label_names"] = {int(value): name for value, name in content["label_names"].items()}
         fixed["label_colors"] = {int(value): tuple(color) for value, color in content["label_colors"].items()}
-        return cls(**fixed)
+        return check_spec(**fixed)
 
 
 def check_spec(

@@ -1,15 +1,15 @@
 """Writing an OME-Zarr 0.5 pyramid: blocks of the finest level in any order, coarser levels from them, metadata last.
 
 A store that is being written has no root ``zarr.json``; its settings lie in ``unfinished.json``. The last step,
-`PyramidWriter.publish`, puts the metadata in place, so a store is readable only as a whole.
+`PyramidWriter.publish`, puts the metadata in place with a record of all shards (`muvit.data.pyramids.manifest`), so a
+store is readable only as a whole.
 
-A resumable run writes whole shards by `PyramidWriter.write_shard`, records each `ShardDigest`, and does the steps of
+A resumable run writes whole shards by `PyramidWriter.write_shard`, keeps each digest, and does the steps of
 `PyramidWriter.finish` one by one.
 """
 
 import math
 import shutil
-import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from muvit.data.pyramids.arrays import encode_shard, open_store, require_unforked, sharded_metadata
+from muvit.data.pyramids.manifest import LevelRecord, ShardDigest, shard_file
 from muvit.data.pyramids.ngff import (
     Color,
     Kind,
@@ -41,15 +42,6 @@ UNFINISHED = "unfinished.json"
 _REDUCED_PIXELS = 1 << 22
 
 
-class ShardDigest(NamedTuple):
-    """Size and checksum of a shard, to find out whether it is on disk as it was written."""
-
-    size: int
-    """Bytes of its file; 0 if there is none, as all its pixels are 0."""
-    crc32: int
-    """Checksum of the file."""
-
-
 class Shard(NamedTuple):
     """One file of a pyramid: ``size`` pixels from ``start``, clipped to the image."""
 
@@ -68,11 +60,13 @@ class PyramidWriter:
     Attributes:
         path: folder of the store.
         spec: how it is stored.
+        digests: of shards that are known to be written, by level and start; `publish` reads the others.
     """
 
     def __init__(self, path: Path, spec: PyramidSpec) -> None:
         self.path = path
         self.spec = spec
+        self.digests: dict[tuple[int, tuple[int, ...]], ShardDigest] = {}
         self._stores: dict[int, Any] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -217,6 +211,11 @@ class PyramidWriter:
         stop = tuple(a + n for a, n in zip(start, block.shape[1:], strict=True))
         if not all(0 <= a < b <= n for a, b, n in zip(start, stop, spec.shape, strict=True)):
             raise InputError(subject, expected=f"a block inside the image {spec.shape}", got=f"{start} to {stop}")
+        along = zip(start, stop, spec.shard_shape(0), spec.shape, strict=True)
+        if all(a % edge == 0 and b == min(a + edge, n) for a, b, edge, n in along):
+            self.write_shard(Shard(0, start, block.shape[1:]), block)
+            return
+        self.digests.clear()  # which shards it changes need not be known: those without a digest are read at the end
         self._window(0, start, stop).write(self._stored(block)).result()
 
     def write_shard(self, shard: Shard, block: np.ndarray[Any, Any]) -> ShardDigest:
@@ -227,25 +226,19 @@ class PyramidWriter:
             block: ``(C, *size)``, of the store's dtype. Equal blocks make equal files.
         """
         content = encode_shard(self._metadata(shard.number), self._stored(block))
-        file = self._shard_file(shard)
-        if content is None:
-            if file.exists():
-                file.unlink()
-                sync_folder(file.parent)
-            return ShardDigest(0, 0)
-        write_whole(file, content)
-        return ShardDigest(len(content), zlib.crc32(content))
+        file = self.shard_file(shard)
+        if content is not None:
+            write_whole(file, content)
+        elif file.exists():
+            file.unlink()
+            sync_folder(file.parent)
+        self.digests[shard.number, shard.start] = ShardDigest.of(content)
+        return ShardDigest.of(content)
 
-    def holds(self, shard: Shard, digest: ShardDigest) -> bool:
-        """Whether a shard's file is there with the size that its digest says."""
-        file = self._shard_file(shard)
-        return (file.stat().st_size if file.exists() else 0) == digest.size
-
-    def digest(self, shard: Shard) -> ShardDigest:
-        """Digest of a shard's file as it is on disk."""
-        file = self._shard_file(shard)
-        content = file.read_bytes() if file.exists() else b""
-        return ShardDigest(len(content), zlib.crc32(content))
+    def shard_file(self, shard: Shard) -> Path:
+        """File of a shard."""
+        grid = [a // n for a, n in zip(shard.start, self.spec.shard_shape(shard.number), strict=True)]
+        return shard_file(self.path / str(shard.number), self.spec.stored(grid, 0))
 
     def coarse_shards(self) -> Iterator[Shard]:
         """Every shard of the coarser levels, in an order in which each can be built from those before it."""
@@ -257,7 +250,7 @@ class PyramidWriter:
         """Make and write one shard of a coarser level; what it is made from (see `finish`) must be complete."""
         return self.write_shard(shard, self._reduced(*shard))
 
-    def finish(self, progress: Progress | None = None) -> None:
+    def finish(self, progress: Progress | None = None, attributes: dict[str, Any] | None = None) -> None:
         """Build every coarser level, then make the store readable.
 
         A level of an image is the area mean of the level before (`muvit.data.pyramids.reduction.area_mean`), a level of
@@ -266,23 +259,24 @@ class PyramidWriter:
 
         Args:
             progress: called after each of the `num_coarse_shards` steps.
+            attributes: as of `publish`.
         """
         for done, shard in enumerate(self.coarse_shards(), start=1):
             self.build(shard)
             if progress is not None:
                 progress(done, self.num_coarse_shards)
-        self.publish()
+        self.publish(attributes)
 
-    def publish(self, attributes: dict[str, Any] | None = None) -> None:
+    def publish(self, notes: dict[str, Any] | None = None) -> None:
         """Make the store readable, all levels being complete. May be repeated after a crash.
 
         Args:
-            attributes: further attributes of the store, beside those of OME.
+            notes: further content of the attribute ``muvit`` of the store, beside the record of its shards.
         """
         for file in partial_files(self.path):  # of writers that were killed
             file.unlink()
         content = group_json(self._attributes())
-        content["attributes"] |= attributes or {}
+        content["attributes"]["muvit"] = {**(notes or {}), "manifest": self._manifest()}
         write_json(self.path / "zarr.json", content)
         sync_folder(self.path)
         self.settle()
@@ -318,6 +312,18 @@ class PyramidWriter:
             edges.append(whole * round(edge / whole) if edge > whole else max(int(edge), 1))
         return tuple(edges)
 
+    def _manifest(self) -> dict[str, Any]:
+        """The record of all shards, as a JSON object."""
+        levels = {}
+        for index in range(len(self.spec.levels)):
+            shards = [Shard(index, *box) for box in blocks(self.spec.level_shape(index), self.spec.shard_shape(index))]
+            digests = [
+                self.digests.get((index, shard.start)) or ShardDigest.on_disk(self.shard_file(shard))
+                for shard in shards
+            ]
+            levels[str(index)] = LevelRecord.of(self._metadata(index), digests).to_json()
+        return levels
+
     def _attributes(self) -> dict[str, Any]:
         spec = self.spec
         entry = multiscale_attributes(
@@ -346,10 +352,6 @@ class PyramidWriter:
     def _stored(self, block: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         axes = self.spec.stored_axes
         return np.moveaxis(block, 0, axes.index("c")) if "c" in axes else block[0]
-
-    def _shard_file(self, shard: Shard) -> Path:
-        grid = [a // n for a, n in zip(shard.start, self.spec.shard_shape(shard.number), strict=True)]
-        return self.path.joinpath(str(shard.number), "c", *map(str, self.spec.stored(grid, 0)))
 
     def _metadata(self, index: int) -> dict[str, Any]:
         spec = self.spec

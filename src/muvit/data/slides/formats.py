@@ -1,5 +1,8 @@
 """Conventions of image formats: suffixes of file names, length units, and the downsampling factors of pyramids."""
 
+import hashlib
+import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -28,6 +31,14 @@ def slide_name(path: Path) -> str:
     path = path.resolve() if path.name in ("", "..") else path  # a folder that is named by where it is
     stem = path.stem if path.suffix.lower() in SLIDE_SUFFIXES else path.name
     return stem[:-4] if stem.lower().endswith(".ome") else stem
+
+
+def file_version(path: Path) -> str:
+    """A hash that changes when a file, or any file of a folder, is written: of names, sizes and times."""
+    files = [Path(folder, name) for folder, _, names in os.walk(path) for name in names] if path.is_dir() else [path]
+    states = {str(file.relative_to(path)): file.stat() for file in sorted(files)}
+    facts = [(name, state.st_size, state.st_mtime_ns, state.st_ctime_ns) for name, state in states.items()]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
 def pyramid_factor(finest: Sequence[int], coarse: Sequence[int]) -> float | None:

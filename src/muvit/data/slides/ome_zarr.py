@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from muvit.data.pyramids.arrays import ZarrArray, open_array
+from muvit.data.pyramids.arrays import ZarrArray, count_chunks, open_array
+from muvit.data.pyramids.manifest import read_manifest
 from muvit.data.pyramids.ngff import Multiscale, parse_multiscale, pixel_size_um, read_attributes
 from muvit.data.pyramids.spec import PyramidSpec
 from muvit.data.pyramids.writer import UNFINISHED, PyramidWriter
-from muvit.data.slides.formats import whole_if_near
+from muvit.data.slides.formats import file_version, whole_if_near
 from muvit.data.slides.slide import Padding, Slide, default_channel_names
 from muvit.errors import InputError, ReadError
 from muvit.levels import Level, level_factors, level_name, plain_level
@@ -32,6 +33,10 @@ class OmeZarrSlide(Slide):
     of finest pixels, or that state nothing, agree with this package's world coordinates. Others are read at
     the nearest whole pixel; `level_shifts` gives the offset of each level.
 
+    Stores of this package record their shards: they are refused unless all are there in the size that was written.
+    Elsewhere a chunk that is not stored stands for the fill value, so missing ones are counted in a warning; a level
+    of an image without a single chunk is refused.
+
     Args:
         path: folder of the image.
 
@@ -40,7 +45,8 @@ class OmeZarrSlide(Slide):
             of that level per axis. `read` corrects its integer part, so at most half a pixel remains.
 
     Raises:
-        ReadError: the folder holds no such image, or one whose writing was never finished.
+        ReadError: the folder holds no such image, or one whose writing was never finished, or one that has lost a part
+            since.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -49,9 +55,14 @@ class OmeZarrSlide(Slide):
         image = parse_multiscale(ome, path)
         if set(image.axes) - set(_AXES) or image.axes[-2:] != ("y", "x"):
             raise ReadError(path, expected="axes among t, c, z, y, x, ending in y, x", got=", ".join(image.axes))
-        arrays = [open_array(folder / name, zarr_format) for name in image.paths]
+        manifest = read_manifest(folder)
+        if manifest is not None and set(manifest) != set(image.paths):
+            raise ReadError(path, expected=f"levels {', '.join(manifest)}, as written", got=", ".join(image.paths))
+        arrays = [open_array(folder / name, zarr_format, (manifest or {}).get(name)) for name in image.paths]
         if any(len(array.shape) != len(image.axes) for array in arrays):
             raise ReadError(path, expected=f"arrays of {len(image.axes)} axes", got=[a.shape for a in arrays])
+        if manifest is None:
+            _check_chunks(path, [folder / name for name in image.paths], zarr_format, is_label="image-label" in ome)
         finest = arrays[0]
         extent = dict(zip(image.axes, finest.shape, strict=True))
         self._stored_axes = image.axes
@@ -80,6 +91,10 @@ class OmeZarrSlide(Slide):
         self.label_colors = image.label_colors
         self.has_background = image.has_background
         self.level_shifts = tuple(self._shifts[level] for level in self.levels)
+
+    def version(self) -> str:
+        """As `Slide.version`."""
+        return file_version(self.path)
 
     def read(
         self, level: Level, start: Sequence[int], size: Sequence[int], *, padding: Padding = "zero"
@@ -147,6 +162,30 @@ class OmeZarrSlide(Slide):
         kept = [axis for axis in self._stored_axes if axis in order]
         pixels = pixels.squeeze(dropped).transpose([kept.index(axis) for axis in order])
         return np.ascontiguousarray(pixels if "c" in order else pixels[None], dtype=self.dtype)
+
+
+def _check_chunks(path: Path, arrays: Sequence[Path], zarr_format: int, *, is_label: bool) -> None:
+    """Refuse an image with a level without chunks, and warn of missing ones.
+
+    A level of labels may be all background, but not the finest alone.
+    """
+    counts = [count_chunks(array, zarr_format) for array in arrays]
+    stored = [number for number, _ in counts]
+    if not all(stored) and not (is_label and (stored[0] or not any(stored))):
+        empty = arrays[stored.index(0)]
+        raise ReadError(
+            empty,
+            expected=f"chunks of an array, up to {counts[stored.index(0)][1]}",
+            got="none",
+            hint="Its folder of chunks is missing: copy the image again.",
+        )
+    missing = [
+        f"{total - number} of {total} in {array.name}"
+        for array, (number, total) in zip(arrays, counts, strict=True)
+        if number < total
+    ]
+    if missing:
+        _LOG.warning("%s: chunks that are not stored are read as empty: %s", path, ", ".join(missing))
 
 
 def _find_image(path: Path) -> tuple[Path, int, dict[str, Any]]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from muvit.data.slides.formats import file_version
 from muvit.data.slides.slide import Palette, Slide, default_channel_names
 from muvit.errors import ReadError, first_line
 from muvit.levels import Level
@@ -60,6 +61,10 @@ class RasterSlide(Slide):
             channel_names=("red", "green", "blue") if num_channels == 3 else default_channel_names(1, dtype),
         )
         self._decoded: Image.Image | np.ndarray[Any, Any] | None = None
+
+    def version(self) -> str:
+        """As `Slide.version`."""
+        return file_version(self.path)
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_decoded": None}

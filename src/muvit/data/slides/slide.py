@@ -5,13 +5,16 @@ A slide is read window by window and never loaded whole (PNG and JPEG excepted, 
 level that scales its axes differently, as of a stack coarsened in its planes only, is a tuple: ``(1, 4, 4)``.
 """
 
+import copy
 import hashlib
+import itertools
 import math
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args
 
 import numpy as np
 
@@ -22,11 +25,31 @@ from muvit.levels import Level, level_factors, level_name, plain_level
 Padding = Literal["zero", "edge", "reflect"]
 Palette = Literal["rgb", "index"]
 
+_BLOCK = {1: 1 << 16, 2: 256, 3: 64, 4: 16}
 _FINGERPRINT_PX = 1 << 20
 _WINDOWS = 4
 _WINDOW_PX = 64
 
 _DECODING_ERRORS = (OSError, EOFError, ValueError, TypeError, LookupError, RuntimeError, zlib.error)
+
+
+class BlockCache:
+    """Decoded blocks of slides, the most recently used ones, in bounded memory.
+
+    Each process has its own: a cache that is sent to another process arrives empty. Several slides may share one.
+
+    Args:
+        num_bytes: most memory that the blocks take.
+        block_bytes: size of a block, of `Slide.block_bytes`.
+    """
+
+    def __init__(self, num_bytes: int, block_bytes: int) -> None:
+        self._sizes = num_bytes, block_bytes
+        # needs no lock of ours, which a forked process might inherit closed
+        self.block = lru_cache(maxsize=max(num_bytes // block_bytes, 1))(_decoded_block)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return BlockCache, self._sizes
 
 
 class Slide(ABC):
@@ -65,6 +88,8 @@ class Slide(ABC):
         self.name = slide_name(path)
         self.shape = level_shapes[1.0]
         shapes = {plain_level(level): shape for level, shape in level_shapes.items()}
+        for level, shape in shapes.items():
+            _check_level_shape(path, level, shape, self.shape)
         self.levels = tuple(sorted(shapes, key=self._volume))
         self._level_shapes = {level: shapes[level] for level in self.levels}
         self.axes = "tzyx"[-len(self.shape) :] if axes is None else axes
@@ -76,6 +101,8 @@ class Slide(ABC):
         self.label_colors: dict[int, tuple[int, ...]] = {}
         self.has_background = True
         self.ignored_labels: tuple[int, ...] = ()
+        self._kept: frozenset[Level] = frozenset()
+        self._cache: BlockCache | None = None
 
     @property
     def ndim(self) -> int:
@@ -83,9 +110,52 @@ class Slide(ABC):
         return len(self.shape)
 
     @property
+    def pixel_scale(self) -> tuple[float, ...]:
+        """Pixels of the file's finest level along each axis of a pixel of level 1: 1, unless it was resampled."""
+        return (1.0,) * self.ndim
+
+    def state_pixel_size(self, size_um: float | Sequence[float]) -> None:
+        """Set the pixel size, in place of the one that the file states or lacks.
+
+        Args:
+            size_um: micrometers per pixel of the finest level: one number for all axes, or one for each.
+
+        Raises:
+            InputError: it is not positive, or has another number of axes.
+        """
+        sizes = (float(size_um),) * self.ndim if isinstance(size_um, int | float) else tuple(map(float, size_um))
+        if len(sizes) != self.ndim or not all(0 < size < math.inf for size in sizes):
+            raise InputError("pixel_size_um", expected=f"one positive number, or {self.ndim}", got=size_um)
+        self.pixel_size_um = sizes
+
+    @property
     def stored_levels(self) -> tuple[Level, ...]:
         """Those of `levels` that the file holds; others are computed as they are read."""
         return self.levels
+
+    def version(self) -> str | None:
+        """Text that changes whenever pixels may have changed; None if nothing is known of that."""
+        return None
+
+    @property
+    def block_bytes(self) -> int:
+        """Size in memory of a block of 256 x 256 pixels (64 along each of three axes, 16 of four), all channels."""
+        return _BLOCK[self.ndim] ** self.ndim * self.num_channels * self.dtype.itemsize
+
+    def num_blocks(self, level: Level) -> int:
+        """Number of the blocks of one level."""
+        return math.prod(math.ceil(n / _BLOCK[self.ndim]) for n in self.level_shape(level))
+
+    def keeping(self, levels: Sequence[Level], cache: BlockCache) -> Self:
+        """This slide, with the same pixels, read block by block at some levels through a cache of decoded blocks.
+
+        Args:
+            levels: those of `levels` whose blocks are kept.
+            cache: the blocks, shared with other slides or not.
+        """
+        slide = copy.copy(self)
+        slide._kept, slide._cache = frozenset(map(plain_level, levels)), cache
+        return slide
 
     def identify(self) -> dict[str, Any]:
         """Path, shape, channels, type, levels, pixel size and fingerprint of the file, as a JSON object.
@@ -184,7 +254,7 @@ class Slide(ABC):
     def _read_inside(self, level: Level, start: tuple[int, ...], size: tuple[int, ...]) -> np.ndarray[Any, Any]:
         stop = tuple(a + n for a, n in zip(start, size, strict=True))
         try:
-            return self._read_window(level, start, stop)
+            return (self._read_blocks if level in self._kept else self._read_window)(level, start, stop)
         except InputError:
             raise
         except _DECODING_ERRORS as error:
@@ -199,6 +269,23 @@ class Slide(ABC):
     def _read_window(self, level: Level, start: tuple[int, ...], stop: tuple[int, ...]) -> np.ndarray[Any, Any]:
         """Pixels ``(C, *(stop - start))`` of a window that lies inside a stored level, as a new array."""
 
+    def _read_blocks(self, level: Level, start: tuple[int, ...], stop: tuple[int, ...]) -> np.ndarray[Any, Any]:
+        """As `_read_window`, put together from blocks on a grid, so that a pixel is the same in every window."""
+        assert self._cache is not None
+        edge = _BLOCK[self.ndim]
+        pixels = np.empty((self.num_channels, *(b - a for a, b in zip(start, stop, strict=True))), self.dtype)
+        for index in itertools.product(*(range(a // edge, -(-b // edge)) for a, b in zip(start, stop, strict=True))):
+            target, source = [slice(None)], [slice(None)]
+            for i, a, b in zip(index, start, stop, strict=True):
+                low, high = max(a, i * edge), min(b, (i + 1) * edge)
+                target.append(slice(low - a, high - a))
+                source.append(slice(low - i * edge, high - i * edge))
+            pixels[tuple(target)] = self._cache.block(self, level, index)[tuple(source)]
+        return pixels
+
+    def _decode_block(self, level: Level, start: tuple[int, ...], stop: tuple[int, ...]) -> np.ndarray[Any, Any]:
+        return self._read_window(level, start, stop)
+
     def _volume(self, level: Level) -> tuple[float, tuple[float, ...]]:
         factors = level_factors(level, len(self.shape))
         return math.prod(factors), factors
@@ -209,6 +296,24 @@ class Slide(ABC):
             f"{type(self).__name__}({str(self.path)!r}, shape={self.shape}, channels={self.num_channels}, "
             f"dtype={self.dtype}, levels={_listed(self.levels)})"
         )
+
+
+def _check_level_shape(path: Path, level: Level, shape: tuple[int, ...], finest: tuple[int, ...]) -> None:
+    """Refuse a level that has not the pixels that its factor gives, to two of them or 1 %."""
+    wanted = [n / factor for n, factor in zip(finest, level_factors(level, len(finest)), strict=True)]
+    if any(abs(n - want) > max(2.0, 0.01 * want) for n, want in zip(shape, wanted, strict=True)):
+        raise ReadError(
+            f"{path}, level {level_name(level)}",
+            expected=f"shape {tuple(map(math.ceil, wanted))}, as its factor gives",
+            got=shape,
+            hint="The file is corrupt, or its metadata were changed: restore it or make it again.",
+        )
+
+
+def _decoded_block(slide: Slide, level: Level, index: tuple[int, ...]) -> np.ndarray[Any, Any]:
+    start = tuple(i * _BLOCK[slide.ndim] for i in index)
+    stop = tuple(min(a + _BLOCK[slide.ndim], n) for a, n in zip(start, slide.level_shape(level), strict=True))
+    return slide._decode_block(level, start, stop)
 
 
 def default_channel_names(num_channels: int, dtype: np.dtype[Any]) -> tuple[str, ...]:

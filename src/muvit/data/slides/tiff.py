@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import tifffile
 
-from muvit.data.slides.formats import MICROMETERS_PER_UNIT, pyramid_factor
+from muvit.data.slides.formats import MICROMETERS_PER_UNIT, file_version, pyramid_factor
 from muvit.data.slides.slide import Palette, Slide, default_channel_names
 from muvit.errors import ReadError, first_line
 from muvit.levels import Level
@@ -154,6 +154,10 @@ class TiffSlide(Slide):
             axes="".join(spatial).lower(),
         )
         self._tables: list[_Level] | None = None
+
+    def version(self) -> str:
+        """As `Slide.version`."""
+        return file_version(self.path)
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_tables": None}

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from muvit.data.slides.derived import match_grid
 from muvit.data.slides.slide import Slide
 from muvit.errors import InputError
 from muvit.evaluation.scores.bootstrap import BootstrapConfig, Interval, bootstrap_intervals
@@ -229,7 +230,10 @@ def evaluate_slides(
     boundary: BoundaryConfig | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Compare label slides pixel by pixel at their finest level.
+    """Compare label slides pixel by pixel at the finest level of the true labels.
+
+    Predictions on another grid, as of a model with a pixel size, are read on that of the true labels, if both state
+    their pixel sizes.
 
     Args:
         pairs: predicted and true labels of each slide.
@@ -250,6 +254,7 @@ def evaluate_slides(
         raise InputError("class_names", expected=f"{num_classes} different names", got=names)
     if not pairs:
         raise InputError("slides", expected="at least one prediction with its truth", got="none")
+    pairs = [(match_grid(prediction, truth), truth) for prediction, truth in pairs]
     seen: dict[str, Slide] = {}
     for prediction, truth in pairs:
         _check_pair(prediction, truth)

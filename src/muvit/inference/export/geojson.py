@@ -309,7 +309,7 @@ def write_geojson(
 def _feature(found: LabelObject, source: LabelledImage, config: GeoJsonConfig) -> dict[str, Any]:
     polygon = simplify(found.polygon, config.simplify_px) if config.simplify_px else found.polygon
     first = ",".join(map(str, found.first_pixel))
-    measurements = {"Area px^2": found.num_pixels * source.scale**2}
+    measurements = {"Area px^2": found.num_pixels * source.scale[0] * source.scale[1]}
     if source.pixel_area_um2 is not None:
         measurements["Area µm^2"] = found.num_pixels * source.pixel_area_um2
     return {
@@ -334,6 +334,6 @@ def _feature(found: LabelObject, source: LabelledImage, config: GeoJsonConfig) -
 
 def _coordinates(ring: shapely.LinearRing, source: LabelledImage) -> np.ndarray[Any, Any]:
     """Points ``(N, 2)`` of a closed ring, (x, y) in image pixels; whole numbers where they are."""
-    points = shapely.get_coordinates(ring) * source.scale - source.origin[::-1]
+    points = shapely.get_coordinates(ring) * source.scale[::-1] - source.origin[::-1]
     whole = points.astype(np.int64)
     return np.ascontiguousarray(whole if (whole == points).all() else points)

@@ -6,6 +6,7 @@ from functools import cached_property
 import numpy as np
 
 from muvit.data.folders import class_legend
+from muvit.data.slides.derived import whole_in
 from muvit.data.slides.formats import pyramid_factor
 from muvit.data.slides.slide import Slide
 from muvit.data.slides.whole_slide import WholeSlide
@@ -20,7 +21,7 @@ _ALL_VALUES = 1 << 62
 class LabelledImage:
     """A 2D label image, and the image that it labels.
 
-    Labels may be coarser than their image, as after prediction with a model without level 1.
+    Labels may have other pixels than their image, as after prediction with a model without level 1, or at a pixel size.
 
     Raises:
         InputError: the labels are not 2D labels, or do not fit the image.
@@ -38,7 +39,7 @@ class LabelledImage:
         if labels.axes != "yx" or labels.num_channels != 1 or labels.dtype.kind not in "iu":
             got = f"axes {labels.axes}, {labels.num_channels} channels of {labels.dtype}"
             raise InputError(labels.path, expected="2D labels: whole numbers in one channel", got=got)
-        if image is not None and (image.axes != "yx" or pyramid_factor(image.shape, labels.shape) is None):
+        if image is not None and (image.axes != "yx" or self._find_scale() is None):
             raise InputError(
                 labels.path,
                 expected=f"labels of {image.path}, which has {image.axes} {image.shape}, or of a level of it",
@@ -48,11 +49,27 @@ class LabelledImage:
             raise InputError("pixel_size_um", expected="a positive number", got=self.pixel_size_um)
 
     @property
-    def scale(self) -> float:
-        """Image pixels per label pixel."""
-        factor = 1.0 if self.image is None else pyramid_factor(self.image.shape, self.labels.shape)
-        assert factor is not None
-        return factor
+    def scale(self) -> tuple[float, float]:
+        """Image pixels per label pixel along (y, x): by the pixel sizes, if both state one, else by the shapes."""
+        scale = (1.0, 1.0) if self.image is None else self._find_scale()
+        assert scale is not None
+        return scale
+
+    def _find_scale(self) -> tuple[float, float] | None:
+        """The scale, or None if the labels do not cover the image."""
+        assert self.image is not None
+        labels, image = self.labels, self.image
+        factor = pyramid_factor(image.shape, labels.shape)
+        if labels.pixel_size_um is None or image.pixel_size_um is None:
+            return None if factor is None else (factor, factor)
+        y, x = (
+            whole_in(a / b, n) for a, b, n in zip(labels.pixel_size_um, image.pixel_size_um, image.shape, strict=True)
+        )
+        covers = all(
+            abs(n * s - m) <= 1.5 * max(s, 1) for n, s, m in zip(labels.shape, (y, x), image.shape, strict=True)
+        )
+        # sizes that contradict the shapes, as of an image whose size was corrected, do not count
+        return (y, x) if covers else None if factor is None else (factor, factor)
 
     @property
     def origin(self) -> tuple[int, int]:
@@ -71,7 +88,7 @@ class LabelledImage:
         if self.labels.pixel_size_um is not None:
             return self.labels.pixel_size_um
         sizes = None if self.image is None else self.image.pixel_size_um
-        return None if sizes is None else tuple(size * self.scale for size in sizes)
+        return None if sizes is None else tuple(size * s for size, s in zip(sizes, self.scale, strict=True))
 
     @property
     def pixel_area_um2(self) -> float | None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from muvit.errors import InputError, MuViTError
+from muvit.errors import InputError, MuViTError, ReadError
 from muvit.inference.run.blocks import CountTiles, Setup, ready
 from muvit.inference.run.cluster import run_dask
 from muvit.inference.run.execution import Execution, Job
@@ -69,6 +69,37 @@ def run_job(
                 return False
             store.finish(ledger)
     return True
+
+
+def verify_job(job: Job, execution: Execution | None = None) -> None:
+    """Check the complete output of a job: every byte, and the blocks that are recorded as empty.
+
+    All files are compared with their checksums. Blocks for which tiles are computed and whose pixels are all 0 have no
+    file: they are computed once more.
+
+    Args:
+        job: the work.
+        execution: devices; the first one computes.
+
+    Raises:
+        ReadError: a file is missing or was changed, or an empty block is not empty; names it.
+        MuViTError: pixels could not be read, or results are not finite.
+    """
+    store, execution = job.store, execution or Execution()
+    store.verify(checksums=True)
+    empty, device = store.empty_shards(), execution.devices[0]
+    setup = Setup(
+        device=device, batch_size=execution.batch_size, num_workers=execution.num_workers, count=lambda _: None
+    )
+    with ready(job.model, device):
+        for number, pixels in job.make_blocks(job.model, job.slide, store.plan, list(empty), setup):
+            if pixels is not None and any(pixels.stores[name].any() for name in empty[number]):
+                raise ReadError(
+                    store.path,
+                    expected=f"pixels in block {number}, as the model computes them",
+                    got="none, as its ledger said",
+                    hint="Begin the output anew (--overwrite).",
+                )
 
 
 def _begin_part(job: Job, lock: OutputLock, own: OutputLock, overwrite: bool) -> bool:

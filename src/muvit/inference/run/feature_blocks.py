@@ -13,18 +13,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from muvit.data.pyramids.manifest import ShardDigest
 from muvit.data.pyramids.ngff import write_json
 from muvit.data.pyramids.spec import PyramidSpec
 from muvit.data.pyramids.writer import Shard
 from muvit.data.slides.ome_zarr import OmeZarrSlide
 from muvit.data.slides.slide import Slide
 from muvit.durable import sync_folder, whole_file
-from muvit.errors import InputError
+from muvit.errors import InputError, ReadError
 from muvit.inference.run.blocks import Compute, Setup, fill_blocks
 from muvit.inference.run.context import ContextMemory, grouped, rows, ungrouped
 from muvit.inference.run.plan import FeaturePlan, LevelFeatures
 from muvit.inference.run.reading import SlideTiles
-from muvit.inference.run.store import BlockPixels, BlockStore
+from muvit.inference.run.resume import read_summary
+from muvit.inference.run.store import ANEW, BlockPixels, BlockStore
 from muvit.inference.tiling.tiles import Tile
 from muvit.levels import level_factors, level_name
 from muvit.models.context import encode_context
@@ -51,12 +53,25 @@ class FeatureStore(BlockStore[FeaturePlan]):
             level, patch = features.tiling.levels[0], features.patch
             step = [factor * p for factor, p in zip(level_factors(level, len(patch)), patch, strict=True)]
             position = {"level": level, "world_origin": [0] * len(step), "world_step": step}
-            self.writers[features.folder].publish({"muvit": position})
+            self.writers[features.folder].publish(position)
         self._write_pooled()
-        stores = [features.folder for features in self.plan.levels]
-        attributes = {"muvit": {"features": stores, "pooled": POOLED, "plan": self.plan.to_json()}}
+        stores, table = [features.folder for features in self.plan.levels], ShardDigest.on_disk(self.path / POOLED)
+        summary = {"features": stores, "pooled": POOLED, "pooled_digest": list(table), "plan": self.plan.to_json()}
+        attributes = {"muvit": summary}
         write_json(self.path / "zarr.json", {"zarr_format": 3, "node_type": "group", "attributes": attributes})
         sync_folder(self.path)
+
+    def verify(self, *, checksums: bool = False) -> None:
+        """As `BlockStore.verify`, the table included."""
+        super().verify(checksums=checksums)
+        file, written = self.path / POOLED, read_summary(self.path).get("pooled_digest")
+        found = ShardDigest.on_disk(file)
+        if written != list(found):
+            got = "another" if found.size else "nothing there"
+            raise ReadError(file, expected="the table that was written", got=got, hint=ANEW)
+
+    def _is_plausible(self, block: int, entry: Mapping[str, Any]) -> bool:
+        return all(entry[name][0] for name in self._shards(block))  # features are never all 0
 
     def _write_pooled(self) -> None:
         """The table of the means of all tiles, read from the stores."""

@@ -1,6 +1,7 @@
 """Blocks of labels: their computation, and the shards that they fill."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -9,20 +10,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from muvit.data.pyramids.convert import convert_image
 from muvit.data.pyramids.spec import PyramidSpec
 from muvit.data.pyramids.writer import Shard
+from muvit.data.slides.derived import on_grid
 from muvit.data.slides.formats import slide_name
+from muvit.data.slides.open import open_slide
 from muvit.data.slides.slide import Slide
+from muvit.errors import ReadError
 from muvit.geometry import box_center, flip_boxes
 from muvit.inference.run.blocks import Compute, Setup, fill_blocks
 from muvit.inference.run.canvas import BlockCanvas
 from muvit.inference.run.context import ContextCaching, shares_contexts
 from muvit.inference.run.plan import LabelPlan
 from muvit.inference.run.reading import SlideTiles
-from muvit.inference.run.resume import is_abandoned, is_empty, read_plan, read_summary
-from muvit.inference.run.store import BlockPixels, BlockStore, block_key
+from muvit.inference.run.resume import PLAN, WORK, as_plan, is_abandoned, is_empty, read_plan, read_summary
+from muvit.inference.run.store import BlockPixels, BlockStore
 from muvit.inference.tiling.seams import Seams, add_seams
+from muvit.levels import level_factors
 from muvit.models.segmentation_model import SegmentationModel
+
+_FURTHER_STORES = ("probabilities", "entropy")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +59,7 @@ class LabelStore(BlockStore[LabelPlan]):
     def status(self) -> Status:
         """Progress of the unfinished prediction."""
         done, num_blocks = self.done(), self.plan.num_blocks
-        blocks = sum(block_key(number) in done for number in range(num_blocks))
+        blocks = sum(key.startswith("block ") for key in done)
         return Status(
             state="unfinished",
             blocks=blocks,
@@ -66,6 +74,34 @@ class LabelStore(BlockStore[LabelPlan]):
         """Shards of the coarser levels of all stores."""
         return sum(writer.num_coarse_shards for writer in self.writers.values())
 
+    def clean_up(self) -> None:
+        """As `BlockStore.clean_up`; before, stores that shall have the slide's own pixels get them."""
+        if self.plan.options.grid == "slide":
+            # the labels last: their folder is what counts as unfinished until then
+            for name in sorted(self.writers, key=lambda name: name == "labels"):
+                self._put_on_slide(self.writers[name].path, self.plan.stores[name])
+        super().clean_up()
+
+    def _put_on_slide(self, path: Path, spec: PyramidSpec) -> None:
+        """Replace a complete store by one with the slide's own pixels, see `resample_window`."""
+        stored, image = open_slide(path), self.plan.image
+        shape, sizes = tuple(image["shape"]), image["pixel_size_um"]
+        if sizes is None or spec.pixel_size_um is None:
+            scale = [1 / factor for factor in level_factors(self.plan.tiling.levels[0], len(shape))]
+        else:
+            scale = [own / size for own, size in zip(sizes, spec.pixel_size_um, strict=True)]
+        if stored.shape != spec.shape or spec.shape == shape:  # it has them
+            return
+        summary = read_summary(path)
+        convert_image(
+            on_grid(stored, scale, spec.kind, shape),
+            path,
+            kind=spec.kind,
+            pixel_size_um=sizes,
+            attributes={"muvit": summary} if summary else None,
+            overwrite=True,
+        )
+
     def _specs(self) -> dict[str, tuple[Path, PyramidSpec]]:
         return {name: (store_path(self.path, name), spec) for name, spec in self.plan.stores.items()}
 
@@ -73,15 +109,25 @@ class LabelStore(BlockStore[LabelPlan]):
         return dict.fromkeys(self.writers, Shard(0, *self.plan.tiling.block(block)))
 
     def _folders(self) -> Sequence[Path]:
-        earlier = read_plan(self.path) or read_summary(self.path).get("plan", {})
-        names = [*self.plan.stores, *earlier.get("stores", ())]  # also stores that only the earlier plan has
+        earlier: Mapping[str, Any] = {}
+        with suppress(ReadError):  # a damaged plan can be replaced, too
+            earlier = read_plan(self.path) or read_summary(self.path).get("plan", {})
+        # also stores that only the earlier plan has
+        names = [*self.plan.stores, *(name for name in _FURTHER_STORES if name in earlier.get("stores", ()))]
         return [store_path(self.path, name) for name in dict.fromkeys(names)]
 
     def _publish(self, done: Mapping[str, Any]) -> None:
         summary = {"plan": self.plan.to_json(), "seams": _seams(done).to_json()}
         # the labels last: once they can be read, the prediction counts as complete
         for name in sorted(self.writers, key=lambda name: name == "labels"):
-            self.writers[name].publish({"muvit": summary} if name == "labels" else None)
+            self.writers[name].publish(summary if name == "labels" else None)
+
+    def _is_plausible(self, block: int, entry: Mapping[str, Any]) -> bool:
+        seams = entry.get("seams")
+        is_counted = isinstance(seams, list) and len(seams) == 4 and all(type(n) is int and n >= 0 for n in seams)
+        # of so few classes, one has a probability that uint8 does not round to 0
+        is_certain = "probabilities" in self.writers and len(self.plan.preprocessing.class_names) < 256
+        return is_counted and not (is_certain and entry["probabilities"][0] == 0)
 
 
 def store_path(path: Path, name: str) -> Path:
@@ -93,19 +139,24 @@ def prediction_status(path: Path) -> Status:
     """Progress of the prediction at ``path``, which may be running; needs neither model nor image.
 
     Raises:
-        ReadError: its plan is damaged.
+        ReadError: its plan is damaged, or a shard of the complete prediction is missing.
     """
     # in the order in which a run proceeds, so that no state of a running one is missed
     if not path.exists() or is_empty(path) or is_abandoned(path):
         return Status(state="missing")
     plan = read_plan(path)
-    status = Status(state="foreign") if plan is None else LabelStore(path, LabelPlan.from_json(plan)).status()
+    status = Status(state="foreign")
+    if plan is not None:
+        with as_plan(path / WORK / PLAN):
+            status = LabelStore(path, LabelPlan.from_json(plan)).status()
     summary = read_summary(path)
     if not summary:
         return status
-    store = LabelStore(path, LabelPlan.from_json(summary["plan"]))
+    with as_plan(path / "zarr.json"):
+        store = LabelStore(path, LabelPlan.from_json(summary["plan"]))
+        counts = {name: count for name, count in summary["seams"].items() if name != "ratio"}
+    store.verify()
     blocks, shards = store.plan.num_blocks, store.num_shards
-    counts = {name: count for name, count in summary["seams"].items() if name != "ratio"}
     return Status(
         state="complete",
         blocks=blocks,

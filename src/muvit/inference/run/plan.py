@@ -1,5 +1,6 @@
 """Outputs of a prediction, and placement and blending of its tiles."""
 
+import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -24,6 +25,7 @@ Precision = Literal["auto", "float32", "bfloat16"]
 Average = Literal["probabilities", "logits"]
 TilePlacement = Literal["auto", Placement]
 Tissue = Literal["all", "auto", "dark", "bright", "stained"]
+OutputGrid = Literal["model", "slide"]
 ProbabilityType = Literal["uint8", "float16"]
 
 
@@ -46,12 +48,15 @@ class PredictOptions:
     """Also write the probability of each class, as uint8 (255 is 1) or float16."""
     entropy: bool = False
     """Also write the entropy of the probabilities, from 0 (certain) to 1 (all classes equally likely)."""
+    grid: OutputGrid = "model"
+    """Pixels of the output: those of the model's finest level (model), or the finest ones of the slide as stored, each
+    with the label at its centre (slide)."""
     tissue: Tissue = "all"
     """Computed tiles: all, or those with tissue, which is dark or bright against the background (auto: dark
     in RGB images of 8 bits, else bright), or stained: coloured, without grey, black and blue or green pen (for
     haematoxylin with eosin or DAB)."""
     region: str | None = None
-    """Region of interest as well-known text, in world pixels, x before y; see
+    """Region of interest as well-known text, in pixels of the slide as stored, x before y; see
     `muvit.inference.tiling.region.read_region`."""
     placement: TilePlacement = "auto"
     """Placement of the coarse crops; auto takes that of training. After training with nested crops there is a choice:
@@ -89,7 +94,7 @@ def upgrade_plan(content: Mapping[str, Any]) -> dict[str, Any]:
     """A plan as a JSON object, of a prediction or of features, in today's spelling.
 
     Earlier plans say ``context`` (centered, concentric or grid) for ``placement``, and have ``together``, whose
-    results equal those of today only at 1.
+    results equal those of today only at 1. Those without ``grid`` are on the model's.
     """
     upgraded = dict(content)
     for part in ("tiling", "options"):
@@ -105,7 +110,9 @@ def upgrade_plan(content: Mapping[str, Any]) -> dict[str, Any]:
             name: {**level, "tiling": _upgrade_tiling(level["tiling"])} for name, level in upgraded["features"].items()
         }
     if "preprocessing" in upgraded:
-        upgraded["preprocessing"] = upgrade_placement(upgraded["preprocessing"])
+        upgraded["preprocessing"] = {"is_resampled": False} | upgrade_placement(upgraded["preprocessing"])
+    if "options" in upgraded:
+        upgraded["options"] = {"grid": "model"} | upgraded["options"]
     return upgraded
 
 
@@ -312,6 +319,12 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
         for name in names
         if before.get(name) != after.get(name)
     ]
+
+
+def hash_plan(plan: Mapping[str, Any]) -> str:
+    """SHA-256 of a plan as a JSON object, but for the path of the image."""
+    image = {name: value for name, value in plan["image"].items() if name != "path"}
+    return hashlib.sha256(json.dumps({**plan, "image": image}, sort_keys=True).encode()).hexdigest()
 
 
 def hash_model(model: torch.nn.Module) -> dict[str, str]:

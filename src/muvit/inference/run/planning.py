@@ -128,7 +128,7 @@ def _choose_tiles(tiling: TilePlan, slide: Slide, options: PredictOptions) -> tu
     if tissue is not None:
         chosen &= tiles_with_tissue(tiling, tissue)
     if options.region is not None:
-        chosen &= tiles_in_region(tiling, options.region)
+        chosen &= tiles_in_region(tiling, options.region, slide.pixel_scale)
     if not chosen.all():
         level = logging.INFO if chosen.any() else logging.WARNING
         _LOG.log(level, "%s: %d of %d tiles are computed", slide.path, chosen.sum(), chosen.size)

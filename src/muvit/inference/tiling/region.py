@@ -23,10 +23,10 @@ _BOX = re.compile(r"\s*,\s*".join([r"(-?\d+(?:\.\d+)?)"] * 4))
 
 
 def read_region(source: str, slide: Slide) -> str:
-    """A region of interest as well-known text, in world pixels, x before y.
+    """A region of interest as well-known text, in pixels of the slide as stored, x before y.
 
     Args:
-        source: a box ``y0,x0,y1,x1`` in world pixels, or a GeoJSON file with polygons in pixels of the finest level, as
+        source: a box ``y0,x0,y1,x1`` in these pixels, or a GeoJSON file with polygons in pixels of the finest level, as
             QuPath exports them (relative to the scanned part of a slide, where a file states one).
         slide: the image as it was opened.
 
@@ -97,12 +97,14 @@ def _origin(slide: Slide) -> NDArray[np.float64]:
     return np.zeros(2) if bounds is None else np.array(bounds[0][::-1], np.float64)
 
 
-def tiles_in_region(plan: TilePlan, region: str) -> NDArray[np.bool_]:
+def tiles_in_region(plan: TilePlan, region: str, pixel_scale: Sequence[float] | None = None) -> NDArray[np.bool_]:
     """Whether the pixel centres that each tile of the grid writes span a box that intersects the region, ``(*grid)``.
 
     Args:
         plan: the tiles.
-        region: well-known text, world pixels, along the last two axes; it applies to every plane of a stack.
+        region: well-known text, pixels of the slide as stored, along the last two axes; it applies to every plane of a
+            stack.
+        pixel_scale: those pixels along each axis of a world pixel, see `Slide.pixel_scale`; unset, 1.
 
     Raises:
         InputError: it is not well-known text, or no tile intersects it.
@@ -113,8 +115,10 @@ def tiles_in_region(plan: TilePlan, region: str) -> NDArray[np.bool_]:
         raise InputError("region", expected="well-known text", got=str(error)) from error
     shapely.prepare(area)
     factors = level_factors(plan.levels[0], len(plan.shape))
+    scale = (1.0,) * len(factors) if pixel_scale is None else pixel_scale
     (top, bottom), (left, right) = (
-        np.array([plan.written(axis, i) for i in range(plan.grid[axis])]).T * factors[axis] + [[0.5], [-0.5]]
+        (np.array([plan.written(axis, i) for i in range(plan.grid[axis])]).T * factors[axis] + [[0.5], [-0.5]])
+        * scale[axis]
         for axis in (len(plan.grid) - 2, len(plan.grid) - 1)
     )
     boxes = shapely.box(left[None], top[:, None], right[None], bottom[:, None])
