@@ -41,7 +41,7 @@ def names(slides):
 
 
 def areas(slides):
-    return class_areas(slides, 1)
+    return class_areas(slides, 1, None, ())
 
 
 def test_a_table_names_the_files_beside_it_and_is_written_as_it_is_read(folder, tmp_path_factory):

@@ -87,9 +87,9 @@ def open_folder(folder: Path, levels: Sequence[Level] = (), size: PixelSize = OW
         ReadError: the folder is missing or empty, or a file in it cannot be read.
         InputError: two files share one name, a level cannot be computed, or a pixel size is wanted and not known.
     """
-    files = [SlideFiles(image=file) for file in _visible_files(Path(folder), "images")]
-    check_names(files)
-    return {slide.name: slide for slide in open_images(files, levels, size)}
+    slides = [SlideFiles(image=file) for file in _visible_files(Path(folder), "images")]
+    check_names(slides)
+    return {slide.name: image for slide, image in zip(slides, open_images(slides, levels, size), strict=True)}
 
 
 def open_label_images(paths: Iterable[Path]) -> dict[str, Slide]:
@@ -202,11 +202,11 @@ def open_images(
         ReadError: a file cannot be read.
         InputError: a level cannot be computed, or a pixel size is wanted and not known.
     """
-    opened = [open_slide(slide.image) for slide in slides]
-    for slide in opened:
-        if slide.pixel_size_um is None and size.slide_pixel_size_um is not None:
-            slide.state_pixel_size(size.slide_pixel_size_um)
-    return complete_slides(opened, levels, pixel_size_um=size.pixel_size_um)
+    images = [open_slide(slide.image) for slide in slides]
+    for image in images:
+        if image.pixel_size_um is None and size.slide_pixel_size_um is not None:
+            image.state_pixel_size(size.slide_pixel_size_um)
+    return complete_slides(images, levels, pixel_size_um=size.pixel_size_um)
 
 
 def open_pairs(
@@ -216,7 +216,7 @@ def open_pairs(
     annotations: AnnotationConfig | None = None,
     size: PixelSize = OWN_PIXELS,
 ) -> list[tuple[Slide, Slide]]:
-    """Open the images and labels of slides; labels have the names and the grid of their images.
+    """Open the images and labels of slides; labels have the names of their images.
 
     Args:
         slides: the files.
@@ -299,8 +299,8 @@ def _open_label_files(
     for file, images in files.items():
         if len(images) > 1 and not (file in drawn and len(annotated_images(file)) > 1):
             raise InputError(file, expected="labels of one image", got=" and ".join(str(i.path) for i in images[:2]))
-    gridded = [_on_grid_of(images[0], open_slide(file)) for file, images in stored.items()]
-    found = dict(zip(stored, complete_slides(gridded, levels, "label"), strict=True))
+    on_grids = [_on_grid_of(images[0], open_slide(file)) for file, images in stored.items()]
+    found = dict(zip(stored, complete_slides(on_grids, levels, "label"), strict=True))
     for file, label in found.items():
         label.name = stored[file][0].name
     opened = [*found.values(), *(open_all_annotations(drawn, annotations, levels=levels) if drawn else ())]

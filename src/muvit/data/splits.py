@@ -132,8 +132,8 @@ def choose_folds(
 def class_areas(
     slides: Sequence[SlideFiles],
     level: Level,
-    annotations: AnnotationConfig | None = None,
-    ignore: Sequence[int] = (),
+    annotations: AnnotationConfig | None,
+    ignore: Sequence[int],
     size: PixelSize = OWN_PIXELS,
 ) -> NDArray[np.float64]:
     """Area of each class on each slide ``(slides, classes)``, from a coarse scan of the labels.
