@@ -1,5 +1,6 @@
 import csv
 import os
+import re
 import shutil
 import signal
 from dataclasses import replace
@@ -20,6 +21,7 @@ from muvit.errors import ExistsError, InputError, MuViTError, ReadError
 from muvit.geometry import box_size
 from muvit.metrics import Scores
 from muvit.models.baselines import BaselineConfig
+from muvit.models.card import read_card
 from muvit.models.encoder import EncoderConfig
 from muvit.models.relay.config import RelayConfig
 from muvit.models.segmenter import Segmenter, SegmenterConfig
@@ -103,8 +105,14 @@ def test_a_run_leaves_its_models_settings_logs_and_pictures(finished, recipe):
     assert {f.name for f in output.iterdir()} >= {"best", "last", "logs", "tensorboard", "pictures", "resume"}
     for name in ("best", "last"):
         files = sorted(f.name for f in (output / name).iterdir())
-        assert files == ["config.yaml", "model.safetensors", "preprocessing.yaml"]
+        assert files == ["README.md", "config.yaml", "model.safetensors", "preprocessing.yaml"]
         assert Segmenter.from_folder(output / name).config == recipe.model
+        card = read_card(output / name)
+        assert (card.levels, card.channels, card.kind) == (recipe.model.levels, recipe.model.in_channels, "muvit")
+        assert card.classes == Preprocessing.load(output / name).class_names
+        assert 0 <= card.scores["val_mdsc"] <= 1 and card.provenance["seed"] == recipe.run.seed
+        assert re.fullmatch(r"\d slides? of \S+/train", card.data["training"])
+        assert recipe.data.train not in (output / name / "README.md").read_text()  # where it lies is nobody's business
     pictures = sorted((output / "pictures").iterdir())
     assert [f.name for f in pictures] == ["epoch_0000.png", "epoch_0001.png"]
     with Image.open(pictures[0]) as picture:
@@ -328,7 +336,7 @@ def test_the_best_model_is_the_one_of_the_highest_score(tmp_path, recipe):
 
     saved = []
     keep = SaveBestAndLast(tmp_path, None)
-    keep._save = lambda task, name: saved.append(name)
+    keep._save = lambda *given: saved.append(given[-1])
     for score in (0.5, 0.4, float("nan"), None, 0.6):
         saved.append(score)
         keep.on_train_epoch_end(Stub(score), None)

@@ -32,6 +32,8 @@ VERBS = {
     "features": "write the features of every patch of a slide to a Zarr store",
     "evaluate": "score predicted labels against true ones",
     "study": "experiments on trained models: box noise, cost, features, reconstruction",
+    "export-model": "write a trained model for other software: ONNX, or a program of torch.export",
+    "push": "upload a trained model to huggingface.co",
     "convert-checkpoint": "convert a model folder of an earlier version to the present format",
     "completion": "print a script that completes verbs and options in the shell",
     "compare": "train a recipe's model and its controls, and report how they differ",

@@ -59,7 +59,7 @@ def run(arguments: Namespace) -> None:
     model = load_network(folder)
     if isinstance(model, Segmenter | Classifier) and model.config.boxes == "naive":
         raise InputError(arguments.model, expected="a model that knows where its views lie", got="one with naive boxes")
-    preprocessing = Preprocessing.load(arguments.preprocessing or folder)
+    preprocessing = Preprocessing.load(model_folder(arguments.preprocessing or folder))
     targets, encoder = _targets(arguments), encoder_of(model, folder)
     execution = Execution(**{field.name: arguments[field.name] for field in fields(Execution)})
     planned: dict[Path, Job] = {}

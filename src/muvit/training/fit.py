@@ -91,7 +91,10 @@ def train_segmenter(
         ignore_labels=recipe.data.ignore_labels,
     )
     checkpoint = prepare_folder(recipe, output, resume, overwrite, data.slides)
-    keep = [SaveBestAndLast(output, preprocessing, metric=recipe.run.monitor), *(callbacks or [])]
+    keep = [
+        SaveBestAndLast(output, preprocessing, metric=recipe.run.monitor, recipe=recipe),
+        *(callbacks or []),
+    ]
     if recipe.run.early_stop is not None:
         keep.append(EarlyStopping(recipe.run.monitor, mode="max", patience=recipe.run.early_stop))
     if val_crops is not None and recipe.run.pictures:
@@ -138,7 +141,7 @@ def train_classifier(
     checkpoint = prepare_folder(recipe, output, resume, overwrite, data.slides)
     metric: Literal["val_loss", "val_accuracy"] = "val_accuracy" if run.monitor == "val_accuracy" else "val_loss"
     keep: list[Callback] = [
-        SaveBestAndLast(output, preprocessing, metric=metric, lower_is_better=metric == "val_loss"),
+        SaveBestAndLast(output, preprocessing, metric=metric, lower_is_better=metric == "val_loss", recipe=recipe),
         *(callbacks or []),
     ]
     if run.early_stop is not None:
@@ -182,7 +185,10 @@ def pretrain_mae(
         model, recipe.optim, batch_size=recipe.data.batch_size, seed=run.seed, use_boxes=recipe.boxes == "true"
     )
     checkpoint = prepare_folder(recipe, output, resume, overwrite, data.slides)
-    keep = [SaveBestAndLast(output, data.preprocessing, metric="val_loss", lower_is_better=True), *(callbacks or [])]
+    keep = [
+        SaveBestAndLast(output, data.preprocessing, metric="val_loss", lower_is_better=True, recipe=recipe),
+        *(callbacks or []),
+    ]
     if val_crops is not None and run.pictures:
         keep.append(ReconstructionPictures(output / "pictures", val_crops, run.pictures))
     return fit(task, data, recipe, output, callbacks=keep, checkpoint=checkpoint)

@@ -62,3 +62,8 @@ def whole_if_near(factor: float) -> float:
     """The factor as a whole number if it is one within 1 %."""
     whole = round(factor)
     return float(whole) if whole >= 1 and abs(factor - whole) <= 0.01 * factor else factor
+
+
+def store_path(path: Path, name: str) -> Path:
+    """Folder of a store of the prediction at ``path``: ``a.ome.zarr`` and ``a.probabilities.ome.zarr``."""
+    return path if name == "labels" else path.with_name(f"{slide_name(path)}.{name}.ome.zarr")

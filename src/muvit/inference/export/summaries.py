@@ -16,8 +16,8 @@ from muvit.data.pyramids.reduction import reduce_blocks
 from muvit.data.slides.slide import Slide
 from muvit.durable import write_whole
 from muvit.errors import ExistsError, InputError
-from muvit.inference.export.geojson import BLOCK_PX
 from muvit.inference.export.labelled import LabelledImage
+from muvit.inference.export.objects import BLOCK_PX
 from muvit.pictures import Color, colorize, overlay, to_rgb
 from muvit.progress import Progress
 

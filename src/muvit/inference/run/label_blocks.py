@@ -14,7 +14,7 @@ from muvit.data.pyramids.convert import convert_image
 from muvit.data.pyramids.spec import PyramidSpec
 from muvit.data.pyramids.writer import Shard
 from muvit.data.slides.derived import on_grid
-from muvit.data.slides.formats import slide_name
+from muvit.data.slides.formats import store_path
 from muvit.data.slides.open import open_slide
 from muvit.data.slides.slide import Slide
 from muvit.errors import ReadError
@@ -128,11 +128,6 @@ class LabelStore(BlockStore[LabelPlan]):
         # of so few classes, one has a probability that uint8 does not round to 0
         is_certain = "probabilities" in self.writers and len(self.plan.preprocessing.class_names) < 256
         return is_counted and not (is_certain and entry["probabilities"][0] == 0)
-
-
-def store_path(path: Path, name: str) -> Path:
-    """Folder of a store of the prediction at ``path``: ``a.ome.zarr`` and ``a.probabilities.ome.zarr``."""
-    return path if name == "labels" else path.with_name(f"{slide_name(path)}.{name}.ome.zarr")
 
 
 def prediction_status(path: Path) -> Status:
