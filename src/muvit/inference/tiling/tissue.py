@@ -36,6 +36,10 @@ class TissueMask:
         """As a JSON object, without the mask."""
         return {"level": level_name(self.level), "side": self.side, "threshold": self.threshold}
 
+    def points(self) -> NDArray[np.float64]:
+        """Centres ``(n, ndim)`` of the tissue pixels, in world pixels."""
+        return np.asarray((np.argwhere(self.mask) + 0.5) * level_factors(self.level, self.mask.ndim), np.float64)
+
     def polygons(self, shape: tuple[int, ...]) -> list[shapely.Polygon]:
         """Outlines of the tissue, in world pixels (x, y), of a stack those of all planes together.
 
