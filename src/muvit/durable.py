@@ -113,6 +113,15 @@ def swap_in(fresh: Path, folder: Path, *, overwrite: bool = False) -> None:
         sync_folder(folder.parent)
 
 
+def replace_and_keep(fresh: Path, file: Path, previous: Path) -> None:
+    """Put a file in the place of another, which is kept as ``previous``; at any moment two of the three are there."""
+    with naming(file):
+        if file.exists():
+            file.replace(previous)
+        fresh.replace(file)
+    sync_folder(file.parent)
+
+
 def remove_whole(folder: Path) -> None:
     """Remove a folder, if it is there, so that half of it never lies in its place."""
     if folder.exists():

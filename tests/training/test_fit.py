@@ -63,7 +63,7 @@ def recipe(slides):
             decoder_widths=(8, 8, 4),
             stem_width=4,
         ),
-        run=RunConfig(epochs=2, accelerator="cpu", progress=False, pictures=2),
+        run=RunConfig(epochs=2, accelerator="cpu", progress=False, pictures=2, save_every=1),
     )
 
 
@@ -210,6 +210,16 @@ def test_a_run_that_was_stopped_and_resumed_equals_one_that_was_not(recipe, tmp_
     assert [int(step) for step, _ in scores[0]] == [STEPS_PER_EPOCH * n - 1 for n in range(val_every, 5, val_every)]
 
 
+class Steps(Callback):
+    """Epoch and number of every step."""
+
+    def __init__(self):
+        self.steps = []
+
+    def on_train_batch_start(self, trainer, *_):
+        self.steps.append((trainer.current_epoch, trainer.global_step))
+
+
 class SignalAt(StopAt):
     """Somebody stops the process in the middle of an epoch."""
 
@@ -223,39 +233,37 @@ class SignalAt(StopAt):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize(
-    ("epoch", "said"),
-    [
-        (0, "has not finished an epoch: restart it with --overwrite."),
-        (1, "can be resumed after its last complete epoch with"),
-    ],
-)
-def test_a_run_that_is_told_to_stop_says_how_to_go_on(recipe, tmp_path, number, epoch, said):
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_a_run_that_is_told_to_stop_saves_its_state_and_goes_on_from_there(finished, recipe, tmp_path, number, epoch):
     before = signal.signal(
         signal.SIGINT, signal.default_int_handler
     )  # which a shell takes from what it does not wait for
     try:
         with pytest.raises(KeyboardInterrupt) as stopped:
             train_segmenter(recipe, tmp_path / "run", callbacks=[SignalAt(epoch, number)])
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
         signal.signal(signal.SIGINT, before)
     (note,) = stopped.value.__notes__
-    assert note.startswith(f"The run in {tmp_path / 'run'} {said}")
-    assert not (tmp_path / "run" / "last").exists() or epoch == 1
-    train_segmenter(recipe, tmp_path / "run", resume=epoch == 1, overwrite=epoch == 0)
-    assert (tmp_path / "run" / "last").exists()
+    assert note == f"The run in {tmp_path / 'run'} can be resumed with --resume."
+    assert (tmp_path / "run" / "last").exists() == (epoch == 1)
+    seen = Steps()
+    train_segmenter(recipe, tmp_path / "run", resume=True, callbacks=[seen])
+    assert seen.steps[0] == (epoch, STEPS_PER_EPOCH * epoch + 2)
+    weights = [(run / "last" / "model.safetensors").read_bytes() for run in (finished[1], tmp_path / "run")]
+    assert weights[0] == weights[1]
+
+
+def test_a_run_that_fails_before_its_first_state_says_so(recipe, tmp_path):
+    with pytest.raises(RuntimeError, match="power failure") as stopped:
+        train_segmenter(recipe, tmp_path / "run", callbacks=[StopAt(0)])
+    said = f"The run in {tmp_path / 'run'} has not saved its state yet: restart it with --overwrite."
+    assert stopped.value.__notes__ == [said]
 
 
 def test_resuming_goes_on_at_the_next_epoch(recipe, tmp_path):
-    class Watch(Callback):
-        def __init__(self):
-            self.steps = []
-
-        def on_train_batch_start(self, trainer, *_):
-            self.steps.append((trainer.current_epoch, trainer.global_step))
-
-    watch = Watch()
+    watch = Steps()
     with pytest.raises(RuntimeError, match="power failure"):
         train_segmenter(recipe, tmp_path / "run", callbacks=[StopAt(1)])
     train_segmenter(recipe, tmp_path / "run", resume=True, callbacks=[watch])

@@ -150,13 +150,13 @@ def test_validation_scores_slides_by_the_mean_of_their_crops(recipe):
 
 
 class StopAt(Callback):
-    def on_train_epoch_start(self, trainer, *_):
+    def on_train_batch_start(self, trainer, *_):
         if trainer.current_epoch == 1:
             raise RuntimeError("power failure")
 
 
 def test_a_run_that_was_stopped_and_resumed_equals_one_that_was_not(recipe, tmp_path):
-    recipe = change(recipe, "run", epochs=2, pictures=0)
+    recipe = change(recipe, "run", epochs=2, pictures=0, save_every=1)
     train_classifier(recipe, tmp_path / "whole")
     with pytest.raises(RuntimeError, match="power failure"):
         train_classifier(recipe, tmp_path / "broken", callbacks=[StopAt()])

@@ -49,7 +49,7 @@ def recipe(tmp_path_factory):
         ),
         model=tiny(dropout=0.1).config,
         optim=PretrainOptimConfig(lr=1e-3, ema_decay=0.9),
-        run=RunConfig(epochs=2, accelerator="cpu", progress=False, pictures=1),
+        run=RunConfig(epochs=2, accelerator="cpu", progress=False, pictures=1, save_every=1),
     )
 
 

@@ -36,7 +36,7 @@ def recipe(tmp_path_factory, pretrained):
     return Recipe(
         data=DataConfig(train=str(folder / "train"), crop_size=32, samples_per_epoch=8, batch_size=4, val=None),
         model=config(),
-        run=RunConfig(epochs=1, accelerator="cpu", progress=False),
+        run=RunConfig(epochs=1, accelerator="cpu", progress=False, save_every=1),
         init=InitConfig(encoder=str(pretrained[1])),
     )
 

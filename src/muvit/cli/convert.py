@@ -70,6 +70,12 @@ def add_arguments(parser: ArgumentParser) -> None:
         default=None,
         help='names of the label values: a JSON file such as {"0": "background", "1": "tumour"}',
     )
+    parser.add_argument(
+        "--nonfinite",
+        type=Literal["error", "ignore"],
+        default="error",
+        help="pixels that are NaN or infinite: refused, or stored, and left out of the means of coarser levels",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace existing pyramids")
 
 
@@ -99,6 +105,7 @@ def run(arguments: Namespace) -> None:
                 channel_names=arguments.channel_names,
                 label_names=names,
                 label_colors=None if colors is None else {value: colors[value] for value in names or ()},
+                nonfinite=arguments.nonfinite,
                 overwrite=arguments.overwrite,
                 progress=progress,
             )

@@ -4,8 +4,6 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
-from muvit.errors import CheckpointError
-
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Arguments of the verb."""
@@ -18,14 +16,8 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(arguments: Namespace) -> None:
     """Export the model, compare its outputs, and print the file with the largest difference."""
-    from muvit.models.classifier import Classifier
     from muvit.models.portable import export_model
-    from muvit.models.segmentation_model import SegmentationModel
     from muvit.models.trained import load_model
 
-    trained = load_model(arguments.model)
-    if not isinstance(trained.model, SegmentationModel | Classifier):
-        got = f"a {type(trained.model).__name__}"
-        raise CheckpointError(arguments.model, expected="a model of pixels or a classifier of slides", got=got)
-    difference = export_model(trained, arguments.output, overwrite=arguments.overwrite)
+    difference = export_model(load_model(arguments.model), arguments.output, overwrite=arguments.overwrite)
     print(f"{arguments.output}: outputs differ by at most {difference:.1e}")

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -50,6 +50,12 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--context", type=Literal["auto", "centered", "grid"], default="auto", help="older spelling of --placement"
     )
+    parser.add_argument(
+        "--nonfinite",
+        type=Literal["error", "ignore"] | None,
+        default=None,
+        help="pixels that are NaN or infinite: refused, or 0 after normalisation (default: as in training)",
+    )
     parser.add_class_arguments(PredictOptions, as_group=False, skip={"flips", "region"})
     add_pixel_size(parser)
     parser.add_class_arguments(Execution, as_group=False)
@@ -66,6 +72,8 @@ def run(arguments: Namespace) -> None:
         failures.require_none("whose labels are whole")
         return
     trained = load_model(arguments.model, kind=SegmentationModel)
+    if arguments.nonfinite is not None:
+        trained = replace(trained, preprocessing=replace(trained.preprocessing, nonfinite=arguments.nonfinite))
     execution = Execution(**{field.name: arguments[field.name] for field in fields(Execution)})
     planned = _plan(arguments, targets, trained, execution)
     # by an earlier call, or by the other parts

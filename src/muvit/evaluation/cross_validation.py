@@ -26,7 +26,8 @@ from muvit.models.segmentation_model import SegmentationModel
 from muvit.models.trained import load_model
 from muvit.training.fit import train_segmenter
 from muvit.training.recipes import Recipe
-from muvit.training.runs import CHECKPOINT, SLIDES
+from muvit.training.resume import has_state
+from muvit.training.runs import SLIDES
 from muvit.training.slides import complete, recipe_folds
 
 
@@ -108,7 +109,7 @@ def cross_validate(recipe: Recipe, output: Path, *, resume: bool = False, overwr
     scored: dict[int, Evaluation] = {}
     for fold in chosen:
         run, own = output / f"fold_{fold}", replace(recipe, run=replace(recipe.run, fold=fold))
-        before, is_started = _weights(run), resume and (run / CHECKPOINT).exists()
+        before, is_started = _weights(run), resume and has_state(run)
         model = train_segmenter(own, run, resume=is_started, overwrite=overwrite or resume, slides=runs[fold])
         pairs = open_pairs(runs[fold]["val"], annotations=recipe.data.annotations, size=recipe.data.size)
         trained = load_model(model, kind=SegmentationModel)

@@ -26,7 +26,8 @@ from muvit.models.trained import load_model
 from muvit.progress import Progress
 from muvit.training.fit import train_segmenter
 from muvit.training.recipes import Recipe, RunConfig
-from muvit.training.runs import CHECKPOINT, check_devices
+from muvit.training.resume import has_state
+from muvit.training.runs import check_devices
 
 _SECONDS = "training_seconds.txt"
 
@@ -186,7 +187,7 @@ def _work(variant: Variant, job: _Job, index: int) -> Trained:
     # the bar counts for all variants
     own = replace(variant.recipe.run, accelerator=_device.type, devices=1, progress=False)  # type: ignore[arg-type]
     recipe = replace(variant.recipe, run=own)
-    started = job.resume and (run / CHECKPOINT).exists()
+    started = job.resume and has_state(run)
     began, before = time.perf_counter(), _seconds_before(run) if started else 0.0
     again = job.overwrite or job.resume  # what has not finished an epoch is begun anew
     folder = train_segmenter(recipe, run, resume=started, overwrite=again, callbacks=[_CountSteps(index)])

@@ -49,8 +49,10 @@ class LoadedModel(TrainedModel[Model]):
         """
         image = slide if isinstance(slide, Slide) else open_slide(slide)
         target = Path(f"{image.name}.labels.ome.zarr") if output is None else output
-        kept = {"options": options, "execution": execution, "overwrite": overwrite, "progress": progress}
-        return open_slide(predict_slide(self, image, target, **kept))
+        path = predict_slide(
+            self, image, target, options=options, execution=execution, overwrite=overwrite, progress=progress
+        )
+        return open_slide(path)
 
 
 @overload

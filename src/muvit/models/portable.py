@@ -16,6 +16,7 @@ from muvit.durable import whole_file
 from muvit.errors import ExistsError, InputError, require_package
 from muvit.geometry import naive_boxes
 from muvit.models.classifier import Classifier
+from muvit.models.folder import FolderModel
 from muvit.models.segmentation_model import SegmentationModel, Views, encoder_views
 from muvit.models.trained import TrainedModel
 
@@ -34,9 +35,7 @@ _MAX_ONNX_BYTES = 2**31
 Outputs = Callable[[Tensor, Tensor], np.ndarray]
 
 
-def export_model(
-    trained: TrainedModel[SegmentationModel] | TrainedModel[Classifier], file: Path | str, *, overwrite: bool = False
-) -> float:
+def export_model(trained: TrainedModel[FolderModel], file: Path | str, *, overwrite: bool = False) -> float:
     """Write a model as an ONNX file (``.onnx``) or as a program of ``torch.export`` (``.pt2``).
 
     The exported model takes ``img`` ``(B, L, C, *space)``, normalised as in training, and ``bbox`` ``(B, L, 2, ndim)``
@@ -54,8 +53,8 @@ def export_model(
 
     Raises:
         ExistsError: the file exists, and ``overwrite`` is false.
-        InputError: the suffix is another, a package is missing, the model is too large for an ONNX file, or outputs
-            differ by more than 1e-4 of the largest.
+        InputError: the suffix is another, the model gives no logits, a package is missing, the model is too large for
+            an ONNX file, or outputs differ by more than 1e-4 of the largest.
     """
     file = Path(file)
     if file.suffix not in (ONNX, PROGRAM):
@@ -65,6 +64,9 @@ def export_model(
     if file.suffix == ONNX:
         for package in ("onnx", "onnxscript", "onnxruntime"):
             require_package(package, file.name, package=package, install="muvit[onnx]")
+    if not isinstance(trained.model, SegmentationModel | Classifier):
+        got = f"a {type(trained.model).__name__}"
+        raise InputError("model", expected="a model of pixels or a classifier of slides", got=got)
     model, size, text = trained.model, trained.preprocessing.crop_size, trained.preprocessing.to_yaml()
     views = model.views if isinstance(model, SegmentationModel) else encoder_views(model.encoder.config)
     whole = _Logits(copy.deepcopy(model)).cpu().eval()

@@ -52,6 +52,17 @@ class CropsData(LightningDataModule):
         super().__init__()
         self.slides = slides
         self.data, self.seed, self.num_processes = data, run.seed, run.devices * run.num_nodes
+        self._position = 0, 0  # epoch, and batches of it that were taken
+
+    def state_dict(self) -> dict[str, int]:
+        """The epoch, and how many of its batches were taken; part of the state that a run is resumed from."""
+        assert self.trainer is not None
+        batches = self.trainer.fit_loop.epoch_loop.batch_progress.current.completed
+        return {"epoch": self.trainer.current_epoch, "batches": batches}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Begin the next `train_dataloader` there."""
+        self._position = state_dict["epoch"], state_dict["batches"]
 
     @cached_property
     def val_crops(self) -> SlideCrops | None:
@@ -73,9 +84,12 @@ class CropsData(LightningDataModule):
         raise NotImplementedError
 
     def train_dataloader(self) -> DataLoader:
-        """Batches of new random crops in every epoch."""
+        """Batches of new random crops in every epoch; a resumed run begins with the first one that it has not seen."""
         rank, replicas = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        sampler = EpochSampler(len(self.train_crops), rank=rank, num_replicas=replicas)
+        samples, per_step = len(self.train_crops), self.data.batch_size * replicas
+        epoch, done = self._position
+        start = done % (samples // per_step) * per_step  # all batches are done in a state from between two epochs
+        sampler = EpochSampler(samples, epoch=epoch, start=start, rank=rank, num_replicas=replicas)
         return self._loader(self.train_crops, sampler=sampler, drop_last=True)
 
     def val_dataloader(self) -> DataLoader | list[DataLoader]:

@@ -26,11 +26,13 @@ from muvit.training.datamodules import ClassificationData, PretrainData, Segment
 from muvit.training.optim import PretrainOptimConfig
 from muvit.training.pretrained import load_pretrained_encoder
 from muvit.training.recipes import ClassifyRecipe, PretrainRecipe, Recipe, RunConfig
+from muvit.training.resume import FOLDER, LAST, newest_state
 from muvit.training.runs import (
     build_loggers,
     build_trainer,
     check_wandb,
     fit,
+    fit_from,
     is_first_process,
     log_interval,
     prepare_folder,
@@ -58,7 +60,7 @@ def train_segmenter(
         output: folder of the run. It receives the model folders ``best`` (by ``run.monitor``) and ``last``,
             ``logs`` (CSV) and ``tensorboard``, ``pictures`` of validation crops, ``resume``, the recipe, and the
             slides with their split (``slides.csv``).
-        resume: continue the run in ``output`` after its last complete epoch, on the slides stored there.
+        resume: continue the run in ``output`` from its last state, on the slides stored there; on a CPU, bit for bit.
         overwrite: delete an existing run.
         callbacks: further Lightning callbacks.
         slides: the slides of a new run, by default those that the recipe says.
@@ -116,7 +118,7 @@ def train_classifier(
         recipe: all settings.
         output: folder of the run. It receives the model folders ``best`` and ``last``, ``logs`` (CSV) and
             ``tensorboard``, ``pictures`` of validation crops, ``resume`` and the recipe.
-        resume: continue the run in ``output`` after its last complete epoch.
+        resume: continue the run in ``output`` from its last state; on a CPU, bit for bit.
         overwrite: delete an existing run.
         callbacks: further Lightning callbacks.
 
@@ -165,7 +167,7 @@ def pretrain_mae(
         recipe: all settings.
         output: folder of the run. It receives the model folders ``best`` (lowest validation loss) and ``last``,
             ``logs`` (CSV) and ``tensorboard``, ``pictures`` of reconstructions, ``resume`` and the recipe.
-        resume: continue the run in ``output`` after its last complete epoch; on a CPU, bit for bit.
+        resume: continue the run in ``output`` from its last state; on a CPU, bit for bit.
         overwrite: delete an existing run.
         callbacks: further Lightning callbacks.
 
@@ -232,7 +234,7 @@ def fit_mae(
         logger: logger beside the CSV files.
         run_name: name of the run on W&B.
         wandb_project: project on W&B.
-        ckpt_path: ``resume/last.ckpt`` of a run to continue.
+        ckpt_path: ``resume/last.ckpt`` of a run to continue; if that is damaged, the state before it is taken.
         accelerator: Lightning's name of the device type; all devices of it are used.
         num_nodes: number of machines.
         precision: as in Lightning's trainer.
@@ -270,7 +272,7 @@ def fit_mae(
     keep = [] if folder is None else [SaveBestAndLast(folder, None, metric="val_loss", lower_is_better=True)]
     with quiet(), stoppable():
         trainer = build_trainer(
-            RunConfig(epochs=num_epochs, num_nodes=num_nodes),
+            RunConfig(epochs=num_epochs, num_nodes=num_nodes, save_every=1),
             folder,
             keep,
             accelerator=accelerator,
@@ -282,7 +284,13 @@ def fit_mae(
             log_every_n_steps=log_interval(train_dataloader),
             fast_dev_run=fast_dev_run,
         )
-        trainer.fit(task, train_dataloader, val_dataloader, ckpt_path=ckpt_path, weights_only=True)
+        state = None if ckpt_path is None else _state(Path(ckpt_path))
+        fit_from(trainer, state, task, train_dataloaders=train_dataloader, val_dataloaders=val_dataloader)
+
+
+def _state(file: Path) -> Path:
+    """The state to resume from: ``last.ckpt`` of a run stands for the newest that is whole."""
+    return newest_state(file.parent.parent) if (file.parent.name, file.name) == (FOLDER, LAST) else file
 
 
 def _output(output: Path | str | None, ckpt_path: Path | str | None) -> Path:

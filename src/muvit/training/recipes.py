@@ -1,5 +1,6 @@
 """Settings of a training run, as a YAML recipe or the command line gives them."""
 
+import re
 from dataclasses import dataclass, field
 from math import prod
 from typing import Annotated, Any, Literal
@@ -173,6 +174,9 @@ class RunConfig:
     """Validations without a better score before training stops; unset, train for all epochs."""
     min_epochs: PositiveInt = 1
     """Fewest epochs before early stopping."""
+    save_every: PositiveInt | str = "10min"
+    """State to resume from is saved whenever this time has passed (30s, 10min, 2h), also in mid-epoch, or after every
+    n-th epoch (a whole number); at the end, and on Ctrl-C or SIGTERM, in any case."""
     pictures: Annotated[int, Bounds(min=0)] = 4
     """Validation crops to draw after each validation; 0 draws none."""
     progress: bool = True
@@ -190,7 +194,24 @@ class RunConfig:
         check_fields(self, "run.")
         if self.fold is not None and self.fold >= (self.folds or 0):
             raise InputError("run.fold", expected=f"a number below run.folds = {self.folds}", got=self.fold)
+        if isinstance(self.save_every, str) and not _TIME.fullmatch(self.save_every):
+            expected = "a time such as 30s, 10min or 2h, or a number of epochs"
+            raise InputError("run.save_every", expected=expected, got=repr(self.save_every))
 
+    @property
+    def save_epochs(self) -> int | None:
+        """Epochs from one saved state to the next; None if that is a matter of time."""
+        return None if isinstance(self.save_every, str) else self.save_every
+
+    @property
+    def save_seconds(self) -> float | None:
+        """Seconds from one saved state to the next; None if that is a matter of epochs."""
+        time = _TIME.fullmatch(str(self.save_every))
+        return None if time is None else float(time["number"]) * _SECONDS[time["unit"]]
+
+
+_SECONDS = {"s": 1, "min": 60, "h": 3600}
+_TIME = re.compile(r"(?P<number>\d{1,6}(\.\d{1,6})?) ?(?P<unit>s|min|h)")
 
 _MAX_BATCH = 2**32
 """Most pixel values of a batch, 16 GiB as float32."""

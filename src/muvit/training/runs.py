@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 import yaml
-from lightning import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import LearningRateMonitor, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.utilities import rank_zero_only
@@ -24,21 +24,23 @@ from torch.utils.data import DataLoader
 from muvit.data.splits import SlideSets, read_sets
 from muvit.data.tables import write_slides
 from muvit.durable import write_whole
-from muvit.errors import ExistsError, InputError, require_package
+from muvit.errors import ExistsError, InputError, MuViTError, require_package
 from muvit.models.folder import plain
 from muvit.settings import read_settings
+from muvit.training.callbacks import StopAtNonFinite
+from muvit.training.datamodules import CropsData
 from muvit.training.recipes import ClassifyRecipe, PretrainRecipe, Recipe, RunConfig
+from muvit.training.resume import SaveState, StateFiles, has_state, newest_state, unfit_state
 from muvit.training.slides import AnyRecipe, complete
 
 RECIPE = "recipe.yaml"
 SLIDES = "slides.csv"
-CHECKPOINT = Path("resume") / "last.ckpt"
 
 
 def prepare_folder(
     recipe: AnyRecipe, output: Path, resume: bool, overwrite: bool, slides: SlideSets | None = None
 ) -> Path | None:
-    """Make the folder of a run; the checkpoint to resume from, if there is one.
+    """Make the folder of a run; the state to resume from, if it is resumed.
 
     Args:
         recipe: all settings.
@@ -49,6 +51,7 @@ def prepare_folder(
 
     Raises:
         ExistsError: the folder exists, and neither ``resume`` nor ``overwrite`` is set.
+        CheckpointError, ReadError: the state or the recipe to resume from is damaged.
         InputError: there is nothing to resume, the recipe has changed since, the folder to overwrite is no run, or this
             machine lacks devices or packages that the run needs.
     """
@@ -57,14 +60,13 @@ def prepare_folder(
         check_wandb()
     settings = plain(asdict(recipe))
     if not is_first_process():  # only the first process writes the folder
-        return output / CHECKPOINT if resume else None
+        return newest_state(output) if resume else None
     if output.exists() and not output.is_dir():
         raise InputError(output, expected="a folder for the run", got="a file")
     if resume:
-        checkpoint = output / CHECKPOINT
-        for file in (checkpoint, output / RECIPE):
-            if not file.is_file():
-                raise InputError(output, expected="an interrupted run, to resume it", got=f"no {file}")
+        checkpoint = newest_state(output)
+        if not (output / RECIPE).is_file():
+            raise InputError(output, expected="an interrupted run, to resume it", got=f"no {output / RECIPE}")
         # read as a recipe: an earlier version may have written it, in its spelling and without later settings
         changed = _changed_settings(plain(asdict(complete(read_settings(output / RECIPE, type(recipe))))), settings)
         if changed:
@@ -133,7 +135,7 @@ def check_devices(run: RunConfig) -> None:
 
 def fit(
     task: LightningModule,
-    data: LightningDataModule,
+    data: CropsData,
     recipe: Recipe | PretrainRecipe | ClassifyRecipe,
     output: Path,
     *,
@@ -144,30 +146,53 @@ def fit(
 
     Raises:
         KeyboardInterrupt: Ctrl-C, or SIGTERM; like every other error, it notes how to resume.
+        CheckpointError: the state to resume from is that of another run.
     """
     run = recipe.run
     with quiet(), stoppable(output):
         often = log_interval(data.train_dataloader(), run.devices * run.num_nodes)
-        trainer = build_trainer(run, output, callbacks, log_every_n_steps=often)
-        trainer.fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        trainer = build_trainer(run, output, callbacks, data=data, log_every_n_steps=often)
+        fit_from(trainer, checkpoint, task, datamodule=data)
     return output / ("best" if (output / "best").exists() else "last")
 
 
-def build_trainer(run: RunConfig, output: Path | None, callbacks: Sequence[Callback], **options: Any) -> Trainer:
+def fit_from(trainer: Trainer, checkpoint: Path | None, task: LightningModule, **data: Any) -> None:
+    """Call the ``fit`` of a trainer that goes on from a state, if there is one.
+
+    Raises:
+        CheckpointError: the state is that of another run.
+    """
+    try:
+        trainer.fit(task, **data, ckpt_path=checkpoint, weights_only=True)
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        states = [one for one in trainer.checkpoint_callbacks if isinstance(one, SaveState)]
+        if checkpoint is None or isinstance(error, MuViTError) or any(one.has_started for one in states):
+            raise
+        raise unfit_state(checkpoint, error) from error
+
+
+def build_trainer(
+    run: RunConfig,
+    output: Path | None,
+    callbacks: Sequence[Callback],
+    *,
+    data: CropsData | None = None,
+    **options: Any,
+) -> Trainer:
     """Trainer of a run that logs to ``output`` and can be resumed from there; without ``output`` it writes nothing.
 
-    ``options`` go to Lightning's trainer.
+    Args:
+        run: duration, devices and logging.
+        output: folder of the run.
+        callbacks: those that save models and draw.
+        data: the batches; None for those of a user's own loader.
+        options: of Lightning's trainer.
     """
-    keep = list(callbacks)
+    watch = StopAtNonFinite(data)
+    keep = [watch, *callbacks]
     if output is not None:
         keep += [
-            ModelCheckpoint(
-                output / CHECKPOINT.parent,
-                filename="last",
-                save_top_k=1,
-                enable_version_counter=False,
-                save_on_train_epoch_end=True,  # after `SaveBestAndLast` has seen the epoch, validated or not
-            ),
+            SaveState(output, run, check=watch.check, has_position=data is not None),
             LearningRateMonitor("step"),
         ]
         options.setdefault("logger", build_loggers(output, run.wandb_project))
@@ -189,17 +214,18 @@ def build_trainer(run: RunConfig, output: Path | None, callbacks: Sequence[Callb
         "enable_progress_bar": run.progress,
         "enable_model_summary": False,
     }
+    settings["plugins"] = [StateFiles()]
     if "precision" not in options:
-        settings |= _precision(run)
+        settings |= _precision(run, settings["plugins"])
     return Trainer(**settings | options)
 
 
-def _precision(run: RunConfig) -> dict[str, Any]:
-    """Arguments of Lightning's trainer for the precision of a run."""
+def _precision(run: RunConfig, plugins: list[Any]) -> dict[str, Any]:
+    """Arguments of Lightning's trainer for the precision of a run, beside plugins."""
     precision = precision_for(run.accelerator) if run.precision == "auto" else run.precision
     has_gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
     if precision == "16-mixed" and (run.accelerator == "cpu" or not has_gpu):
-        return {"plugins": [MixedPrecision("16-mixed", "cpu")]}  # Lightning would take bf16-mixed
+        return {"plugins": [*plugins, MixedPrecision("16-mixed", "cpu")]}  # Lightning would take bf16-mixed
     return {"precision": precision}
 
 
@@ -267,10 +293,10 @@ def stoppable(output: Path | None = None) -> Iterator[None]:
 
 def _noted(error: BaseException, output: Path | None) -> BaseException:
     if output is not None and is_first_process():
-        if (output / CHECKPOINT).exists():
-            error.add_note(f"The run in {output} can be resumed after its last complete epoch with --resume.")
+        if has_state(output):
+            error.add_note(f"The run in {output} can be resumed with --resume.")
         else:
-            error.add_note(f"The run in {output} has not finished an epoch: restart it with --overwrite.")
+            error.add_note(f"The run in {output} has not saved its state yet: restart it with --overwrite.")
     return error
 
 

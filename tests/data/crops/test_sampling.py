@@ -14,7 +14,8 @@ def test_processes_share_an_epoch_without_overlap(num_samples, num_replicas, epo
         for rank in range(num_replicas)
     ]
     seen = [list(sampler) for sampler in samplers]
-    assert {len(numbers) for numbers in seen} == {len(samplers[0])}
+    assert len({len(numbers) for numbers in seen}) == 1
+    assert {len(sampler) for sampler in samplers} == {num_samples // num_replicas}
     together = [number for turn in zip(*seen, strict=True) for number in turn]
     first = epoch * num_samples + start
     assert together == list(range(first, first + len(together)))

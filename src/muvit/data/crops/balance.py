@@ -59,11 +59,13 @@ class EpochSampler(Sampler[int]):
             self.epoch, self.start = epoch, 0
 
     def __len__(self) -> int:
-        return (self.num_samples - self.start) // self.num_replicas
+        """Samples of a whole epoch for this process, also of one that was begun before."""
+        return self.num_samples // self.num_replicas
 
     def __iter__(self) -> Iterator[int]:
         first = self.epoch * self.num_samples + self.start + self.rank
-        return iter(range(first, first + len(self) * self.num_replicas, self.num_replicas))
+        remaining = (self.num_samples - self.start) // self.num_replicas
+        return iter(range(first, first + remaining * self.num_replicas, self.num_replicas))
 
 
 Balance = Literal["none", "foreground", "classes"]

@@ -14,6 +14,7 @@ from muvit.data.crops.balance import Balance, ForegroundIndex
 from muvit.data.crops.placement import Window, draw_start
 from muvit.data.crops.preprocessing import CropConfig
 from muvit.data.crops.slide_crops import LabelledSlide, SlideCrops, without_inside
+from muvit.data.slides.slide import Slide
 from muvit.errors import InputError
 from muvit.geometry import box_center
 from muvit.labels import BACKGROUND, IGNORE
@@ -111,6 +112,10 @@ class NestedCrops(SlideCrops):
         else:
             sample = self.read_similar(slide, self._place_similar(rng, slide, pixel, similarity))
         return without_inside(sample if self.augmentation is None else self.augmentation(sample, rng))
+
+    def slide_of(self, index: int) -> Slide:
+        """The slide of a sample."""
+        return self.images[self._draw(index, np.random.default_rng((self.seed, index)))[0]]
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         """The samples of the first epoch (every index is valid, so that iterating over indices would not end)."""

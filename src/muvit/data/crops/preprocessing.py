@@ -16,6 +16,7 @@ from muvit.errors import CheckpointError, InputError
 from muvit.levels import Level, check_levels, plain_level
 
 LabelLevels = Literal["finest", "all"]
+NonFinite = Literal["error", "ignore"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +32,9 @@ class Cropping:
     anywhere (free)."""
     free_views: FreeViews | None = None
     """Offsets and boxes of placement free; unset, anywhere in the image."""
+    nonfinite: NonFinite = "error"
+    """Pixels that are NaN or infinite in some channel: refused (error), or 0 after normalisation, in every channel, and
+    ignored in loss and metrics (ignore)."""
 
     @property
     def cropping(self) -> dict[str, Any]:

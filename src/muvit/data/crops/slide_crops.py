@@ -1,7 +1,9 @@
 """Base of the data sets that cut crops out of slides, reading only the windows they need."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,7 +17,12 @@ from muvit.data.crops.preprocessing import CropConfig
 from muvit.data.slides.slide import BlockCache, Slide
 from muvit.errors import InputError
 from muvit.labels import IGNORE
-from muvit.levels import Level
+from muvit.levels import Level, level_name
+
+_LOG = logging.getLogger(__name__)
+
+Finite = np.ndarray | None
+"""Where all channels of the pixels of views are finite, bool ``(L, *space)``; None: everywhere."""
 
 
 def read_views(slide: Slide, windows: Sequence[Window], config: CropConfig) -> dict[str, Tensor]:
@@ -30,13 +37,21 @@ def read_views(slide: Slide, windows: Sequence[Window], config: CropConfig) -> d
         ``img``: float32 ``(L, C, *space)``; ``bbox``: float32 ``(L, 2, ndim)``, the true boxes in world pixels, also
         where a view leaves the image; under zero padding also ``inside``, bool ``(L, *space)``: whether pixels lie in
         the image.
+
+    Raises:
+        InputError: a pixel is NaN or infinite, and ``config.nonfinite`` is ``error``.
     """
+    return _read_views(slide, windows, config)[0]
+
+
+def _read_views(slide: Slide, windows: Sequence[Window], config: CropConfig) -> tuple[dict[str, Tensor], Finite]:
+    """The views, and where their pixels are finite."""
     views = list(zip(config.levels, windows, strict=True))
     pixels = np.stack([slide.read(level, w.start, w.size, padding=config.padding) for level, w in views])
     valid = np.zeros((len(views), *config.size), dtype=bool)
     for inside, (level, window) in zip(valid, views, strict=True):
         inside[window.slices_inside(slide.level_shape(level))] = True
-    return to_sample(pixels, valid, [w.box for w in windows], config)
+    return to_sample(slide, pixels, valid, [w.box for w in windows], config)
 
 
 def without_inside(sample: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -44,18 +59,55 @@ def without_inside(sample: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: value for name, value in sample.items() if name != "inside"}
 
 
-def to_sample(pixels: np.ndarray, valid: np.ndarray, boxes: list[Tensor], config: CropConfig) -> dict[str, Tensor]:
+def to_sample(
+    slide: Slide, pixels: np.ndarray, valid: np.ndarray, boxes: list[Tensor], config: CropConfig
+) -> tuple[dict[str, Tensor], Finite]:
     """Normalised ``img`` and ``bbox``, from native pixels ``(L, C, *space)`` and whether they lie in the image.
 
     Under zero padding also ``inside``, bool ``(L, *space)``, for the augmentation, to leave the padding as it is.
     """
+    finite = _finite_pixels(slide, pixels, boxes, config)
+    if finite is not None:  # one channel that is missing hides the pixel, which normalisation sets to 0
+        pixels, valid = np.where(finite[:, None], pixels, np.float32(np.nan)), valid & finite
     img = config.normalization(pixels, valid)
     sample = {"img": torch.from_numpy(img), "bbox": torch.stack(boxes).float()}
     if config.padding == "zero":
         if not valid.all():
             img *= valid[:, None]
         sample["inside"] = torch.from_numpy(valid)
-    return sample
+    return sample, finite
+
+
+def _finite_pixels(slide: Slide, pixels: np.ndarray, boxes: list[Tensor], config: CropConfig) -> Finite:
+    """Where all channels of ``pixels`` are finite.
+
+    Raises:
+        InputError: a pixel is not, and the configuration does not ignore that.
+    """
+    if slide.dtype.kind != "f":
+        return None
+    with np.errstate(over="ignore"):  # what float32 cannot hold counts as infinite
+        finite = np.all(np.isfinite(pixels.astype(np.float32, copy=False)), axis=1, keepdims=True)[:, 0]
+    if finite.all():
+        return None
+    view = int(np.flatnonzero(~finite.reshape(len(finite), -1).all(axis=1))[0])
+    corners = " to ".join(str(corner) for corner in boxes[view].tolist())
+    place = f"{(~finite[view]).sum()} at level {level_name(config.levels[view])} in the box {corners}"
+    if config.nonfinite == "error":
+        hint = "Mend them, or set nonfinite to ignore (data.nonfinite in recipes)."
+        raise InputError(slide.path, expected="finite pixels", got=f"NaN or infinity: {place}", hint=hint)
+    _report(slide.path, place)
+    return finite
+
+
+_REPORTED: set[Path] = set()
+
+
+def _report(slide: Path, place: str) -> None:
+    """Warn of the first such pixels of a slide, in each process."""
+    if slide not in _REPORTED:
+        _REPORTED.add(slide)
+        _LOG.warning("%s: ignored are pixels that are NaN or infinite, first %s", slide, place)
 
 
 def read_label(label: Slide, window: Window, config: CropConfig) -> Tensor:
@@ -175,26 +227,29 @@ class SlideCrops(MuViTDataset):
         also ``inside``, bool ``(L, *space)``: whether pixels lie in the image.
         """
         config = self.config
-        sample = read_views(self.images[slide], windows, config)
+        sample, finite = _read_views(self.images[slide], windows, config)
         if self.labels:
             labels = [read_label(self.labels[slide], w, config) for w in windows[: len(config.labelled_levels)]]
-            self._put_labels(sample, labels)
+            self._put_labels(sample, labels, finite)
         return sample
 
     def read_similar(self, slide: int, views: Sequence[SimilarView]) -> dict[str, Tensor]:
         """The sample of scaled and rotated views of one slide, as `read` gives that of windows."""
         config = self.config
         pixels, valid = read_similar(self.images[slide], views, config.padding)
-        sample = to_sample(pixels, valid, [view.box for view in views], config)
+        sample, finite = to_sample(self.images[slide], pixels, valid, [view.box for view in views], config)
         if self.labels:
             labels = []
             for view in views[: len(config.labelled_levels)]:
                 stored = read_label(self.labels[slide], view.window, config).numpy()
                 labels.append(torch.from_numpy(view.sample(stored, linear=False)))
-            self._put_labels(sample, labels)
+            self._put_labels(sample, labels, finite)
         return sample
 
-    def _put_labels(self, sample: dict[str, Tensor], labels: list[Tensor]) -> None:
+    def _put_labels(self, sample: dict[str, Tensor], labels: list[Tensor], finite: Finite) -> None:
+        if finite is not None:
+            for label, seen in zip(labels, torch.from_numpy(finite), strict=False):  # of the finest views
+                label[~seen] = IGNORE
         sample["label"] = labels[0]
         if self.config.label_levels == "all":
             sample["labels"] = torch.stack(labels)

@@ -1,8 +1,11 @@
 """Conversion of images and label masks of any readable format to OME-Zarr pyramids, in bounded memory."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+import numpy as np
 
 from muvit.data.pyramids.ngff import Color, Kind, register_label
 from muvit.data.pyramids.spec import WholeLevel, check_spec
@@ -13,6 +16,7 @@ from muvit.durable import scratch_folder, swap_in
 from muvit.errors import InputError
 from muvit.progress import Progress
 
+_LOG = logging.getLogger(__name__)
 _BAND_BYTES = 256 << 20
 
 
@@ -27,6 +31,7 @@ def convert_image(
     label_names: dict[int, str] | None = None,
     label_colors: dict[int, Color] | None = None,
     has_background: bool | None = None,
+    nonfinite: Literal["error", "ignore"] = "error",
     attributes: dict[str, Any] | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -50,6 +55,8 @@ def convert_image(
         label_names: name of each label value; by default what the source states.
         label_colors: (red, green, blue) or (red, green, blue, alpha) of each label value; by default the source's.
         has_background: whether label 0 is background; by default what the source states.
+        nonfinite: pixels that are NaN or infinite are refused (``error``), or stored as they are and left out of the
+            means of coarser levels (``ignore``).
         attributes: further attributes of the store, beside those of OME.
         overwrite: replace a store that is at ``target``.
         progress: called with the number of steps done and their total.
@@ -85,9 +92,12 @@ def convert_image(
     slide.read(1, (0,) * slide.ndim, tuple(min(n, 16) for n in slide.shape))
     with scratch_folder(target) as scratch:
         fresh = scratch / target.name  # the store is named as its target, which its metadata mention
-        _copy(slide, PyramidWriter.create_from(fresh, spec), progress, attributes)
+        writer = PyramidWriter.create_from(fresh, spec)
+        num_missing = _copy(slide, writer, nonfinite, progress, attributes)
         swap_in(fresh, target, overwrite=overwrite)
     register_label(target)
+    if num_missing:
+        _LOG.warning("%s: %d values that are NaN or infinite", target, num_missing)
     return target
 
 
@@ -110,21 +120,37 @@ def _check_label_source(slide: Slide) -> None:
         raise InputError(slide.path, expected="labels of an integer dtype", got=slide.dtype)
 
 
-def _copy(slide: Slide, writer: PyramidWriter, progress: Progress | None, attributes: dict[str, Any] | None) -> None:
-    bands = list(_bands(writer))
+def _copy(
+    slide: Slide,
+    writer: PyramidWriter,
+    nonfinite: str,
+    progress: Progress | None,
+    attributes: dict[str, Any] | None,
+) -> int:
+    """Write all levels; the number of values of the finest that are NaN or infinite."""
+    bands, num_missing = list(_bands(writer)), 0
     total = len(bands) + writer.num_coarse_shards
     for done, (start, size) in enumerate(bands, start=1):
-        _copy_band(slide, writer, start, size)
+        num_missing += _copy_band(slide, writer, start, size, nonfinite)
         if progress is not None:
             progress(done, total)
     writer.finish(None if progress is None else lambda done, _: progress(len(bands) + done, total), attributes)
+    return num_missing
 
 
-def _copy_band(slide: Slide, writer: PyramidWriter, start: tuple[int, ...], size: tuple[int, ...]) -> None:
+def _copy_band(
+    slide: Slide, writer: PyramidWriter, start: tuple[int, ...], size: tuple[int, ...], nonfinite: str
+) -> int:
     band = slide.read(1, start, size)
+    missing = np.argwhere(~np.isfinite(band)) if band.dtype.kind == "f" else np.empty((0, band.ndim), np.intp)
+    if len(missing) and nonfinite == "error":
+        place = [int(a + b) for a, b in zip(start, missing[0][1:], strict=True)]
+        hint = "Mend them, or pass nonfinite ignore (--nonfinite ignore)."
+        raise InputError(slide.path, expected="finite pixels", got=f"NaN or infinity at {place}", hint=hint)
     width = writer.spec.shard_shape(0)[-1]
     for column in range(0, size[-1], width):
         writer.write((*start[:-1], start[-1] + column), band[..., column : column + width])
+    return len(missing)
 
 
 def _bands(writer: PyramidWriter) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:

@@ -18,7 +18,8 @@ Read = Callable[[tuple[int, ...], tuple[int, ...]], Pixels]
 def area_mean(pixels: Pixels, factor: int | Sequence[int]) -> Pixels:
     """Mean of every block of ``factor`` pixels per axis, over the pixels that exist at a ragged border.
 
-    Sums are exact for integers (rounded half up at the end) and float64 for floats.
+    Sums are exact for integers (rounded half up at the end) and float64 for floats. Pixels that are NaN or infinite are
+    left out; where a block has no others, its mean is NaN.
 
     Args:
         pixels: ``(C, *space)``; integers of at most 32 bits, or floats.
@@ -27,6 +28,8 @@ def area_mean(pixels: Pixels, factor: int | Sequence[int]) -> Pixels:
     Returns:
         ``(C, *ceil(space / factor))``, same dtype.
     """
+    if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
+        return _finite_mean(pixels, _per_axis(factor, pixels))
     factors = _per_axis(factor, pixels)
     exact: np.dtype[Any] = np.dtype(np.int64 if pixels.dtype.kind in "iu" else np.float64)
     if pixels.dtype.itemsize == 1 and exact.kind == "i" and math.prod(factors) < 2**22:
@@ -40,6 +43,15 @@ def area_mean(pixels: Pixels, factor: int | Sequence[int]) -> Pixels:
         return (total / count).astype(pixels.dtype)
     count = count.astype(exact)
     return ((2 * total + count) // (2 * count)).astype(pixels.dtype)
+
+
+def _finite_mean(pixels: Pixels, factors: tuple[int, ...]) -> Pixels:
+    finite = np.isfinite(pixels)
+    total, count = np.where(finite, pixels, 0), finite
+    for axis, along in enumerate(factors, start=1):
+        total = _fold(total, axis, along, np.add, np.dtype(np.float64))
+        count = _fold(count, axis, along, np.add, np.dtype(np.int64))
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan).astype(pixels.dtype)
 
 
 def majority(labels: Pixels, factor: int | Sequence[int]) -> Pixels:

@@ -128,7 +128,7 @@ def _sums(components: NDArray[Any], channels: NDArray[Any] | None) -> NDArray[np
     """Sums ``(C, number of components)`` of channels ``(C, H, W)`` over components; exact for 8 and 16 bits."""
     flat = components.ravel()
     sums = [np.bincount(flat, channel.ravel().astype(np.float64)) for channel in (() if channels is None else channels)]
-    return np.array(sums).reshape(len(sums), int(flat.max()) + 1)
+    return np.array(sums, np.float64).reshape(len(sums), int(flat.max()) + 1)
 
 
 def split_object(found: LabelObject, distance_px: float, measured: Slide | None = None) -> list[LabelObject]:
