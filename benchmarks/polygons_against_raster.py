@@ -82,6 +82,8 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=1024)
     arguments = parser.parse_args()
     recipe = read_settings(Path(__file__).parents[1] / "recipes" / "mouse_sections.yaml", Recipe)
+    encoder = replace(recipe.model.encoder, dim=64, num_layers=4, heads=2)  # type: ignore[union-attr]
+    recipe = replace(recipe, model=replace(recipe.model, encoder=encoder))  # type: ignore[call-arg]
     run = replace(recipe.run, epochs=arguments.epochs, accelerator="cpu", progress=False, pictures=0)
     rows, truth = [], Path()
     for name, simplify_px in VARIANTS.items():
@@ -93,6 +95,7 @@ def main() -> None:
             recipe.data,
             train=str(table),
             samples_per_epoch=arguments.samples,
+            batch_size=8,
             annotations=None if simplify_px is None else CONFIG,
         )
         model = train_segmenter(replace(recipe, data=data, run=run), folder / "run", overwrite=True)

@@ -69,7 +69,7 @@ def run(arguments: Namespace) -> None:
         _write_tissue(arguments)
     if arguments.picture is not None:
         _draw(arguments)
-    if outputs:
+    if outputs and not arguments.json:
         print(*outputs, sep="\n")
 
 
