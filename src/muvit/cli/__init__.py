@@ -23,6 +23,7 @@ VERBS = {
     "doctor": "check the installation, devices, and images, models or predictions, and say what to do",
     "prepare": "convert a downloaded data set to folders to train and test on",
     "synthetic": "generate the Synthetic data set, whose classes differ only at a coarse scale",
+    "samples": "draw training samples of a recipe, before and after augmentation",
     "pretrain": "pre-train a masked autoencoder on unlabelled images",
     "init": "look at slides and labels, and write a recipe for them with the reason for each setting",
     "train": "train a segmentation model from a recipe",

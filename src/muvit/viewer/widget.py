@@ -74,15 +74,15 @@ class PredictWidget(Container):
         """Stop the prediction after the batch that is being computed."""
         self.is_stopped = True
 
-    def _predict(self, slide: Slide, region: str | None) -> Slide | MuViTError:
-        """The work of the background thread: the labels, or the error to be shown."""
+    def _predict(self, slide: Slide, region: str | None) -> Slide | str:
+        """The work of the background thread: the labels, or the sentence of an error."""
         part = "" if region is None else f"_{hashlib.sha256(region.encode()).hexdigest()[:8]}"
         target = Path(self.output.value) / f"{slide.name}{part}.ome.zarr"
         options = PredictOptions(region=region)
         try:
             return load_model(self.model.value).predict(slide, target, options=options, progress=self._count)
         except MuViTError as error:
-            return error
+            return str(error)
 
     def _count(self, done: int, total: int) -> None:
         """Note the progress; the thread must not touch the window."""
@@ -94,9 +94,9 @@ class PredictWidget(Container):
         done, total = self.steps
         self.progress.max, self.progress.value = max(total, 1), done
 
-    def _show_result(self, result: Slide | MuViTError) -> None:
-        if isinstance(result, MuViTError):
-            self.said.value = str(result)
+    def _show_result(self, result: Slide | str) -> None:
+        if isinstance(result, str):
+            self.said.value = result
             return
         data, settings, _ = labels_layer(result)
         self.viewer.add_labels(data, **settings)
