@@ -1,5 +1,8 @@
+import base64
+import io
 import json
 import multiprocessing
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -87,7 +90,8 @@ def test_a_resumed_comparison_trains_nothing_again_and_writes_its_results_anew(r
     first, weights = made()
     assert list(first.dice) == ["square"]  # and not the ignored class
     assert "nan" not in (output / "metrics.csv").read_text()
-    with Image.open(output / "pictures" / "example-0-2-whole.png") as picture:
+    pictures = re.findall(r'src="data:image/png;base64,([^"]+)"', (output / "index.html").read_text())
+    with Image.open(io.BytesIO(base64.b64decode(pictures[2]))) as picture:
         assert picture.size == (52, 40)  # of level 1, which alone image, truth and prediction all store
     results = (output / "metrics.json").read_text()
     (output / "index.html").unlink()  # as if the report had failed

@@ -25,6 +25,7 @@ VERBS = {
     "synthetic": "generate the Synthetic data set, whose classes differ only at a coarse scale",
     "samples": "draw training samples of a recipe, before and after augmentation",
     "pretrain": "pre-train a masked autoencoder on unlabelled images",
+    "init": "look at slides and labels, and write a recipe for them with the reason for each setting",
     "train": "train a segmentation model from a recipe",
     "train-classifier": "train a classifier of slides from a recipe",
     "predict": "label whole slides with a trained model",

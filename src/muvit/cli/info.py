@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
+from muvit.cli.slides import add_selection, selection
 from muvit.data.folders import labels_beside, open_images, open_pairs
 from muvit.data.slides.derived import OWN_PIXELS
 from muvit.data.slides.ome_zarr import OmeZarrSlide
@@ -19,6 +20,7 @@ from muvit.levels import level_name
 def add_arguments(parser: ArgumentParser) -> None:
     """Arguments of the verb."""
     parser.add_argument("image", nargs="+", type=Path, help="image or OME-Zarr folder")
+    add_selection(parser)
     parser.add_argument("--json", action="store_true", help="print JSON, one object per image")
     parser.add_argument(
         "--picture",
@@ -58,7 +60,7 @@ def run(arguments: Namespace) -> None:
         if file.exists() and not arguments.overwrite:
             raise ExistsError(file)
     for path in arguments.image:
-        facts = describe(open_slide(path))
+        facts = describe(open_slide(path, **selection(arguments)))
         if arguments.json:
             print(json.dumps(facts))
             continue

@@ -13,12 +13,14 @@ from numpy.typing import NDArray
 from shapely.errors import ShapelyError
 from shapely.geometry import shape as geometry_of
 
+from muvit.data.annotations.objects import read_bytes
 from muvit.data.slides.slide import Slide
 from muvit.durable import write_whole
 from muvit.errors import ExistsError, InputError, ReadError
 from muvit.inference.tiling.tiles import TilePlan
 from muvit.levels import level_factors
 
+_MAX_BYTES = 2**24
 _BOX = re.compile(r"\s*,\s*".join([r"(-?\d+(?:\.\d+)?)"] * 4))
 
 
@@ -135,7 +137,7 @@ def tiles_in_region(plan: TilePlan, region: str, pixel_scale: Sequence[float] | 
 
 def _read_geojson(file: Path) -> Any:
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(read_bytes(file, limit=_MAX_BYTES))
         return shapely.make_valid(shapely.union_all([geometry_of(part) for part in _geometries(content)]))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, ShapelyError) as error:
         raise ReadError(file, expected="a GeoJSON file with polygons, or a box y0,x0,y1,x1", got=str(error)) from error
