@@ -28,9 +28,10 @@ from muvit.labels import IGNORE
 from muvit.metrics import Scores, confusion_matrix, scores
 from muvit.models.trained import build_model, load_model
 from muvit.settings import read_settings
-from muvit.training.datamodules import SegmentationData, complete
+from muvit.training.datamodules import SegmentationData
 from muvit.training.fit import train_segmenter
 from muvit.training.recipes import DataConfig, Recipe
+from muvit.training.slides import complete
 
 ROOT = Path(__file__).parents[1]
 RECIPE = ROOT / "recipes" / "synthetic_free.yaml"

@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 
 from muvit.data.crops.preprocessing import Preprocessing
 from muvit.data.folders import open_labelled_folder
+from muvit.data.slides.formats import store_path
 from muvit.data.slides.open import open_slide
 from muvit.evaluation.scores.segmentation import evaluate_slides
 from muvit.inference.predict import predict_slide
-from muvit.inference.run.label_blocks import prediction_status, store_path
+from muvit.inference.run.label_blocks import prediction_status
 from muvit.inference.run.plan import LabelPlan, PredictOptions
 from muvit.inference.run.resume import read_summary
 from muvit.inference.tiling.seams import Seams

@@ -24,8 +24,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from release import RELEASE, build_environment, call
 
-RELEASE = "muvit==0.1.0"
 REPOSITORY = Path(__file__).parents[1]
 RESULT = REPOSITORY / "benchmarks" / "results" / "parity_with_release.md"
 TOLERANCE = 1e-4
@@ -57,20 +57,6 @@ def main() -> int:
     RESULT.write_text(text)
     print(text)
     return int(max(max(row[3:]) for row in rows) > TOLERANCE or "failed" in tests)
-
-
-def build_environment(folder: Path) -> Path:
-    """Install the release into a virtual environment; its interpreter."""
-    own_uv = REPOSITORY / ".uv" / "bin" / "uv"
-    uv = own_uv if own_uv.exists() else shutil.which("uv")
-    python = folder / "bin" / "python"
-    if uv is None:
-        call(sys.executable, "-m", "venv", folder)
-        call(python, "-m", "pip", "install", "--quiet", RELEASE)
-    else:
-        call(uv, "venv", "--quiet", "--python", sys.executable, folder)
-        call(uv, "pip", "install", "--quiet", "--python", python, RELEASE)
-    return python
 
 
 def run_release_tests(folder: Path) -> str:
@@ -197,14 +183,6 @@ def report(tests: str, versions: list[str], rows: list[tuple]) -> str:
         "",
     ]
     return "\n".join(lines)
-
-
-def call(*command: object) -> str:
-    """Output of a command that must succeed."""
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.exit(f"{' '.join(str(part) for part in command)} failed:\n{done.stderr}")
-    return done.stdout
 
 
 if __name__ == "__main__":

@@ -29,9 +29,9 @@ from muvit.levels import level_name
 from muvit.metrics import Scores
 from muvit.models.trained import build_model, load_model
 from muvit.settings import read_settings
-from muvit.training.datamodules import complete
 from muvit.training.fit import train_segmenter
 from muvit.training.recipes import Recipe
+from muvit.training.slides import complete
 
 ROOT = Path(__file__).parents[1]
 RECIPE = ROOT / "recipes" / "synthetic_volumes.yaml"

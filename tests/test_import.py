@@ -75,7 +75,7 @@ def test_public_names_are_the_same_for_python_and_type_checkers(package):
         ("muvit.data.pyramids.convert", {"torch", "lightning", "matplotlib", "jsonargparse"}),
         ("muvit.training.recipes", {"lightning", "torchmetrics", "torchvision", "matplotlib", "jsonargparse"}),
         ("muvit.models.segmenter", {"lightning", "matplotlib", "tensorstore", "jsonargparse"}),
-        ("muvit.inference.predict", {"lightning", "matplotlib", "jsonargparse"}),
+        ("muvit.inference.predict", {"lightning", "matplotlib", "jsonargparse", "scipy"}),
     ],
 )
 def test_modules_load_only_what_they_need(module, absent):
@@ -98,6 +98,7 @@ TRAINS = {"torch", "lightning", "torchmetrics", "torchvision"}
         ("evaluate labels.tif labels.tif --num_classes 2", 0, TRAINS | {"matplotlib"}),
         *((f"{verb} --help", 0, TRAINS) for verb in ("info", "convert", "export", "evaluate", "prepare", "synthetic")),
         *((f"{verb} --help", 0, TRAINS) for verb in ("classify", "study", "convert-checkpoint")),
+        *((f"{verb} --help", 0, TRAINS | {"scipy", "tensorstore"}) for verb in ("predict", "features", "demo")),
         ("train --help", 0, TRAINS - {"torch"}),
         ("compare --help", 0, TRAINS - {"torch"}),
         ("train --config broken.yaml --output out", 2, TRAINS),

@@ -26,10 +26,10 @@ from muvit.models.relay.config import RelayConfig
 from muvit.models.segmenter import Segmenter
 from muvit.models.trained import build_model, load_network
 from muvit.settings import settings_from
-from muvit.training.datamodules import complete
 from muvit.training.fit import pretrain_mae, train_classifier, train_segmenter
 from muvit.training.pretrained import load_pretrained_encoder
 from muvit.training.recipes import ClassifyRecipe, PretrainRecipe, Recipe
+from muvit.training.slides import complete
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))

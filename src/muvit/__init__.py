@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from muvit.evaluation.scores.segmentation import Evaluation, evaluate_slides
     from muvit.inference.classify import classify_slide
     from muvit.inference.features import extract_features
+    from muvit.inference.loaded import load_model
     from muvit.inference.predict import predict_slide
     from muvit.inference.run.execution import Execution
     from muvit.inference.run.plan import PredictOptions
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from muvit.models.mae import MAEConfig, MuViTMAE
     from muvit.models.segmentation_model import SegmentationModel, Views
     from muvit.models.segmenter import Segmenter, SegmenterConfig
-    from muvit.models.trained import TrainedModel, load_model
+    from muvit.models.trained import TrainedModel
     from muvit.settings import read_settings
     from muvit.training.fit import pretrain_mae, train_segmenter
     from muvit.training.recipes import PretrainRecipe, Recipe
@@ -111,6 +112,7 @@ _MODULES = (
     ),
     ("inference.classify", ("classify_slide",)),
     ("inference.features", ("extract_features",)),
+    ("inference.loaded", ("load_model",)),
     ("inference.predict", ("predict_slide",)),
     ("inference.run.execution", ("Execution",)),
     ("inference.run.plan", ("PredictOptions",)),
@@ -158,13 +160,7 @@ _MODULES = (
             "SegmenterConfig",
         ),
     ),
-    (
-        "models.trained",
-        (
-            "TrainedModel",
-            "load_model",
-        ),
-    ),
+    ("models.trained", ("TrainedModel",)),
     ("settings", ("read_settings",)),
     ("training.fit", ("pretrain_mae",)),
     (

@@ -75,7 +75,9 @@ def test_all_kinds_are_written_for_every_slide(work, tmp_path, capfd):
     )
     tumour = next(f for f in features(out / "a.geojson") if f["properties"]["classification"]["name"] == "tumour")
     assert tumour["properties"]["classification"]["color"] == [10, 200, 30]
-    assert tumour["properties"]["measurements"] == {"Area px^2": 4 * 1760, "Area µm^2": 1760 / 4}
+    measured = tumour["properties"]["measurements"]
+    assert (measured["Area px^2"], measured["Area µm^2"]) == (4 * 1760, 1760 / 4)
+    assert measured["Perimeter µm"] == 2 * (60 + 32) / 2
     assert shape(tumour["geometry"]).bounds == (20, 16, 140, 80)  # pixels of the image
     with (out / "areas.csv").open(newline="") as lines:
         table = [
@@ -117,6 +119,36 @@ def test_one_label_image_stands_alone(work, tmp_path):
     assert sum(shape(f["geometry"]).area for f in found) == (labels > 0).sum() - 1
 
 
+def test_labels_are_cleaned_for_every_output(work, tmp_path):
+    options = ("--smooth_um", 1, "--fill_holes_um", 6, "--split_um", 100, "--geojson", "--areas")
+    assert run(work / "labels" / "a.ome.zarr", "--output", tmp_path, *options) == 0
+    found = features(tmp_path / "a.geojson")
+    assert [f["properties"]["classification"]["name"] for f in found] == ["vessel", "tumour"]  # no single pixel
+    with (tmp_path / "areas.csv").open(newline="") as lines:
+        areas = {row["class"]: float(row["area_um2"]) for row in csv.DictReader(lines)}
+    assert [f["properties"]["measurements"]["Area µm^2"] for f in found] == [areas["vessel"], areas["tumour"]]
+
+
+def test_probabilities_beside_the_labels_are_measured(work, tmp_path):
+    folder = tmp_path / "predictions"
+    shutil.copytree(work / "labels" / "a.ome.zarr", folder / "a.ome.zarr")
+    writer = PyramidWriter.create(
+        folder / "a.probabilities.ome.zarr",
+        shape=LABELS.shape,
+        num_channels=2,
+        dtype="uint8",
+        channel_names=("glass", "tumour"),
+    )
+    writer.write((0, 0), np.stack([np.full(LABELS.shape, 51), np.where(LABELS == 1, 204, 0)]).astype(np.uint8))
+    writer.finish()
+    assert run(folder, "--geojson", "--output", tmp_path / "out") == 0
+    tumour = max(
+        (f["properties"]["measurements"] for f in features(tmp_path / "out" / "a.geojson")),
+        key=lambda one: one["Area µm^2"],
+    )
+    assert (tumour["Probability glass"], tumour["Probability tumour"]) == (pytest.approx(0.2), pytest.approx(0.8))
+
+
 def test_plain_labels_get_a_pixel_size_by_hand(work, tmp_path):
     assert run(work / "a.tif", "--output", tmp_path, "--areas", "--pixel_size_um", 2) == 0
     with (tmp_path / "areas.csv").open(newline="") as lines:
@@ -144,6 +176,9 @@ def test_nothing_is_overwritten_unasked(work, tmp_path, capfd):
         (("images/a.png",), "expected 2D labels: whole numbers in one channel"),
         (("a.tif", "--image", "small.png"), "expected labels of"),
         (("a.tif", "--min_area_um2", "5"), "expected labels with a pixel size"),
+        (("a.tif", "--smooth_um", "5"), "smooth_um: expected labels with a pixel size"),
+        (("a.tif", "--split_um", "5"), "split_um: expected labels with a pixel size"),
+        (("a.tif", "--fill_holes_um", "-1"), "fill_holes_um: expected a number >= 0"),
         (("a.tif", "--simplify", "-1"), "simplify_px: expected a number >= 0"),
         (("a.tif", "--overview_px", "0"), "--overview_px: expected a positive number"),
     ],

@@ -37,6 +37,7 @@ from muvit import (
 )
 from muvit.data import GridCrops, place_views
 from muvit.decoders import MuViTDecoder2d
+from muvit.inference.loaded import LoadedModel
 from muvit.models.folder import FolderModel
 
 
@@ -67,7 +68,7 @@ def accepted(preprocessing: Preprocessing) -> None:
     encoder = EncoderConfig(in_channels=1, levels=(1, 4), dim=64)
     model = Segmenter(SegmenterConfig(encoder=encoder, num_classes=3))
     assert_type(model.config, SegmenterConfig)
-    assert_type(load_model("run"), TrainedModel[FolderModel])
+    assert_type(load_model("run"), LoadedModel[FolderModel])
     assert_type(load_model("run", "cuda", kind=Segmenter).model, Segmenter)
     assert_type(load_model("run", kind=Network).model, Network)
     assert_type(predict_slide(load_model("run"), slide, "labels.ome.zarr"), Path)

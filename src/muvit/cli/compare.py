@@ -21,7 +21,9 @@ INTRO = "Models trained alike on the same slides, and scored on slides that none
 
 def add_arguments(parser: Parser) -> None:
     """Arguments of the verb."""
-    parser.add_argument("--test", type=Path, required=True, help="folder with images and labels to score the models on")
+    parser.add_argument(
+        "--test", type=Path, required=True, help="folder with images and labels to score the models on, or a table"
+    )
     parser.add_argument(
         "--models",
         type=list[str],

@@ -2,20 +2,15 @@
 
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
 
 from muvit.cli.terminal import Progress
-from muvit.data.crops.augment import Augmentation
-from muvit.data.synthetic.folders import GREY_LEVELS_PER_UNIT, RECORD_NAME
-from muvit.data.synthetic.images import SyntheticConfig, write_synthetic
 from muvit.errors import ExistsError
-from muvit.evaluation.report.tables import conclusion
-from muvit.evaluation.variants import with_controls
-from muvit.models.encoder import EncoderConfig
-from muvit.models.segmenter import SegmenterConfig
-from muvit.training.optim import OptimConfig
-from muvit.training.recipes import DataConfig, LossConfig, Recipe, RunConfig
+
+if TYPE_CHECKING:
+    from muvit.training.recipes import Recipe
 
 TITLE = "Cells whose class shows only from afar"
 INTRO = (
@@ -48,7 +43,11 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(arguments: Namespace) -> None:
     """Make images, train three models, label and score the test images, write the report."""
+    from muvit.data.synthetic.folders import RECORD_NAME
+    from muvit.data.synthetic.images import SyntheticConfig, write_synthetic
     from muvit.evaluation.comparison import compare
+    from muvit.evaluation.report.tables import conclusion
+    from muvit.evaluation.variants import with_controls
 
     began, output = time.perf_counter(), arguments.output
     again = arguments.overwrite or arguments.resume
@@ -86,8 +85,15 @@ def run(arguments: Namespace) -> None:
     print(f"{(time.perf_counter() - began) / 60:.1f} minutes; see {output / 'index.html'}")
 
 
-def recipe(data: Path, seed: int = 0, *, quick: bool = False) -> Recipe:
+def recipe(data: Path, seed: int = 0, *, quick: bool = False) -> "Recipe":
     """A small MuViT[1,4] that two CPU cores train in minutes, on the small Synthetic images in ``data``."""
+    from muvit.data.crops.augment import Augmentation
+    from muvit.data.synthetic.folders import GREY_LEVELS_PER_UNIT
+    from muvit.models.encoder import EncoderConfig
+    from muvit.models.segmenter import SegmenterConfig
+    from muvit.training.optim import OptimConfig
+    from muvit.training.recipes import DataConfig, LossConfig, Recipe, RunConfig
+
     return Recipe(
         data=DataConfig(
             train=str(data / "train"),

@@ -1,16 +1,18 @@
 """``muvit export``."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
 from muvit.cli.terminal import Progress
 from muvit.data.folders import image_files, open_label_images
-from muvit.data.slides.formats import slide_name
+from muvit.data.slides.formats import slide_name, store_path
 from muvit.data.slides.open import open_slide
 from muvit.data.slides.slide import Slide
 from muvit.errors import ExistsError, InputError
 from muvit.inference.export.geojson import GeoJsonConfig, ObjectType, write_geojson
+from muvit.inference.export.instances import CleaningConfig
 from muvit.inference.export.labelled import LabelledImage
 from muvit.inference.export.summaries import area_rows, count_pixels, write_areas, write_overview
 
@@ -47,6 +49,25 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--min_area_um2", type=float | None, default=None, help="leave out polygons smaller than this (default: none)"
     )
     parser.add_argument(
+        "--smooth_um",
+        type=float,
+        default=0.0,
+        help="give each pixel the class that most of its surroundings within this radius have; 0 does not smooth",
+    )
+    parser.add_argument(
+        "--fill_holes_um",
+        type=float,
+        default=0.0,
+        help="fill background inside an object that is at most this wide and high; 0 fills none",
+    )
+    parser.add_argument(
+        "--split_um",
+        type=float,
+        default=0.0,
+        help="split touching objects of a class, by a watershed, into polygons whose middles are at least this far "
+        "apart; 0 splits none",
+    )
+    parser.add_argument(
         "--pixel_size_um",
         type=float | None,
         default=None,
@@ -60,14 +81,17 @@ def run(arguments: Namespace) -> None:
     """Write what is asked for of each label image."""
     kinds = [kind for kind in _KINDS if arguments[kind]] or list(_KINDS)
     config = GeoJsonConfig(
-        object_type=arguments.object_type, simplify_px=arguments.simplify, min_area_um2=arguments.min_area_um2
+        object_type=arguments.object_type,
+        simplify_px=arguments.simplify,
+        min_area_um2=arguments.min_area_um2,
+        split_um=arguments.split_um,
     )
     sources, output, overwrite = _sources(arguments), arguments.output, arguments.overwrite
     for file in _files(output, list(sources), kinds):  # all before any work starts
         if file.exists() and not overwrite:
             raise ExistsError(file)
     for source in sources.values() if "geojson" in kinds else ():
-        config.min_pixels(source)
+        config.check(source)
     rows = []
     for name, source in sources.items():
         polygons, picture = output / f"{name}.geojson", output / f"{name}.png"
@@ -101,10 +125,18 @@ def _sources(arguments: Namespace) -> dict[str, LabelledImage]:
         raise InputError("--overview_px", expected="a positive number", got=arguments.overview_px)
     labels = open_label_images(arguments.labels)
     images = _images(arguments.image, labels) if arguments.image else {}
-    return {
-        name: LabelledImage(labels=slide, image=images.get(name), pixel_size_um=arguments.pixel_size_um)
-        for name, slide in labels.items()
-    }
+    cleaning = CleaningConfig(smooth_um=arguments.smooth_um, fill_holes_um=arguments.fill_holes_um)
+    sources = {}
+    for name, slide in labels.items():
+        stored = store_path(slide.path, "probabilities")
+        source = LabelledImage(
+            labels=slide,
+            image=images.get(name),
+            pixel_size_um=arguments.pixel_size_um,
+            probabilities=open_slide(stored) if stored.is_dir() else None,
+        )
+        sources[name] = replace(source, labels=cleaning.clean(source))
+    return sources
 
 
 def _images(path: Path, labels: dict[str, Slide]) -> dict[str, Slide]:

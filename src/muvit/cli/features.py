@@ -7,20 +7,10 @@ from typing import Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
-from muvit.cli.slides import SlideFailures, add_pixel_size, slide_targets
+from muvit.cli.slides import SlideFailures, add_pixel_size, add_selection, selection, slide_targets
 from muvit.cli.terminal import Progress
-from muvit.data.crops.preprocessing import Preprocessing
-from muvit.data.folders import image_files
-from muvit.data.slides.formats import slide_name
-from muvit.data.slides.open import open_slide
 from muvit.errors import InputError
-from muvit.inference.features import plan_extraction, run_extraction
-from muvit.inference.run.engine import verify_job
-from muvit.inference.run.execution import Execution, Job
-from muvit.models.classifier import Classifier
-from muvit.models.folder import model_folder
-from muvit.models.segmenter import Segmenter
-from muvit.models.trained import encoder_of, load_network
+from muvit.inference.run.execution import Execution
 
 _SUFFIX = ".zarr"
 
@@ -50,25 +40,38 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--verify", action="store_true", help="read all complete features, and compare them with their checksums"
     )
     add_pixel_size(parser)
+    add_selection(parser)
     parser.add_class_arguments(Execution, as_group=False)
 
 
 def run(arguments: Namespace) -> None:
     """Encode each slide, or resume an earlier call; a slide that fails does not stop the others."""
+    from muvit.data.crops.preprocessing import Preprocessing
+    from muvit.data.slides.formats import slide_name
+    from muvit.data.slides.open import open_slide
+    from muvit.inference.features import plan_extraction, run_extraction
+    from muvit.inference.run.engine import verify_job
+    from muvit.models.classifier import Classifier
+    from muvit.models.folder import model_folder
+    from muvit.models.segmenter import Segmenter
+    from muvit.models.trained import encoder_of, load_network
+
     folder = model_folder(arguments.model)
     model = load_network(folder)
     if isinstance(model, Segmenter | Classifier) and model.config.boxes == "naive":
         raise InputError(arguments.model, expected="a model that knows where its views lie", got="one with naive boxes")
-    preprocessing = Preprocessing.load(arguments.preprocessing or folder)
+    preprocessing = Preprocessing.load(model_folder(arguments.preprocessing or folder))
     targets, encoder = _targets(arguments), encoder_of(model, folder)
     execution = Execution(**{field.name: arguments[field.name] for field in fields(Execution)})
-    planned: dict[Path, Job] = {}
+    planned = {}
     failures = SlideFailures(len(targets))
     kept = {"levels": arguments.levels, "dtype": arguments.dtype, "overwrite": arguments.overwrite}
     for target, path in targets.items():  # all before any work starts
         with failures.of(slide_name(path)):
             slide = open_slide(
-                path.resolve() if execution.backend == "dask" else path, pixel_size_um=arguments.pixel_size_um
+                path.resolve() if execution.backend == "dask" else path,
+                pixel_size_um=arguments.pixel_size_um,
+                **selection(arguments),
             )
             planned[target] = plan_extraction(encoder, slide, target, preprocessing, execution=execution, **kept)
     failures.require_none("that can be encoded", hint="None was encoded: fix these, or leave them out.")
@@ -85,6 +88,8 @@ def run(arguments: Namespace) -> None:
 
 def _targets(arguments: Namespace) -> dict[Path, Path]:
     """The slide that belongs to each output."""
+    from muvit.data.folders import image_files
+
     output: Path = arguments.output
     if output.suffix != _SUFFIX:
         return slide_targets(arguments.slide, output, _SUFFIX)

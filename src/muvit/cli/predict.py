@@ -4,25 +4,21 @@ import sys
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse import Namespace
 
 from muvit.cli.parser import Parser
-from muvit.cli.slides import SlideFailures, add_pixel_size, slide_targets
+from muvit.cli.slides import SlideFailures, add_pixel_size, add_selection, selection, slide_targets
 from muvit.cli.terminal import Progress
-from muvit.data.crops.preprocessing import Preprocessing
-from muvit.data.slides.formats import slide_name
-from muvit.data.slides.open import open_slide
-from muvit.data.slides.slide import Slide
-from muvit.inference.predict import plan_prediction, run_prediction
-from muvit.inference.run.engine import verify_job
-from muvit.inference.run.execution import Execution, Job
-from muvit.inference.run.label_blocks import prediction_status
+from muvit.inference.run.execution import Execution
 from muvit.inference.run.plan import PredictOptions
-from muvit.inference.tiling.region import read_region
-from muvit.models.segmentation_model import SegmentationModel
-from muvit.models.trained import TrainedModel, load_model
+
+if TYPE_CHECKING:  # imported where they are used, so that the help needs no torch
+    from muvit.data.crops.preprocessing import Preprocessing
+    from muvit.data.slides.slide import Slide
+    from muvit.inference.run.blocks import Job
+    from muvit.models.trained import TrainedModel
 
 _TTA_FLIPS = (-2, -1)
 
@@ -58,11 +54,14 @@ def add_arguments(parser: Parser) -> None:
     )
     parser.add_class_arguments(PredictOptions, as_group=False, skip={"flips", "region"})
     add_pixel_size(parser)
+    add_selection(parser)
     parser.add_class_arguments(Execution, as_group=False)
 
 
 def run(arguments: Namespace) -> None:
     """Label each slide, or resume an earlier call; a slide that fails does not stop the others."""
+    from muvit.data.slides.formats import slide_name
+
     targets = slide_targets(arguments.slide, arguments.output, ".ome.zarr")
     failures = SlideFailures(len(targets))
     if arguments.status:
@@ -71,6 +70,10 @@ def run(arguments: Namespace) -> None:
                 print(_status(target))
         failures.require_none("whose labels are whole")
         return
+    from muvit.inference.run.engine import verify_job
+    from muvit.models.segmentation_model import SegmentationModel
+    from muvit.models.trained import load_model
+
     trained = load_model(arguments.model, kind=SegmentationModel)
     if arguments.nonfinite is not None:
         trained = replace(trained, preprocessing=replace(trained.preprocessing, nonfinite=arguments.nonfinite))
@@ -93,10 +96,28 @@ def run(arguments: Namespace) -> None:
         part = "" if execution.part is None else f" (part {execution.part})"
         done = f"{len(planned) - len(complete) - failed} labelled{part}"
         print(f"{len(targets)} slides: {done}, {len(complete)} complete already, {failed} failed", file=sys.stderr)
+    if execution.part is None:
+        _write_page(arguments, planned, trained, is_new=bool(set(planned) - complete))
     failures.require_none("labelled")
 
 
-def _label(target: Path, job: Job, execution: Execution, *, overwrite: bool) -> None:
+def _write_page(
+    arguments: Namespace, planned: Mapping[Path, "Job"], trained: "TrainedModel[Any]", *, is_new: bool
+) -> None:
+    """The report beside the labels, unless nothing is new and there is one."""
+    from muvit.evaluation.report.runs import PAGE, write_prediction_page
+
+    if not is_new and (arguments.output / PAGE).exists():
+        return
+    given = {name: arguments[name] for name in ("model", "overlap", "blend", "tissue", "region", "placement", "tta")}
+    facts = {name: value for name, value in given.items() if value not in (None, False)}
+    facts["classes"] = ", ".join(trained.preprocessing.class_names)
+    write_prediction_page(arguments.output, {target: job.slide for target, job in planned.items()}, facts)
+
+
+def _label(target: Path, job: "Job", execution: Execution, *, overwrite: bool) -> None:
+    from muvit.inference.predict import run_prediction
+
     with Progress(job.slide.name, "tile") as progress:
         seams = run_prediction(job, execution, overwrite=overwrite, progress=progress)
     print(target)
@@ -105,15 +126,21 @@ def _label(target: Path, job: Job, execution: Execution, *, overwrite: bool) -> 
 
 
 def _plan(
-    arguments: Namespace, targets: Mapping[Path, Path], trained: TrainedModel[Any], execution: Execution
-) -> dict[Path, Job]:
+    arguments: Namespace, targets: Mapping[Path, Path], trained: "TrainedModel[Any]", execution: Execution
+) -> "dict[Path, Job]":
     """The jobs of the slides; all are checked before any work starts."""
-    planned: dict[Path, Job] = {}
+    from muvit.data.slides.formats import slide_name
+    from muvit.data.slides.open import open_slide
+    from muvit.inference.predict import plan_prediction
+
+    planned = {}
     failures = SlideFailures(len(targets))
     for target, path in targets.items():
         with failures.of(slide_name(path)):
             slide = open_slide(
-                path.resolve() if execution.backend == "dask" else path, pixel_size_um=arguments.pixel_size_um
+                path.resolve() if execution.backend == "dask" else path,
+                pixel_size_um=arguments.pixel_size_um,
+                **selection(arguments),
             )
             options = _options(arguments, slide, trained.preprocessing)
             planning = {"options": options, "execution": execution, "overwrite": arguments.overwrite}
@@ -122,7 +149,9 @@ def _plan(
     return planned
 
 
-def _options(arguments: Namespace, slide: Slide, preprocessing: Preprocessing) -> PredictOptions:
+def _options(arguments: Namespace, slide: "Slide", preprocessing: "Preprocessing") -> PredictOptions:
+    from muvit.inference.tiling.region import read_region
+
     given = {f.name: arguments[f.name] for f in fields(PredictOptions) if f.name not in ("flips", "region")}
     if arguments.context != "auto" and arguments.placement == "auto":
         given["placement"] = "grid" if arguments.context == "grid" else preprocessing.placement
@@ -131,6 +160,8 @@ def _options(arguments: Namespace, slide: Slide, preprocessing: Preprocessing) -
 
 
 def _status(target: Path) -> str:
+    from muvit.inference.run.label_blocks import prediction_status
+
     status = prediction_status(target)
     if status.state in ("missing", "foreign"):
         return f"{target}: {'not started' if status.state == 'missing' else 'not a prediction'}"

@@ -1,4 +1,4 @@
-"""Folders of images with their labels: ``<folder>/images/<name>.*`` and ``<folder>/labels/<name>.*``."""
+"""Images with their labels: folders, ``<folder>/images/<name>.*`` and ``<folder>/labels/<name>.*``, and tables."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -7,10 +7,11 @@ from muvit.data.annotations.objects import CONFIG_NAMES, AnnotationConfig
 from muvit.data.annotations.open import annotated_images, is_annotation, open_all_annotations
 from muvit.data.pyramids.ngff import read_attributes
 from muvit.data.slides.derived import OWN_PIXELS, PixelSize, as_stored, complete_slides, on_grid
-from muvit.data.slides.formats import SLIDE_SUFFIXES
+from muvit.data.slides.formats import DICOM_SUFFIX, SLIDE_SUFFIXES, is_dicom_folder, slide_name
 from muvit.data.slides.ome_zarr import OmeZarrSlide
 from muvit.data.slides.open import open_slide
 from muvit.data.slides.slide import Slide
+from muvit.data.tables import SlideFiles, Split, is_table, read_slides
 from muvit.errors import InputError, ReadError
 from muvit.levels import Level
 
@@ -71,7 +72,18 @@ def _is_visible_slide(path: Path) -> bool:
 
 
 def _is_slide(path: Path) -> bool:
-    return path.name.lower().endswith(SLIDE_SUFFIXES) or (path.is_dir() and read_attributes(path) is not None)
+    return path.name.lower().endswith(SLIDE_SUFFIXES) or (
+        path.is_dir() and (read_attributes(path) is not None or _is_dicom_slide(path))
+    )
+
+
+def _is_dicom_slide(path: Path) -> bool:
+    """Whether a folder holds DICOM files and nothing else that is an image: those of one slide."""
+    return is_dicom_folder(path) and not any(map(_is_image_beside_dicom, path.iterdir()))
+
+
+def _is_image_beside_dicom(path: Path) -> bool:
+    return path.suffix.lower() != DICOM_SUFFIX and path.name.lower().endswith(SLIDE_SUFFIXES)
 
 
 def open_folder(folder: Path, levels: Sequence[Level] = (), size: PixelSize = OWN_PIXELS) -> dict[str, Slide]:
@@ -86,14 +98,9 @@ def open_folder(folder: Path, levels: Sequence[Level] = (), size: PixelSize = OW
         ReadError: the folder is missing or empty, or a file in it cannot be read.
         InputError: two files share one name, a level cannot be computed, or a pixel size is wanted and not known.
     """
-    slides: dict[str, Slide] = {}
-    for file in _visible_files(Path(folder), "images"):
-        slide = open_slide(file)
-        if slide.pixel_size_um is None and size.slide_pixel_size_um is not None:
-            slide.state_pixel_size(size.slide_pixel_size_um)
-        _put(slides, slide.name, slide)
-    completed = complete_slides(list(slides.values()), levels, pixel_size_um=size.pixel_size_um)
-    return dict(zip(slides, completed, strict=True))
+    slides = [SlideFiles(image=file) for file in _visible_files(Path(folder), "images")]
+    check_names(slides)
+    return {slide.name: image for slide, image in zip(slides, open_images(slides, levels, size), strict=True)}
 
 
 def open_label_images(paths: Iterable[Path]) -> dict[str, Slide]:
@@ -138,7 +145,7 @@ def open_labelled_folder(
     """Open images and the label image, or the annotations, of the same name of each.
 
     Args:
-        folder: holds ``images`` and ``labels``.
+        folder: holds ``images`` and ``labels``; or a table, see `list_slides`.
         levels: as of `open_folder`, for the images.
         label_levels: likewise, for the labels.
         annotations: as of `open_labels`.
@@ -148,12 +155,99 @@ def open_labelled_folder(
         ReadError: a folder is missing or empty, or a file cannot be read.
         InputError: an image has no labels, or labels have no image, or what `open_labels` refuses.
     """
-    images = open_folder(Path(folder) / IMAGES, levels, size)
-    labels = open_labels(label_files(Path(folder) / LABELS), images, label_levels, annotations)
-    missing = sorted(set(images) - set(labels))
-    if missing:
-        raise InputError(folder, expected="an image and labels of each name", got=f"no labels for {missing[0]!r}")
-    return [(images[name], labels[name]) for name in images]
+    return open_pairs(list_slides(Path(folder)), levels, label_levels, annotations, size)
+
+
+def list_slides(source: Path, split: Split | None = None, *, labelled: bool = True) -> list[SlideFiles]:
+    """The files of slides in alphabetical order of their names, or of the table.
+
+    Args:
+        source: a folder with ``images`` and ``labels``, or a table, see `muvit.data.tables.read_slides`.
+        split: of a table that states splits, only the slides of this one.
+        labelled: whether the labels of a folder are wanted.
+
+    Raises:
+        ReadError: the folder, its contents, or a file of the table is missing.
+        InputError: an image has no labels, or labels have no image, or two slides of one split have one name.
+    """
+    if is_table(source):
+        slides = read_slides(source)
+        if split is not None and any(slide.split for slide in slides):
+            slides = [slide for slide in slides if slide.split == split]
+            if not slides:
+                raise InputError(source, expected=f"slides of split {split}", got="none")
+        for part in {slide.split for slide in slides}:
+            check_names(slide for slide in slides if slide.split == part)
+        return slides
+    slides = [SlideFiles(image=file) for file in _visible_files(source / IMAGES, "images")]
+    check_names(slides)
+    if not labelled:
+        return slides
+    labels, names = _files_by_image(label_files(source / LABELS)), {slide.name for slide in slides}
+    unknown, missing = sorted(set(labels) - names), sorted(names - set(labels))
+    if unknown or missing:
+        got = f"no image for {unknown[0]!r}" if unknown else f"no labels for {missing[0]!r}"
+        raise InputError(source, expected="an image and labels of each name", got=got)
+    return [SlideFiles(image=slide.image, labels=labels[slide.name]) for slide in slides]
+
+
+def check_names(slides: Iterable[SlideFiles]) -> None:
+    """Refuse slides of the same name: results are filed by names.
+
+    Raises:
+        InputError: two have one name.
+    """
+    seen: dict[str, Path] = {}
+    for slide in slides:
+        if slide.name in seen:
+            raise InputError(slide.image, expected="one image of each name", got=f"also {seen[slide.name]}")
+        seen[slide.name] = slide.image
+
+
+def open_images(
+    slides: Sequence[SlideFiles], levels: Sequence[Level] = (), size: PixelSize = OWN_PIXELS
+) -> list[Slide]:
+    """Open the images of slides; ``levels`` and ``size`` as of `open_folder`.
+
+    Raises:
+        ReadError: a file cannot be read.
+        InputError: a level cannot be computed, or a pixel size is wanted and not known.
+    """
+    images = [open_slide(slide.image) for slide in slides]
+    for image in images:
+        if image.pixel_size_um is None and size.slide_pixel_size_um is not None:
+            image.state_pixel_size(size.slide_pixel_size_um)
+    return complete_slides(images, levels, pixel_size_um=size.pixel_size_um)
+
+
+def open_pairs(
+    slides: Sequence[SlideFiles],
+    levels: Sequence[Level] = (),
+    label_levels: Sequence[Level] = (),
+    annotations: AnnotationConfig | None = None,
+    size: PixelSize = OWN_PIXELS,
+) -> list[tuple[Slide, Slide]]:
+    """Open the images and labels of slides; labels have the names of their images.
+
+    Args:
+        slides: the files.
+        levels: as of `open_folder`, for the images.
+        label_levels: likewise, for the labels.
+        annotations: as of `open_labels`.
+        size: as of `open_folder`.
+
+    Raises:
+        ReadError: a file cannot be read.
+        InputError: a slide has no labels, or what `open_labels` refuses.
+    """
+    images = open_images(slides, levels, size)
+    files: dict[Path, list[Slide]] = {}
+    for slide, image in zip(slides, images, strict=True):
+        if slide.labels is None:
+            raise InputError(slide.image, expected="labels of every image", got="none")
+        files.setdefault(slide.labels, []).append(image)
+    labels = _open_label_files(files, label_levels, annotations)
+    return [(image, labels[image.name]) for image in images]
 
 
 def label_files(path: Path) -> list[Path]:
@@ -185,21 +279,43 @@ def open_labels(
         ReadError: a file cannot be read.
         InputError: two files share one name, labels have no image, or what `open_annotations` refuses.
     """
-    stored = [open_slide(file) for file in files if not is_annotation(file)]
-    stored = [_on_grid_of(images[slide.name], slide) if slide.name in images else slide for slide in stored]
-    found: dict[str, Slide] = {}
-    for slide in complete_slides(stored, levels, "label"):
-        _put(found, slide.name, slide)
-    drawn = {file: annotated_images(file) for file in files if is_annotation(file)}
-    missing = sorted({*found, *(name for names in drawn.values() for name in names)} - set(images))
+    found = _files_by_image(files)
+    missing = sorted(set(found) - set(images))
     if missing:
         folder = files[0].parent.parent
         raise InputError(folder, expected="an image and labels of each name", got=f"no image for {missing[0]!r}")
-    if drawn:
-        several = {file: [images[name] for name in names] for file, names in drawn.items()}
-        for labels in open_all_annotations(several, annotations, levels=levels):
-            _put(found, labels.name, labels)
-    return dict(sorted(found.items()))
+    paired: dict[Path, list[Slide]] = {}
+    for name, file in found.items():
+        paired.setdefault(file, []).append(images[name])
+    return dict(sorted(_open_label_files(paired, levels, annotations).items()))
+
+
+def _files_by_image(files: Sequence[Path]) -> dict[str, Path]:
+    """File of the labels of each image, by the image's name."""
+    found: dict[str, Path] = {}
+    for file in files:
+        for name in annotated_images(file) if is_annotation(file) else [slide_name(file)]:
+            if name in found:
+                raise InputError(file, expected="one image of each name", got=f"also {found[name]}")
+            found[name] = file
+    return found
+
+
+def _open_label_files(
+    files: Mapping[Path, Sequence[Slide]], levels: Sequence[Level], annotations: AnnotationConfig | None
+) -> dict[str, Slide]:
+    """Labels by the name of their image, from the images that each file is about."""
+    drawn = {file: images for file, images in files.items() if is_annotation(file)}
+    stored = {file: images for file, images in files.items() if file not in drawn}
+    for file, images in files.items():
+        if len(images) > 1 and not (file in drawn and len(annotated_images(file)) > 1):
+            raise InputError(file, expected="labels of one image", got=" and ".join(str(i.path) for i in images[:2]))
+    on_grids = [_on_grid_of(images[0], open_slide(file)) for file, images in stored.items()]
+    found = dict(zip(stored, complete_slides(on_grids, levels, "label"), strict=True))
+    for file, label in found.items():
+        label.name = stored[file][0].name
+    opened = [*found.values(), *(open_all_annotations(drawn, annotations, levels=levels) if drawn else ())]
+    return {label.name: label for label in opened}
 
 
 def _on_grid_of(image: Slide, label: Slide) -> Slide:
@@ -215,6 +331,19 @@ def _on_grid_of(image: Slide, label: Slide) -> Slide:
         expected = f"shape {stored.shape}, as its image {image.path} has"
         raise InputError(label.path, expected=expected, got=f"shape {label.shape}")
     return on_grid(label, image.pixel_scale, "label")
+
+
+def labels_beside(image: Path) -> Path | None:
+    """The labels of an image in a folder ``images``, from the folder ``labels`` beside it; None if there are none.
+
+    Raises:
+        InputError: two files are labels of one image.
+    """
+    folder = image.resolve().parent
+    beside = folder.parent / LABELS
+    if folder.name != IMAGES or not beside.is_dir():
+        return None
+    return _files_by_image(label_files(beside)).get(slide_name(image))
 
 
 def has_annotations(path: Path) -> bool:
@@ -250,12 +379,6 @@ def _visible_files(folder: Path, kind: str) -> list[Path]:
     if not files:
         raise ReadError(folder, expected=f"a folder of {kind}", got="nothing there")
     return files
-
-
-def _put(slides: dict[str, Slide], name: str, slide: Slide) -> None:
-    if name in slides:
-        raise InputError(slide.path, expected="one image of each name", got=f"also {slides[name].path}")
-    slides[name] = slide
 
 
 def class_legend(label: Slide, num_classes: int) -> tuple[dict[int, str], dict[int, tuple[int, int, int]]]:

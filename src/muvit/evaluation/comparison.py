@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from muvit.data.annotations.open import config_of
+from muvit.data.annotations.open import config_of, is_annotation
 from muvit.data.crops.preprocessing import Preprocessing
-from muvit.data.folders import LABELS, has_annotations, open_label_images, open_labelled_folder
+from muvit.data.folders import list_slides, open_label_images, open_pairs
 from muvit.data.slides.derived import with_levels
 from muvit.data.slides.slide import Slide
 from muvit.durable import write_whole
@@ -26,8 +26,8 @@ from muvit.evaluation.side_by_side import Trained, choose_devices, train_and_lab
 from muvit.evaluation.variants import Variant
 from muvit.levels import level_name
 from muvit.progress import Progress
-from muvit.training.datamodules import complete
 from muvit.training.recipes import DataConfig, Recipe
+from muvit.training.slides import complete
 
 FEWEST_SLIDES = 5
 """Test slides below which intervals are not drawn: resampling so few understates how much others differ."""
@@ -52,7 +52,7 @@ def compare(
 
     Args:
         variants: the models, the one in question first.
-        test: folder with ``images`` and ``labels`` that none of them was trained on.
+        test: folder with ``images`` and ``labels`` that none of them was trained on, or a table of slides.
         output: receives ``runs/<slug>``, ``predictions/<slug>/<slide>.ome.zarr``, ``metrics.json``, ``metrics.csv``
             and ``index.html``; with several seeds a slug ends in ``_seed_<seed>``.
         title: headline of the report.
@@ -79,6 +79,8 @@ def compare(
     _check_output(output, resume=resume, overwrite=overwrite)
     _check_seeds(seeds)
     variants = [replace(variant, recipe=complete(variant.recipe)) for variant in variants]
+    if any(variant.recipe.run.folds is not None for variant in variants):
+        raise InputError("run.folds", expected="none: a comparison trains each model once", got="a cross-validation")
     trainings = [training for variant in variants for training in _with_seeds(variant, seeds)]
     slugs = [training.slug for training in trainings]
     if len(set(slugs)) != len(slugs):
@@ -86,7 +88,7 @@ def compare(
     places = [choose_devices(variant.recipe.run, devices) for variant in variants]
     pairs = _open_test(variants[0].recipe.data, Path(test))
     for variant in variants:
-        _check_slides(variant.recipe, pairs)
+        check_test_slides(variant.recipe, pairs)
     slides = [image.path for image, _ in pairs]
     trained = train_and_label(
         trainings, slides, output, devices=places[0], resume=resume, overwrite=overwrite, progress=progress
@@ -138,10 +140,10 @@ def compare(
 
 def _open_test(data: DataConfig, test: Path) -> list[tuple[Slide, Slide]]:
     """The test slides; classes that annotations do not state have the values of training."""
-    annotations = data.annotations
-    if annotations is None and has_annotations(test / LABELS):
-        annotations = config_of(open_labelled_folder(Path(data.train))[0][1])
-    return list(open_labelled_folder(test, annotations=annotations, size=data.size))
+    slides, annotations = list_slides(test, "test"), data.annotations
+    if annotations is None and any(slide.labels is not None and is_annotation(slide.labels) for slide in slides):
+        annotations = config_of(open_pairs(list_slides(Path(data.train), "train")[:1])[0][1])
+    return open_pairs(slides, annotations=annotations, size=data.size)
 
 
 def _check_output(output: Path, *, resume: bool, overwrite: bool) -> None:
@@ -153,8 +155,12 @@ def _check_output(output: Path, *, resume: bool, overwrite: bool) -> None:
             )
 
 
-def _check_slides(recipe: Recipe, pairs: Sequence[LabelledSlide]) -> None:
-    """Refuse test slides that a model of this recipe cannot label, or whose labels cannot be scored."""
+def check_test_slides(recipe: Recipe, pairs: Sequence[LabelledSlide]) -> None:
+    """Refuse test slides that a model of this recipe cannot label, or whose labels cannot be scored.
+
+    Raises:
+        InputError: the first of them.
+    """
     model = recipe.model
     for image, truth in pairs:
         if (image.ndim, image.num_channels) != (model.ndim, model.in_channels):

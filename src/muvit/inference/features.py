@@ -13,8 +13,9 @@ import torch
 from muvit.data.crops.preprocessing import Preprocessing
 from muvit.data.slides.slide import Slide
 from muvit.inference.inputs import check_target, prepare_slide
+from muvit.inference.run.blocks import Job
 from muvit.inference.run.engine import run_job
-from muvit.inference.run.execution import Execution, Job
+from muvit.inference.run.execution import Execution
 from muvit.inference.run.feature_blocks import FeatureStore, encode_blocks
 from muvit.inference.run.planning import FeatureType, plan_features
 from muvit.levels import Level

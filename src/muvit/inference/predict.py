@@ -9,8 +9,9 @@ import torch
 from muvit.data.crops.preprocessing import Preprocessing
 from muvit.data.slides.slide import Slide
 from muvit.inference.inputs import check_target, prepare_slide
+from muvit.inference.run.blocks import Job
 from muvit.inference.run.engine import run_job
-from muvit.inference.run.execution import Execution, Job
+from muvit.inference.run.execution import Execution
 from muvit.inference.run.label_blocks import LabelStore, predict_blocks, prediction_status
 from muvit.inference.run.plan import PredictOptions
 from muvit.inference.run.planning import plan_labels

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from muvit.durable import whole_folder
 from muvit.errors import CheckpointError, InputError, ReadError
+from muvit.models.hub import download_model, hub_name
 from muvit.models.upgrade import FORMAT, is_format_0, load_old_weights, parse_config, upgrade_settings
 from muvit.plain_yaml import read_text, yaml_problem
 
@@ -63,11 +64,20 @@ def save_folder(
 
 
 def model_folder(path: Path | str) -> Path:
-    """The folder of the model that ``path`` stands for: itself, or the best (else the last) model of a run."""
-    path = Path(path)
-    if (path / CONFIG).exists():
-        return path
-    return next((path / name for name in ("best", "last") if (path / name / CONFIG).exists()), path)
+    """The folder of the model that ``path`` stands for: itself, or the best (else the last) model of a run.
+
+    What is no folder may be the name of a model on huggingface.co, which is then downloaded: see
+    `muvit.models.hub.hub_name`.
+
+    Raises:
+        CheckpointError: there is no such model there.
+    """
+    folder = Path(path)
+    if (folder / CONFIG).exists():
+        return folder
+    found = next((folder / name for name in ("best", "last") if (folder / name / CONFIG).exists()), folder)
+    name = None if found.exists() else hub_name(path)
+    return found if name is None else download_model(name)
 
 
 def load_settings(path: Path | str) -> tuple[str, dict[str, Any]]:

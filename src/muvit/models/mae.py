@@ -81,14 +81,20 @@ class MuViTDecoder(FolderModel):
         Returns:
             ``(B, N, dim)``.
         """
-        x = self.proj(x)
+        projected = None if context is None else self.proj(context)
+        return self.run_blocks(self.proj(x), coords, projected, context_coords)
+
+    def run_blocks(
+        self, x: Tensor, coords: Tensor | None, context: Tensor | None, context_coords: Tensor | None
+    ) -> Tensor:
+        """Send tokens through the blocks; as `forward`, of tokens and context that are projected, ``(B, N, dim)``."""
         for i, block in enumerate(self.layers):
             assert isinstance(block, Block)
             rotation = None if coords is None else block.rotation(coords)
             context_kv = None
             if i == 0 and context is not None:
                 seen = None if context_coords is None else block.rotation(context_coords)
-                context_kv = block.attn.keys_values(self.proj(context), seen)
+                context_kv = block.attn.keys_values(context, seen)
             x = block(x, rotation, context_kv=context_kv)
         return x
 
@@ -235,18 +241,33 @@ class MuViTMAE(FolderModel):
 
     def decode(self, encoded: Tensor, positions: Tensor, mask: TokenMask) -> Tensor:
         """Decoded tokens ``(B, N, D_dec)`` of all levels from the encoded visible ones ``(B, N_vis, D)``."""
-        per_level = positions.shape[1] // len(self.levels)
-        repeats = positions.shape[1] // self.mask_token.shape[1]
-        blank = self.mask_token.to(encoded.dtype).repeat_interleave(repeats, dim=1).expand(encoded.shape[0], -1, -1)
-        tokens = blank.scatter(1, mask.visible[..., None].expand_as(encoded), encoded)
-        if self.config.decoder_mode == "single":
-            return self.decoder[0](tokens, positions)
-        context: tuple[Tensor | None, Tensor | None] = (None, None)
-        if self.config.decoder_mode == "multi":
-            shows_all = self.config.decoder_context == "all"
-            context = (tokens, positions) if shows_all else (encoded, _take(positions, mask.visible))
-        own = zip(tokens.split(per_level, 1), positions.split(per_level, 1), strict=True)
-        return torch.cat([dec(x, at, *context) for dec, (x, at) in zip(self.decoder, own, strict=True)], dim=1)
+        seen_at, per_decoder = _take(positions, mask.visible), positions.shape[1] // len(self.decoder)
+        decoded = []
+        for i, decoder in enumerate(self.decoder):
+            assert isinstance(decoder, MuViTDecoder)
+            own = slice(i * per_decoder, (i + 1) * per_decoder)
+            tokens, seen = self._projected(decoder, encoded, mask, own)
+            context: tuple[Tensor | None, Tensor | None] = (None, None)
+            if self.config.decoder_mode == "multi":
+                context = (seen, positions if self.config.decoder_context == "all" else seen_at)
+            decoded.append(decoder.run_blocks(tokens, positions[:, own], *context))
+        return torch.cat(decoded, dim=1)
+
+    def _projected(self, decoder: MuViTDecoder, encoded: Tensor, mask: TokenMask, own: slice) -> tuple[Tensor, Tensor]:
+        """Tokens ``(B, n, D_dec)`` of a decoder's own levels, and its context, as its projection leaves them.
+
+        The visible tokens are projected once for both, and one mask token stands for all that are like it.
+        """
+        count, seen = own.stop - own.start, decoder.proj(encoded)
+        mask_tokens = self.mask_token.to(encoded.dtype)
+        if self.config.decoder_mode == "multi" and self.config.decoder_context == "all":
+            whole = _put(seen, mask.visible, decoder.proj(mask_tokens).repeat_interleave(count, dim=1))
+            return whole[:, own], whole
+        blank = decoder.proj(mask_tokens[:, own.start // count, None])
+        places = mask.visible - own.start
+        # those of other levels go into one more place, which is then left out
+        places = places.where((places >= 0) & (places < count), count)
+        return _put(seen, places, blank.expand(-1, count + 1, -1))[:, :count], seen
 
     def loss(self, output: Tensor, patches: Tensor, mask: TokenMask, eps: float = NORM_EPS) -> tuple[Tensor, Tensor]:
         """Mean squared error of the masked patches.
@@ -301,3 +322,8 @@ def patch_statistics(patches: Tensor, eps: float = NORM_EPS) -> tuple[Tensor, Te
 def _take(tokens: Tensor, indices: Tensor) -> Tensor:
     """Tokens ``(B, M, D)`` at ``indices`` ``(B, M)`` of ``(B, N, D)``."""
     return tokens.gather(1, indices[..., None].expand(-1, -1, tokens.shape[-1]))
+
+
+def _put(tokens: Tensor, indices: Tensor, blank: Tensor) -> Tensor:
+    """Of each sample, ``blank`` ``(1, N, D)`` with the tokens ``(B, M, D)`` at ``indices`` ``(B, M)``."""
+    return blank.expand(tokens.shape[0], -1, -1).scatter(1, indices[..., None].expand_as(tokens), tokens)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from muvit.errors import InputError
 from muvit.models.layers.conv import Residual, conv, conv_block, upsample
+from muvit.models.layers.stage import Stage
 
 
 def upsampling_steps(patch: Sequence[int]) -> list[tuple[int, ...]]:
@@ -84,7 +85,7 @@ class LevelAdapter(nn.Module):
         self.skips[0].requires_grad_(but_context)
 
 
-class PixelDecoder(nn.Module):
+class PixelDecoder(Stage):
     """Trunk shared by all levels: fuses skips from the token grid up to the pixels of the view.
 
     Args:
@@ -117,10 +118,16 @@ class PixelDecoder(nn.Module):
     def forward(self, skips: Sequence[Tensor], image: Tensor) -> Tensor:
         """Features ``(B, widths[-1], *space)`` from skips ``(B, width, *grid)`` and the view ``(B, C, *space)``."""
         x = self.stages[0](skips[0])
-        for i, step in enumerate(self.steps):
-            # a 1-wide convolution commutes with the up-sampling and is cheaper before it
-            x = upsample(self.narrow[i](x), step)
-            skip = self.stem(image) if i == len(self.steps) - 1 else skips[i + 1]
-            factors = [n // m for n, m in zip(x.shape[2:], skip.shape[2:], strict=True)]
-            x = self.stages[i + 1](x + upsample(skip, factors))
-        return x
+        for i in range(1, len(self.steps)):
+            x = self._upsampled(i, x, skips[i])
+        return self.run(self._to_pixels, x, image) if self.steps else x
+
+    def _to_pixels(self, x: Tensor, image: Tensor) -> Tensor:
+        """The last stage, whose activations are the largest of all."""
+        return self._upsampled(len(self.steps), x, self.stem(image))
+
+    def _upsampled(self, stage: int, x: Tensor, skip: Tensor) -> Tensor:
+        # a 1-wide convolution commutes with the up-sampling and is cheaper before it
+        x = upsample(self.narrow[stage - 1](x), self.steps[stage - 1])
+        factors = [n // m for n, m in zip(x.shape[2:], skip.shape[2:], strict=True)]
+        return self.stages[stage](x + upsample(skip, factors))

@@ -4,10 +4,8 @@ import logging
 import multiprocessing
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from lightning import LightningDataModule
@@ -15,93 +13,32 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from muvit.data.annotations.objects import AnnotationConfig
 from muvit.data.annotations.open import config_of
-from muvit.data.crops.balance import EpochSampler, locate_classes
+from muvit.data.crops.balance import EpochSampler
 from muvit.data.crops.classified import ClassifiedCrops, ClassifiedTiles
 from muvit.data.crops.crops import GridCrops, NestedCrops
 from muvit.data.crops.dataset import collate
-from muvit.data.crops.normalize import Normalization, measure_channels, normalization_from_dict
+from muvit.data.crops.normalize import (
+    Normalization,
+    lacks_measured_values,
+    measured_normalization,
+    normalization_from_dict,
+)
 from muvit.data.crops.preprocessing import CropConfig, Preprocessing
 from muvit.data.crops.slide_crops import LabelledSlide, SlideCrops
-from muvit.data.folders import IMAGES, class_legend, open_folder, open_labelled_folder
+from muvit.data.folders import class_legend, open_images, open_pairs
 from muvit.data.slides.derived import check_pixel_sizes
 from muvit.data.slides.slide import Slide
-from muvit.data.tables import read_column, values_of
+from muvit.data.splits import SlideSets
+from muvit.data.tables import SlideFiles
 from muvit.errors import InputError
 from muvit.levels import Level
 from muvit.models.relay.config import RelayConfig
 from muvit.models.segmentation_model import Views, encoder_views
-from muvit.models.segmenter import SegmenterConfig
 from muvit.pictures import class_colors
-from muvit.training.recipes import ClassifyRecipe, CropsConfig, DataConfig, PretrainRecipe, Recipe, RunConfig
+from muvit.training.recipes import ClassifyRecipe, CropsConfig, PretrainRecipe, Recipe, RunConfig
+from muvit.training.slides import all_axes, complete, recipe_slides, slide_classes
 
 _LOG = logging.getLogger(__name__)
-
-AnyRecipe = TypeVar("AnyRecipe", Recipe, PretrainRecipe, ClassifyRecipe)
-
-
-def complete(recipe: AnyRecipe) -> AnyRecipe:
-    """The recipe with channels, classes and image size of its model, from the training slides where it has none.
-
-    Raises:
-        ReadError: a folder or slide cannot be read.
-        InputError: the labels do not determine the number of classes.
-    """
-    channels = _channels(recipe)
-    if not isinstance(recipe, Recipe):
-        encoder = replace(recipe.model.encoder, in_channels=channels)
-        return replace(recipe, model=replace(recipe.model, encoder=encoder))
-    model, data = recipe.model, recipe.data
-    classes = count_classes(data, model.levels[0]) if model.num_classes is None else model.num_classes
-    if isinstance(model, SegmenterConfig):
-        own = replace(model, encoder=replace(model.encoder, in_channels=channels), num_classes=classes)
-        return replace(recipe, model=own)
-    facts: dict[str, Any] = {
-        "in_channels": channels,
-        "num_classes": classes,
-        "size": model.size or _all_axes(data.crop_size, model.ndim),
-    }
-    return replace(recipe, model=replace(model, **facts))
-
-
-def _channels(recipe: AnyRecipe) -> int:
-    model = recipe.model if isinstance(recipe, Recipe) else recipe.model.encoder
-    if model.in_channels is not None:
-        return model.in_channels
-    channels = next(iter(open_folder(Path(recipe.data.train) / IMAGES).values())).num_channels
-    _LOG.info("%s: images of %d channel(s)", recipe.data.train, channels)
-    return channels
-
-
-def count_classes(data: DataConfig, level: Level) -> int:
-    """Number of classes: of the names that are given or stored with the labels, or of the values in a coarse scan.
-
-    Args:
-        data: the labels and the names.
-        level: level at which labels are used.
-
-    Raises:
-        ReadError: a folder or label image cannot be read.
-        InputError: there are fewer than two classes, or the values of a scan are not 0, 1, 2 and so on.
-    """
-    if data.class_names is not None:
-        return len(data.class_names)
-    values: set[int] = set()
-    for i, (_, label) in enumerate(open_labelled_folder(Path(data.train), (), (level,), data.annotations, data.size)):
-        values |= set(label.label_names) or {found.value for found in locate_classes(i, label, level)}
-    classes = sorted(values - set(data.ignore_labels))
-    if len(classes) < 2 or classes != list(range(len(classes))):
-        raise InputError(
-            f"labels of {data.train}",
-            expected="values 0, 1 and so on, to count the classes",
-            got=", ".join(map(str, classes)) or "none",
-            hint="Set model.num_classes, or name other values in data.ignore_labels.",
-        )
-    _LOG.info("%s: labels of %d classes", data.train, len(classes))
-    return len(classes)
-
-
-def _all_axes(size: int | tuple[int, ...], ndim: int) -> tuple[int, ...]:
-    return (size,) * ndim if isinstance(size, int) else size
 
 
 class CropsData(LightningDataModule):
@@ -110,13 +47,15 @@ class CropsData(LightningDataModule):
     Args:
         data: the slides and the crops.
         run: seed of all random numbers, and number of processes.
+        slides: files of the slides to train and validate on.
     """
 
     crops: CropConfig
     train_crops: NestedCrops
 
-    def __init__(self, data: CropsConfig, run: RunConfig) -> None:
+    def __init__(self, data: CropsConfig, run: RunConfig, slides: SlideSets) -> None:
         super().__init__()
+        self.slides = slides
         self.data, self.seed, self.num_processes = data, run.seed, run.devices * run.num_nodes
         self._position = 0, 0  # epoch, and batches of it that were taken
 
@@ -137,16 +76,16 @@ class CropsData(LightningDataModule):
         Raises:
             InputError: there are fewer crops than processes.
         """
-        if self.data.val is None:
+        if not self.slides["val"]:
             return None
-        crops = self._open_val_crops(Path(self.data.val))
+        crops = self._open_val_crops(self.slides["val"])
         check_pixel_sizes([self.train_crops.images[0], *crops.images])
         if len(crops) < self.num_processes:
             expected = f"slides of at least {self.num_processes} crops, one for each device"
             raise InputError("data.val", expected=expected, got=len(crops))
         return crops
 
-    def _open_val_crops(self, folder: Path) -> SlideCrops:
+    def _open_val_crops(self, files: Sequence[SlideFiles]) -> SlideCrops:
         raise NotImplementedError
 
     def train_dataloader(self) -> DataLoader:
@@ -166,7 +105,7 @@ class CropsData(LightningDataModule):
         return self._loader(Subset(self.val_crops, range(rank, len(self.val_crops), replicas)))
 
     def _crop_config(self, views: Views, **labels: Any) -> CropConfig:
-        size = _all_axes(self.data.crop_size, views.ndim)
+        size = all_axes(self.data.crop_size, views.ndim)
         if len(size) != views.ndim:
             raise InputError("data.crop_size", expected=f"one number, or {views.ndim} of them", got=size)
         views.check_size(size, "data.crop_size")
@@ -196,10 +135,8 @@ class CropsData(LightningDataModule):
     def _normalization(self, level: Level) -> Normalization:
         """As the recipe says, with the statistics of the training slides at ``level`` where it leaves them out."""
         values = self.data.normalization
-        if values.get("kind") == "standardize" and not {"mean", "std"} & values.keys():
-            slides = open_folder(Path(self.data.train) / IMAGES, (level,), self.data.size).values()
-            mean, std = measure_channels(list(slides), level)
-            values = values | {"mean": mean, "std": std}
+        if lacks_measured_values(values):
+            return measured_normalization(values, open_images(self.slides["train"], (level,), self.data.size), level)
         return normalization_from_dict(values)
 
     def _random_crops(self, slides: Sequence[LabelledSlide], crops: CropConfig, **balance: Any) -> NestedCrops:
@@ -211,6 +148,7 @@ class CropsData(LightningDataModule):
             samples_per_epoch=data.samples_per_epoch,
             seed=self.seed,
             augmentation=data.augmentation,
+            weights=[slide.weight for slide in self.slides["train"]],
             **balance,
         )
 
@@ -243,15 +181,16 @@ class SegmentationData(CropsData):
     Args:
         recipe: all settings.
         views: the views that its model takes.
+        slides: files of the slides, by default those that the recipe says.
 
     Raises:
         ReadError: a folder or slide cannot be read.
         InputError: slides, labels, levels or classes do not fit the recipe.
     """
 
-    def __init__(self, recipe: Recipe, views: Views) -> None:
-        super().__init__(recipe.data, recipe.run)
+    def __init__(self, recipe: Recipe, views: Views, slides: SlideSets | None = None) -> None:
         self.recipe = recipe = complete(recipe)
+        super().__init__(recipe.data, recipe.run, slides or recipe_slides(recipe))
         data, model = recipe.data, recipe.model
         assert model.num_classes is not None
         self.num_classes = model.num_classes
@@ -267,7 +206,7 @@ class SegmentationData(CropsData):
             _LOG.warning(
                 "relay tokens have no coordinates and learn little from nested views; set data.placement to concentric"
             )
-        self.train_slides = self._open_pairs(Path(data.train), data.annotations)
+        self.train_slides = self._open_pairs(self.slides["train"], data.annotations)
         check_channels([image for image, _ in self.train_slides], views.in_channels)
         self.train_crops = self._random_crops(
             self.train_slides,
@@ -276,13 +215,15 @@ class SegmentationData(CropsData):
             foreground_fraction=data.foreground_fraction,
         )
 
-    def _open_val_crops(self, folder: Path) -> SlideCrops:
+    def _open_val_crops(self, files: Sequence[SlideFiles]) -> SlideCrops:
         # classes found in the training annotations have the same values here
         annotations = self.recipe.data.annotations or config_of(self.train_slides[0][1])
-        return self._fixed_crops(self._open_pairs(folder, annotations), self.crops)
+        return self._fixed_crops(self._open_pairs(files, annotations), self.crops)
 
-    def _open_pairs(self, folder: Path, annotations: AnnotationConfig | None) -> list[tuple[Slide, Slide]]:
-        return open_labelled_folder(folder, self.crops.levels, self.crops.labelled_levels, annotations, self.data.size)
+    def _open_pairs(
+        self, files: Sequence[SlideFiles], annotations: AnnotationConfig | None
+    ) -> list[tuple[Slide, Slide]]:
+        return open_pairs(files, self.crops.levels, self.crops.labelled_levels, annotations, self.data.size)
 
     @cached_property
     def preprocessing(self) -> Preprocessing:
@@ -316,24 +257,24 @@ class PretrainData(CropsData):
         InputError: slides or levels do not fit the recipe.
     """
 
-    def __init__(self, recipe: PretrainRecipe) -> None:
-        super().__init__(recipe.data, recipe.run)
+    def __init__(self, recipe: PretrainRecipe, slides: SlideSets | None = None) -> None:
         self.recipe = recipe = complete(recipe)
+        super().__init__(recipe.data, recipe.run, slides or recipe_slides(recipe))
         model = recipe.model.encoder
         self.crops = self._crop_config(encoder_views(model))
-        self.train_slides = self._open(Path(recipe.data.train))
+        self.train_slides = self._open(self.slides["train"])
         self.train_crops = self._random_crops(self.train_slides, self.crops)
 
-    def _open_val_crops(self, folder: Path) -> SlideCrops:
-        return self._fixed_crops(self._open(folder), self.crops)
+    def _open_val_crops(self, files: Sequence[SlideFiles]) -> SlideCrops:
+        return self._fixed_crops(self._open(files), self.crops)
 
     @cached_property
     def preprocessing(self) -> Preprocessing:
         """Preprocessing of the pixels; there are no classes."""
         return self._preprocessing(self.train_slides[0][0])
 
-    def _open(self, folder: Path) -> list[LabelledSlide]:
-        slides = list(open_folder(folder / IMAGES, self.crops.levels, self.data.size).values())
+    def _open(self, files: Sequence[SlideFiles]) -> list[LabelledSlide]:
+        slides = open_images(files, self.crops.levels, self.data.size)
         check_channels(slides, self.recipe.model.encoder.channels)
         return [(slide, None) for slide in slides]
 
@@ -359,12 +300,15 @@ class ClassificationData(CropsData):
 
     train_crops: ClassifiedCrops
 
-    def __init__(self, recipe: ClassifyRecipe) -> None:
-        super().__init__(recipe.data, recipe.run)
+    def __init__(self, recipe: ClassifyRecipe, slides: SlideSets | None = None) -> None:
         self.recipe = recipe = complete(recipe)
+        super().__init__(recipe.data, recipe.run, slides or recipe_slides(recipe))
+        weighted = [slide for slide in self.slides["train"] if slide.weight != 1]
+        if weighted:
+            raise InputError(weighted[0].image, expected="no weight, for a classifier", got=weighted[0].weight)
         data, encoder = recipe.data, recipe.model.encoder
         self.crops = self._crop_config(encoder_views(encoder))
-        self.train_slides, names = self._open(Path(data.train))
+        self.train_slides, names = self._open(self.slides["train"])
         self.class_names = tuple(sorted(set(names)))
         wanted = recipe.model.num_classes
         if len(self.class_names) < 2 or wanted not in (None, len(self.class_names)):
@@ -384,10 +328,10 @@ class ClassificationData(CropsData):
             augmentation=data.augmentation,
         )
 
-    def _open_val_crops(self, folder: Path) -> ClassifiedTiles | ClassifiedCrops:
+    def _open_val_crops(self, files: Sequence[SlideFiles]) -> ClassifiedTiles | ClassifiedCrops:
         """Every tile once, or random crops of each slide in turn."""
         data = self.recipe.data
-        slides, names = self._open(folder)
+        slides, names = self._open(files)
         if data.val_samples is None:
             return ClassifiedTiles(slides, self._numbers(names), self.crops)
         if data.val_samples < len(slides):
@@ -401,12 +345,11 @@ class ClassificationData(CropsData):
         """Preprocessing and classes, for prediction."""
         return self._preprocessing(self.train_slides[0], self.class_names, class_colors(len(self.class_names)))
 
-    def _open(self, folder: Path) -> tuple[list[Slide], list[str]]:
-        """Slides of a folder and the class of each."""
-        slides, data = open_folder(folder / IMAGES, self.crops.levels, self.data.size), self.recipe.data
-        check_channels(slides.values(), self.recipe.model.encoder.channels)
-        names = values_of(slides, read_column(data.classes, data.column), f"{data.classes}, {data.column}")
-        return list(slides.values()), list(names.values())
+    def _open(self, files: Sequence[SlideFiles]) -> tuple[list[Slide], list[str]]:
+        """Slides, and the class of each."""
+        slides = open_images(files, self.crops.levels, self.data.size)
+        check_channels(slides, self.recipe.model.encoder.channels)
+        return slides, slide_classes(self.recipe.data, [slide.name for slide in slides])
 
     def _numbers(self, names: Sequence[str]) -> list[int]:
         unknown = sorted(set(names) - set(self.class_names))

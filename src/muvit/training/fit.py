@@ -14,6 +14,7 @@ from lightning.pytorch.loggers import Logger
 from torch.utils.data import DataLoader
 
 from muvit.data.crops.dataset import MuViTDataset
+from muvit.data.splits import SlideSets
 from muvit.errors import ExistsError, InputError
 from muvit.losses import SegmentationLoss
 from muvit.models.classifier import Classifier
@@ -21,7 +22,7 @@ from muvit.models.mae import MuViTMAE
 from muvit.models.segmenter import Segmenter
 from muvit.models.trained import build_model
 from muvit.training.callbacks import ExampleClasses, ExamplePictures, ReconstructionPictures, SaveBestAndLast
-from muvit.training.datamodules import ClassificationData, PretrainData, SegmentationData, complete
+from muvit.training.datamodules import ClassificationData, PretrainData, SegmentationData
 from muvit.training.optim import PretrainOptimConfig
 from muvit.training.pretrained import load_pretrained_encoder
 from muvit.training.recipes import ClassifyRecipe, PretrainRecipe, Recipe, RunConfig
@@ -35,9 +36,12 @@ from muvit.training.runs import (
     is_first_process,
     log_interval,
     prepare_folder,
+    prepare_model,
     quiet,
     stoppable,
+    stored_slides,
 )
+from muvit.training.slides import complete
 from muvit.training.tasks import ClassificationTask, PretrainTask, SegmentationTask
 
 
@@ -48,16 +52,19 @@ def train_segmenter(
     resume: bool = False,
     overwrite: bool = False,
     callbacks: list[Callback] | None = None,
+    slides: SlideSets | None = None,
 ) -> Path:
     """Train a model that labels pixels.
 
     Args:
         recipe: all settings.
         output: folder of the run. It receives the model folders ``best`` (by ``run.monitor``) and ``last``,
-            ``logs`` (CSV) and ``tensorboard``, ``pictures`` of validation crops, ``resume`` and the recipe.
-        resume: continue the run in ``output`` from its last state; on a CPU, bit for bit.
+            ``logs`` (CSV) and ``tensorboard``, ``pictures`` of validation crops, ``resume``, the recipe, and the
+            slides with their split (``slides.csv``).
+        resume: continue the run in ``output`` from its last state, on the slides stored there; on a CPU, bit for bit.
         overwrite: delete an existing run.
         callbacks: further Lightning callbacks.
+        slides: the slides of a new run, by default those that the recipe says.
 
     Returns:
         The folder of the best model, or of the last one if the run is not validated.
@@ -70,7 +77,8 @@ def train_segmenter(
     output, recipe = Path(output), complete(recipe)
     lightning.seed_everything(recipe.run.seed, verbose=False)
     model = build_model(recipe.model)
-    data = SegmentationData(recipe, model.views)
+    prepare_model(model, recipe.run)
+    data = SegmentationData(recipe, model.views, (stored_slides(output) if resume else None) or slides)
     preprocessing, val_crops = data.preprocessing, data.val_crops
     if recipe.init is not None:
         assert isinstance(model, Segmenter)  # checked by the recipe
@@ -86,8 +94,11 @@ def train_segmenter(
         has_background=preprocessing.has_background,
         ignore_labels=recipe.data.ignore_labels,
     )
-    checkpoint = prepare_folder(recipe, output, resume, overwrite)
-    keep = [SaveBestAndLast(output, preprocessing, metric=recipe.run.monitor), *(callbacks or [])]
+    checkpoint = prepare_folder(recipe, output, resume, overwrite, data.slides)
+    keep = [
+        SaveBestAndLast(output, preprocessing, metric=recipe.run.monitor, recipe=recipe, slides=data.slides),
+        *(callbacks or []),
+    ]
     if recipe.run.early_stop is not None:
         keep.append(EarlyStopping(recipe.run.monitor, mode="max", patience=recipe.run.early_stop))
     if val_crops is not None and recipe.run.pictures:
@@ -123,18 +134,26 @@ def train_classifier(
     """
     output, recipe, run = Path(output), complete(recipe), recipe.run
     lightning.seed_everything(run.seed, verbose=False)
-    data = ClassificationData(recipe)
+    data = ClassificationData(recipe, stored_slides(output) if resume else None)
     preprocessing, val_crops = data.preprocessing, data.val_crops
     config = replace(recipe.model, num_classes=len(data.class_names))
     model = Classifier(config)
+    prepare_model(model, run)
     if recipe.init is not None:
         load_pretrained_encoder(model, recipe.init)
     is_frozen = recipe.init is not None and recipe.init.mode == "frozen"
     task = ClassificationTask(model, recipe.optim, freeze_encoder=is_frozen, seed=run.seed)
-    checkpoint = prepare_folder(recipe, output, resume, overwrite)
+    checkpoint = prepare_folder(recipe, output, resume, overwrite, data.slides)
     metric: Literal["val_loss", "val_accuracy"] = "val_accuracy" if run.monitor == "val_accuracy" else "val_loss"
     keep: list[Callback] = [
-        SaveBestAndLast(output, preprocessing, metric=metric, lower_is_better=metric == "val_loss"),
+        SaveBestAndLast(
+            output,
+            preprocessing,
+            metric=metric,
+            lower_is_better=metric == "val_loss",
+            recipe=recipe,
+            slides=data.slides,
+        ),
         *(callbacks or []),
     ]
     if run.early_stop is not None:
@@ -171,14 +190,20 @@ def pretrain_mae(
     """
     output, recipe, run = Path(output), complete(recipe), recipe.run
     lightning.seed_everything(run.seed, verbose=False)
-    data = PretrainData(recipe)
+    data = PretrainData(recipe, stored_slides(output) if resume else None)
     val_crops = data.val_crops
     model = MuViTMAE(recipe.model)
+    prepare_model(model, run)
     task = PretrainTask(
         model, recipe.optim, batch_size=recipe.data.batch_size, seed=run.seed, use_boxes=recipe.boxes == "true"
     )
-    checkpoint = prepare_folder(recipe, output, resume, overwrite)
-    keep = [SaveBestAndLast(output, data.preprocessing, metric="val_loss", lower_is_better=True), *(callbacks or [])]
+    checkpoint = prepare_folder(recipe, output, resume, overwrite, data.slides)
+    keep = [
+        SaveBestAndLast(
+            output, data.preprocessing, metric="val_loss", lower_is_better=True, recipe=recipe, slides=data.slides
+        ),
+        *(callbacks or []),
+    ]
     if val_crops is not None and run.pictures:
         keep.append(ReconstructionPictures(output / "pictures", val_crops, run.pictures))
     return fit(task, data, recipe, output, callbacks=keep, checkpoint=checkpoint)

@@ -12,6 +12,8 @@ from muvit.data.crops.balance import Balance
 from muvit.data.crops.classified import SlideChoice
 from muvit.data.crops.preprocessing import Cropping, LabelLevels
 from muvit.data.slides.derived import PixelSize
+from muvit.data.splits import SplitConfig
+from muvit.data.tables import is_table
 from muvit.errors import InputError
 from muvit.models.baselines import BaselineConfig
 from muvit.models.classifier import ClassifierConfig
@@ -30,9 +32,13 @@ class CropsConfig(Cropping):
     """Slides to train on, and the crops that are cut from them."""
 
     train: str
-    """Folder with images/<name>.* to train on."""
+    """Folder with images/<name>.* to train on, or a table of slides (CSV)."""
     val: str | None = None
-    """Folder of the same layout to validate on after each epoch; unset, the run is not validated."""
+    """Folder of the same layout, or table, to validate on after each epoch; unset, the slides that the table in train,
+    or split, set aside; without any the run is not validated."""
+    split: SplitConfig | None = None
+    """Divide the slides of data.train into those to train, validate and test on; unset, they are divided as they are
+    listed."""
     pixel_size_um: Positive | tuple[Positive, ...] | None = None
     """Micrometers per pixel of level 1, at which every slide is read: one number, or one per axis; unset, each slide is
     read at its own."""
@@ -41,11 +47,12 @@ class CropsConfig(Cropping):
     crop_size: PositiveInt | tuple[PositiveInt, ...] = 256
     """Side of every view in pixels of its level: one number, or one per axis."""
     normalization: dict[str, Any] = field(default_factory=lambda: {"kind": "percentile"})
-    """From native pixels to the model's input: {kind: percentile, low: 1, high: 99.8, scope: view},
-    {kind: range, low: 0, high: 255} or {kind: standardize, mean: [...], std: [...]}; without mean and std, those of the
-    training slides."""
+    """From native pixels to the model's input: {kind: percentile, low: 1, high: 99.8, scope: view} (or scope sample:
+    all views together, or slide: all of it), {kind: range, low: 0, high: 255} or {kind: standardize, mean: [...], std:
+    [...]}; for stained RGB sections also {kind: macenko} or {kind: reinhard}, fitted to each slide. What is left out of
+    standardize, macenko and reinhard is measured on the training slides."""
     augmentation: Augmentation = field(default_factory=Augmentation)
-    """Flips, intensity jitter and box perturbation of the training samples."""
+    """Flips, jitter of intensities, stains and colours, and box perturbation of the training samples."""
     samples_per_epoch: PositiveInt = 4096
     """Random crops per epoch."""
     val_samples: PositiveInt | None = None
@@ -65,6 +72,8 @@ class CropsConfig(Cropping):
             raise InputError(
                 "data.batch_size", expected=f"at most samples_per_epoch = {self.samples_per_epoch}", got=self.batch_size
             )
+        if self.split is not None and self.val is not None:
+            raise InputError("data.split", expected="no data.val beside it", got=self.val)
 
     @property
     def size(self) -> PixelSize:
@@ -77,7 +86,7 @@ class DataConfig(CropsConfig):
     """Labelled slides to train on, and the crops that are cut from them."""
 
     train: str
-    """Folder with images/<name>.* and labels/<name>.* to train on."""
+    """Folder with images/<name>.* and labels/<name>.* to train on, or a table of slides (CSV)."""
     ignore_labels: tuple[int, ...] = ()
     """Label values ignored in loss and metrics."""
     has_background: bool = True
@@ -158,6 +167,14 @@ class RunConfig:
     """Number of devices of each machine."""
     num_nodes: PositiveInt = 1
     """Number of machines."""
+    accumulate: PositiveInt = 1
+    """Batches per step: gradients of several batches are averaged, for the effect of a larger batch in the memory of
+    one."""
+    checkpoint_activations: bool = False
+    """Keep the inputs of transformer blocks and of the decoder's finest stage instead of all activations, and compute
+    those again in the backward pass: less memory for a third more time."""
+    compile: bool = False
+    """Compile the transformer blocks (torch.compile): faster steps on a GPU, after a start that takes minutes."""
     val_every: PositiveInt = 1
     """Validate after every n-th epoch."""
     monitor: Literal["val_mdsc", "val_accuracy"] = "val_mdsc"
@@ -173,12 +190,19 @@ class RunConfig:
     """Validation crops to draw after each validation; 0 draws none."""
     progress: bool = True
     """Show a progress bar."""
+    folds: Annotated[int, Bounds(min=2)] | None = None
+    """Number of models of a cross-validation, each validated on one part of the slides of data.train and trained on the
+    others; unset, one model."""
+    fold: Annotated[int, Bounds(min=0)] | None = None
+    """The only one of these models to train, from 0; unset, all of them one after another."""
     wandb_project: str | None = None
     """Also log to this project on Weights & Biases (needs the package wandb); CSV and TensorBoard are always
     written."""
 
     def __post_init__(self) -> None:
         check_fields(self, "run.")
+        if self.fold is not None and self.fold >= (self.folds or 0):
+            raise InputError("run.fold", expected=f"a number below run.folds = {self.folds}", got=self.fold)
         if isinstance(self.save_every, str) and not _TIME.fullmatch(self.save_every):
             expected = "a time such as 30s, 10min or 2h, or a number of epochs"
             raise InputError("run.save_every", expected=expected, got=repr(self.save_every))
@@ -220,12 +244,36 @@ def check_sizes(data: CropsConfig, model: NetworkConfig | MAEConfig | Classifier
         )
 
 
+def check_validation(recipe: "Recipe | ClassifyRecipe", *, is_validated: bool) -> None:
+    """Refuse settings that follow a validation score where there is none.
+
+    Raises:
+        InputError: there are no slides to validate on.
+    """
+    if not is_validated and (recipe.optim.schedule == "plateau" or recipe.run.early_stop is not None):
+        raise InputError(
+            "data.val", expected="slides, which optim.schedule plateau and run.early_stop follow", got="none"
+        )
+
+
+def _may_be_validated(data: CropsConfig, run: RunConfig) -> bool:
+    """Whether there can be slides to validate on; which a table states is known when it is read."""
+    return any((data.val, data.split, run.folds, is_table(data.train)))
+
+
+def _check_no_folds(run: RunConfig) -> None:
+    if run.folds is not None:
+        raise InputError("run.folds", expected="none, but in the training of a segmentation model", got=run.folds)
+
+
 def _check_steps(data: CropsConfig, run: RunConfig) -> None:
     devices = run.devices * run.num_nodes
-    if data.samples_per_epoch // devices < data.batch_size:
+    step = devices * data.batch_size * run.accumulate
+    if data.samples_per_epoch < step:
+        batches = "a batch" if run.accumulate == 1 else f"{run.accumulate} batches"
         raise InputError(
             "data.samples_per_epoch",
-            expected=f"at least {devices * data.batch_size}: a batch for each of {devices} devices",
+            expected=f"at least {step}: {batches} for each of {devices} devices",
             got=data.samples_per_epoch,
         )
 
@@ -272,10 +320,9 @@ class Recipe:
         _check_steps(self.data, self.run)
         if self.init is not None and not isinstance(self.model, SegmenterConfig):
             raise InputError("init", expected="model.kind muvit, for a pre-trained encoder", got=self.model.kind)
-        if self.data.val is None and (self.optim.schedule == "plateau" or self.run.early_stop is not None):
-            raise InputError(
-                "data.val", expected="slides, which optim.schedule plateau and run.early_stop follow", got="none"
-            )
+        check_validation(self, is_validated=_may_be_validated(self.data, self.run))
+        if self.run.folds is not None and self.data.val is not None:
+            raise InputError("run.folds", expected="no data.val: the folds validate", got=self.data.val)
         weights, num_classes = self.loss.class_weights, self.model.num_classes
         if weights is not None and num_classes not in (None, len(weights)):
             raise InputError("loss.class_weights", expected=f"{num_classes}, as model.num_classes says", got=weights)
@@ -333,6 +380,7 @@ class PretrainRecipe:
     def __post_init__(self) -> None:
         check_sizes(self.data, self.model)
         _check_steps(self.data, self.run)
+        _check_no_folds(self.run)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -372,5 +420,5 @@ class ClassifyRecipe:
         _check_steps(self.data, self.run)
         if self.optim.schedule != "cosine":
             raise InputError("optim.schedule", expected="cosine, for classifiers", got=repr(self.optim.schedule))
-        if self.data.val is None and self.run.early_stop is not None:
-            raise InputError("data.val", expected="slides, which run.early_stop follows", got="none")
+        check_validation(self, is_validated=_may_be_validated(self.data, self.run))
+        _check_no_folds(self.run)

@@ -7,7 +7,7 @@ import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -19,22 +19,38 @@ from lightning.pytorch.callbacks import LearningRateMonitor, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.utilities import rank_zero_only
+from torch import nn
 from torch.utils.data import DataLoader
 
+from muvit.data.splits import SlideSets, read_sets
+from muvit.data.tables import write_slides
 from muvit.durable import write_whole
 from muvit.errors import ExistsError, InputError, MuViTError, require_package
 from muvit.models.folder import plain
+from muvit.models.layers.attention import Block
+from muvit.models.layers.stage import Stage
 from muvit.settings import read_settings
 from muvit.training.callbacks import StopAtNonFinite
-from muvit.training.datamodules import AnyRecipe, CropsData, complete
+from muvit.training.datamodules import CropsData
 from muvit.training.recipes import ClassifyRecipe, PretrainRecipe, Recipe, RunConfig
 from muvit.training.resume import SaveState, StateFiles, has_state, newest_state, unfit_state
+from muvit.training.slides import AnyRecipe, complete
 
 RECIPE = "recipe.yaml"
+SLIDES = "slides.csv"
 
 
-def prepare_folder(recipe: AnyRecipe, output: Path, resume: bool, overwrite: bool) -> Path | None:
+def prepare_folder(
+    recipe: AnyRecipe, output: Path, resume: bool, overwrite: bool, slides: SlideSets | None = None
+) -> Path | None:
     """Make the folder of a run; the state to resume from, if it is resumed.
+
+    Args:
+        recipe: all settings.
+        output: the folder.
+        resume: continue the run in it.
+        overwrite: delete the run in it.
+        slides: those of the run, to write as a table, which `stored_slides` reads.
 
     Raises:
         ExistsError: the folder exists, and neither ``resume`` nor ``overwrite`` is set.
@@ -62,7 +78,7 @@ def prepare_folder(recipe: AnyRecipe, output: Path, resume: bool, overwrite: boo
                 expected="the settings that the run was started with",
                 got=f"others in {', '.join(changed)}",
             )
-        write_whole(output / RECIPE, yaml.safe_dump(settings, sort_keys=False).encode())
+        _write(output, settings, slides)
         return checkpoint
     if output.exists() and any(output.iterdir()):
         if not overwrite:
@@ -75,8 +91,24 @@ def prepare_folder(recipe: AnyRecipe, output: Path, resume: bool, overwrite: boo
             else:
                 path.unlink()
     output.mkdir(parents=True, exist_ok=True)
-    write_whole(output / RECIPE, yaml.safe_dump(settings, sort_keys=False).encode())
+    _write(output, settings, slides)
     return None
+
+
+def _write(output: Path, settings: dict[str, Any], slides: SlideSets | None) -> None:
+    if slides is not None:
+        write_slides(output / SLIDES, [replace(s, split=split) for split, files in slides.items() for s in files])
+    write_whole(output / RECIPE, yaml.safe_dump(settings, sort_keys=False).encode())
+
+
+def stored_slides(output: Path) -> SlideSets | None:
+    """The slides that a run was started with, by their split; None if they were not stored.
+
+    Raises:
+        ReadError: a file is missing.
+        InputError: the table was changed.
+    """
+    return read_sets(output / SLIDES) if (output / SLIDES).is_file() else None
 
 
 def _changed_settings(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
@@ -131,6 +163,22 @@ def fit(
     return output / ("best" if (output / "best").exists() else "last")
 
 
+def prepare_model(model: nn.Module, run: RunConfig) -> None:
+    """Recompute activations and compile blocks, as a run asks for; the weights and their names stay as they are.
+
+    Raises:
+        InputError: the model is of a kind that has no such parts.
+    """
+    stages = [module for module in model.modules() if isinstance(module, Stage)]
+    for name, is_asked in (("checkpoint_activations", run.checkpoint_activations), ("compile", run.compile)):
+        if is_asked and not stages:
+            raise InputError(f"run.{name}", expected="false, for a model without muvit's transformer blocks", got=True)
+    for stage in stages:
+        stage.recomputes = run.checkpoint_activations
+        if run.compile and isinstance(stage, Block):
+            stage.compile()
+
+
 def fit_from(trainer: Trainer, checkpoint: Path | None, task: LightningModule, **data: Any) -> None:
     """Call the ``fit`` of a trainer that goes on from a state, if there is one.
 
@@ -177,6 +225,8 @@ def build_trainer(
         "accelerator": run.accelerator,
         "devices": run.devices,
         "num_nodes": run.num_nodes,
+        "accumulate_grad_batches": run.accumulate,
+        "sync_batchnorm": shares_batch_statistics(run),
         "max_epochs": run.epochs,
         "min_epochs": run.min_epochs,
         "check_val_every_n_epoch": run.val_every,
@@ -193,6 +243,12 @@ def build_trainer(
     if "precision" not in options:
         settings |= _precision(run, settings["plugins"])
     return Trainer(**settings | options)
+
+
+def shares_batch_statistics(run: RunConfig) -> bool:
+    """Whether batch norms take their statistics from all processes; there are such norms on CUDA devices only."""
+    has_cuda = run.accelerator not in ("cpu", "mps") and torch.cuda.is_available()
+    return has_cuda and run.devices * run.num_nodes > 1
 
 
 def _precision(run: RunConfig, plugins: list[Any]) -> dict[str, Any]:

@@ -212,6 +212,19 @@ def test_slides_are_chosen_by_area():
     assert from_second / 1500 == pytest.approx(3 / 4 * 200 / 277, abs=0.04)
 
 
+@pytest.mark.parametrize("balance", ["none", "foreground", "classes"])
+def test_slides_are_chosen_by_area_times_weight(balance):
+    shapes = [(100, 300), (100, 100)]
+    slides = [(world_slide(s, LEVELS), label_slide(np.ones(s, np.uint8), name=f"l{i}")) for i, s in enumerate(shapes)]
+    config = replace(CONFIG, levels=(1,), num_classes=2)
+    dataset = NestedCrops(slides, config, weights=(1, 9), balance=balance, foreground_fraction=1)
+    drawn = [dataset._draw(i, np.random.default_rng((0, i)))[0] for i in range(2000)]
+    assert np.mean(drawn) == pytest.approx(9 / (3 + 9), abs=0.04)
+    for wrong in ((1,), (1, 0), (1, float("nan"))):
+        with pytest.raises(InputError, match="weights: expected 2 numbers above 0, one for each slide"):
+            NestedCrops(slides, config, weights=wrong)
+
+
 def spotted(seed, values, shape=(320, 320)):
     """Few small squares of each value, and their image."""
     rng = np.random.default_rng(seed)
@@ -393,3 +406,21 @@ def test_augmentation_leaves_zero_padding_as_prediction_has_it(padding, beyond, 
         if not turns:
             shown = plain[index]["img"] != 0
             assert ((sample["img"] != 0).sum((1, 2, 3)) == shown.sum((1, 2, 3))).all()
+
+
+def test_a_plain_sample_is_the_augmented_one_before_its_augmentation():
+    slides = world_slides((200, 240), (300, 100))
+    plain = NestedCrops(slides, CONFIG, seed=3)
+    augmented = NestedCrops(slides, CONFIG, seed=3, augmentation=Augmentation())
+    for i in range(6):
+        slide, sample = augmented.read_plain(i)
+        assert all(torch.equal(sample[key], plain[i][key]) for key in ("img", "bbox", "label"))
+        height, width = augmented.images[slide].shape
+        assert (sample["bbox"][0, 0] < torch.tensor([height, width])).all()
+    turned = replace(Augmentation.geometric(), flip_axes=(), scale=(0.5, 2), rotation_degrees=90)
+    similar = NestedCrops(slides, replace(CONFIG, placement="concentric"), seed=3, augmentation=turned)
+    for i in range(6):
+        _, before = similar.read_plain(i)
+        torch.testing.assert_close(before["bbox"].mean(1), similar[i]["bbox"].mean(1), rtol=0, atol=1e-3)
+        sides = (before["bbox"][:, 1] - before["bbox"][:, 0]).tolist()
+        assert sides == [[level * n for n in CONFIG.size] for level in LEVELS]

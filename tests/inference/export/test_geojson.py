@@ -55,7 +55,17 @@ def test_every_object_is_a_feature_with_class_colour_and_area(tmp_path):
     assert shape(two["geometry"]).equals(shapely.box(20, 10, 30, 18))
     assert [f["properties"]["classification"]["name"] for f in (one, two)] == ["class 1", "class 2"]
     assert [tuple(f["properties"]["classification"]["color"]) for f in (one, two)] == list(class_colors(3)[1:])
-    assert [f["properties"]["measurements"] for f in (one, two)] == [{"Area px^2": 59}, {"Area px^2": 80}]
+    measured = [f["properties"]["measurements"] for f in (one, two)]
+    assert measured[0] == {
+        "Area px^2": 59,
+        "Perimeter px": 32,
+        "Circularity": pytest.approx(4 * np.pi * 63 / 32**2),  # of the outer outline
+    }
+    assert measured[1] == {
+        "Area px^2": 80,
+        "Perimeter px": 36,
+        "Circularity": pytest.approx(4 * np.pi * 80 / 36**2),
+    }
 
 
 def test_class_0_is_an_object_where_nothing_is_background(tmp_path):
@@ -76,7 +86,44 @@ def test_coordinates_and_areas_are_those_of_the_image(tmp_path):
     one, two = written(tmp_path, source)
     assert shape(two["geometry"]).equals(shapely.box(80, 40, 120, 72))
     assert all(isinstance(v, int) for point in two["geometry"]["coordinates"][0] for v in point)
-    assert one["properties"]["measurements"] == {"Area px^2": 59 * 16, "Area µm^2": 59 * 2.0}
+    measured = one["properties"]["measurements"]
+    assert (measured["Area px^2"], measured["Area µm^2"]) == (59 * 16, 59 * 2.0)
+    assert measured["Perimeter µm"] == 2 * (9 * 2.0 + 7 * 1.0)  # 9 x 7 pixels of 2 x 1 um
+
+
+def test_probabilities_are_the_means_over_each_object(tmp_path):
+    y, x = np.indices(LABELS.shape)
+    values = np.stack([y, x, y + x]).astype(np.uint8)
+    probabilities = ArraySlide(values)
+    probabilities.channel_names = ("glass", "one", "two")
+    source = LabelledImage(labels=ArraySlide(LABELS), probabilities=probabilities)
+    for feature, value in zip(written(tmp_path / "a", source), (1, 2), strict=True):
+        inside = value == LABELS
+        for name, channel in zip(probabilities.channel_names, values / 255, strict=True):
+            assert feature["properties"]["measurements"][f"Probability {name}"] == pytest.approx(channel[inside].mean())
+    half = LabelledImage(labels=ArraySlide(LABELS), probabilities=ArraySlide((values / 255).astype(np.float16)))
+    (one, _) = written(tmp_path / "b", half)
+    assert one["properties"]["measurements"]["Probability channel 0"] == pytest.approx(
+        values[0][LABELS == 1].mean() / 255, rel=1e-3
+    )
+    with pytest.raises(InputError, match="expected probabilities of the"):
+        LabelledImage(labels=ArraySlide(LABELS), probabilities=ArraySlide(values[:, 1:]))
+
+
+def test_touching_objects_are_split_before_they_are_measured(tmp_path):
+    y, x = np.mgrid[:40, :60]
+    cells = ((np.hypot(y - 20, x - 18) < 11) | (np.hypot(y - 20, x - 38) < 11)).astype(np.uint8)
+    source = LabelledImage(labels=ArraySlide(cells), pixel_size_um=0.5)
+    (both,) = written(tmp_path / "both", source)
+    parts = written(tmp_path / "parts", source, GeoJsonConfig(split_um=6.0))
+    assert len(parts) == 2 and len({part["id"] for part in parts}) == 2
+    measured = [f["properties"]["measurements"] for f in (both, *parts)]
+    assert measured[0]["Area µm^2"] == measured[1]["Area µm^2"] + measured[2]["Area µm^2"]
+    assert measured[0]["Circularity"] < 0.8 < 0.9 < min(one["Circularity"] for one in measured[1:])
+    large = GeoJsonConfig(split_um=6.0, min_area_um2=max(one["Area µm^2"] for one in measured[1:]) + 1)
+    assert len(written(tmp_path / "large", source, large)) == 0
+    with pytest.raises(InputError, match="split_um: expected labels with a pixel size"):
+        write_geojson(LabelledImage(labels=ArraySlide(cells)), tmp_path / "b", GeoJsonConfig(split_um=6.0))
 
 
 def test_the_corner_of_the_scanned_part_is_the_origin(tmp_path, monkeypatch):
@@ -102,7 +149,9 @@ def test_areas_stay_exact_when_outlines_are_simplified(tmp_path):
     source = LabelledImage(labels=ArraySlide(disc), pixel_size_um=0.5)
     (exact,) = written(tmp_path / "exact", source)
     (simple,) = written(tmp_path / "simple", source, GeoJsonConfig())
-    assert exact["properties"] == simple["properties"]
+    areas = ("Area px^2", "Area µm^2")
+    exact_areas, simple_areas = ([f["properties"]["measurements"][name] for name in areas] for f in (exact, simple))
+    assert exact_areas == simple_areas
     assert exact["properties"]["measurements"]["Area µm^2"] == disc.sum() / 4
     assert shape(exact["geometry"]).area == disc.sum()
     corners = [shapely.get_num_coordinates(shape(f["geometry"])) for f in (exact, simple)]
@@ -159,7 +208,9 @@ def test_labels_that_do_not_fit_are_refused(changes, message):
         LabelledImage(**{"labels": ArraySlide(LABELS)} | changes)
 
 
-@pytest.mark.parametrize("changes", [{"object_type": "cell"}, {"simplify_px": -1.0}, {"min_area_um2": float("nan")}])
+@pytest.mark.parametrize(
+    "changes", [{"object_type": "cell"}, {"simplify_px": -1.0}, {"min_area_um2": float("nan")}, {"split_um": -1.0}]
+)
 def test_settings_that_do_not_fit_are_refused(changes):
     with pytest.raises(InputError, match=next(iter(changes))):
         GeoJsonConfig(**changes)

@@ -31,7 +31,7 @@ def test_chosen_tokens_come_out_as_if_all_had_been_computed():
     mask = torch.rand(2, 1, 7, 7) > 0.3
     masked = block(x, rotation, mask=mask[:, :, chosen], queries=chosen)
     torch.testing.assert_close(masked, block(x, rotation, mask=mask)[:, chosen])
-    seen = block.keys_values(x[:, :4], (rotation[0][:, :4], rotation[1][:, :4]))
+    seen = block.keys_values(x[:, :4], rotation[:, :4])
     among_four = block(x, rotation, context_kv=seen, queries=chosen)
     torch.testing.assert_close(among_four, block(x, rotation, context_kv=seen)[:, chosen])
     assert block(Block(16, 2)(x), queries=chosen).shape == (2, 3, 16)

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from muvit.errors import InputError
-from muvit.models.layers.rope import AxialRope, axis_dims, rotate
+from muvit.models.layers.rope import AxialRope, axis_dims, rotate, split_heads
 
 
 def turned_as_complex_numbers(x, coords, dims, base):
@@ -96,19 +96,19 @@ def test_a_learned_base_moves_the_frequencies_of_its_axis_as_the_formula_says():
     rope = AxialRope(16, 2, 100, "base")
     with torch.no_grad():
         rope.base[1] = 50.0
-    cos, sin = rope(torch.ones(1, 1, 2))
+    cos, sin = rope(torch.ones(1, 1, 2)).unbind(-1)
     expected = [base ** (-2 * k / 8) for base in (100, 50) for k in range(4)]
     torch.testing.assert_close(torch.atan2(sin, cos)[0, 0], torch.tensor(expected))
 
 
 def test_gradients_reach_the_frequencies():
     rope, coords = AxialRope(8, 2, 100), torch.tensor([[[3.0, 5.0], [-2.0, 7.0]]])
-    rope(coords)[1].sum().backward()
+    rope(coords)[..., 1].sum().backward()
     # d sin(p w) / dw = p cos(p w)
     place = coords[0][:, [0, 0, 1, 1]]
     torch.testing.assert_close(rope.freq.grad, (place * torch.cos(place * rope.freq.detach())).sum(0))
     rope = AxialRope(8, 2, 100, "base")
-    rope(coords)[1].sum().backward()
+    rope(coords)[..., 1].sum().backward()
     assert (rope.base.grad != 0).all()
 
 
@@ -118,9 +118,8 @@ def test_angles_stay_float32_under_autocast_and_in_a_half_precision_model():
     exact = rope(coords)
     with torch.autocast("cpu", torch.bfloat16):
         under_autocast = rope(coords)
-    assert [t.dtype for t in under_autocast] == [torch.float32] * 2
-    assert torch.equal(under_autocast[0], exact[0])
-    assert torch.equal(under_autocast[1], exact[1])
+    assert under_autocast.dtype == torch.float32
+    assert torch.equal(under_autocast, exact)
 
 
 @pytest.mark.parametrize("learn", ["freq", "base"])
@@ -128,7 +127,7 @@ def test_far_from_the_origin_angles_are_as_exact_as_near_it(learn):
     rope, coords = AxialRope(16, 2, 100, learn), torch.tensor([[[99_999.5, 65_537.0]]])
     freq = rope.freq if learn == "freq" else rope.base[rope.axis] ** rope.exponent
     theta = coords.double()[..., rope.axis] * freq.double()
-    cos, sin = rope(coords)
+    cos, sin = rope(coords).unbind(-1)
     torch.testing.assert_close(cos.double(), theta.cos(), rtol=0, atol=1e-7)
     torch.testing.assert_close(sin.double(), theta.sin(), rtol=0, atol=1e-7)
 
@@ -140,3 +139,44 @@ def test_rotation_keeps_the_precision_of_its_input_and_computes_above_it():
     half = rotate(x.bfloat16(), rotation)
     assert half.dtype == torch.bfloat16
     assert torch.equal(half, rotate(x.bfloat16().float(), rotation).bfloat16())
+
+
+def heads_one_by_one(x, num_parts, rotation):
+    """`split_heads` into 3 heads from its definition, differentiated by autograd."""
+    parts = x.unflatten(-1, (num_parts, 3, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+    return [rotate(part, rotation) if i < max(1, num_parts - 1) else part for i, part in enumerate(parts)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("num_parts", [1, 2, 3])
+def test_heads_and_their_gradients_are_those_of_the_definition(num_parts, dtype):
+    torch.manual_seed(0)
+    x = torch.randn(2, 5, num_parts * 24, dtype=dtype, requires_grad=True)
+    rope, coords = AxialRope(8, 2, 100), torch.randint(0, 50, (2, 5, 2)).float()
+    expected, found = heads_one_by_one(x, num_parts, rope(coords)), split_heads(x, num_parts, 3, rope(coords))
+    towards = [torch.randn_like(part) for part in expected]
+    inputs = (x, rope.freq)
+    gradients = [torch.autograd.grad(parts, inputs, towards) for parts in (found, expected)]
+    for ours, theirs in zip((*found, *gradients[0]), (*expected, *gradients[1]), strict=True):
+        error = (ours - theirs).norm() / theirs.norm()
+        assert ours.dtype == theirs.dtype
+        assert error < (1e-5 if dtype != torch.bfloat16 else 1e-2)
+
+
+def test_gradients_of_attention_in_any_layout_are_turned_back():
+    x, coords = torch.randn(2, 5, 72, requires_grad=True), torch.randint(0, 50, (2, 5, 2)).float()
+    rotation = AxialRope(8, 2, 100)(coords).detach()
+    towards = torch.randn(2, 5, 1, 1).expand(-1, -1, 3, 8).transpose(1, 2)
+    gradients = [
+        torch.autograd.grad(parts, x, [towards] * 3)[0]
+        for parts in (split_heads(x, 3, 3, rotation), heads_one_by_one(x, 3, rotation))
+    ]
+    torch.testing.assert_close(*gradients)
+
+
+def test_the_backward_pass_keeps_nothing_but_the_rotated_heads():
+    x, rope = torch.randn(1, 16, 72, requires_grad=True), AxialRope(8, 2, 100)
+    rotation, kept = rope(torch.zeros(1, 16, 2)), {}
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.update({t.data_ptr(): t}) or t, lambda t: t):
+        q, k, _ = split_heads(x, 3, 3, rotation)
+    assert kept.keys() == {q.data_ptr(), k.data_ptr(), rotation.data_ptr()}

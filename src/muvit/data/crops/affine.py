@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.ndimage import affine_transform
 from torch import Tensor
 
 from muvit.data.crops.placement import Window
@@ -86,6 +85,8 @@ class SimilarView:
 
     def sample(self, pixels: NDArray[Any], *, linear: bool) -> NDArray[Any]:
         """The view's pixels ``(*size)`` from those of its window ``(*window.size)``, interpolated or the nearest."""
+        from scipy.ndimage import affine_transform  # takes a second to import
+
         view = np.empty(self.size, pixels.dtype)
         offset = self._middle - self.window.start - self._matrix @ ((np.array(self.size) - 1) / 2)
         affine_transform(

@@ -9,11 +9,13 @@ import numpy as np
 from torch import Tensor
 
 from muvit.data.crops.affine import Similarity, SimilarView
+from muvit.data.crops.appearance import PixelMap
 from muvit.data.crops.augment import Augmentation
 from muvit.data.crops.balance import Balance, ForegroundIndex
 from muvit.data.crops.placement import Window, draw_start
 from muvit.data.crops.preprocessing import CropConfig
 from muvit.data.crops.slide_crops import LabelledSlide, SlideCrops, without_inside
+from muvit.data.crops.stain import check_colors, white_of
 from muvit.data.slides.slide import Slide
 from muvit.errors import InputError
 from muvit.geometry import box_center
@@ -26,10 +28,10 @@ class NestedCrops(SlideCrops):
     With placement ``concentric`` all views have one centre, about which the augmentation may scale and rotate them.
 
     Sample ``i`` depends on ``(seed, i)`` alone, for any ``i >= 0``; epochs continue the count
-    (`muvit.data.crops.balance.EpochSampler`). A slide is chosen with a probability proportional to its area, so that
-    every place is equally likely. With ``balance``, a fraction of the samples instead holds a foreground pixel in the
-    finest view: any (``foreground``), or one of a class drawn first (``classes``); foreground is every class but the
-    background (if there is one) and the ignored ones.
+    (`muvit.data.crops.balance.EpochSampler`). A slide is chosen with a probability proportional to its area (times
+    its weight), so that every place is equally likely. With ``balance``, a fraction of the samples instead holds a
+    foreground pixel in the finest view: any (``foreground``), or one of a class drawn first (``classes``); foreground
+    is every class but the background (if there is one) and the ignored ones.
 
     Args:
         slides: images, with all levels of the config, and their label images; either all have labels or none has.
@@ -39,6 +41,7 @@ class NestedCrops(SlideCrops):
         augmentation: applied to every sample (None: nothing).
         balance: whether and how some samples are chosen to hold foreground.
         foreground_fraction: fraction of these samples.
+        weights: factor of the probability of each slide, for balanced samples, too; by default 1.
 
     Raises:
         InputError: as `SlideCrops`, or an argument is out of range, or there is no foreground to balance.
@@ -54,6 +57,7 @@ class NestedCrops(SlideCrops):
         augmentation: Augmentation | None = None,
         balance: Balance = "none",
         foreground_fraction: float = 0.5,
+        weights: Sequence[float] | None = None,
     ) -> None:
         if balance not in get_args(Balance):
             raise InputError("balance", expected=f"one of {', '.join(get_args(Balance))}", got=repr(balance))
@@ -62,6 +66,9 @@ class NestedCrops(SlideCrops):
         if samples_per_epoch < 1 or seed < 0:
             got = f"{samples_per_epoch} samples and seed {seed}"
             raise InputError("samples_per_epoch and seed", expected="at least one sample, a seed >= 0", got=got)
+        weights = (1.0,) * len(slides) if weights is None else tuple(weights)
+        if len(weights) != len(slides) or not all(0 < weight < math.inf for weight in weights):
+            raise InputError("weights", expected=f"{len(slides)} numbers above 0, one for each slide", got=weights)
         super().__init__(slides, config)
         if augmentation is not None and augmentation.has_similarity and config.placement != "concentric":
             raise InputError(
@@ -69,6 +76,9 @@ class NestedCrops(SlideCrops):
                 expected="views with one centre, placement concentric",
                 got=f"placement {config.placement}",
             )
+        if augmentation is not None and augmentation.has_colors:
+            for image in self.images:
+                check_colors(image, "hed, brightness, contrast, saturation and hue of the augmentation")
         self.samples_per_epoch = samples_per_epoch
         self.seed = seed
         self.augmentation = augmentation
@@ -80,11 +90,18 @@ class NestedCrops(SlideCrops):
         self._foreground = (
             None
             if balance == "none"
-            else ForegroundIndex(self.labels, found, level=level, balance=balance, not_foreground=others)
+            else ForegroundIndex(
+                self.labels,
+                [entry._replace(area=entry.area * weights[entry.slide]) for entry in found],
+                level=level,
+                balance=balance,
+                not_foreground=others,
+            )
         )
         self.seen_classes = {entry.value for entry in found} - set(ignored)
         """Classes that a coarse scan of the labels found; it may miss one of a few pixels."""
-        self._areas = np.cumsum([math.prod(image.shape) for image in self.images], dtype=np.float64)
+        areas = [math.prod(image.shape) * weight for image, weight in zip(self.images, weights, strict=True)]
+        self._areas = np.cumsum(areas, dtype=np.float64)
 
     def __len__(self) -> int:
         return self.samples_per_epoch
@@ -95,10 +112,11 @@ class NestedCrops(SlideCrops):
         rng = np.random.default_rng((self.seed, int(index)))
         slide, pixel = self._draw(int(index), rng)
         similarity = Similarity() if self.augmentation is None else self.augmentation.draw_similarity(rng)
+        recolor = self._draw_colors(slide, rng)
         if similarity.is_identity:
-            sample = self.read_placed(slide, self.place(slide, rng=rng, contains=pixel))
+            sample = self.read_placed(slide, self.place(slide, rng=rng, contains=pixel), recolor)
         else:
-            sample = self.read_similar(slide, self._place_similar(rng, slide, pixel, similarity))
+            sample = self.read_similar(slide, self._place_similar(rng, slide, pixel, similarity), recolor)
         return without_inside(sample if self.augmentation is None else self.augmentation(sample, rng))
 
     def slide_of(self, index: int) -> Slide:
@@ -108,6 +126,16 @@ class NestedCrops(SlideCrops):
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         """The samples of the first epoch (every index is valid, so that iterating over indices would not end)."""
         return (self[index] for index in range(len(self)))
+
+    def read_plain(self, index: int) -> tuple[int, dict[str, Tensor]]:
+        """Number of the slide of a sample, and the sample without augmentation, about the same centre."""
+        rng = np.random.default_rng((self.seed, int(index)))
+        slide, pixel = self._draw(int(index), rng)
+        similarity = Similarity() if self.augmentation is None else self.augmentation.draw_similarity(rng)
+        if similarity.is_identity:
+            return slide, without_inside(self.read_placed(slide, self.place(slide, rng=rng, contains=pixel)))
+        views = self._place_similar(rng, slide, pixel, similarity)
+        return slide, without_inside(self.read_similar(slide, [replace(v, similarity=Similarity()) for v in views]))
 
     def _place_similar(
         self, rng: np.random.Generator, slide: int, pixel: tuple[int, ...] | None, similarity: Similarity
@@ -121,6 +149,12 @@ class NestedCrops(SlideCrops):
         if pixel is not None and not views[0].shows(pixel):
             views = [replace(view, similarity=Similarity(similarity.scale)) for view in views]
         return views
+
+    def _draw_colors(self, slide: int, rng: np.random.Generator) -> PixelMap | None:
+        if self.augmentation is None or not self.augmentation.has_colors:
+            return None
+        # a generator of its own, so that all else is drawn as without
+        return self.augmentation.draw_colors(rng.spawn(1)[0], self.n_levels, white_of(self.images[slide]))
 
     def _draw(self, index: int, rng: np.random.Generator) -> tuple[int, tuple[int, ...] | None]:
         """Index of the slide of a sample and, if it is a balanced one, a foreground pixel of it."""

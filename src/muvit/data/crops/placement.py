@@ -9,16 +9,16 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from muvit.checks import check_fields, freeze_lists
 from muvit.errors import InputError
-from muvit.geometry import box_center, nested_start_range, window_to_box
 from muvit.levels import Level, level_factors
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Placement = Literal["nested", "concentric", "grid", "free"]
 """Placement of coarse views: around the next finer view and inside the image (nested); centred on the finest view, also
@@ -34,8 +34,10 @@ class Window(NamedTuple):
     size: tuple[int, ...]
 
     @property
-    def box(self) -> Tensor:
+    def box(self) -> "Tensor":
         """World box ``(2, ndim)``, float64."""
+        from muvit.geometry import window_to_box
+
         return window_to_box(self.start, self.size, self.level)
 
     def slices_inside(self, shape: Sequence[int]) -> tuple[slice, ...]:
@@ -53,8 +55,10 @@ class PlacedViews(NamedTuple):
     """The windows whose boxes the model is told: `windows` themselves, except for shuffled boxes of free views."""
 
     @property
-    def boxes(self) -> Tensor:
+    def boxes(self) -> "Tensor":
         """World boxes ``(L, 2, ndim)`` that the model is told, float64."""
+        import torch
+
         return torch.stack([window.box for window in self.claimed])
 
 
@@ -227,6 +231,8 @@ def _around(
     first: Window, shapes: Sequence[Sequence[int]], levels: Sequence[Level], rule: Callable[[_Axis], int]
 ) -> tuple[Window, ...]:
     """Place the coarser views around the first, axis by axis, by a rule that picks a start."""
+    from muvit.geometry import nested_start_range
+
     size = first.size
     factors = [level_factors(level, len(size)) for level in levels]
     starts = [first.start]
@@ -273,6 +279,8 @@ def _free_views(
     free: FreeViews,
 ) -> list[Window]:
     """Draw one window for each level but the finest; it lies in the image, or holds it if the image is smaller."""
+    from muvit.geometry import box_center
+
     size, center, windows = first.size, box_center(first.box).tolist(), []
     for level, shape in zip(levels[1:], shapes[1:], strict=True):
         start = []

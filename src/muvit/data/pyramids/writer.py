@@ -250,7 +250,7 @@ class PyramidWriter:
         """Make and write one shard of a coarser level; what it is made from (see `finish`) must be complete."""
         return self.write_shard(shard, self._reduced(*shard))
 
-    def finish(self, progress: Progress | None = None, attributes: dict[str, Any] | None = None) -> None:
+    def finish(self, progress: Progress | None = None, notes: dict[str, Any] | None = None) -> None:
         """Build every coarser level, then make the store readable.
 
         A level of an image is the area mean of the level before (`muvit.data.pyramids.reduction.area_mean`), a level of
@@ -259,24 +259,25 @@ class PyramidWriter:
 
         Args:
             progress: called after each of the `num_coarse_shards` steps.
-            attributes: as of `publish`.
+            notes: as of `publish`.
         """
         for done, shard in enumerate(self.coarse_shards(), start=1):
             self.build(shard)
             if progress is not None:
                 progress(done, self.num_coarse_shards)
-        self.publish(attributes)
+        self.publish(notes)
 
-    def publish(self, notes: dict[str, Any] | None = None) -> None:
+    def publish(self, attributes: dict[str, Any] | None = None) -> None:
         """Make the store readable, all levels being complete. May be repeated after a crash.
 
         Args:
-            notes: further content of the attribute ``muvit`` of the store, beside the record of its shards.
+            attributes: further attributes of the store, beside those of OME; ``muvit`` gets the record of its shards.
         """
         for file in partial_files(self.path):  # of writers that were killed
             file.unlink()
         content = group_json(self._attributes())
-        content["attributes"]["muvit"] = {**(notes or {}), "manifest": self._manifest()}
+        content["attributes"] |= attributes or {}
+        content["attributes"]["muvit"] = {**content["attributes"].get("muvit", {}), "manifest": self._manifest()}
         write_json(self.path / "zarr.json", content)
         sync_folder(self.path)
         self.settle()
@@ -313,13 +314,13 @@ class PyramidWriter:
         return tuple(edges)
 
     def _manifest(self) -> dict[str, Any]:
-        """The record of all shards, as a JSON object."""
+        """Record of all shards, as a JSON object."""
         levels = {}
         for index in range(len(self.spec.levels)):
-            shards = [Shard(index, *box) for box in blocks(self.spec.level_shape(index), self.spec.shard_shape(index))]
+            boxes = blocks(self.spec.level_shape(index), self.spec.shard_shape(index))
             digests = [
-                self.digests.get((index, shard.start)) or ShardDigest.on_disk(self.shard_file(shard))
-                for shard in shards
+                self.digests.get((index, start)) or ShardDigest.on_disk(self.shard_file(Shard(index, start, size)))
+                for start, size in boxes
             ]
             levels[str(index)] = LevelRecord.of(self._metadata(index), digests).to_json()
         return levels

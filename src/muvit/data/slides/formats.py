@@ -11,8 +11,13 @@ import numpy as np
 OME_ZARR_SUFFIXES = (".ome.zarr", ".zarr")
 TIFF_SUFFIXES = (".tif", ".tiff", ".btf", ".tf8")
 RASTER_SUFFIXES = (".png", ".jpg", ".jpeg")
-WHOLE_SLIDE_SUFFIXES = (".svs", ".ndpi", ".mrxs", ".scn")
-SLIDE_SUFFIXES = (*OME_ZARR_SUFFIXES, *TIFF_SUFFIXES, *RASTER_SUFFIXES, *WHOLE_SLIDE_SUFFIXES)
+DICOM_SUFFIX = ".dcm"
+CZI_SUFFIX = ".czi"
+WHOLE_SLIDE_SUFFIXES = (".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".svslide", ".vms", ".vmu", DICOM_SUFFIX)
+SLIDE_SUFFIXES = (*OME_ZARR_SUFFIXES, *TIFF_SUFFIXES, *RASTER_SUFFIXES, *WHOLE_SLIDE_SUFFIXES, CZI_SUFFIX)
+
+LABELS_NAMESPACE = "muvit.labels"
+"""Namespace of the map annotation by which OME-TIFF states names and colours of label values."""
 
 MICROMETERS_PER_UNIT = {
     "angstrom": 1e-4, "Å": 1e-4,
@@ -24,6 +29,11 @@ MICROMETERS_PER_UNIT = {
     "inch": 25400.0, "in": 25400.0,
 }  # fmt: skip
 """Length units as OME-Zarr, OME-XML and ImageJ spell them."""
+
+
+def is_dicom_folder(path: Path) -> bool:
+    """Whether a folder holds DICOM files."""
+    return path.is_dir() and any(file.suffix.lower() == DICOM_SUFFIX for file in path.iterdir())
 
 
 def slide_name(path: Path) -> str:
@@ -62,3 +72,8 @@ def whole_if_near(factor: float) -> float:
     """The factor as a whole number if it is one within 1 %."""
     whole = round(factor)
     return float(whole) if whole >= 1 and abs(factor - whole) <= 0.01 * factor else factor
+
+
+def store_path(path: Path, name: str) -> Path:
+    """Folder of a store of the prediction at ``path``: ``a.ome.zarr`` and ``a.probabilities.ome.zarr``."""
+    return path if name == "labels" else path.with_name(f"{slide_name(path)}.{name}.ome.zarr")

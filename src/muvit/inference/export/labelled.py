@@ -33,6 +33,8 @@ class LabelledImage:
     """The image; unset, one of the size of the labels."""
     pixel_size_um: float | None = None
     """Micrometers per label pixel; unset, those of the labels, or else of the image."""
+    probabilities: Slide | None = None
+    """Probability of each class at the label pixels, a channel each, as `muvit predict --probabilities` writes them."""
 
     def __post_init__(self) -> None:
         labels, image = self.labels, self.image
@@ -45,6 +47,9 @@ class LabelledImage:
                 expected=f"labels of {image.path}, which has {image.axes} {image.shape}, or of a level of it",
                 got=labels.shape,
             )
+        if self.probabilities is not None and self.probabilities.shape != labels.shape:
+            expected = f"probabilities of the {labels.shape} pixels of {labels.path}"
+            raise InputError(self.probabilities.path, expected=expected, got=self.probabilities.shape)
         if self.pixel_size_um is not None and not 0 < self.pixel_size_um < np.inf:
             raise InputError("pixel_size_um", expected="a positive number", got=self.pixel_size_um)
 
@@ -94,6 +99,29 @@ class LabelledImage:
     def pixel_area_um2(self) -> float | None:
         """Square micrometers per label pixel; None if unknown."""
         return None if self.pixel_um is None else self.pixel_um[0] * self.pixel_um[1]
+
+    def need_pixel_area_um2(self, setting: str) -> float:
+        """Square micrometers per label pixel, for a setting in micrometers.
+
+        Raises:
+            InputError: the pixel size is unknown; names the setting.
+        """
+        if self.pixel_area_um2 is None:
+            raise InputError(
+                setting,
+                expected="labels with a pixel size",
+                got=f"none in {self.labels.path}",
+                hint="Give it by pixel_size_um (--pixel_size_um).",
+            )
+        return self.pixel_area_um2
+
+    def in_pixels(self, setting: str, length_um: float) -> float:
+        """A length in label pixels; pixels that are not square count by the side of a square of their area.
+
+        Raises:
+            InputError: the pixel size is unknown; names the setting.
+        """
+        return float(length_um / self.need_pixel_area_um2(setting) ** 0.5)
 
     @property
     def lowest_value(self) -> int:

@@ -1,4 +1,4 @@
-"""Blocks from tiles: reading ahead, the model, and joining; a block never depends on another."""
+"""Blocks from tiles: reading ahead, the model, and joining; a block never depends on another. Jobs, made of them."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -8,9 +8,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from muvit.data.slides.slide import Slide
 from muvit.inference.run.reading import SlideTiles, read_tiles
-from muvit.inference.run.store import BlockPixels
+from muvit.inference.run.store import BlockPixels, BlockStore
 from muvit.inference.tiling.tiles import Tile, TilePlan
+from muvit.models.folder import FolderModel
 
 CountTiles = Callable[[int], None]
 """Called with the number of tiles just done."""
@@ -31,6 +33,36 @@ class Setup:
     """Processes that read ahead."""
     count: CountTiles
     """Called with the number of tiles of each batch."""
+
+
+class BlockMaker(Protocol):
+    """Computation of blocks, each of which depends on nothing that was computed before it; picklable."""
+
+    def __call__(
+        self,
+        model: Any,
+        slide: Slide,
+        plan: Any,
+        blocks: Sequence[int],
+        setup: Setup,
+        /,
+    ) -> Iterator[tuple[int, BlockPixels | None]]:
+        """Number and pixels of each block, None where none of its tiles is computed."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A model, a slide, and the output that is made of them."""
+
+    store: BlockStore[Any]
+    """The output, with its plan."""
+    model: FolderModel
+    """In any state; a run leaves it as it was."""
+    slide: Slide
+    """The image, with all levels of the model."""
+    make_blocks: BlockMaker
+    """Computes blocks of the plan."""
 
 
 class Canvas(Protocol):

@@ -40,6 +40,7 @@ class BlockCanvas:
         self._seen = _zeros(size, torch.bool, device)
         num_classes = len(plan.preprocessing.class_names)
         self._scores = _zeros((num_classes, *size), torch.float32, device) if plan.tiling.is_blended else None
+        self._along: dict[tuple[int, int], Tensor] = {}
         self._outputs: dict[str, Tensor] = {}
 
     def add(self, tile: Tile, scores: Tensor) -> None:
@@ -55,8 +56,8 @@ class BlockCanvas:
         self.missing -= 1
         if self._scores is not None and self._weight is not None:
             weight = torch.ones((), device=scores.device)
-            for along in self.plan.tiling.weights(tile):
-                weight = weight[..., None] * torch.from_numpy(along.astype(np.float32)).to(scores.device)
+            for axis, (index, written) in enumerate(zip(tile.place, tile.source, strict=True)):
+                weight = weight[..., None] * self._weights_along(axis, index)[written]
             self._scores[(slice(None), *place)] += weight * scores
             self._weight[place] += weight
             return
@@ -87,6 +88,13 @@ class BlockCanvas:
         stores["labels"] = stores["labels"].astype(self.plan.stores["labels"].dtype, copy=False)
         seams = count_seams(self.plan.tiling, self._block, stores["labels"][0], self._seen.cpu().numpy())
         return BlockPixels(stores=stores, notes={"seams": seams})
+
+    def _weights_along(self, axis: int, index: int) -> Tensor:
+        """Weights of a row of tiles, on the device; remembered."""
+        if (axis, index) not in self._along:
+            weights = self.plan.tiling.weights_along(axis, index).astype(np.float32)
+            self._along[axis, index] = torch.from_numpy(weights).to(self._seen.device)
+        return self._along[axis, index]
 
     def _outputs_of(self, scores: Tensor) -> dict[str, Tensor]:
         """The pixels ``(C, *size)`` of every store from final scores ``(K, *size)``."""

@@ -20,8 +20,8 @@ import torch
 
 from muvit.data.slides.slide import Slide
 from muvit.errors import InputError, MuViTError
-from muvit.inference.run.blocks import CountTiles, Setup
-from muvit.inference.run.execution import BlockMaker, Execution, Job
+from muvit.inference.run.blocks import BlockMaker, CountTiles, Job, Setup
+from muvit.inference.run.execution import Execution
 from muvit.inference.run.plan import hash_model
 from muvit.inference.run.resume import PLAN, WORK, Ledger
 from muvit.inference.run.store import BlockStore

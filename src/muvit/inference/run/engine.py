@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 
 from muvit.errors import InputError, MuViTError, ReadError
-from muvit.inference.run.blocks import CountTiles, Setup, ready
+from muvit.inference.run.blocks import CountTiles, Job, Setup, ready
 from muvit.inference.run.cluster import run_dask
-from muvit.inference.run.execution import Execution, Job
+from muvit.inference.run.execution import Execution
 from muvit.inference.run.lock import OutputLock
 from muvit.inference.run.resume import Ledger, read_plan
 from muvit.inference.run.workers import without_interrupts, worker_pool

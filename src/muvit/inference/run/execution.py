@@ -1,18 +1,14 @@
-"""A job, and the hardware and processes that run it, which change its result by no more than rounding."""
+"""Hardware and processes of a run, which change its result by no more than rounding."""
 
 import re
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Protocol
-
-import torch
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from muvit.checks import Bounds, PositiveInt, check_fields
-from muvit.data.slides.slide import Slide
 from muvit.errors import InputError
-from muvit.inference.run.blocks import Setup
-from muvit.inference.run.store import BlockPixels, BlockStore
-from muvit.models.folder import FolderModel
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +49,7 @@ class Execution:
         return (int(found[1]), int(found[2])) if found else (0, 0)
 
     @property
-    def devices(self) -> list[torch.device]:
+    def devices(self) -> "list[torch.device]":
         """The devices, checked.
 
         Raises:
@@ -62,12 +58,14 @@ class Execution:
         return resolve_devices(self.device)
 
 
-def resolve_device(device: str | torch.device | None) -> torch.device:
+def resolve_device(device: "str | torch.device | None") -> "torch.device":
     """The device with this name, by default CUDA if there is any, else the CPU.
 
     Raises:
         InputError: this machine has no such device, or torch knows none of this name.
     """
+    import torch
+
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -80,40 +78,10 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
         raise InputError("device", expected="a device of this machine", got=f"{device!r} ({reason})") from error
 
 
-def resolve_devices(names: str | None) -> list[torch.device]:
+def resolve_devices(names: str | None) -> "list[torch.device]":
     """The devices with these names, separated by commas; by default that of `resolve_device`.
 
     Raises:
         InputError: this machine has no such device, or torch knows none of this name.
     """
     return [resolve_device(name.strip() or None) for name in (names or "").split(",")]
-
-
-class BlockMaker(Protocol):
-    """Computation of blocks, each of which depends on nothing that was computed before it; picklable."""
-
-    def __call__(
-        self,
-        model: Any,
-        slide: Slide,
-        plan: Any,
-        blocks: Sequence[int],
-        setup: Setup,
-        /,
-    ) -> Iterator[tuple[int, BlockPixels | None]]:
-        """Number and pixels of each block, None where none of its tiles is computed."""
-        ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """A model, a slide, and the output that is made of them."""
-
-    store: BlockStore[Any]
-    """The output, with its plan."""
-    model: FolderModel
-    """In any state; a run leaves it as it was."""
-    slide: Slide
-    """The image, with all levels of the model."""
-    make_blocks: BlockMaker
-    """Computes blocks of the plan."""

@@ -53,7 +53,7 @@ class FeatureStore(BlockStore[FeaturePlan]):
             level, patch = features.tiling.levels[0], features.patch
             step = [factor * p for factor, p in zip(level_factors(level, len(patch)), patch, strict=True)]
             position = {"level": level, "world_origin": [0] * len(step), "world_step": step}
-            self.writers[features.folder].publish(position)
+            self.writers[features.folder].publish({"muvit": position})
         self._write_pooled()
         stores, table = [features.folder for features in self.plan.levels], ShardDigest.on_disk(self.path / POOLED)
         summary = {"features": stores, "pooled": POOLED, "pooled_digest": list(table), "plan": self.plan.to_json()}

@@ -14,7 +14,7 @@ from muvit.data.pyramids.convert import convert_image
 from muvit.data.pyramids.spec import PyramidSpec
 from muvit.data.pyramids.writer import Shard
 from muvit.data.slides.derived import on_grid
-from muvit.data.slides.formats import slide_name
+from muvit.data.slides.formats import store_path
 from muvit.data.slides.open import open_slide
 from muvit.data.slides.slide import Slide
 from muvit.errors import ReadError
@@ -82,6 +82,11 @@ class LabelStore(BlockStore[LabelPlan]):
                 self._put_on_slide(self.writers[name].path, self.plan.stores[name])
         super().clean_up()
 
+    def empty_shards(self) -> dict[int, list[str]]:
+        """As `BlockStore.empty_shards`; none where the stores have other pixels than the blocks."""
+        is_moved = self.plan.options.grid == "slide" and self.plan.tiling.shape != tuple(self.plan.image["shape"])
+        return {} if is_moved else super().empty_shards()
+
     def _put_on_slide(self, path: Path, spec: PyramidSpec) -> None:
         """Replace a complete store by one with the slide's own pixels, see `resample_window`."""
         stored, image = open_slide(path), self.plan.image
@@ -92,13 +97,12 @@ class LabelStore(BlockStore[LabelPlan]):
             scale = [own / size for own, size in zip(sizes, spec.pixel_size_um, strict=True)]
         if stored.shape != spec.shape or spec.shape == shape:  # it has them
             return
-        summary = read_summary(path)
         convert_image(
             on_grid(stored, scale, spec.kind, shape),
             path,
             kind=spec.kind,
             pixel_size_um=sizes,
-            attributes={"muvit": summary} if summary else None,
+            notes={name: note for name, note in read_summary(path).items() if name != "manifest"},
             overwrite=True,
         )
 
@@ -120,7 +124,7 @@ class LabelStore(BlockStore[LabelPlan]):
         summary = {"plan": self.plan.to_json(), "seams": _seams(done).to_json()}
         # the labels last: once they can be read, the prediction counts as complete
         for name in sorted(self.writers, key=lambda name: name == "labels"):
-            self.writers[name].publish(summary if name == "labels" else None)
+            self.writers[name].publish({"muvit": summary} if name == "labels" else None)
 
     def _is_plausible(self, block: int, entry: Mapping[str, Any]) -> bool:
         seams = entry.get("seams")
@@ -128,11 +132,6 @@ class LabelStore(BlockStore[LabelPlan]):
         # of so few classes, one has a probability that uint8 does not round to 0
         is_certain = "probabilities" in self.writers and len(self.plan.preprocessing.class_names) < 256
         return is_counted and not (is_certain and entry["probabilities"][0] == 0)
-
-
-def store_path(path: Path, name: str) -> Path:
-    """Folder of a store of the prediction at ``path``: ``a.ome.zarr`` and ``a.probabilities.ome.zarr``."""
-    return path if name == "labels" else path.with_name(f"{slide_name(path)}.{name}.ome.zarr")
 
 
 def prediction_status(path: Path) -> Status:

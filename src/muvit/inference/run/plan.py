@@ -5,9 +5,8 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-import torch
 import yaml
 
 from muvit.checks import Bounds, PositiveInt, check_fields
@@ -18,13 +17,15 @@ from muvit.data.pyramids.writer import Shard
 from muvit.errors import InputError
 from muvit.inference.tiling.tiles import Blend, TilePlan
 from muvit.levels import level_name
-from muvit.models.folder import fingerprint
 from muvit.version import __version__
+
+if TYPE_CHECKING:
+    from torch.nn import Module
 
 Precision = Literal["auto", "float32", "bfloat16"]
 Average = Literal["probabilities", "logits"]
 TilePlacement = Literal["auto", Placement]
-Tissue = Literal["all", "auto", "dark", "bright"]
+Tissue = Literal["all", "auto", "dark", "bright", "stained"]
 OutputGrid = Literal["model", "slide"]
 ProbabilityType = Literal["uint8", "float16"]
 
@@ -53,7 +54,8 @@ class PredictOptions:
     with the label at its centre (slide)."""
     tissue: Tissue = "all"
     """Computed tiles: all, or those with tissue, which is dark or bright against the background (auto: dark
-    in RGB images of 8 bits, else bright)."""
+    in RGB images of 8 bits, else bright), or stained: coloured, without grey, black and blue or green pen (for
+    haematoxylin with eosin or DAB)."""
     region: str | None = None
     """Region of interest as well-known text, in pixels of the slide as stored, x before y; see
     `muvit.inference.tiling.region.read_region`."""
@@ -326,8 +328,10 @@ def hash_plan(plan: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps({**plan, "image": image}, sort_keys=True).encode()).hexdigest()
 
 
-def hash_model(model: torch.nn.Module) -> dict[str, str]:
+def hash_model(model: "Module") -> dict[str, str]:
     """Class and `fingerprint` of a model."""
+    from muvit.models.folder import fingerprint
+
     return {"class": type(model).__name__, "sha256": fingerprint(model)}
 
 

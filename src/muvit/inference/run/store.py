@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Generic, Self, TypeVar
 from numpy.typing import NDArray
 
 from muvit.data.pyramids.manifest import ShardDigest, check_store
+from muvit.data.pyramids.ngff import read_json
 from muvit.data.pyramids.spec import PyramidSpec
 from muvit.data.pyramids.writer import PyramidWriter, Shard, check_replaceable
 from muvit.durable import remove_whole
@@ -141,9 +142,10 @@ class BlockStore(ABC, Generic[PlanT]):
     def empty_shards(self) -> dict[int, list[str]]:
         """Blocks of the complete output for which tiles are computed, with the stores where all their pixels are 0."""
         empty: dict[int, list[str]] = {}
+        in_blocks = {name for name, writer in self.writers.items() if _is_in_blocks(writer)}
         for number in filter(self.plan.num_computed, range(self.plan.num_blocks)):
             for name, shard in self._shards(number).items():
-                if not self.writers[name].shard_file(shard).exists():
+                if name in in_blocks and not self.writers[name].shard_file(shard).exists():
                     empty.setdefault(number, []).append(name)
         return empty
 
@@ -250,6 +252,12 @@ def _digest(entry: Any) -> ShardDigest:
     if type(size) is not int or type(crc32) is not int or size < 0:
         raise TypeError("no digest of a shard")
     return ShardDigest(size, crc32)
+
+
+def _is_in_blocks(writer: PyramidWriter) -> bool:
+    """Whether a store has the shards of its writer still: pixels may have been brought onto the grid of the slide."""
+    spec = writer.spec
+    return tuple(read_json(writer.path / "0" / "zarr.json")["shape"]) == spec.stored(spec.shape, spec.num_channels)
 
 
 def block_key(number: int) -> str:

@@ -22,7 +22,7 @@ from muvit.checks import check_fields
 from muvit.data.crops.placement import FreeViews, Placement, Window, check_placement, place_views
 from muvit.errors import InputError
 from muvit.inference.tiling.blend import Neighbor, axis_weights
-from muvit.levels import Level, check_levels
+from muvit.levels import Level, check_levels, level_factors
 
 Blend = Literal["linear", "cosine", "center"]
 """Blending of overlapping tiles: by a linear or cosine ramp, or each writes its central part only."""
@@ -177,16 +177,34 @@ class TilePlan:
         return Tile(
             block=owner,
             place=index,
-            windows=self._windows([self.corner(axis, i) for axis, i in enumerate(index)]),
+            windows=self._windows(index),
             start=start,
             size=tuple(min(high, b + m) - a for (_, high), b, m, a in edges),
         )
 
-    def _windows(self, corner: list[int]) -> tuple[Window, ...]:
-        placed = place_views(
-            self.placement, self.shapes, self.levels, self.crop_size, start=corner, free_views=self.free_views
-        )
-        return placed.windows
+    def _windows(self, index: Sequence[int]) -> tuple[Window, ...]:
+        if self.placement == "free":  # where one axis lies depends on all of them
+            corner = [self.corner(axis, i) for axis, i in enumerate(index)]
+            free = self.free_views
+            return place_views("free", self.shapes, self.levels, self.crop_size, start=corner, free_views=free).windows
+        along = [self._starts(axis, i) for axis, i in enumerate(index)]
+        starts = zip(self.levels, zip(*along, strict=True), strict=True)
+        return tuple(Window(level, start, self.crop_size) for level, start in starts)
+
+    def _starts(self, axis: int, index: int) -> tuple[int, ...]:
+        """First pixel of each level's crop along one axis; remembered, as a whole row of tiles shares it."""
+        found = self._known_starts.get((axis, index))
+        if found is None:
+            ndim = len(self.crop_size)
+            levels = [level_factors(level, ndim)[axis] for level in self.levels]
+            shapes, start = [(shape[axis],) for shape in self.shapes], (self.corner(axis, index),)
+            placed = place_views(self.placement, shapes, levels, (self.crop_size[axis],), start=start)
+            found = self._known_starts[axis, index] = tuple(window.start[0] for window in placed.windows)
+        return found
+
+    @cached_property
+    def _known_starts(self) -> dict[tuple[int, int], tuple[int, ...]]:
+        return {}
 
     # -- the grid of tiles along one axis ------------------------------------------------------------------------------
 
@@ -216,7 +234,7 @@ class TilePlan:
 
     def weights(self, tile: Tile) -> tuple[NDArray[np.float64], ...]:
         """Along each axis, the weights of the pixels that a tile writes; their product is the weight of a pixel."""
-        along = (self._weights(axis, i) for axis, i in enumerate(tile.place))
+        along = (self.weights_along(axis, i) for axis, i in enumerate(tile.place))
         return tuple(weights[part] for weights, part in zip(along, tile.source, strict=True))
 
     @cached_property
@@ -225,7 +243,8 @@ class TilePlan:
         runs = self.runs or (0, prod(self.grid))
         return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(self.grid)
 
-    def _weights(self, axis: int, index: int) -> NDArray[np.float64]:
+    def weights_along(self, axis: int, index: int) -> NDArray[np.float64]:
+        """Weights of all pixels of a tile along one axis."""
         n, o = self.crop_size[axis], self.overlap[axis]
         corner = self.corner(axis, index)
         if o == 0:  # along this axis

@@ -1,14 +1,15 @@
 """Self-attention with rotated queries and keys, and the transformer block around it."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, scaled_dot_product_attention
 
 from muvit.errors import InputError
-from muvit.models.layers.rope import AxialRope, Rotation, rotate
+from muvit.models.layers.rope import AxialRope, Rotation, split_heads
+from muvit.models.layers.stage import Stage
 
 AttentionMode = Literal["all", "causal", "same", "random", "coarse_to_fine"]
 """Keys that a query attends to: all levels; its own and finer ones; only its own; one random token; its own and coarser
@@ -57,30 +58,21 @@ class Attention(nn.Module):
             ``(B, N, D)``.
         """
         if context_kv is None:
-            q, k, v = self._project(x, 0, 3)
-            q, k = self._rotated(q, rotation), self._rotated(k, rotation)
+            q, k, v = split_heads(self.qkv(x), 3, self.heads, rotation)
         else:
-            q = self._rotated(self._project(x, 0, 1)[0], rotation)
+            (q,) = split_heads(self._project(x, slice(x.shape[-1])), 1, self.heads, rotation)
             k, v = context_kv
         return self.out(attend(q, k, v, mask).transpose(1, 2).flatten(2))
 
     def keys_values(self, context: Tensor, rotation: Rotation | None = None) -> KeysValues:
         """Rotated keys and values ``(B, heads, M, head_dim)`` of a context ``(B, M, D)``."""
-        k, v = self._project(context, 1, 3)
-        return self._rotated(k, rotation), v
+        k, v = split_heads(self._project(context, slice(context.shape[-1], None)), 2, self.heads, rotation)
+        return k, v
 
-    def _project(self, x: Tensor, first: int, last: int) -> tuple[Tensor, ...]:
-        """Those of queries (0), keys (1) and values (2) from ``first`` on and before ``last``."""
-        rows = slice(first * x.shape[-1], last * x.shape[-1])
+    def _project(self, x: Tensor, rows: slice) -> Tensor:
+        """The projection of ``x`` by some rows of the weight."""
         # what low-rank additions bring is not in the rows of the weight
-        is_whole = last - first == 3 or type(self.qkv) is not nn.Linear
-        parts = self.qkv(x)[..., rows] if is_whole else linear(x, self.qkv.weight[rows])
-        # (B, N, parts * heads * head_dim) -> parts x (B, heads, N, head_dim)
-        return parts.unflatten(-1, (last - first, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-
-    @staticmethod
-    def _rotated(x: Tensor, rotation: Rotation | None) -> Tensor:
-        return x if rotation is None else rotate(x, rotation)
+        return linear(x, self.qkv.weight[rows]) if type(self.qkv) is nn.Linear else self.qkv(x)[..., rows]
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | Spans | None) -> Tensor:
@@ -132,7 +124,7 @@ class FeedForward(nn.Sequential):
         super().__init__(nn.Linear(dim, 2 * dim), nn.GELU(), nn.Dropout(dropout), nn.Linear(2 * dim, dim))
 
 
-class Block(nn.Module):
+class Block(Stage):
     """Pre-norm block: ``h = x + Attention(LN(x))``, then ``h + FeedForward(LN(h))``.
 
     Args:
@@ -150,6 +142,10 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(dim)
         self.ff = FeedForward(dim, dropout)
         self.rotary_pos_embs = rope
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        """Send tokens through the block, as `forward`."""
+        return self.run(super().__call__, *args, **options)
 
     def rotation(self, coords: Tensor) -> Rotation | None:
         """Angles of this block for tokens at ``coords`` ``(B, N, ndim)``."""
@@ -183,6 +179,6 @@ class Block(nn.Module):
         if queries is not None:
             context_kv = self.keys_values(x, rotation) if context_kv is None else context_kv
             x = x[:, queries]
-            rotation = None if rotation is None else (rotation[0][:, queries], rotation[1][:, queries])
+            rotation = None if rotation is None else rotation[:, queries]
         x = x + self.attn(self.norm1(x), rotation, context_kv=context_kv, mask=mask)
         return x + self.ff(self.norm2(x))

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
@@ -9,6 +10,8 @@ from muvit.errors import InputError
 
 _CONV = {2: nn.Conv2d, 3: nn.Conv3d}
 _NORM = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+_MEMORY_FORMAT = {2: torch.channels_last, 3: torch.contiguous_format}
+"""Order of weights and activations in memory; on a CPU, channels last are faster for images, and slower for volumes."""
 _LINEAR_MODE = {2: "bilinear", 3: "trilinear"}
 
 
@@ -20,7 +23,7 @@ def conv(ndim: int, in_dim: int, out_dim: int, kernel: int) -> nn.Module:
     """
     if ndim not in _CONV:
         raise InputError("ndim", expected="2 or 3 spatial axes for a convolutional decoder", got=ndim)
-    return _CONV[ndim](in_dim, out_dim, kernel, padding=kernel // 2)
+    return _CONV[ndim](in_dim, out_dim, kernel, padding=kernel // 2).to(memory_format=_MEMORY_FORMAT[ndim])
 
 
 def conv_block(ndim: int, in_dim: int, out_dim: int) -> nn.Sequential:

@@ -1,9 +1,11 @@
 """Axial rotary position embedding on world coordinates (MuViT section 3.2)."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 
 from muvit.errors import InputError
 
@@ -13,8 +15,8 @@ RotaryMode = Literal["none", "fixed", "shared", "per_layer"]
 RotaryParam = Literal["freq", "base"]
 """Learnable parameters of the rotation: every frequency, or one base per axis."""
 
-Rotation = tuple[Tensor, Tensor]
-"""Cosine and sine of the rotation angles, each ``(B, N, head_dim / 2)`` float32."""
+Rotation = Tensor
+"""Cosine and sine of the rotation angles, ``(B, N, head_dim / 2, 2)`` float32: unit complex numbers, taken apart."""
 
 
 def axis_dims(head_dim: int, ndim: int) -> tuple[int, ...]:
@@ -66,14 +68,104 @@ class AxialRope(nn.Module):
         # MPS has nothing wider
         wide = torch.float32 if coords.device.type == "mps" else torch.float64
         angles = coords.to(wide)[..., self.axis] * freq.to(wide)
-        return angles.cos().float(), angles.sin().float()
+        return torch.stack((angles.cos(), angles.sin()), dim=-1).float()
 
 
 def rotate(x: Tensor, rotation: Rotation) -> Tensor:
     """Rotate feature pairs of ``x`` ``(B, heads, N, head_dim)``: (u, v) -> (u cos - v sin, u sin + v cos)."""
-    cos, sin = (t.unsqueeze(1) for t in rotation)
+    cos, sin = rotation.unsqueeze(1).unbind(-1)
     u, v = x.unflatten(-1, (-1, 2)).unbind(-1)
     return torch.stack((u * cos - v * sin, u * sin + v * cos), dim=-1).flatten(-2).to(x.dtype)
+
+
+_COMPLEX = ("cpu", "cuda")
+"""Types of device that rotate by multiplication of complex numbers, in one pass."""
+
+
+def split_heads(x: Tensor, num_parts: Literal[1, 2, 3], heads: int, rotation: Rotation | None) -> tuple[Tensor, ...]:
+    """Heads of projected tokens, all but the values rotated.
+
+    Args:
+        x: ``(B, N, num_parts * D)``: queries (1 part), keys and values (2), or all three (3).
+        num_parts: number of parts.
+        heads: heads of each part.
+        rotation: angles of the tokens; None leaves them without position.
+
+    Returns:
+        Each part, ``(B, heads, N, head_dim)``.
+    """
+    if rotation is not None and x.device.type in _COMPLEX and not torch.compiler.is_compiling():
+        return _SplitHeads.apply(x, rotation, num_parts, heads)
+    # (B, N, parts * heads * head_dim) -> parts x (B, heads, N, head_dim)
+    parts = x.unflatten(-1, (num_parts, heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+    if rotation is None:
+        return parts
+    count = _num_rotated(num_parts)
+    return (*(rotate(part, rotation) for part in parts[:count]), *parts[count:])
+
+
+class _SplitHeads(Function):
+    """`split_heads` in one pass over each part, which keeps for the backward pass nothing but its results.
+
+    Written out because the derivatives of views and products would keep the projected tokens beside the rotated ones,
+    and gather gradients part by part before they are turned back. Keys and values come out head by head in memory,
+    where attention on a CPU is fastest.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, rotation: Rotation, num_parts: int, heads: int) -> tuple[Tensor, ...]:
+        count, turn = _num_rotated(num_parts), torch.view_as_complex(rotation)[:, :, None]
+        results = []
+        for i, part in enumerate(x.unflatten(-1, (num_parts, heads, -1)).unbind(2)):
+            is_query = i == 0 and num_parts != 2
+            out = torch.empty_like(part, memory_format=torch.contiguous_format) if is_query else _by_head(part)
+            _turn(part, turn, out) if i < count else out.copy_(part)
+            results.append(out.transpose(1, 2))
+        ctx.save_for_backward(rotation, *(results[:count] if ctx.needs_input_grad[1] else ()))
+        return tuple(results)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        rotation, *rotated = ctx.saved_tensors
+        batch, heads, tokens, width = grads[0].shape
+        back, count = torch.view_as_complex(rotation).conj().resolve_conj()[:, :, None], _num_rotated(len(grads))
+        of_x = grads[0].new_empty(batch, tokens, len(grads), heads, width)
+        for i, grad in enumerate(grads):
+            part = grad.transpose(1, 2)
+            _turn(part, back, of_x[:, :, i]) if i < count else of_x[:, :, i].copy_(part)
+        of_rotation = None
+        if rotated:
+            # d(turn * z) = dturn * z, and z = conj(turn) * result, as turns have length 1
+            pairs = zip(grads, rotated, strict=False)
+            total = torch.stack([(_complex(g) * _complex(r).conj()).sum(1) for g, r in pairs]).sum(0)
+            of_rotation = torch.view_as_real(total * torch.view_as_complex(rotation)).sum_to_size(rotation.shape)
+        return of_x.flatten(2), of_rotation, None, None
+
+
+def _num_rotated(num_parts: int) -> int:
+    return max(1, num_parts - 1)
+
+
+def _by_head(part: Tensor) -> Tensor:
+    """Memory for ``(B, N, heads, head_dim)`` in the order ``(B, heads, N, head_dim)``."""
+    batch, tokens, heads, width = part.shape
+    return part.new_empty(batch, heads, tokens, width).transpose(1, 2)
+
+
+def _complex(x: Tensor) -> Tensor:
+    """Feature pairs as complex numbers, of single precision at least."""
+    x = x if x.dtype in (torch.float32, torch.float64) else x.float()
+    x = x if x.stride(-1) == 1 else x.contiguous()
+    return torch.view_as_complex(x.unflatten(-1, (-1, 2)))
+
+
+def _turn(x: Tensor, turn: Tensor, out: Tensor) -> None:
+    """Write the feature pairs of ``x`` ``(B, N, heads, head_dim)``, times unit complex numbers, to ``out``."""
+    if x.dtype in (torch.float32, torch.float64):
+        torch.mul(_complex(x), turn, out=_complex(out))
+    else:
+        out.copy_(torch.view_as_real(_complex(x) * turn).flatten(-2))
 
 
 def build_ropes(

@@ -9,7 +9,7 @@ from rasterio.features import rasterize
 from scipy.ndimage import gaussian_filter
 from skimage.measure import label as connected_components
 
-from muvit.inference.export.geojson import simplify, trace_objects
+from muvit.inference.export.objects import simplify, trace_objects
 
 SHAPES = st.tuples(st.integers(1, 20), st.integers(1, 20))
 LABELS = SHAPES.flatmap(lambda shape: arrays(np.int16, shape, elements=st.integers(-1, 2)))
