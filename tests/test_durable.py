@@ -162,3 +162,21 @@ def test_the_next_save_tidies_up_after_a_killed_one_and_lets_live_ones_be(tmp_pa
         assert live.is_dir()
         assert len(list(tmp_path.iterdir())) == 2
     assert files(tmp_path) == {"model/old": b"old"}
+
+
+@pytest.mark.usefixtures("_way")
+@pytest.mark.parametrize("points_to", ["a folder", "nothing"])
+def test_a_link_at_the_target_is_replaced_and_what_it_points_to_stays(tmp_path, points_to):
+    elsewhere, target = tmp_path / "elsewhere", tmp_path / "out" / "model"
+    target.parent.mkdir()
+    if points_to == "a folder":
+        elsewhere.mkdir()
+        (elsewhere / "precious").write_bytes(b"1")
+    target.symlink_to(elsewhere)
+    with pytest.raises(ExistsError), whole_folder(target):
+        pass
+    with whole_folder(target, overwrite=True) as fresh:
+        (fresh / "new").write_bytes(b"2")
+    assert not target.is_symlink()
+    assert files(target.parent) == {"model/new": b"2"}
+    assert not elsewhere.exists() or files(elsewhere) == {"precious": b"1"}

@@ -10,7 +10,7 @@ from typing import Any, TypeVar, get_args, get_type_hints
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, get_loader, set_loader
 
-from muvit.errors import InputError, MuViTError, ReadError
+from muvit.errors import InputError, MuViTError, ReadError, first_line
 from muvit.plain_yaml import BoundsError, check_yaml, read_text, yaml_problem
 
 Settings = TypeVar("Settings")
@@ -151,6 +151,8 @@ def settings_from(arguments: Namespace, kind: type[Settings]) -> Settings:
         if isinstance(error.__cause__, MuViTError):
             raise error.__cause__ from None
         raise
+    except TypeError as error:  # null where a setting has parts
+        raise InputError("settings", expected=f"those of a {kind.__name__}", got=first_line(error)) from error
     return kind(**{name: getattr(made, name) for name in names})
 
 

@@ -30,8 +30,8 @@ from muvit.models.folder import plain
 from muvit.models.layers.attention import Block
 from muvit.models.layers.stage import Stage
 from muvit.settings import read_settings
-from muvit.training.callbacks import StopAtNonFinite
 from muvit.training.datamodules import CropsData
+from muvit.training.nonfinite import StopAtNonFinite
 from muvit.training.recipes import ClassifyRecipe, PretrainRecipe, Recipe, RunConfig
 from muvit.training.resume import SaveState, StateFiles, has_state, newest_state, unfit_state
 from muvit.training.slides import AnyRecipe, complete

@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import numpy as np
@@ -188,8 +188,10 @@ def parse_multiscale(ome: dict[str, Any], subject: object) -> Multiscale:
     try:
         entry = ome["multiscales"][0]
         described = _axes(entry)
-        axes = tuple(axis if isinstance(axis, str) else axis["name"] for axis in described)
-        units = tuple("" if isinstance(axis, str) else axis.get("unit", "") for axis in described)
+        axes = tuple(axis if isinstance(axis, str) else _text(axis["name"]) for axis in described)
+        units = tuple("" if isinstance(axis, str) else _text(axis.get("unit") or "") for axis in described)
+        if len(set(axes)) < len(axes):
+            raise ValueError(f"an axis twice: {', '.join(axes)}")
         # 0.6: those of the image lead from the system of its levels to others
         whole, offset = _transforms({} if "coordinateSystems" in entry else entry, len(axes))
         pairs = [_transforms(dataset, len(axes)) for dataset in entry["datasets"]]
@@ -197,7 +199,7 @@ def parse_multiscale(ome: dict[str, Any], subject: object) -> Multiscale:
         return Multiscale(
             axes=axes,
             units=units,
-            paths=tuple(dataset["path"] for dataset in entry["datasets"]),
+            paths=tuple(_inner_path(dataset["path"]) for dataset in entry["datasets"]),
             scales=tuple(tuple(a * b for a, b in zip(scale, whole, strict=True)) for scale, _ in pairs),
             translations=tuple(
                 None
@@ -207,13 +209,34 @@ def parse_multiscale(ome: dict[str, Any], subject: object) -> Multiscale:
             ),
             channel_names=tuple(str(c.get("label", "")) for c in (ome.get("omero") or {}).get("channels", ())),
             label_names={int(p["label-value"]): str(p["name"]) for p in label.get("properties") or () if "name" in p},
-            label_colors={int(c["label-value"]): tuple(c["rgba"]) for c in label.get("colors") or () if "rgba" in c},
+            label_colors={int(c["label-value"]): _color(c["rgba"]) for c in label.get("colors") or () if "rgba" in c},
             has_background=all(p.get("background") is not False for p in label.get("properties") or ()),
         )
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise ReadError(
             subject, expected="a complete NGFF multiscales entry", got=f"{type(error).__name__}: {error}"
         ) from error
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} in place of a text")
+    return value
+
+
+def _inner_path(value: Any) -> str:
+    """The path of an array, which lies inside the image's folder."""
+    path = PurePosixPath(_text(value))
+    if path.is_absolute() or ".." in path.parts or "\0" in value:
+        raise ValueError(f"an array outside the image, {value!r}")
+    return str(value)
+
+
+def _color(value: Any) -> Color:
+    color = tuple(int(channel) for channel in value)
+    if len(color) not in (3, 4) or not all(0 <= channel <= 255 for channel in color):
+        raise ValueError(f"the colour {value}")
+    return color
 
 
 def pixel_size_um(axes: Sequence[str], units: Sequence[str], scale: Sequence[float]) -> tuple[float, ...] | None:
