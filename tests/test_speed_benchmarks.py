@@ -63,3 +63,19 @@ def test_torch_of_the_release_is_the_same(speed, monkeypatch, tmp_path):
     monkeypatch.setattr("release.call", lambda *command: calls.append([str(part) for part in command]))
     speed.build_environment(tmp_path / "release", "torch==1.2.3")
     assert calls[-1][-2:] == ["muvit==0.1.0", "torch==1.2.3"]
+
+
+def test_the_benchmark_of_a_gpu_runs_dry_on_a_cpu(speed, tmp_path, monkeypatch):
+    """All but the compiler, and the release, which has no place in this environment."""
+    import gpu
+
+    sizes = ["--batch", "1", "--steps", "1", "--crop", "16", "--layers", "1", "--dim", "64", "--workers", "0"]
+    monkeypatch.setattr(gpu, "VARIANTS", {name: gpu.VARIANTS[name] for name in ("here", "recomputed")})
+    options = gpu.parse(["--device", "cpu", "--no-release", "--loader-samples", "2", "--slide-px", "512", *sizes])
+    monkeypatch.setattr(gpu, "parse", lambda _: options)
+    monkeypatch.setattr(gpu, "in_process", lambda name, _: gpu.measure_step(name, options))
+    options.output = tmp_path / "gpu.md"
+    gpu.main()
+    text = options.output.read_text()
+    assert "| here |" in text and "| here, recomputed |" in text
+    assert "samples/s with 0 processes" in text and "s per gigapixel" in text

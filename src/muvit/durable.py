@@ -60,7 +60,7 @@ def whole_folder(folder: Path, *, overwrite: bool = False) -> Iterator[Path]:
     Raises:
         ExistsError: something is there, and ``overwrite`` is false.
     """
-    if folder.exists() and not overwrite:
+    if _is_there(folder) and not overwrite:
         raise ExistsError(folder)
     with scratch_folder(folder) as scratch:
         fresh = scratch / folder.name
@@ -98,7 +98,7 @@ def swap_in(fresh: Path, folder: Path, *, overwrite: bool = False) -> None:
     with naming(folder):
         _sync_tree(fresh)
         replaced = fresh.with_name(folder.name + _REPLACED)
-        is_there = overwrite and folder.exists()
+        is_there = overwrite and _is_there(folder)
         if not (is_there and _exchange(fresh, folder)):
             if is_there:
                 folder.rename(replaced)
@@ -107,7 +107,7 @@ def swap_in(fresh: Path, folder: Path, *, overwrite: bool = False) -> None:
             except OSError as error:
                 if replaced.exists():
                     replaced.rename(folder)
-                elif folder.exists():
+                elif _is_there(folder):
                     raise ExistsError(folder) from error
                 raise
         sync_folder(folder.parent)
@@ -124,7 +124,7 @@ def replace_and_keep(fresh: Path, file: Path, previous: Path) -> None:
 
 def remove_whole(folder: Path) -> None:
     """Remove a folder, if it is there, so that half of it never lies in its place."""
-    if folder.exists():
+    if _is_there(folder):
         with scratch_folder(folder) as scratch:
             folder.rename(scratch / folder.name)
 
@@ -158,6 +158,11 @@ def sync_folder(folder: Path) -> None:
 def partial_files(folder: Path) -> list[Path]:
     """Files below a folder whose writing was interrupted, or is going on."""
     return sorted(folder.rglob(f".*{_PARTIAL}"))
+
+
+def _is_there(path: Path) -> bool:
+    """Whether a name is taken, be it by a link to nowhere; links are replaced, and what they point to stays."""
+    return path.exists() or path.is_symlink()
 
 
 def _hidden(target: Path) -> Path:

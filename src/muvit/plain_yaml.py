@@ -93,6 +93,19 @@ def read_text(file: Path | str, expected: str = "settings in YAML") -> str:
     return text
 
 
+def read_yaml(file: Path | str, expected: str = "settings in YAML") -> Any:
+    """Plain values of a YAML file.
+
+    Raises:
+        ReadError: the file cannot be read, or is not plain YAML within the bounds.
+    """
+    text = read_text(file, expected)
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a number of thousands of digits
+        raise ReadError(file, expected=expected, got=yaml_problem(error).partition(";")[0]) from error
+
+
 def yaml_problem(error: Exception) -> str:
     """The message of an error of YAML in one line, with the place."""
     problem, mark = getattr(error, "problem", None), getattr(error, "problem_mark", None)

@@ -14,11 +14,12 @@ from muvit.data.pyramids.convert import convert_image
 from muvit.data.slides.derived import on_grid
 from muvit.data.slides.open import open_slide
 from muvit.data.synthetic.images import SyntheticConfig, generate
-from muvit.errors import InputError
+from muvit.errors import ExistsError, InputError
 from muvit.evaluation.scores.segmentation import evaluate_slides
 from muvit.inference.export.geojson import write_geojson
 from muvit.inference.export.labelled import LabelledImage
-from muvit.inference.predict import predict_slide
+from muvit.inference.predict import plan_prediction, predict_slide
+from muvit.inference.run.engine import verify_job
 from muvit.inference.run.plan import PredictOptions
 from muvit.models.encoder import EncoderConfig
 from muvit.models.segmenter import Segmenter, SegmenterConfig
@@ -144,7 +145,10 @@ def test_an_output_on_the_grid_of_the_slide_is_complete_only_then(trained, folde
     image = open_slide(folder / "test" / "images" / "fine.ome.zarr")
     for _ in range(2):  # the run goes on; and another finds it complete
         assert predict(trained, folder, "fine", tmp_path, grid="slide").shape == image.shape
-    with pytest.raises(Exception, match=r"exists already"):
+    options = PredictOptions(overlap=0.0, grid="slide")
+    output = tmp_path / "fine.ome.zarr"
+    verify_job(plan_prediction(trained.model, image, output, trained.preprocessing, options=options))
+    with pytest.raises(ExistsError, match="exists already"):
         predict(trained, folder, "fine", tmp_path)
 
 

@@ -357,7 +357,7 @@ def broken_model():
         (Toy, {"crop_size": (16,)}, {}, "crop_size"),
         (lambda: Toy(num_classes=3), {}, {}, "class_names: expected one for each of the model's 3 classes"),
         (broken_model, {}, {}, r"weights of the model, head\.weight: expected finite"),
-        (Toy, {"pixel_size_um": (0.5, 0.5)}, {}, r"pixel size of .*image\.ome\.zarr"),
+        (Toy, {"pixel_size_um": (0.5,), "is_resampled": True}, {}, "pixel_size_um: expected a positive number, or one"),
         (Toy, {"normalization": Standardize(mean=(0.0, 0.0), std=(1.0, 1.0))}, {}, "mean and std: expected 1 channels"),
         (Toy, {}, {"batch_size": 0}, "batch_size: expected a whole number >= 1"),
         (Toy, {}, {"num_workers": -1}, "num_workers: expected a whole number >= 0"),

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from muvit.cli.slides import add_pixel_size
+from muvit.cli.slides import add_pixel_size, add_selection, selection
 from muvit.cli.terminal import Progress
 from muvit.errors import InputError
 from muvit.evaluation.results import result_files, write_results
@@ -35,6 +35,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--device", type=str | None, default=None, help="cpu, cuda, mps (default: a GPU if there is one)"
     )
     add_pixel_size(parser)
+    add_selection(parser)
     parser.add_argument(
         "--classes",
         type=Path | None,
@@ -58,7 +59,9 @@ def run(arguments: Namespace) -> None:
     preprocessing = trained.preprocessing
     settings = {name: arguments[name] for name in ("num_crops", "seed", "batch_size", "device")}
     planned = [  # all before any work starts
-        plan_classification(trained, open_slide(path, pixel_size_um=arguments.pixel_size_um), **settings)
+        plan_classification(
+            trained, open_slide(path, pixel_size_um=arguments.pixel_size_um, **selection(arguments)), **settings
+        )
         for path in image_files(arguments.slide)
     ]
     names = [one.name for one in planned]

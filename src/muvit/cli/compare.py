@@ -4,15 +4,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jsonargparse import Namespace
 
 from muvit.cli.parser import Parser
 from muvit.cli.terminal import Progress
-from muvit.errors import InputError, ReadError
+from muvit.errors import InputError
 from muvit.evaluation.report.tables import conclusion
 from muvit.evaluation.variants import CONTROLS, PRESETS, Variant, preset
 from muvit.models.folder import plain
+from muvit.plain_yaml import read_yaml
 from muvit.settings import make_settings, settings_from
 from muvit.training.recipes import Recipe
 
@@ -86,19 +86,20 @@ def run(arguments: Namespace) -> None:
 
 def _variants(file: Path, recipe: Recipe) -> list[Variant]:
     """Models of a file: name to ``description`` and ``settings``, which change those of the recipe."""
-    try:
-        entries = yaml.safe_load(file.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ReadError(file, expected="a YAML file of models", got=str(error).splitlines()[0]) from error
+    entries = read_yaml(file, "a YAML file of models")
     if not isinstance(entries, dict) or not all(isinstance(entry, dict) for entry in entries.values()):
-        raise InputError(file, expected="name: {description: ..., settings: {...}} for each model", got=entries)
+        got = f"{str(entries)[:80]!r}"
+        raise InputError(file, expected="name: {description: ..., settings: {...}} for each model", got=got)
     settings = plain(asdict(recipe))
     variants = []
     for name, entry in entries.items():
         unknown = set(entry) - {"description", "settings"}
         if unknown:
             raise InputError(f"{file}, {name}", expected="description and settings", got=sorted(unknown))
-        changes = Recipe.upgrade(entry.get("settings", {}))
+        given = entry.get("settings", {})
+        if not isinstance(given, dict):
+            raise InputError(f"{file}, {name}", expected="settings as name: value", got=repr(given))
+        changes = Recipe.upgrade(given)
         base = Recipe.with_kind(settings, Recipe.kind_of(_merged(settings, changes)))
         changed = make_settings(_merged(base, changes), Recipe, subject=f"{file}, {name}")
         variants.append(Variant(name=name, description=entry.get("description", ""), recipe=changed))

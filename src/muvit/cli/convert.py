@@ -6,19 +6,22 @@ from typing import Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
+from muvit.cli.slides import add_selection, selection
 from muvit.cli.terminal import Progress
-from muvit.data.annotations.objects import config_of_names
+from muvit.data.annotations.objects import config_of_names, read_bytes
 from muvit.data.annotations.open import is_annotation
 from muvit.data.folders import images_of_labels, open_labels
 from muvit.data.pyramids.convert import convert_image
+from muvit.data.pyramids.exchange import SUFFIXES, Format
 from muvit.data.pyramids.spec import WholeLevel
-from muvit.data.slides.formats import OME_ZARR_SUFFIXES
+from muvit.data.slides.formats import OME_ZARR_SUFFIXES, TIFF_SUFFIXES
 from muvit.data.slides.open import open_slide
 from muvit.data.slides.slide import Palette, Slide
 from muvit.errors import ExistsError, InputError, ReadError
 from muvit.pictures import class_colors
 
 _MAX_LABEL = 2**16 - 1
+_MAX_BYTES = 2**24
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -40,7 +43,14 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--output",
         type=Path,
         required=True,
-        help="folder that receives <name>.ome.zarr of each image; for one image also a path that ends in .zarr",
+        help="folder that receives <name>.ome.zarr (or <name>.ome.tif) of each image; for one image also a path that "
+        "ends so",
+    )
+    parser.add_argument(
+        "--format",
+        type=Format,
+        default="ome-zarr-0.5",
+        help="ome-zarr-0.4 and ome-tiff are for other software, such as QuPath and Fiji",
     )
     parser.add_argument(
         "--kind",
@@ -61,6 +71,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         default=None,
         help="micrometers per pixel (default: as stored in the source)",
     )
+    add_selection(parser)
     parser.add_argument(
         "--channel_names", type=list[str] | None, default=None, help="names of the channels, such as [DAPI,GFP]"
     )
@@ -100,6 +111,7 @@ def run(arguments: Namespace) -> None:
                 slide,
                 target,
                 kind=arguments.kind,
+                format=arguments.format,
                 levels=arguments.levels,
                 pixel_size_um=arguments.pixel_size_um,
                 channel_names=arguments.channel_names,
@@ -116,7 +128,11 @@ def _slides(arguments: Namespace, names: dict[int, str] | None) -> list[Slide]:
     """The images, the labels, and the annotations, which share their classes."""
     drawn = [source for source in arguments.source if is_annotation(source)]
     palette: Palette = "index" if arguments.kind == "label" else "rgb"
-    slides = [open_slide(source, palette=palette) for source in arguments.source if source not in drawn]
+    slides = [
+        open_slide(source, palette=palette, **selection(arguments))
+        for source in arguments.source
+        if source not in drawn
+    ]
     if not drawn:
         return slides
     if arguments.kind != "label":
@@ -127,18 +143,19 @@ def _slides(arguments: Namespace, names: dict[int, str] | None) -> list[Slide]:
 
 def _target(name: str, arguments: Namespace) -> Path:
     output: Path = arguments.output
-    if output.is_file():
+    if output.is_file() and not output.name.endswith(TIFF_SUFFIXES):
         raise InputError("--output", expected="a folder", got=f"the file {output}")
-    if output.name.endswith(OME_ZARR_SUFFIXES):
+    suffix = SUFFIXES[arguments.format]
+    if output.name.endswith(OME_ZARR_SUFFIXES if suffix == ".ome.zarr" else TIFF_SUFFIXES):
         if len(arguments.source) > 1:
             raise InputError("--output", expected="a folder, for several images", got=output)
         return output
-    return output / f"{name}.ome.zarr"
+    return output / f"{name}{suffix}"
 
 
 def _class_names(file: Path) -> dict[int, str]:
     try:
-        names = {int(value): str(name) for value, name in json.loads(file.read_text()).items()}
+        names = {int(value): str(name) for value, name in json.loads(read_bytes(file, limit=_MAX_BYTES)).items()}
     except RecursionError as error:
         raise ReadError(file, expected="JSON that names label values", got="lists nested too deeply") from error
     except (OSError, ValueError, AttributeError) as error:

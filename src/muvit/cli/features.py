@@ -7,7 +7,7 @@ from typing import Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
-from muvit.cli.slides import SlideFailures, add_pixel_size, slide_targets
+from muvit.cli.slides import SlideFailures, add_pixel_size, add_selection, selection, slide_targets
 from muvit.cli.terminal import Progress
 from muvit.errors import InputError
 from muvit.inference.run.execution import Execution
@@ -40,6 +40,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--verify", action="store_true", help="read all complete features, and compare them with their checksums"
     )
     add_pixel_size(parser)
+    add_selection(parser)
     parser.add_class_arguments(Execution, as_group=False)
 
 
@@ -68,7 +69,9 @@ def run(arguments: Namespace) -> None:
     for target, path in targets.items():  # all before any work starts
         with failures.of(slide_name(path)):
             slide = open_slide(
-                path.resolve() if execution.backend == "dask" else path, pixel_size_um=arguments.pixel_size_um
+                path.resolve() if execution.backend == "dask" else path,
+                pixel_size_um=arguments.pixel_size_um,
+                **selection(arguments),
             )
             planned[target] = plan_extraction(encoder, slide, target, preprocessing, execution=execution, **kept)
     failures.require_none("that can be encoded", hint="None was encoded: fix these, or leave them out.")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from jsonargparse import Namespace
 
 from muvit.cli.parser import Parser
-from muvit.cli.slides import SlideFailures, add_pixel_size, slide_targets
+from muvit.cli.slides import SlideFailures, add_pixel_size, add_selection, selection, slide_targets
 from muvit.cli.terminal import Progress
 from muvit.inference.run.execution import Execution
 from muvit.inference.run.plan import PredictOptions
@@ -54,6 +54,7 @@ def add_arguments(parser: Parser) -> None:
     )
     parser.add_class_arguments(PredictOptions, as_group=False, skip={"flips", "region"})
     add_pixel_size(parser)
+    add_selection(parser)
     parser.add_class_arguments(Execution, as_group=False)
 
 
@@ -95,7 +96,23 @@ def run(arguments: Namespace) -> None:
         part = "" if execution.part is None else f" (part {execution.part})"
         done = f"{len(planned) - len(complete) - failed} labelled{part}"
         print(f"{len(targets)} slides: {done}, {len(complete)} complete already, {failed} failed", file=sys.stderr)
+    if execution.part is None:
+        _write_page(arguments, planned, trained, is_new=bool(set(planned) - complete))
     failures.require_none("labelled")
+
+
+def _write_page(
+    arguments: Namespace, planned: Mapping[Path, "Job"], trained: "TrainedModel[Any]", *, is_new: bool
+) -> None:
+    """The report beside the labels, unless nothing is new and there is one."""
+    from muvit.evaluation.report.runs import PAGE, write_prediction_page
+
+    if not is_new and (arguments.output / PAGE).exists():
+        return
+    given = {name: arguments[name] for name in ("model", "overlap", "blend", "tissue", "region", "placement", "tta")}
+    facts = {name: value for name, value in given.items() if value not in (None, False)}
+    facts["classes"] = ", ".join(trained.preprocessing.class_names)
+    write_prediction_page(arguments.output, {target: job.slide for target, job in planned.items()}, facts)
 
 
 def _label(target: Path, job: "Job", execution: Execution, *, overwrite: bool) -> None:
@@ -121,7 +138,9 @@ def _plan(
     for target, path in targets.items():
         with failures.of(slide_name(path)):
             slide = open_slide(
-                path.resolve() if execution.backend == "dask" else path, pixel_size_um=arguments.pixel_size_um
+                path.resolve() if execution.backend == "dask" else path,
+                pixel_size_um=arguments.pixel_size_um,
+                **selection(arguments),
             )
             options = _options(arguments, slide, trained.preprocessing)
             planning = {"options": options, "execution": execution, "overwrite": arguments.overwrite}

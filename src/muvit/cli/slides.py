@@ -4,8 +4,9 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 
 from muvit.data.folders import image_files, image_folder
 from muvit.data.slides.formats import slide_name
@@ -21,6 +22,23 @@ def add_pixel_size(parser: ArgumentParser) -> None:
         help="micrometers per pixel of the slides (default: as stored); a model that was trained at a pixel size reads "
         "them at that",
     )
+
+
+def add_selection(parser: ArgumentParser) -> None:
+    """Add the options that choose a part of files with several images, planes, time points or channels."""
+    parser.add_argument(
+        "--series", type=int | None, default=None, help="number of the image in files that hold several, from 0 on"
+    )
+    parser.add_argument("--z", type=int | None, default=None, help="number of the plane of stacks (default: all)")
+    parser.add_argument("--t", type=int | None, default=None, help="number of the time point (default: all)")
+    parser.add_argument(
+        "--channels", type=list[str] | None, default=None, help="channels by name or number, such as [DAPI,GFP]"
+    )
+
+
+def selection(arguments: Namespace) -> dict[str, Any]:
+    """The arguments of `open_slide` that `add_selection` adds."""
+    return {name: arguments[name] for name in ("series", "z", "t", "channels")}
 
 
 def slide_targets(paths: Sequence[Path], output: Path, suffix: str) -> dict[Path, Path]:

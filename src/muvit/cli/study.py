@@ -50,7 +50,7 @@ def _add_output(parser: ArgumentParser, name: str) -> None:
         "--output",
         type=Path,
         required=True,
-        help=f"folder for {name}.json, {name}.csv and {name}.png, or a file with one of these suffixes",
+        help=f"folder for {name}.json, {name}.csv, {name}.png and {name}.html, or a file with one of these suffixes",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace existing files")
 
@@ -282,18 +282,19 @@ def _run_reconstruction(arguments: Namespace) -> None:
 
 def _load(path: Path) -> "PretrainedModel":
     """A model with the boxes that its recipe names."""
-    import yaml
-
     from muvit.evaluation.studies.reconstruction import PretrainedModel
     from muvit.models.folder import model_folder
     from muvit.models.mae import MuViTMAE
     from muvit.models.trained import load_model
+    from muvit.plain_yaml import read_yaml
     from muvit.training.runs import RECIPE
 
     folder = model_folder(path)
     trained = load_model(folder, kind=MuViTMAE)
     recipe = folder.parent / RECIPE
-    settings = yaml.safe_load(recipe.read_text()) if recipe.is_file() else {}
+    settings = read_yaml(recipe) if recipe.is_file() else {}
+    if not isinstance(settings, dict):
+        raise InputError(recipe, expected="the settings of a run", got=type(settings).__name__)
     return PretrainedModel(
         model=trained.model,
         preprocessing=trained.preprocessing,

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from muvit.data.crops.normalize import Percentile, Range, Standardize
     from muvit.data.crops.placement import FreeViews, Placement, Window, place_views
     from muvit.data.crops.preprocessing import CropConfig, Preprocessing
+    from muvit.data.crops.stain import Macenko, Reinhard
     from muvit.data.folders import open_folder, open_labelled_folder
     from muvit.data.pyramids.convert import convert_image
     from muvit.data.pyramids.writer import PyramidWriter
@@ -31,6 +32,7 @@ __all__ = [
     "CropConfig",
     "FreeViews",
     "GridCrops",
+    "Macenko",
     "MuViTDataset",
     "NestedCrops",
     "Percentile",
@@ -38,6 +40,7 @@ __all__ = [
     "Preprocessing",
     "PyramidWriter",
     "Range",
+    "Reinhard",
     "Slide",
     "Standardize",
     "Window",
@@ -60,6 +63,7 @@ _MODULES = (
     ("crops.normalize", ("Percentile", "Range", "Standardize")),
     ("crops.placement", ("FreeViews", "Placement", "Window", "place_views")),
     ("crops.preprocessing", ("CropConfig", "Preprocessing")),
+    ("crops.stain", ("Macenko", "Reinhard")),
     ("folders", ("open_folder", "open_labelled_folder")),
     ("pyramids.convert", ("convert_image",)),
     ("pyramids.writer", ("PyramidWriter",)),

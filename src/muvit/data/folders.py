@@ -7,7 +7,7 @@ from muvit.data.annotations.objects import CONFIG_NAMES, AnnotationConfig
 from muvit.data.annotations.open import annotated_images, is_annotation, open_all_annotations
 from muvit.data.pyramids.ngff import read_attributes
 from muvit.data.slides.derived import OWN_PIXELS, PixelSize, as_stored, complete_slides, on_grid
-from muvit.data.slides.formats import SLIDE_SUFFIXES, slide_name
+from muvit.data.slides.formats import DICOM_SUFFIX, SLIDE_SUFFIXES, is_dicom_folder, slide_name
 from muvit.data.slides.ome_zarr import OmeZarrSlide
 from muvit.data.slides.open import open_slide
 from muvit.data.slides.slide import Slide
@@ -72,7 +72,18 @@ def _is_visible_slide(path: Path) -> bool:
 
 
 def _is_slide(path: Path) -> bool:
-    return path.name.lower().endswith(SLIDE_SUFFIXES) or (path.is_dir() and read_attributes(path) is not None)
+    return path.name.lower().endswith(SLIDE_SUFFIXES) or (
+        path.is_dir() and (read_attributes(path) is not None or _is_dicom_slide(path))
+    )
+
+
+def _is_dicom_slide(path: Path) -> bool:
+    """Whether a folder holds DICOM files and nothing else that is an image: those of one slide."""
+    return is_dicom_folder(path) and not any(map(_is_image_beside_dicom, path.iterdir()))
+
+
+def _is_image_beside_dicom(path: Path) -> bool:
+    return path.suffix.lower() != DICOM_SUFFIX and path.name.lower().endswith(SLIDE_SUFFIXES)
 
 
 def open_folder(folder: Path, levels: Sequence[Level] = (), size: PixelSize = OWN_PIXELS) -> dict[str, Slide]:
@@ -320,6 +331,19 @@ def _on_grid_of(image: Slide, label: Slide) -> Slide:
         expected = f"shape {stored.shape}, as its image {image.path} has"
         raise InputError(label.path, expected=expected, got=f"shape {label.shape}")
     return on_grid(label, image.pixel_scale, "label")
+
+
+def labels_beside(image: Path) -> Path | None:
+    """The labels of an image in a folder ``images``, from the folder ``labels`` beside it; None if there are none.
+
+    Raises:
+        InputError: two files are labels of one image.
+    """
+    folder = image.resolve().parent
+    beside = folder.parent / LABELS
+    if folder.name != IMAGES or not beside.is_dir():
+        return None
+    return _files_by_image(label_files(beside)).get(slide_name(image))
 
 
 def has_annotations(path: Path) -> bool:

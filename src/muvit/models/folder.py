@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
@@ -14,11 +16,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from muvit.durable import whole_folder
-from muvit.errors import CheckpointError, InputError
+from muvit.errors import CheckpointError, InputError, ReadError
 from muvit.models.hub import download_model, hub_name
 from muvit.models.upgrade import FORMAT, is_format_0, load_old_weights, parse_config, upgrade_settings
+from muvit.plain_yaml import read_text, yaml_problem
 
 CONFIG, WEIGHTS = "config.yaml", "model.safetensors"
+_MAX_HEADER = 2**23
+"""Most bytes of names and shapes of tensors; a model of a thousand tensors has about 100,000."""
 
 Config = TypeVar("Config")
 
@@ -48,7 +53,14 @@ def save_folder(
         for name, text in (extra_files or {}).items():
             (fresh / name).write_text(text)
         # safetensors refuses tensors that share memory, as shared rotary frequencies do
-        save_file({k: v.detach().cpu().clone().contiguous() for k, v in state.items()}, fresh / WEIGHTS)
+        tensors = {k: v.detach().cpu().clone().contiguous() for k, v in state.items()}
+        try:
+            save_file(tensors, fresh / WEIGHTS)
+        except SafetensorError as error:  # the library reports a full disk as its own error
+            number = re.search(r"os error (\d+)", str(error))
+            if number is None:
+                raise
+            raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
 
 
 def model_folder(path: Path | str) -> Path:
@@ -81,9 +93,11 @@ def load_settings(path: Path | str) -> tuple[str, dict[str, Any]]:
     if not file.is_file():
         raise CheckpointError(path, expected=f"a model folder that holds {CONFIG} and {WEIGHTS}", got="none")
     try:
-        values = parse_config(file.read_text(), folder)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise CheckpointError(file, expected="plain YAML", got=str(error).splitlines()[0]) from error
+        values = parse_config(read_text(file), folder)
+    except (ReadError, yaml.YAMLError, ValueError) as error:  # ValueError: a number of thousands of digits
+        problem = error.__cause__ if isinstance(error, ReadError) else error
+        assert isinstance(problem, Exception)
+        raise CheckpointError(file, expected="plain YAML", got=yaml_problem(problem).partition(";")[0]) from error
     if not isinstance(values, dict):
         raise CheckpointError(file, expected="a mapping of names to values", got=type(values).__name__)
     return upgrade_settings(values, folder)
@@ -120,6 +134,10 @@ def load_weights(path: Path | str, device: str | torch.device = "cpu") -> dict[s
         return load_old_weights(Path(path), device)
     file = Path(path) / WEIGHTS
     try:
+        with file.open("rb") as stream:  # the length of the header, of which the library reads up to 100 million bytes
+            length = int.from_bytes(stream.read(8), "little")
+        if length > _MAX_HEADER:
+            raise OSError(f"a header of {length} bytes, more than {_MAX_HEADER}")
         return load_file(file, device=str(device))
     except (OSError, SafetensorError) as error:
         raise CheckpointError(file, expected="a readable safetensors file", got=str(error)) from error

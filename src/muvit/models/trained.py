@@ -1,9 +1,9 @@
 """A trained model and how it saw its pixels: built from settings, loaded, saved and told apart as one."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Generic, TypeVar, overload
+from typing import Any, Generic, TypeVar, get_args, get_type_hints, overload
 
 import torch
 from torch import nn
@@ -13,12 +13,22 @@ from muvit.errors import CheckpointError, InputError
 from muvit.models.baselines import Baseline, BaselineConfig
 from muvit.models.classifier import Classifier
 from muvit.models.encoder import MuViTEncoder
-from muvit.models.folder import FolderModel, fingerprint, kinds_of, load_settings, model_folder
+from muvit.models.folder import (
+    CONFIG,
+    WEIGHTS,
+    FolderModel,
+    build_config,
+    fingerprint,
+    kinds_of,
+    load_settings,
+    model_folder,
+)
 from muvit.models.mae import MuViTDecoder, MuViTMAE
 from muvit.models.relay.config import RelayConfig
 from muvit.models.relay.segmenter import RelaySegmenter
 from muvit.models.segmentation_model import SegmentationModel
 from muvit.models.segmenter import Segmenter, SegmenterConfig
+from muvit.models.size import ModelConfig, check_size, count_parameters
 
 NetworkConfig = SegmenterConfig | BaselineConfig | RelayConfig
 """Settings of any model that labels pixels."""
@@ -123,6 +133,15 @@ def load_model(
     return TrainedModel(model=load_network(folder, device, kind=kind), preprocessing=Preprocessing.load(folder))
 
 
+def _check_size(config: ModelConfig, folder: Path) -> None:
+    """Refuse settings of a model that is larger than the weights beside them."""
+    check_size(config, str(folder))
+    weights, count = folder / WEIGHTS, count_parameters(config)
+    if weights.is_file() and count > weights.stat().st_size:  # a parameter has at least one byte
+        expected = f"weights of at least {count} parameters, as {CONFIG} describes"
+        raise CheckpointError(weights, expected=expected, got=f"{weights.stat().st_size} bytes")
+
+
 @overload
 def load_network(folder: Path | str, device: str | torch.device = "cpu") -> FolderModel: ...
 
@@ -136,7 +155,7 @@ def load_network(
 ) -> FolderModel:
     """Load a model alone; arguments and errors as of `load_model`."""
     folder = model_folder(folder)
-    found, _ = load_settings(folder)
+    found, settings = load_settings(folder)
     known = _KINDS | dict.fromkeys(kind.kinds(), kind)
     if found not in known:
         hint = "A model of your own class is loaded with kind=TheClass."
@@ -145,6 +164,10 @@ def load_network(
     if not issubclass(known[found], kind):
         fitting = [name for name, other in known.items() if issubclass(other, kind)]
         raise CheckpointError(folder, expected=f"a model of kind {' or '.join(fitting)}", got=f"one of kind {found}")
+    config = get_type_hints(known[found])["config"]
+    if config in get_args(ModelConfig):  # before memory is allocated
+        settings |= {field.name: found for field in fields(config) if field.name == "kind"}
+        _check_size(build_config(config, settings, folder), folder)
     return known[found].from_folder(folder, device)
 
 

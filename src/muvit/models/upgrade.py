@@ -173,8 +173,11 @@ def load_old_weights(folder: Path, device: str | torch.device = "cpu") -> dict[s
         raise CheckpointError(file, expected="weights that torch.save wrote, whole", got="another kind of file")
     try:
         state = torch.load(file, map_location=device, weights_only=True)
-    except (UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        raise CheckpointError(file, expected="tensors and nothing else", got=str(error).partition("\n")[0]) from error
+    except UnpicklingError as error:  # torch's own message advises to load it all the same
+        got = "other objects, or damaged bytes; neither is loaded"
+        raise CheckpointError(file, expected="tensors and nothing else", got=got) from error
+    except Exception as error:  # whatever bytes from elsewhere make torch raise
+        raise CheckpointError(file, expected="tensors and nothing else", got="a damaged file") from error
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise CheckpointError(file, expected="tensors by name", got=type(state).__name__)
     return convert_weights(state)

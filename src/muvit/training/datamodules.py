@@ -17,7 +17,12 @@ from muvit.data.crops.balance import EpochSampler
 from muvit.data.crops.classified import ClassifiedCrops, ClassifiedTiles
 from muvit.data.crops.crops import GridCrops, NestedCrops
 from muvit.data.crops.dataset import collate
-from muvit.data.crops.normalize import Normalization, measure_channels, normalization_from_dict
+from muvit.data.crops.normalize import (
+    Normalization,
+    lacks_measured_values,
+    measured_normalization,
+    normalization_from_dict,
+)
 from muvit.data.crops.preprocessing import CropConfig, Preprocessing
 from muvit.data.crops.slide_crops import LabelledSlide, SlideCrops
 from muvit.data.folders import class_legend, open_images, open_pairs
@@ -130,9 +135,8 @@ class CropsData(LightningDataModule):
     def _normalization(self, level: Level) -> Normalization:
         """As the recipe says, with the statistics of the training slides at ``level`` where it leaves them out."""
         values = self.data.normalization
-        if values.get("kind") == "standardize" and not {"mean", "std"} & values.keys():
-            mean, std = measure_channels(open_images(self.slides["train"], (level,), self.data.size), level)
-            values = values | {"mean": mean, "std": std}
+        if lacks_measured_values(values):
+            return measured_normalization(values, open_images(self.slides["train"], (level,), self.data.size), level)
         return normalization_from_dict(values)
 
     def _random_crops(self, slides: Sequence[LabelledSlide], crops: CropConfig, **balance: Any) -> NestedCrops:

@@ -36,6 +36,7 @@ from muvit.training.runs import (
     is_first_process,
     log_interval,
     prepare_folder,
+    prepare_model,
     quiet,
     stoppable,
     stored_slides,
@@ -76,6 +77,7 @@ def train_segmenter(
     output, recipe = Path(output), complete(recipe)
     lightning.seed_everything(recipe.run.seed, verbose=False)
     model = build_model(recipe.model)
+    prepare_model(model, recipe.run)
     data = SegmentationData(recipe, model.views, (stored_slides(output) if resume else None) or slides)
     preprocessing, val_crops = data.preprocessing, data.val_crops
     if recipe.init is not None:
@@ -94,7 +96,7 @@ def train_segmenter(
     )
     checkpoint = prepare_folder(recipe, output, resume, overwrite, data.slides)
     keep = [
-        SaveBestAndLast(output, preprocessing, metric=recipe.run.monitor, recipe=recipe),
+        SaveBestAndLast(output, preprocessing, metric=recipe.run.monitor, recipe=recipe, slides=data.slides),
         *(callbacks or []),
     ]
     if recipe.run.early_stop is not None:
@@ -136,6 +138,7 @@ def train_classifier(
     preprocessing, val_crops = data.preprocessing, data.val_crops
     config = replace(recipe.model, num_classes=len(data.class_names))
     model = Classifier(config)
+    prepare_model(model, run)
     if recipe.init is not None:
         load_pretrained_encoder(model, recipe.init)
     is_frozen = recipe.init is not None and recipe.init.mode == "frozen"
@@ -143,7 +146,14 @@ def train_classifier(
     checkpoint = prepare_folder(recipe, output, resume, overwrite, data.slides)
     metric: Literal["val_loss", "val_accuracy"] = "val_accuracy" if run.monitor == "val_accuracy" else "val_loss"
     keep: list[Callback] = [
-        SaveBestAndLast(output, preprocessing, metric=metric, lower_is_better=metric == "val_loss", recipe=recipe),
+        SaveBestAndLast(
+            output,
+            preprocessing,
+            metric=metric,
+            lower_is_better=metric == "val_loss",
+            recipe=recipe,
+            slides=data.slides,
+        ),
         *(callbacks or []),
     ]
     if run.early_stop is not None:
@@ -183,12 +193,15 @@ def pretrain_mae(
     data = PretrainData(recipe, stored_slides(output) if resume else None)
     val_crops = data.val_crops
     model = MuViTMAE(recipe.model)
+    prepare_model(model, run)
     task = PretrainTask(
         model, recipe.optim, batch_size=recipe.data.batch_size, seed=run.seed, use_boxes=recipe.boxes == "true"
     )
     checkpoint = prepare_folder(recipe, output, resume, overwrite, data.slides)
     keep = [
-        SaveBestAndLast(output, data.preprocessing, metric="val_loss", lower_is_better=True, recipe=recipe),
+        SaveBestAndLast(
+            output, data.preprocessing, metric="val_loss", lower_is_better=True, recipe=recipe, slides=data.slides
+        ),
         *(callbacks or []),
     ]
     if val_crops is not None and run.pictures:

@@ -47,11 +47,12 @@ class CropsConfig(Cropping):
     crop_size: PositiveInt | tuple[PositiveInt, ...] = 256
     """Side of every view in pixels of its level: one number, or one per axis."""
     normalization: dict[str, Any] = field(default_factory=lambda: {"kind": "percentile"})
-    """From native pixels to the model's input: {kind: percentile, low: 1, high: 99.8, scope: view},
-    {kind: range, low: 0, high: 255} or {kind: standardize, mean: [...], std: [...]}; without mean and std, those of the
-    training slides."""
+    """From native pixels to the model's input: {kind: percentile, low: 1, high: 99.8, scope: view} (or scope sample:
+    all views together, or slide: all of it), {kind: range, low: 0, high: 255} or {kind: standardize, mean: [...], std:
+    [...]}; for stained RGB sections also {kind: macenko} or {kind: reinhard}, fitted to each slide. What is left out of
+    standardize, macenko and reinhard is measured on the training slides."""
     augmentation: Augmentation = field(default_factory=Augmentation)
-    """Flips, intensity jitter and box perturbation of the training samples."""
+    """Flips, jitter of intensities, stains and colours, and box perturbation of the training samples."""
     samples_per_epoch: PositiveInt = 4096
     """Random crops per epoch."""
     val_samples: PositiveInt | None = None
@@ -166,6 +167,14 @@ class RunConfig:
     """Number of devices of each machine."""
     num_nodes: PositiveInt = 1
     """Number of machines."""
+    accumulate: PositiveInt = 1
+    """Batches per step: gradients of several batches are averaged, for the effect of a larger batch in the memory of
+    one."""
+    checkpoint_activations: bool = False
+    """Keep the inputs of transformer blocks and of the decoder's finest stage instead of all activations, and compute
+    those again in the backward pass: less memory for a third more time."""
+    compile: bool = False
+    """Compile the transformer blocks (torch.compile): faster steps on a GPU, after a start that takes minutes."""
     val_every: PositiveInt = 1
     """Validate after every n-th epoch."""
     monitor: Literal["val_mdsc", "val_accuracy"] = "val_mdsc"
@@ -259,10 +268,12 @@ def _check_no_folds(run: RunConfig) -> None:
 
 def _check_steps(data: CropsConfig, run: RunConfig) -> None:
     devices = run.devices * run.num_nodes
-    if data.samples_per_epoch // devices < data.batch_size:
+    step = devices * data.batch_size * run.accumulate
+    if data.samples_per_epoch < step:
+        batches = "a batch" if run.accumulate == 1 else f"{run.accumulate} batches"
         raise InputError(
             "data.samples_per_epoch",
-            expected=f"at least {devices * data.batch_size}: a batch for each of {devices} devices",
+            expected=f"at least {step}: {batches} for each of {devices} devices",
             got=data.samples_per_epoch,
         )
 

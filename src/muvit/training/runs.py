@@ -19,6 +19,7 @@ from lightning.pytorch.callbacks import LearningRateMonitor, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.utilities import rank_zero_only
+from torch import nn
 from torch.utils.data import DataLoader
 
 from muvit.data.splits import SlideSets, read_sets
@@ -26,6 +27,8 @@ from muvit.data.tables import write_slides
 from muvit.durable import write_whole
 from muvit.errors import ExistsError, InputError, MuViTError, require_package
 from muvit.models.folder import plain
+from muvit.models.layers.attention import Block
+from muvit.models.layers.stage import Stage
 from muvit.settings import read_settings
 from muvit.training.callbacks import StopAtNonFinite
 from muvit.training.datamodules import CropsData
@@ -82,7 +85,11 @@ def prepare_folder(
             raise ExistsError(output, hint="Pass --resume to continue the run, or --overwrite to delete it.")
         if not (output / RECIPE).is_file():
             raise InputError(output, expected=f"a run to overwrite, with {RECIPE}", got="another folder")
-        shutil.rmtree(output)
+        for path in sorted(output.iterdir(), key=lambda path: path.name == RECIPE):  # last, as it says what this is
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
     output.mkdir(parents=True, exist_ok=True)
     _write(output, settings, slides)
     return None
@@ -156,6 +163,22 @@ def fit(
     return output / ("best" if (output / "best").exists() else "last")
 
 
+def prepare_model(model: nn.Module, run: RunConfig) -> None:
+    """Recompute activations and compile blocks, as a run asks for; the weights and their names stay as they are.
+
+    Raises:
+        InputError: the model is of a kind that has no such parts.
+    """
+    stages = [module for module in model.modules() if isinstance(module, Stage)]
+    for name, is_asked in (("checkpoint_activations", run.checkpoint_activations), ("compile", run.compile)):
+        if is_asked and not stages:
+            raise InputError(f"run.{name}", expected="false, for a model without muvit's transformer blocks", got=True)
+    for stage in stages:
+        stage.recomputes = run.checkpoint_activations
+        if run.compile and isinstance(stage, Block):
+            stage.compile()
+
+
 def fit_from(trainer: Trainer, checkpoint: Path | None, task: LightningModule, **data: Any) -> None:
     """Call the ``fit`` of a trainer that goes on from a state, if there is one.
 
@@ -202,6 +225,8 @@ def build_trainer(
         "accelerator": run.accelerator,
         "devices": run.devices,
         "num_nodes": run.num_nodes,
+        "accumulate_grad_batches": run.accumulate,
+        "sync_batchnorm": shares_batch_statistics(run),
         "max_epochs": run.epochs,
         "min_epochs": run.min_epochs,
         "check_val_every_n_epoch": run.val_every,
@@ -218,6 +243,12 @@ def build_trainer(
     if "precision" not in options:
         settings |= _precision(run, settings["plugins"])
     return Trainer(**settings | options)
+
+
+def shares_batch_statistics(run: RunConfig) -> bool:
+    """Whether batch norms take their statistics from all processes; there are such norms on CUDA devices only."""
+    has_cuda = run.accelerator not in ("cpu", "mps") and torch.cuda.is_available()
+    return has_cuda and run.devices * run.num_nodes > 1
 
 
 def _precision(run: RunConfig, plugins: list[Any]) -> dict[str, Any]:

@@ -73,6 +73,11 @@ class BaseTask(LightningModule):
         """Processes that train together."""
         return 1 if self._trainer is None else self.trainer.world_size
 
+    @property
+    def accumulate(self) -> int:
+        """Batches per step."""
+        return 1 if self._trainer is None else self.trainer.accumulate_grad_batches
+
     def train(self, mode: bool = True) -> Self:
         """Switch between training and evaluation; a frozen encoder stays in evaluation."""
         super().train(mode)
@@ -86,7 +91,11 @@ class BaseTask(LightningModule):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seed dropout and random attention by step and process, so that a resumed run repeats them."""
-        torch.manual_seed(self.random_number(_MODEL, self.global_step, self.global_rank))
+        torch.manual_seed(self.random_number(_MODEL, self.batch_number(batch_idx), self.global_rank))
+
+    def batch_number(self, batch_idx: int) -> int:
+        """Number of a batch of an epoch among those of the run, of which every step takes as many."""
+        return self.global_step * self.accumulate + batch_idx % self.accumulate
 
     def random_number(self, *purpose: int) -> int:
         """A seed that no other purpose has."""
@@ -292,13 +301,14 @@ class PretrainTask(BaseTask):
 
     def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
         """Loss of one batch."""
-        result, _ = self._step(self.model, batch, _TRAINING_MASK, self.global_step)
+        result, _ = self._step(self.model, batch, _TRAINING_MASK, self.batch_number(index))
         self.log("train_loss", result["loss"].detach())
         return result["loss"]
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Update the averaged weights."""
-        if self.average is not None:
+        """Update the averaged weights after a step."""
+        is_step = (batch_idx + 1) % self.accumulate == 0 or self.trainer.is_last_batch
+        if self.average is not None and is_step:
             assert self.optim.ema_decay is not None
             update = get_ema_multi_avg_fn(self.optim.ema_decay)
             update(list(self.average.parameters()), list(self.model.parameters()), None)
@@ -320,7 +330,8 @@ class PretrainTask(BaseTask):
 
     def configure_optimizers(self) -> Any:
         """AdamW with warm-up and cosine, stepped with every batch."""
-        optimizer = build_pretrain_optimizer(self.model, self.optim, self.batch_size * self.num_processes)
+        total_batch = self.batch_size * self.num_processes * self.accumulate
+        optimizer = build_pretrain_optimizer(self.model, self.optim, total_batch)
         epochs = self.trainer.max_epochs or 1
         return self._with_cosine(optimizer, self.optim.warmup_epochs / epochs, self.optim.warmup_start)
 

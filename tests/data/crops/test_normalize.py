@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from array_slide import ArraySlide
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -8,9 +9,11 @@ from muvit.data.crops.normalize import (
     Range,
     Standardize,
     _percentiles,
+    fitted,
     normalization_from_dict,
     normalization_to_dict,
 )
+from muvit.data.slides.slide import sample_pixels
 from muvit.errors import InputError
 
 
@@ -126,7 +129,7 @@ def test_dict_round_trip(normalization):
     ("values", "message"),
     [
         ({"low": 1}, "kind out of"),
-        ({"kind": "minmax"}, "'percentile', 'range', 'standardize'.*got 'minmax'"),
+        ({"kind": "minmax"}, "'percentile', 'range', 'reinhard', 'standardize'.*got 'minmax'"),
         ({"kind": "range", "lower": 1}, "fields .'high', 'low'., got .'lower'."),
         ({"kind": "range", "low": "dark"}, "numbers"),
         ({"kind": "standardize", "mean": [1]}, "numbers"),
@@ -142,7 +145,7 @@ def test_wrong_dicts_are_refused(values, message):
     [
         lambda: Percentile(99, 1),
         lambda: Percentile(-1, 50),
-        lambda: Percentile(scope="slide"),
+        lambda: Percentile(scope="image"),
         lambda: Range(1, 1),
         lambda: Range(0, np.nan),
         lambda: Standardize((0, 0), (1,)),
@@ -178,3 +181,34 @@ def test_a_local_mean_is_that_of_the_view_inside_the_image():
 def test_a_local_mean_of_a_channel_that_is_not_there_is_refused():
     with pytest.raises(InputError, match=r"local_mean: expected channels from 0 to 1, got \[2\]"):
         Standardize((0, 0), (1, 1), local_mean=(2,))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+def test_percentiles_of_the_slide_are_the_same_for_all_its_crops(dtype):
+    image = np.random.default_rng(0).gamma(2.0, 20.0, (2, 300, 310)).clip(0, 255).astype(dtype)
+    slide = ArraySlide(image, levels=(1, 2), name="slide")
+    normalization = Percentile(2, 95, "slide")
+    with pytest.raises(InputError, match="scope: expected 'view' or 'sample'"):
+        normalization(image[None])
+    seen = sample_pixels(slide)
+    assert seen.shape == (2, 4 * 256 * 256)  # all blocks of the only level that has at most 4 million pixels
+    low, high = np.percentile(seen.astype(np.float32), (2, 95), axis=1)[..., None, None]
+    found = fitted(normalization, slide)(image[None])[0]
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, (image - low) / (high - low), rtol=1e-5, atol=1e-5)
+    slide.windows.clear()
+    crop = fitted(normalization, slide)(image[None, :, 40:80, 9:50])[0]
+    np.testing.assert_array_equal(crop, found[:, 40:80, 9:50])
+    assert not slide.windows  # the slide is looked at once
+
+
+def test_a_channel_without_contrast_in_the_slide_becomes_0():
+    image = np.stack([np.full((64, 64), 7), np.arange(64 * 64).reshape(64, 64) % 250]).astype(np.uint8)
+    found = fitted(Percentile(scope="slide"), ArraySlide(image))(image[None])[0]
+    assert not found[0].any() and found[1].any()
+
+
+def test_normalisations_that_need_no_slide_are_themselves():
+    slide = ArraySlide(np.zeros((8, 8), np.uint8))
+    for normalization in (Percentile(), Percentile(scope="sample"), Range(), Standardize((0,), (1,))):
+        assert fitted(normalization, slide) is normalization

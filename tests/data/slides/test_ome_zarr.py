@@ -559,3 +559,32 @@ def test_label_images_inside_an_image_are_found(tmp_path):
     np.testing.assert_array_equal(whole(image.label("nuclei")), labels)
     with pytest.raises(InputError, match="nuclei, tissue"):
         image.label("cells")
+
+
+def test_coordinate_systems_of_version_06_take_the_place_of_axes(tmp_path):
+    image = write(
+        tmp_path / "a.ome.zarr", RNG.integers(0, 99, (2, 40, 60)).astype(np.uint8), levels=(1, 2), pixel_size_um=0.5
+    )
+    file = tmp_path / "a.ome.zarr" / "zarr.json"
+    content = json.loads(file.read_text())
+    ome = content["attributes"]["ome"]
+    (entry,) = ome["multiscales"]
+    systems = [{"name": "other", "axes": []}, {"name": "physical", "axes": entry.pop("axes")}]
+    for dataset in entry["datasets"]:
+        steps = dataset["coordinateTransformations"]
+        ends = {"input": {"path": dataset["path"]}, "output": {"name": "physical"}}
+        dataset["coordinateTransformations"] = [{"type": "sequence", "transformations": steps, **ends}]
+    ome["version"] = "0.6"
+    turned = {"type": "rotation", "rotation": [[0, 1], [1, 0]], "input": "physical", "output": "other"}
+    entry |= {"coordinateSystems": systems, "coordinateTransformations": [turned]}  # beyond the image's own system
+    file.write_text(json.dumps(content))
+    slide = open_slide(file.parent)
+    assert (slide.axes, slide.levels, slide.pixel_size_um) == ("yx", (1, 2), (0.5, 0.5))
+    assert slide.level_shifts == image.level_shifts
+    np.testing.assert_array_equal(whole(slide, 2), whole(image, 2))
+    entry["datasets"][1]["coordinateTransformations"] = [
+        {**turned, "input": {"path": "1"}, "output": {"name": "physical"}}
+    ]
+    file.write_text(json.dumps(content))
+    with pytest.raises(ReadError, match="a coordinate transformation of type 'rotation'"):
+        open_slide(file.parent)

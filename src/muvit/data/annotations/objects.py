@@ -253,19 +253,20 @@ def ellipse(corners: Any) -> Array:
     return np.asarray((lower + upper) / 2 + (upper - lower) / 2 * unit)
 
 
-def read_bytes(file: Path) -> bytes:
+def read_bytes(file: Path, limit: int | None = None) -> bytes:
     """The content of a file of annotations.
 
     Raises:
-        ReadError: it cannot be read, or is larger than 2 GiB.
+        ReadError: it cannot be read, or is larger than ``limit``, 2 GiB unless given.
     """
+    limit = MAX_BYTES if limit is None else limit
     try:
         size = file.stat().st_size
-        if size > MAX_BYTES:
+        if size > limit:
             raise ReadError(
                 file,
-                expected=f"annotations of at most {MAX_BYTES >> 30} GiB",
-                got=f"{size / 2**30:.1f} GiB",
+                expected=f"annotations of at most {limit >> 20} MiB",
+                got=f"{size / 2**20:.0f} MiB",
                 hint="Export them as a label image instead.",
             )
         return file.read_bytes()

@@ -10,12 +10,11 @@ from torch import Tensor
 
 from muvit.checks import Bounds, NonNegative, check_fields
 from muvit.data.crops.affine import Similarity
+from muvit.data.crops.appearance import Appearance, Probability
 from muvit.errors import InputError
 from muvit.geometry import box_center, flip_boxes, scale_boxes, shift_boxes, transpose_boxes
 
 Sample = dict[str, Tensor]
-
-Probability = Annotated[float, Bounds(min=0, max=1)]
 
 _PIXELS = (
     "img",
@@ -26,13 +25,14 @@ _PIXELS = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Augmentation:
+class Augmentation(Appearance):
     """Random flips, optional quarter turns, intensity jitter and box perturbation of a sample (the paper's set).
 
     The paper names the kinds but not the magnitudes; the defaults are ours. Called as ``augmentation(sample, rng)``
     with a sample dict (``img``: ``(L, C, *space)``, ``bbox``: ``(L, 2, ndim)``, optionally ``label``: ``(*space)`` and
     ``labels``: ``(L, *space)``), it returns a new sample. Pixels that ``inside``, bool ``(L, *space)``, says lie beyond
-    the image stay 0, as in prediction. ``Augmentation.geometric()`` moves pixels only and keeps every box true.
+    the image stay 0, as in prediction. Colours, scale and rotation change as the data set reads the pixels, not by this
+    call. ``Augmentation.geometric()`` moves pixels only and keeps every box true.
     """
 
     flip_axes: tuple[int, ...] = (-2, -1)
@@ -61,7 +61,7 @@ class Augmentation:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        for name in ("gain", "offset", "box_scale", "scale"):
+        for name in ("gain", "offset", "box_scale", "scale", "gamma"):
             low, high = getattr(self, name)
             if not -math.inf < low <= high < math.inf or (name != "offset" and low <= 0):
                 expected = "a finite range low <= high" + ("" if name == "offset" else " above 0")
@@ -101,6 +101,9 @@ class Augmentation:
             img += offset * sample["inside"][:, None]
         else:
             img += offset
+        if self.has_defects:
+            # a generator of its own, so that all else is drawn as without
+            img = self.degrade(img, sample.get("inside"), rng.spawn(1)[0])
         return sample | {"img": img, "bbox": self._perturb(sample["bbox"], rng)}
 
     def _perturb(self, bbox: Tensor, rng: np.random.Generator) -> Tensor:

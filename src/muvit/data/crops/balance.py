@@ -132,7 +132,7 @@ def _read_index(slide: int, ndim: int, file: Path, key: str) -> list[ClassPixels
             ClassPixels(slide, value, area, np.array(points, np.int32).reshape(-1, ndim), tuple(spacing))
             for value, area, points, spacing in index["classes"]
         ]
-    except (OSError, ValueError, LookupError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return None
 
 

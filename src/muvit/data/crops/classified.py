@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from muvit.data.crops.affine import SimilarView
+from muvit.data.crops.appearance import PixelMap
 from muvit.data.crops.augment import Augmentation
 from muvit.data.crops.crops import GridCrops, NestedCrops
 from muvit.data.crops.placement import Window
@@ -35,9 +36,9 @@ class ClassifiedTiles(GridCrops):
         self.classes = _checked(classes, slides)
         super().__init__([(slide, None) for slide in slides], config)
 
-    def read(self, slide: int, windows: Sequence[Window]) -> dict[str, Tensor]:
+    def read(self, slide: int, windows: Sequence[Window], recolor: PixelMap | None = None) -> dict[str, Tensor]:
         """The sample at ``windows`` of one slide: ``img``, ``bbox``, ``slide`` and ``class``."""
-        return super().read(slide, windows) | _facts(slide, self.classes)
+        return super().read(slide, windows, recolor) | _facts(slide, self.classes)
 
 
 class ClassifiedCrops(NestedCrops):
@@ -86,13 +87,15 @@ class ClassifiedCrops(NestedCrops):
             augmentation=augmentation,
         )
 
-    def read(self, slide: int, windows: Sequence[Window]) -> dict[str, Tensor]:
+    def read(self, slide: int, windows: Sequence[Window], recolor: PixelMap | None = None) -> dict[str, Tensor]:
         """The sample at ``windows`` of one slide: ``img``, ``bbox``, ``slide`` and ``class``."""
-        return super().read(slide, windows) | _facts(slide, self.classes)
+        return super().read(slide, windows, recolor) | _facts(slide, self.classes)
 
-    def read_similar(self, slide: int, views: Sequence[SimilarView]) -> dict[str, Tensor]:
+    def read_similar(
+        self, slide: int, views: Sequence[SimilarView], recolor: PixelMap | None = None
+    ) -> dict[str, Tensor]:
         """The sample of scaled and rotated views of one slide, as `read` gives that of windows."""
-        return super().read_similar(slide, views) | _facts(slide, self.classes)
+        return super().read_similar(slide, views, recolor) | _facts(slide, self.classes)
 
     def _draw(self, index: int, rng: np.random.Generator) -> tuple[int, None]:
         """Index of the slide of a sample, without a pixel that it must hold."""

@@ -9,11 +9,13 @@ import numpy as np
 from torch import Tensor
 
 from muvit.data.crops.affine import Similarity, SimilarView
+from muvit.data.crops.appearance import PixelMap
 from muvit.data.crops.augment import Augmentation
 from muvit.data.crops.balance import Balance, ForegroundIndex
 from muvit.data.crops.placement import Window, draw_start
 from muvit.data.crops.preprocessing import CropConfig
 from muvit.data.crops.slide_crops import LabelledSlide, SlideCrops, without_inside
+from muvit.data.crops.stain import check_colors, white_of
 from muvit.data.slides.slide import Slide
 from muvit.errors import InputError
 from muvit.geometry import box_center
@@ -74,6 +76,9 @@ class NestedCrops(SlideCrops):
                 expected="views with one centre, placement concentric",
                 got=f"placement {config.placement}",
             )
+        if augmentation is not None and augmentation.has_colors:
+            for image in self.images:
+                check_colors(image, "hed, brightness, contrast, saturation and hue of the augmentation")
         self.samples_per_epoch = samples_per_epoch
         self.seed = seed
         self.augmentation = augmentation
@@ -107,10 +112,11 @@ class NestedCrops(SlideCrops):
         rng = np.random.default_rng((self.seed, int(index)))
         slide, pixel = self._draw(int(index), rng)
         similarity = Similarity() if self.augmentation is None else self.augmentation.draw_similarity(rng)
+        recolor = self._draw_colors(slide, rng)
         if similarity.is_identity:
-            sample = self.read_placed(slide, self.place(slide, rng=rng, contains=pixel))
+            sample = self.read_placed(slide, self.place(slide, rng=rng, contains=pixel), recolor)
         else:
-            sample = self.read_similar(slide, self._place_similar(rng, slide, pixel, similarity))
+            sample = self.read_similar(slide, self._place_similar(rng, slide, pixel, similarity), recolor)
         return without_inside(sample if self.augmentation is None else self.augmentation(sample, rng))
 
     def slide_of(self, index: int) -> Slide:
@@ -120,6 +126,16 @@ class NestedCrops(SlideCrops):
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         """The samples of the first epoch (every index is valid, so that iterating over indices would not end)."""
         return (self[index] for index in range(len(self)))
+
+    def read_plain(self, index: int) -> tuple[int, dict[str, Tensor]]:
+        """Number of the slide of a sample, and the sample without augmentation, about the same centre."""
+        rng = np.random.default_rng((self.seed, int(index)))
+        slide, pixel = self._draw(int(index), rng)
+        similarity = Similarity() if self.augmentation is None else self.augmentation.draw_similarity(rng)
+        if similarity.is_identity:
+            return slide, without_inside(self.read_placed(slide, self.place(slide, rng=rng, contains=pixel)))
+        views = self._place_similar(rng, slide, pixel, similarity)
+        return slide, without_inside(self.read_similar(slide, [replace(v, similarity=Similarity()) for v in views]))
 
     def _place_similar(
         self, rng: np.random.Generator, slide: int, pixel: tuple[int, ...] | None, similarity: Similarity
@@ -133,6 +149,12 @@ class NestedCrops(SlideCrops):
         if pixel is not None and not views[0].shows(pixel):
             views = [replace(view, similarity=Similarity(similarity.scale)) for view in views]
         return views
+
+    def _draw_colors(self, slide: int, rng: np.random.Generator) -> PixelMap | None:
+        if self.augmentation is None or not self.augmentation.has_colors:
+            return None
+        # a generator of its own, so that all else is drawn as without
+        return self.augmentation.draw_colors(rng.spawn(1)[0], self.n_levels, white_of(self.images[slide]))
 
     def _draw(self, index: int, rng: np.random.Generator) -> tuple[int, tuple[int, ...] | None]:
         """Index of the slide of a sample and, if it is a balanced one, a foreground pixel of it."""

@@ -8,16 +8,21 @@ A normalisation is a small frozen object called as ``normalization(img, valid)``
 """
 
 import math
+import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from itertools import product
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from muvit.data.slides.slide import Slide
+from muvit.data.crops.stain import Macenko, Reinhard, StainNormalization, measure_stains
+from muvit.data.slides.slide import Slide, sample_pixels
 from muvit.errors import InputError
 from muvit.levels import Level
+
+Normalize = Callable[..., np.ndarray]
+"""``(img, valid) -> img``, see the module."""
 
 # a spread of this fraction of the largest value is rounding, not contrast
 _MIN_RELATIVE_SPREAD = 1e-6
@@ -25,9 +30,10 @@ _MIN_RELATIVE_SPREAD = 1e-6
 
 @dataclass(frozen=True)
 class Percentile:
-    """Map two percentiles of the crop itself to 0 and 1, per channel: ``(x - p_low) / (p_high - p_low)``; no clipping.
+    """Map two percentiles to 0 and 1, per channel: ``(x - p_low) / (p_high - p_low)``; no clipping.
 
-    Pixels outside the image, NaN and infinity do not enter the percentiles. A channel without contrast becomes 0.
+    They are those of the crop itself, or of its slide. Pixels outside the image, NaN and infinity do not enter the
+    percentiles. A channel without contrast becomes 0.
     """
 
     kind: ClassVar[str] = "percentile"
@@ -36,17 +42,25 @@ class Percentile:
     """Percentile that becomes 0."""
     high: float = 99.8
     """Percentile that becomes 1."""
-    scope: Literal["view", "sample"] = "view"
-    """Pixels of which percentiles are computed: each view alone, or all views of the sample together."""
+    scope: Literal["view", "sample", "slide"] = "view"
+    """Pixels of which percentiles are computed: of each view alone, so that a dark view looks like a bright one; of all
+    views of the sample together, which keeps their contrast; or of the whole slide, which keeps that of all its crops
+    (pixels as of `muvit.data.slides.slide.sample_pixels`, read once)."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.low < self.high <= 100:
             raise InputError("percentiles", expected="0 <= low < high <= 100", got=f"low {self.low}, high {self.high}")
-        if self.scope not in ("view", "sample"):
-            raise InputError("scope", expected="'view' or 'sample'", got=repr(self.scope))
+        if self.scope not in ("view", "sample", "slide"):
+            raise InputError("scope", expected="'view', 'sample' or 'slide'", got=repr(self.scope))
 
     def __call__(self, img: np.ndarray, valid: np.ndarray | None = None) -> np.ndarray:
-        """``(L, C, *space) -> (L, C, *space)``, float32; see the module."""
+        """``(L, C, *space) -> (L, C, *space)``, float32; see the module.
+
+        Raises:
+            InputError: the scope is the slide, see `fitted`.
+        """
+        if self.scope == "slide":
+            raise InputError("scope", expected="'view' or 'sample', where no slide is known", got="'slide'")
         img = _as_numbers(img)
         out = np.empty(img.shape, np.float32)
         for channel in range(img.shape[1]):
@@ -55,12 +69,31 @@ class Percentile:
                 self._stretch(img[views, channel], None if valid is None else valid[views], out[views, channel])
         return out
 
+    def fit(self, slide: Slide) -> "Normalize":
+        """The normalisation by the percentiles of a slide."""
+        ranges = []
+        for seen in _as_numbers(sample_pixels(slide)):
+            seen = seen[np.isfinite(seen)]
+            ranges.append(_percentiles(seen, (self.low, self.high)) if seen.size else (0.0, 0.0))
+
+        def normalize(img: np.ndarray, valid: np.ndarray | None = None) -> np.ndarray:
+            img = _as_numbers(img)
+            out = np.empty(img.shape, np.float32)
+            for (low, high), pixels, scaled in zip(ranges, img.swapaxes(0, 1), out.swapaxes(0, 1), strict=True):
+                if _has_contrast(low, high):
+                    _scale(pixels, low, high - low, scaled)
+                else:
+                    scaled[...] = 0
+            return _without_infinity(out)
+
+        return normalize
+
     def _stretch(self, pixels: np.ndarray, valid: np.ndarray | None, out: np.ndarray) -> None:
         finite = np.isfinite(pixels) if pixels.dtype.kind == "f" else None
         masks = [mask for mask in (finite, valid) if mask is not None and not mask.all()]
         seen = pixels[np.logical_and.reduce(masks)] if masks else pixels
         low, high = _percentiles(seen, (self.low, self.high)) if seen.size else (0.0, 0.0)
-        if high - low <= _MIN_RELATIVE_SPREAD * max(abs(low), abs(high)):
+        if not _has_contrast(low, high):
             out[...] = 0
             return
         _scale(pixels, low, high - low, out)
@@ -140,7 +173,29 @@ class Standardize:
         return _without_infinity(out)
 
 
-Normalization = Percentile | Range | Standardize
+Normalization = Percentile | Range | Standardize | Macenko | Reinhard
+
+
+_fitted: "weakref.WeakKeyDictionary[Slide, dict[Normalization, Normalize]]" = weakref.WeakKeyDictionary()
+
+
+def fitted(normalization: Normalization, slide: Slide) -> Normalize:
+    """The normalisation of the pixels of one slide: itself, unless it depends on the slide as a whole.
+
+    Each process looks at a slide once.
+
+    Raises:
+        InputError: it is for stained sections, and the slide is none.
+        ReadError: the slide cannot be read.
+    """
+    if isinstance(normalization, Range | Standardize):
+        return normalization
+    if isinstance(normalization, Percentile) and normalization.scope != "slide":
+        return normalization
+    fits = _fitted.setdefault(slide, {})
+    if normalization not in fits:
+        fits[normalization] = normalization.fit(slide)
+    return fits[normalization]
 
 
 _COUNTED = (np.uint8, np.uint16)
@@ -158,6 +213,10 @@ def _without_infinity(out: np.ndarray) -> np.ndarray:
     if not finite.all():
         out[~finite] = 0
     return out
+
+
+def _has_contrast(low: float, high: float) -> bool:
+    return high - low > _MIN_RELATIVE_SPREAD * max(abs(low), abs(high))
 
 
 def _scale(pixels: np.ndarray, low: float, spread: float, out: np.ndarray) -> None:
@@ -200,18 +259,48 @@ def normalization_from_dict(values: Mapping[str, Any]) -> Normalization:
     Raises:
         InputError: the kind or a field is unknown, a field is missing, or a value does not fit.
     """
-    kinds: dict[str, Callable[..., Normalization]] = {c.kind: c for c in (Percentile, Range, Standardize)}
+    kinds = _kinds()
     given = dict(values)
     kind = given.pop("kind", None)
     if kind not in kinds:
         raise InputError("normalization", expected=f"a kind out of {sorted(kinds)}", got=repr(kind))
-    allowed = {f.name for f in fields(kinds[kind])}  # type: ignore[arg-type]
+    allowed = {f.name for f in fields(kinds[kind])}
     if not set(given) <= allowed:
         raise InputError(f"normalization '{kind}'", expected=f"fields {sorted(allowed)}", got=sorted(given))
     try:
         return kinds[kind](**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
     except TypeError as error:
         raise InputError(f"normalization '{kind}'", expected=f"numbers for {sorted(allowed)}", got=given) from error
+
+
+def lacks_measured_values(values: Mapping[str, Any]) -> bool:
+    """Whether settings of a normalisation leave out all that its kind takes from the training slides."""
+    kind = _kinds().get(values.get("kind", ""))
+    required = {f.name for f in fields(kind) if f.default is MISSING} if kind is not None else set()
+    return bool(required) and not required & values.keys()
+
+
+def measured_normalization(values: Mapping[str, Any], slides: Sequence[Slide], level: Level) -> Normalization:
+    """The normalisation of settings that leave out what is measured: mean and deviation, or the stains of a target.
+
+    Args:
+        values: its kind, and fields that are not measured.
+        slides: the training slides.
+        level: level at which channels are measured; stains are measured where tissue is seen as a whole.
+
+    Raises:
+        InputError: the slides do not fit the normalisation.
+        ReadError: a slide cannot be read.
+    """
+    kind = _kinds()[values["kind"]]
+    if issubclass(kind, StainNormalization):
+        return measure_stains(kind, slides)
+    mean, std = measure_channels(slides, level)
+    return normalization_from_dict({**values, "mean": mean, "std": std})
+
+
+def _kinds() -> dict[str, Any]:
+    return {kind.kind: kind for kind in (Percentile, Range, Standardize, Macenko, Reinhard)}
 
 
 _WINDOWS = 256

@@ -3,20 +3,22 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 
-from muvit.checks import NonNegative, PositiveInt, check_fields, freeze_lists
+from muvit.checks import Bounds, NonNegative, Positive, PositiveInt, check_fields, freeze_lists
 from muvit.data.crops.normalize import Normalization, Percentile, normalization_from_dict, normalization_to_dict
 from muvit.data.crops.placement import FreeViews, Placement, check_placement, upgrade_placement
 from muvit.data.slides.derived import PixelSize
 from muvit.data.slides.slide import Padding
 from muvit.errors import CheckpointError, InputError
 from muvit.levels import Level, check_levels, plain_level
+from muvit.plain_yaml import read_yaml
 
 LabelLevels = Literal["finest", "all"]
 NonFinite = Literal["error", "ignore"]
+Byte = Annotated[int, Bounds(min=0, max=255)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,11 +94,11 @@ class Preprocessing(Cropping):
     """From native pixel values to the model's input."""
     class_names: tuple[str, ...]
     """Name of each class."""
-    class_colors: tuple[tuple[int, int, int], ...]
+    class_colors: tuple[tuple[Byte, Byte, Byte], ...]
     """RGB colour of each class, 0-255."""
     has_background: bool = True
     """Whether class 0 is background; else all classes are foreground."""
-    pixel_size_um: tuple[float, ...] | None = None
+    pixel_size_um: tuple[Positive, ...] | None = None
     """Size of the pixels that levels count from in training, (t)(z)yx; None if unknown."""
     is_resampled: bool = False
     """Whether every slide was read at exactly this size; else each at its own, as prediction reads those whose size is
@@ -168,12 +170,11 @@ class Preprocessing(Cropping):
             CheckpointError: the file is missing or does not hold these settings.
         """
         file = Path(folder) / FILE
+        if not file.is_file():
+            raise CheckpointError(folder, expected=f"a trained model, with {FILE}", got="none")
         try:
-            values = yaml.safe_load(file.read_text())
-            return cls.from_plain(values)
-        except FileNotFoundError:
-            raise CheckpointError(folder, expected=f"a trained model, with {FILE}", got="none") from None
-        except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+            return cls.from_plain(read_yaml(file))
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise CheckpointError(file, expected="the settings of a trained model", got=error) from error
 
 

@@ -10,10 +10,13 @@ import torch
 from torch import Tensor
 
 from muvit.data.crops.affine import SimilarView, read_similar
+from muvit.data.crops.appearance import PixelMap
 from muvit.data.crops.balance import ClassPixels, locate_classes
 from muvit.data.crops.dataset import MuViTDataset
+from muvit.data.crops.normalize import fitted
 from muvit.data.crops.placement import PlacedViews, Window, place_views
 from muvit.data.crops.preprocessing import CropConfig
+from muvit.data.crops.stain import StainNormalization, check_stained
 from muvit.data.slides.slide import BlockCache, Slide
 from muvit.errors import InputError
 from muvit.labels import IGNORE
@@ -25,13 +28,16 @@ Finite = np.ndarray | None
 """Where all channels of the pixels of views are finite, bool ``(L, *space)``; None: everywhere."""
 
 
-def read_views(slide: Slide, windows: Sequence[Window], config: CropConfig) -> dict[str, Tensor]:
+def read_views(
+    slide: Slide, windows: Sequence[Window], config: CropConfig, recolor: PixelMap | None = None
+) -> dict[str, Tensor]:
     """Read the views of one sample.
 
     Args:
         slide: the image.
         windows: one crop per level; they may leave the image.
         config: normalisation and padding. Padding does not enter the percentiles of `Percentile`.
+        recolor: a change of the native pixels.
 
     Returns:
         ``img``: float32 ``(L, C, *space)``; ``bbox``: float32 ``(L, 2, ndim)``, the true boxes in world pixels, also
@@ -41,16 +47,20 @@ def read_views(slide: Slide, windows: Sequence[Window], config: CropConfig) -> d
     Raises:
         InputError: a pixel is NaN or infinite, and ``config.nonfinite`` is ``error``.
     """
-    return _read_views(slide, windows, config)[0]
+    return _read_views(slide, windows, config, recolor)[0]
 
 
-def _read_views(slide: Slide, windows: Sequence[Window], config: CropConfig) -> tuple[dict[str, Tensor], Finite]:
+def _read_views(
+    slide: Slide, windows: Sequence[Window], config: CropConfig, recolor: PixelMap | None
+) -> tuple[dict[str, Tensor], Finite]:
     """The views, and where their pixels are finite."""
     views = list(zip(config.levels, windows, strict=True))
     pixels = np.stack([slide.read(level, w.start, w.size, padding=config.padding) for level, w in views])
     valid = np.zeros((len(views), *config.size), dtype=bool)
     for inside, (level, window) in zip(valid, views, strict=True):
         inside[window.slices_inside(slide.level_shape(level))] = True
+    if recolor is not None:
+        pixels = recolor(pixels)
     return to_sample(slide, pixels, valid, [w.box for w in windows], config)
 
 
@@ -69,7 +79,7 @@ def to_sample(
     finite = _finite_pixels(slide, pixels, boxes, config)
     if finite is not None:  # one channel that is missing hides the pixel, which normalisation sets to 0
         pixels, valid = np.where(finite[:, None], pixels, np.float32(np.nan)), valid & finite
-    img = config.normalization(pixels, valid)
+    img = fitted(config.normalization, slide)(pixels, valid)
     sample = {"img": torch.from_numpy(img), "bbox": torch.stack(boxes).float()}
     if config.padding == "zero":
         if not valid.all():
@@ -216,28 +226,35 @@ class SlideCrops(MuViTDataset):
             free_views=config.free_views,
         )
 
-    def read_placed(self, slide: int, placed: PlacedViews) -> dict[str, Tensor]:
+    def read_placed(self, slide: int, placed: PlacedViews, recolor: PixelMap | None = None) -> dict[str, Tensor]:
         """The sample of placed views of one slide, as `read` gives that of windows, at the boxes that they claim."""
-        return self.read(slide, placed.windows) | {"bbox": placed.boxes.float()}
+        return self.read(slide, placed.windows, recolor) | {"bbox": placed.boxes.float()}
 
-    def read(self, slide: int, windows: Sequence[Window]) -> dict[str, Tensor]:
+    def read(self, slide: int, windows: Sequence[Window], recolor: PixelMap | None = None) -> dict[str, Tensor]:
         """The sample at ``windows`` of one slide: ``img``, ``bbox`` and, if there are labels, ``label``.
+
+        ``recolor`` changes the native pixels.
 
         With ``label_levels = "all"`` also ``labels``, int64 ``(L, *space)``: those of every view. Under zero padding
         also ``inside``, bool ``(L, *space)``: whether pixels lie in the image.
         """
         config = self.config
-        sample, finite = _read_views(self.images[slide], windows, config)
+        sample, finite = _read_views(self.images[slide], windows, config, recolor)
         if self.labels:
             labels = [read_label(self.labels[slide], w, config) for w in windows[: len(config.labelled_levels)]]
             self._put_labels(sample, labels, finite)
         return sample
 
-    def read_similar(self, slide: int, views: Sequence[SimilarView]) -> dict[str, Tensor]:
+    def read_similar(
+        self, slide: int, views: Sequence[SimilarView], recolor: PixelMap | None = None
+    ) -> dict[str, Tensor]:
         """The sample of scaled and rotated views of one slide, as `read` gives that of windows."""
         config = self.config
-        pixels, valid = read_similar(self.images[slide], views, config.padding)
-        sample, finite = to_sample(self.images[slide], pixels, valid, [view.box for view in views], config)
+        image = self.images[slide]
+        pixels, valid = read_similar(image, views, config.padding)
+        if recolor is not None:
+            pixels = recolor(pixels)
+        sample, finite = to_sample(image, pixels, valid, [view.box for view in views], config)
         if self.labels:
             labels = []
             for view in views[: len(config.labelled_levels)]:
@@ -280,6 +297,8 @@ def _check_slides(slides: Sequence[LabelledSlide], config: CropConfig) -> None:
             raise InputError(image.path, expected=expected, got=f"shape {image.shape}")
         for level in config.levels:
             image.level_shape(level)  # refuses a level that is not stored, and says which are
+        if isinstance(config.normalization, StainNormalization):
+            check_stained(image)
         if image.num_channels != first.num_channels or image.dtype.kind != first.dtype.kind:
             expected = f"{first.num_channels} channels of a type like {first.dtype}, as in {first.path}"
             raise InputError(image.path, expected=expected, got=f"{image.num_channels} channels of {image.dtype}")

@@ -19,6 +19,7 @@ import numpy as np
 
 from muvit.data.pyramids.manifest import LevelRecord, ShardDigest, shard_file, shard_grid
 from muvit.data.pyramids.ngff import read_json
+from muvit.data.pyramids.remote import RemotePath, remote_context, wait_for
 from muvit.errors import ReadError
 
 _MISSING = 2**64 - 1
@@ -59,7 +60,7 @@ def open_array(folder: Path, zarr_format: int, record: LevelRecord | None = None
     try:
         shape = tuple(int(n) for n in metadata["shape"])
         dtype = np.dtype(metadata["data_type"] if zarr_format == 3 else metadata["dtype"])
-        if zarr_format == 3 and is_sharded_zstd(metadata):
+        if zarr_format == 3 and is_sharded_zstd(metadata) and not isinstance(folder, RemotePath):
             return ShardedArray(folder, metadata, None if record is None else record.shards)
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise ReadError(file, expected="the metadata of a numeric zarr array", got=f"{error!r}") from error
@@ -250,7 +251,7 @@ class TensorStoreArray:
         if self._store is None:
             self._store = open_store(self.folder, {"driver": "zarr3" if self.zarr_format == 3 else "zarr"})
         window = tuple(slice(a, b) for a, b in zip(start, stop, strict=True))
-        return np.array(self._store[window].read().result())
+        return np.array(wait_for(self._store[window].read(), self.folder))
 
 
 def encode_shard(metadata: dict[str, Any], pixels: np.ndarray[Any, Any]) -> bytes | None:
@@ -283,6 +284,8 @@ def open_store(folder: Path, spec: dict[str, Any]) -> Any:
     require_unforked(folder)
     import tensorstore
 
+    if isinstance(folder, RemotePath):
+        return wait_for(tensorstore.open({**spec, "kvstore": folder.store}, context=remote_context()), folder)
     # tensorstore refuses paths with `..`, and only the file system knows where that leads behind a link
     kvstore = {"driver": "file", "path": f"{folder.resolve()}/"}
     return tensorstore.open({**spec, "kvstore": kvstore}, context=_context()).result()

@@ -1,4 +1,4 @@
-"""Conversion of images and label masks of any readable format to OME-Zarr pyramids, in bounded memory."""
+"""Conversion of images and label masks of any readable format to pyramids, in bounded memory."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -7,13 +7,14 @@ from typing import Any, Literal
 
 import numpy as np
 
+from muvit.data.pyramids.exchange import Format, write_ome_tiff, write_zarr_04
 from muvit.data.pyramids.ngff import Color, Kind, register_label
 from muvit.data.pyramids.spec import WholeLevel, check_spec
 from muvit.data.pyramids.writer import PyramidWriter, check_replaceable
 from muvit.data.slides.open import open_slide
 from muvit.data.slides.slide import Palette, Slide
-from muvit.durable import scratch_folder, swap_in
-from muvit.errors import InputError
+from muvit.durable import make_folder, scratch_folder, swap_in
+from muvit.errors import ExistsError, InputError
 from muvit.progress import Progress
 
 _LOG = logging.getLogger(__name__)
@@ -25,6 +26,7 @@ def convert_image(
     target: str | Path,
     *,
     kind: Kind = "image",
+    format: Format = "ome-zarr-0.5",
     levels: Sequence[WholeLevel] | None = None,
     pixel_size_um: float | Sequence[float] | None = None,
     channel_names: Sequence[str] | None = None,
@@ -32,20 +34,22 @@ def convert_image(
     label_colors: dict[int, Color] | None = None,
     has_background: bool | None = None,
     nonfinite: Literal["error", "ignore"] = "error",
-    attributes: dict[str, Any] | None = None,
+    notes: dict[str, Any] | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Path:
-    """Convert an image to an OME-Zarr 0.5 pyramid.
+    """Convert an image to a pyramid.
 
     Reads and writes bands of whole shards, so memory stays at some hundred MiB for images of any size (PNG and JPEG
     files are decoded whole on top of that). The pyramid is built beside ``target`` and takes its place when complete: a
     conversion that fails or is killed leaves ``target`` as it was. A killed one also leaves a folder
-    ``.<target>.*.partial`` beside it, which the next conversion to ``target`` removes.
+    ``.<target>.*.partial`` beside it, which the next conversion to ``target`` removes. Other formats than OME-Zarr 0.5
+    are written from such a pyramid, which takes its space in that folder for the time.
 
     Args:
         source: anything that `open_slide` reads, or a slide; its finest level is converted.
-        target: folder to make, conventionally named ``*.ome.zarr``.
+        target: folder to make, conventionally named ``*.ome.zarr``; the file, ``*.ome.tif``, for OME-TIFF.
+        format: ``ome-zarr-0.5``, this package's own; ``ome-zarr-0.4`` or ``ome-tiff`` for other software.
         kind: ``image``, coarsened by area mean, or ``label``, coarsened by majority vote. Labels are integers in one
             channel; a colour table is ignored, its indices are the labels.
         levels: downsampling factors from 1 up, each a multiple of the one before, such as 4 or, where the axes differ,
@@ -57,7 +61,7 @@ def convert_image(
         has_background: whether label 0 is background; by default what the source states.
         nonfinite: pixels that are NaN or infinite are refused (``error``), or stored as they are and left out of the
             means of coarser levels (``ignore``).
-        attributes: further attributes of the store, beside those of OME.
+        notes: as of `PyramidWriter.publish`, for a store of OME-Zarr 0.5.
         overwrite: replace a store that is at ``target``.
         progress: called with the number of steps done and their total.
 
@@ -87,15 +91,28 @@ def convert_image(
         label_colors=slide.label_colors if label_colors is None else label_colors,
         has_background=slide.has_background if has_background is None else has_background,
     )
-    check_replaceable(target, overwrite)
+    if format == "ome-tiff":
+        if target.exists() and (not overwrite or target.is_dir()):
+            raise ExistsError(target)
+    else:
+        check_replaceable(target, overwrite)
     # pixels that cannot be read at all are found before anything is written
     slide.read(1, (0,) * slide.ndim, tuple(min(n, 16) for n in slide.shape))
     with scratch_folder(target) as scratch:
         fresh = scratch / target.name  # the store is named as its target, which its metadata mention
         writer = PyramidWriter.create_from(fresh, spec)
-        num_missing = _copy(slide, writer, nonfinite, progress, attributes)
-        swap_in(fresh, target, overwrite=overwrite)
-    register_label(target)
+        num_missing = _copy(slide, writer, nonfinite, progress, notes)
+        if format == "ome-zarr-0.5":
+            swap_in(fresh, target, overwrite=overwrite)
+        elif format == "ome-zarr-0.4":
+            write_zarr_04(fresh, scratch / "0.4" / target.name, progress)
+            swap_in(scratch / "0.4" / target.name, target, overwrite=overwrite)
+        else:
+            write_ome_tiff(fresh, scratch / "file", progress)
+            make_folder(target.parent)
+            (scratch / "file").replace(target)
+    if format == "ome-zarr-0.5":
+        register_label(target)
     if num_missing:
         _LOG.warning("%s: %d values that are NaN or infinite", target, num_missing)
     return target
@@ -125,7 +142,7 @@ def _copy(
     writer: PyramidWriter,
     nonfinite: str,
     progress: Progress | None,
-    attributes: dict[str, Any] | None,
+    notes: dict[str, Any] | None,
 ) -> int:
     """Write all levels; the number of values of the finest that are NaN or infinite."""
     bands, num_missing = list(_bands(writer)), 0
@@ -134,7 +151,7 @@ def _copy(
         num_missing += _copy_band(slide, writer, start, size, nonfinite)
         if progress is not None:
             progress(done, total)
-    writer.finish(None if progress is None else lambda done, _: progress(len(bands) + done, total), attributes)
+    writer.finish(None if progress is None else lambda done, _: progress(len(bands) + done, total), notes)
     return num_missing
 
 

@@ -1,4 +1,4 @@
-"""NGFF metadata, which make a zarr hierarchy an OME-Zarr image, as plain data: written as 0.5, read as 0.5 and 0.4.
+"""NGFF metadata, which make a zarr hierarchy an OME-Zarr image, as plain data: written as 0.5, read as 0.4 to 0.6.
 
 Specification: https://ngff.openmicroscopy.org/0.5/
 """
@@ -75,12 +75,17 @@ def read_json(file: Path) -> dict[str, Any]:
         ReadError: it is none, or beyond `MAX_JSON_BYTES` and `MAX_JSON_DEPTH`.
     """
     try:
-        if file.stat().st_size > MAX_JSON_BYTES:
+        is_remote = not isinstance(file, Path)  # whose size is known once it is there
+        if not is_remote and file.stat().st_size > MAX_JSON_BYTES:
             raise ValueError(f"more than {MAX_JSON_BYTES} bytes")
         text = file.read_text(encoding="utf-8")
+        if is_remote and len(text) > MAX_JSON_BYTES:
+            raise ValueError(f"more than {MAX_JSON_BYTES} bytes")
         if _nesting(text) > MAX_JSON_DEPTH:
             raise ValueError(f"more than {MAX_JSON_DEPTH} levels of nesting")
         content = json.loads(text)
+    except ReadError:  # of a server
+        raise
     except (OSError, ValueError) as error:
         raise ReadError(file, expected="a readable JSON file", got=str(error)) from error
     if not isinstance(content, dict):
@@ -182,9 +187,11 @@ def parse_multiscale(ome: dict[str, Any], subject: object) -> Multiscale:
     """
     try:
         entry = ome["multiscales"][0]
-        axes = tuple(axis if isinstance(axis, str) else axis["name"] for axis in entry["axes"])
-        units = tuple("" if isinstance(axis, str) else axis.get("unit", "") for axis in entry["axes"])
-        whole, offset = _transforms(entry, len(axes))
+        described = _axes(entry)
+        axes = tuple(axis if isinstance(axis, str) else axis["name"] for axis in described)
+        units = tuple("" if isinstance(axis, str) else axis.get("unit", "") for axis in described)
+        # 0.6: those of the image lead from the system of its levels to others
+        whole, offset = _transforms({} if "coordinateSystems" in entry else entry, len(axes))
         pairs = [_transforms(dataset, len(axes)) for dataset in entry["datasets"]]
         label = ome.get("image-label") or {}
         return Multiscale(
@@ -222,14 +229,41 @@ def pixel_size_um(axes: Sequence[str], units: Sequence[str], scale: Sequence[flo
     return tuple(sizes)
 
 
+def _axes(entry: dict[str, Any]) -> Sequence[Any]:
+    """Axes of the levels; in 0.6 those of the coordinate system that their transformations lead to."""
+    systems = entry.get("coordinateSystems")
+    if systems is None:
+        axes: Sequence[Any] = entry["axes"]
+        return axes
+    outputs = [t.get("output") for d in entry["datasets"] for t in d.get("coordinateTransformations") or ()]
+    named = [output.get("name") if isinstance(output, dict) else output for output in outputs]
+    names = {str(name) for name in named if name}
+    found = [system["axes"] for system in systems if system.get("name") in names] or [systems[0]["axes"]]
+    if len(found) > 1:
+        raise ValueError(f"levels lie in several coordinate systems: {', '.join(sorted(names))}")
+    return found[0]
+
+
 def _transforms(entry: dict[str, Any], ndim: int) -> tuple[tuple[float, ...], tuple[float, ...] | None]:
+    """Scale and translation that the transformations of an entry amount to, applied one after the other."""
     scale: tuple[float, ...] = (1.0,) * ndim
     translation: tuple[float, ...] | None = None
-    for transform in entry.get("coordinateTransformations") or ():
-        if transform["type"] == "scale":
-            scale = tuple(float(v) for v in transform["scale"])
-        elif transform["type"] == "translation":
-            translation = tuple(float(v) for v in transform["translation"])
+    todo = list(entry.get("coordinateTransformations") or ())
+    while todo:
+        transform = todo.pop(0)
+        kind = transform["type"]
+        if kind == "sequence":
+            todo = [*transform["transformations"], *todo]
+        elif kind == "scale":
+            values = [float(v) for v in transform["scale"]]
+            scale = tuple(a * b for a, b in zip(scale, values, strict=True))
+            if translation is not None:
+                translation = tuple(a * b for a, b in zip(translation, values, strict=True))
+        elif kind == "translation":
+            values = [float(v) for v in transform["translation"]]
+            translation = tuple(a + b for a, b in zip(translation or (0.0,) * ndim, values, strict=True))
+        elif kind != "identity":
+            raise ValueError(f"a coordinate transformation of type {kind!r}, and only scales and translations are read")
     if len(scale) != ndim or (translation is not None and len(translation) != ndim):
         raise ValueError("coordinateTransformations do not have one number per axis")
     return scale, translation

@@ -325,7 +325,7 @@ class DerivedLevels(BlockwiseSlide):
             level_shapes=shapes,
             num_channels=slide.num_channels,
             dtype=slide.dtype,
-            pixel_size_um=None if own is None else tuple(a * b for a, b in zip(own, self.scale, strict=True)),
+            pixel_size_um=None if own is None else tuple(_rounded(a * b) for a, b in zip(own, self.scale, strict=True)),
             channel_names=slide.channel_names,
             axes=slide.axes,
         )
@@ -340,8 +340,10 @@ class DerivedLevels(BlockwiseSlide):
 
     @property
     def stored_levels(self) -> tuple[Level, ...]:
-        """As `Slide.stored_levels`."""
-        return self.slide.stored_levels
+        """As `Slide.stored_levels`; with other pixels than stored ones at least the finest, which is made of them."""
+        if not self._is_scaled:
+            return self.slide.stored_levels
+        return tuple(level for level in self.levels if level == 1 or self._is_as_stored(level))
 
     def identify(self) -> dict[str, Any]:
         """As `Slide.identify`, of the file alone: what is computed does not count."""
@@ -349,23 +351,29 @@ class DerivedLevels(BlockwiseSlide):
 
     def version(self) -> str | None:
         """As `Slide.version`."""
-        return self.slide.version()
+        version = self.slide.version()
+        return f"{version} at {self.scale}, {self.shape}" if version and self._is_scaled else version
 
     def keeping(self, levels: Sequence[Level], cache: BlockCache) -> Self:
         """As `Slide.keeping`; the cache also takes the place of that of computed blocks."""
         slide = super().keeping(levels, cache)
-        slide.slide = self.slide.keeping([level for level in slide._kept if level in self.slide.levels], cache)
+        same = [self._sources[level].level for level in slide._kept if self._is_as_stored(level)]
+        slide.slide = self.slide.keeping(same, cache)
         return slide
 
     def read(
         self, level: Level, start: Sequence[int], size: Sequence[int], *, padding: Padding = "zero"
     ) -> np.ndarray[Any, Any]:
         """As `Slide.read`."""
-        source = self._sources.get(plain_level(level))
-        is_same = source is not None and source.is_stored and set(source.ratio) == {1}
-        if source is not None and is_same and self.level_shape(level) == self.slide.level_shape(source.level):
-            return self.slide.read(source.level, start, size, padding=padding)
+        level = plain_level(level)
+        if level in self._sources and self._is_as_stored(level):
+            return self.slide.read(self._sources[level].level, start, size, padding=padding)
         return super().read(level, start, size, padding=padding)
+
+    def _is_as_stored(self, level: Level) -> bool:
+        source = self._sources[level]
+        is_same = source.is_stored and set(source.ratio) == {1}
+        return is_same and self.level_shape(level) == self.slide.level_shape(source.level)
 
     def _find_source(self, level: Level) -> _Source:
         """The level that a level is made from; one that is stored is made from itself.
@@ -427,6 +435,11 @@ def whole_in(ratio: float, extent: int) -> float:
     """A ratio of pixel sizes, as a whole number where that moves no pixel of an extent by .05 pixels."""
     whole = round(ratio)
     return float(whole) if whole and _are_equal([ratio / whole], [extent]) else ratio
+
+
+def _rounded(size: float) -> float:
+    """Twelve digits, so that a size comes back from the ratio to it."""
+    return float(f"{size:.12g}")
 
 
 def _are_equal(scale: Sequence[float], extent: Sequence[int]) -> bool:

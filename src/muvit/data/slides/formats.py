@@ -11,8 +11,13 @@ import numpy as np
 OME_ZARR_SUFFIXES = (".ome.zarr", ".zarr")
 TIFF_SUFFIXES = (".tif", ".tiff", ".btf", ".tf8")
 RASTER_SUFFIXES = (".png", ".jpg", ".jpeg")
-WHOLE_SLIDE_SUFFIXES = (".svs", ".ndpi", ".mrxs", ".scn")
-SLIDE_SUFFIXES = (*OME_ZARR_SUFFIXES, *TIFF_SUFFIXES, *RASTER_SUFFIXES, *WHOLE_SLIDE_SUFFIXES)
+DICOM_SUFFIX = ".dcm"
+CZI_SUFFIX = ".czi"
+WHOLE_SLIDE_SUFFIXES = (".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".svslide", ".vms", ".vmu", DICOM_SUFFIX)
+SLIDE_SUFFIXES = (*OME_ZARR_SUFFIXES, *TIFF_SUFFIXES, *RASTER_SUFFIXES, *WHOLE_SLIDE_SUFFIXES, CZI_SUFFIX)
+
+LABELS_NAMESPACE = "muvit.labels"
+"""Namespace of the map annotation by which OME-TIFF states names and colours of label values."""
 
 MICROMETERS_PER_UNIT = {
     "angstrom": 1e-4, "Å": 1e-4,
@@ -24,6 +29,11 @@ MICROMETERS_PER_UNIT = {
     "inch": 25400.0, "in": 25400.0,
 }  # fmt: skip
 """Length units as OME-Zarr, OME-XML and ImageJ spell them."""
+
+
+def is_dicom_folder(path: Path) -> bool:
+    """Whether a folder holds DICOM files."""
+    return path.is_dir() and any(file.suffix.lower() == DICOM_SUFFIX for file in path.iterdir())
 
 
 def slide_name(path: Path) -> str:

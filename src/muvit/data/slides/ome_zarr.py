@@ -10,6 +10,7 @@ import numpy as np
 from muvit.data.pyramids.arrays import ZarrArray, count_chunks, open_array
 from muvit.data.pyramids.manifest import read_manifest
 from muvit.data.pyramids.ngff import Multiscale, parse_multiscale, pixel_size_um, read_attributes
+from muvit.data.pyramids.remote import RemotePath
 from muvit.data.pyramids.spec import PyramidSpec
 from muvit.data.pyramids.writer import UNFINISHED, PyramidWriter
 from muvit.data.slides.formats import file_version, whole_if_near
@@ -39,6 +40,7 @@ class OmeZarrSlide(Slide):
 
     Args:
         path: folder of the image.
+        series: number of the image in a folder that holds several (layout of bioformats2raw), from 0 on.
 
     Attributes:
         level_shifts: for each of `levels`, how far the stored pixels lie from the world's grid of that level, in pixels
@@ -47,21 +49,23 @@ class OmeZarrSlide(Slide):
     Raises:
         ReadError: the folder holds no such image, or one whose writing was never finished, or one that has lost a part
             since.
+        InputError: it holds several and none is chosen, or there is no such one.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        path = Path(path)
-        folder, zarr_format, ome = _find_image(path)
+    def __init__(self, path: str | Path, *, series: int | None = None) -> None:
+        path = Path(path) if isinstance(path, str) else path
+        folder, zarr_format, ome = _find_image(path, series)
         image = parse_multiscale(ome, path)
         if set(image.axes) - set(_AXES) or image.axes[-2:] != ("y", "x"):
             raise ReadError(path, expected="axes among t, c, z, y, x, ending in y, x", got=", ".join(image.axes))
-        manifest = read_manifest(folder)
+        is_remote = isinstance(folder, RemotePath)  # whose files cannot be listed
+        manifest = None if is_remote else read_manifest(folder)
         if manifest is not None and set(manifest) != set(image.paths):
             raise ReadError(path, expected=f"levels {', '.join(manifest)}, as written", got=", ".join(image.paths))
         arrays = [open_array(folder / name, zarr_format, (manifest or {}).get(name)) for name in image.paths]
         if any(len(array.shape) != len(image.axes) for array in arrays):
             raise ReadError(path, expected=f"arrays of {len(image.axes)} axes", got=[a.shape for a in arrays])
-        if manifest is None:
+        if manifest is None and not is_remote:
             _check_chunks(path, [folder / name for name in image.paths], zarr_format, is_label="image-label" in ome)
         finest = arrays[0]
         extent = dict(zip(image.axes, finest.shape, strict=True))
@@ -92,9 +96,9 @@ class OmeZarrSlide(Slide):
         self.has_background = image.has_background
         self.level_shifts = tuple(self._shifts[level] for level in self.levels)
 
-    def version(self) -> str:
+    def version(self) -> str | None:
         """As `Slide.version`."""
-        return file_version(self.path)
+        return None if isinstance(self.path, RemotePath) else file_version(self.path)
 
     def read(
         self, level: Level, start: Sequence[int], size: Sequence[int], *, padding: Padding = "zero"
@@ -188,7 +192,7 @@ def _check_chunks(path: Path, arrays: Sequence[Path], zarr_format: int, *, is_la
         _LOG.warning("%s: chunks that are not stored are read as empty: %s", path, ", ".join(missing))
 
 
-def _find_image(path: Path) -> tuple[Path, int, dict[str, Any]]:
+def _find_image(path: Path, series: int | None = None) -> tuple[Path, int, dict[str, Any]]:
     """Folder, zarr format and OME attributes of the image at a path."""
     group = read_attributes(path)
     if group is None:
@@ -203,11 +207,16 @@ def _find_image(path: Path) -> tuple[Path, int, dict[str, Any]]:
     zarr_format, ome = group
     if "bioformats2raw.layout" in ome and "multiscales" not in ome:
         # layout of bioformats2raw: a collection of images in numbered folders
-        if (path / "1").exists():
-            raise ReadError(
-                path, expected="one image", got="a collection of several", hint=f"Open {path / '0'} instead."
+        if series is None and read_attributes(path / "1") is not None:
+            raise InputError(
+                path, expected="one image", got="a collection of several", hint="Choose one by its number (--series 0)."
             )
-        return _find_image(path / "0")
+        folder = path / str(series or 0)
+        if series and read_attributes(folder) is None:
+            raise InputError(f"series of {path}", expected="the number of an image in it", got=series)
+        return _find_image(folder)
+    if series:
+        raise InputError(f"series of {path}", expected="0, as there is a single one", got=series)
     if not ome.get("multiscales"):
         raise ReadError(path, expected="an OME-Zarr image", got=f"a zarr group with {sorted(ome) or 'no OME metadata'}")
     return path, zarr_format, ome

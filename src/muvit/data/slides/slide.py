@@ -29,6 +29,8 @@ _BLOCK = {1: 1 << 16, 2: 256, 3: 64, 4: 16}
 _FINGERPRINT_PX = 1 << 20
 _WINDOWS = 4
 _WINDOW_PX = 64
+_SAMPLED_LEVEL_PX = 1 << 22
+_SAMPLED_WINDOWS_PER_AXIS = {1: 64, 2: 8, 3: 4, 4: 3}
 
 _DECODING_ERRORS = (OSError, EOFError, ValueError, TypeError, LookupError, RuntimeError, zlib.error)
 
@@ -314,6 +316,23 @@ def _decoded_block(slide: Slide, level: Level, index: tuple[int, ...]) -> np.nda
     start = tuple(i * _BLOCK[slide.ndim] for i in index)
     stop = tuple(min(a + _BLOCK[slide.ndim], n) for a, n in zip(start, slide.level_shape(level), strict=True))
     return slide._decode_block(level, start, stop)
+
+
+def sample_pixels(slide: Slide) -> np.ndarray[Any, Any]:
+    """Pixels ``(C, n)`` of a slide, the same in every call.
+
+    They are those of 8 x 8 windows of 256 x 256 pixels (in volumes, 4 x 4 x 4 of 64 x 64 x 64), evenly spread over the
+    finest stored level of at most 4 million pixels, or else the coarsest.
+    """
+    levels = slide.stored_levels
+    small = (level for level in levels if math.prod(slide.level_shape(level)) <= _SAMPLED_LEVEL_PX)
+    level, most = next(small, levels[-1]), _SAMPLED_WINDOWS_PER_AXIS[slide.ndim]
+    shape = slide.level_shape(level)
+    size = tuple(min(_BLOCK[slide.ndim], n) for n in shape)
+    counts = [min(most, -(-n // m)) for n, m in zip(shape, size, strict=True)]
+    starts = [[i * (n - m) // max(k - 1, 1) for i in range(k)] for n, m, k in zip(shape, size, counts, strict=True)]
+    windows = [slide.read(level, start, size) for start in itertools.product(*starts)]
+    return np.concatenate([pixels.reshape(slide.num_channels, -1) for pixels in windows], axis=1)
 
 
 def default_channel_names(num_channels: int, dtype: np.dtype[Any]) -> tuple[str, ...]:

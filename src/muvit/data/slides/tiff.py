@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import tifffile
 
-from muvit.data.slides.formats import MICROMETERS_PER_UNIT, file_version, pyramid_factor
+from muvit.data.slides.formats import LABELS_NAMESPACE, MICROMETERS_PER_UNIT, file_version, pyramid_factor
 from muvit.data.slides.slide import Palette, Slide, default_channel_names
-from muvit.errors import ReadError, first_line
+from muvit.errors import InputError, ReadError, first_line
 from muvit.levels import Level
 
 _PRINTER_UM = 25.0
@@ -29,6 +29,20 @@ def ome_channel_names(ome_xml: str, number: int) -> tuple[str, ...]:
         name, samples = channel.get("Name", ""), int(channel.get("SamplesPerPixel") or 1)
         names += [name] if samples == 1 else ["red", "green", "blue", "alpha"][:samples]
     return tuple(names) if all(names) else ()
+
+
+def ome_labels(ome_xml: str) -> tuple[dict[int, str], dict[int, tuple[int, ...]]]:
+    """Names and colours of label values, as this package writes them."""
+    names, colors = {}, {}
+    for annotation in ET.fromstring(ome_xml).iterfind("{*}StructuredAnnotations/{*}MapAnnotation"):
+        if annotation.get("Namespace") == LABELS_NAMESPACE:
+            for entry in annotation.iterfind("{*}Value/{*}M"):
+                what, value = str(entry.get("K")).split()
+                if what == "name":
+                    names[int(value)] = entry.text or ""
+                else:
+                    colors[int(value)] = tuple(map(int, (entry.text or "").split()))
+    return names, colors
 
 
 def tiff_pixel_size_um(tif: Any, number: int, page: Any, axes: tuple[str, ...]) -> tuple[float, ...] | None:
@@ -95,7 +109,7 @@ _PHOTOMETRICS = {0: "white is zero", 1: "black is zero", 2: "RGB", 3: "palette",
 
 
 class TiffSlide(Slide):
-    """A TIFF file; of several images in one file, the largest with its pyramid.
+    """A TIFF file; of several images in one file, the largest with its pyramid, or the one that is chosen.
 
     Pages that the file does not describe further are taken for a stack along z. Axes t and z of length 1 are left out
     of `shape`. Levels that are not coarsened alike along every axis of space are not offered; a warning in the log says
@@ -106,23 +120,30 @@ class TiffSlide(Slide):
     Args:
         path: the file.
         palette: pixels of an image with a colour table.
+        series: number of the image in the file, from 0 on; unset, the largest.
 
     Raises:
         ReadError: the file is truncated, or no TIFF image that can be read.
+        InputError: there is no such image in it.
     """
 
-    def __init__(self, path: str | Path, *, palette: Palette = "rgb") -> None:
+    def __init__(self, path: str | Path, *, palette: Palette = "rgb", series: int | None = None) -> None:
         path = Path(path)
+        self._series = series
         try:
             with tifffile.TiffFile(path) as tif:
                 self._describe(path, tif, palette)
-        except ReadError:
+        except (ReadError, InputError):
             raise
         except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, struct.error) as error:
             raise ReadError(path, expected="a TIFF image", got=first_line(error)) from error
 
     def _describe(self, path: Path, tif: tifffile.TiffFile, palette: Palette) -> None:
-        found = _levels(tif)
+        if self._series is not None and not 0 <= self._series < len(tif.series):
+            raise InputError(
+                f"series of {path}", expected=f"a number from 0 to {len(tif.series) - 1}", got=self._series
+            )
+        found = _levels(tif, self._series)
         number, series = found[0]
         page = series.keyframe
         axes = _named_axes(series)
@@ -153,6 +174,8 @@ class TiffSlide(Slide):
             channel_names=names if len(names) == num_channels else default_channel_names(num_channels, dtype),
             axes="".join(spatial).lower(),
         )
+        if tif.ome_metadata:
+            self.label_names, self.label_colors = ome_labels(tif.ome_metadata)
         self._tables: list[_Level] | None = None
 
     def version(self) -> str:
@@ -165,7 +188,7 @@ class TiffSlide(Slide):
     def _read_window(self, level: Level, start: tuple[int, ...], stop: tuple[int, ...]) -> np.ndarray[Any, Any]:
         if self._tables is None:
             with tifffile.TiffFile(self.path) as tif:
-                self._tables = [_level_table(series, tif.byteorder) for _, series in _levels(tif)]
+                self._tables = [_level_table(series, tif.byteorder) for _, series in _levels(tif, self._series)]
         table = self._tables[self._places[level]]
         spatial = self.axes.upper()
         bounds = dict(zip(spatial, zip(start, stop, strict=True), strict=True))
@@ -269,9 +292,10 @@ class _Level:
             yield int(np.ravel_multi_index((plane, *cell), (num_planes, *grid)))
 
 
-def _levels(tif: tifffile.TiffFile) -> list[tuple[int, Any]]:
-    """Series number and tifffile series of every level of the largest image, finest first."""
-    number, main = max(enumerate(tif.series), key=lambda item: item[1].size)
+def _levels(tif: tifffile.TiffFile, chosen: int | None) -> list[tuple[int, Any]]:
+    """Series number and tifffile series of every level of the chosen or the largest image, finest first."""
+    images = list(enumerate(tif.series))
+    number, main = max(images, key=lambda item: item[1].size) if chosen is None else images[chosen]
     found = [(number, level) for level in main.levels]
     if len(found) == 1 and not tif.is_ome:
         # pyramids older than SubIFDs: the same picture again, smaller

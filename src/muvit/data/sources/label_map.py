@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from muvit.errors import InputError, ReadError
 from muvit.labels import IGNORED
+from muvit.plain_yaml import read_yaml
 
 IGNORE_NAME = "ignore"
 """Name in a label map for the values that become `IGNORED`."""
@@ -63,10 +63,7 @@ class LabelMap:
             ReadError: there is no such file, or it is no such map.
             InputError: the map does not fit.
         """
-        try:
-            content = yaml.safe_load(file.read_text())
-        except (OSError, ValueError, yaml.YAMLError) as error:
-            raise ReadError(file, expected="YAML that gives the values of each class", got=error) from error
+        content = read_yaml(file, "YAML that gives the values of each class")
         if not isinstance(content, dict):
             raise ReadError(file, expected="YAML that gives the values of each class", got=repr(content))
         return cls({str(name): _as_values(values) for name, values in content.items()})

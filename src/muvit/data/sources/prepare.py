@@ -130,7 +130,7 @@ def _changed(file: Path, manifest: dict[str, Any]) -> list[str]:
     try:
         before = json.loads(file.read_text())
         old, slides = {"dataset": before["dataset"], **before["options"]}, dict(before["slides"])
-    except (ValueError, LookupError, TypeError) as error:
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
         raise ReadError(file, expected="the settings of an earlier run", got=f"{type(error).__name__}") from error
     hint = "Choose another output, or pass overwrite (--overwrite) to start over."
     new = {"dataset": manifest["dataset"], **manifest["options"]}

@@ -82,6 +82,11 @@ class LabelStore(BlockStore[LabelPlan]):
                 self._put_on_slide(self.writers[name].path, self.plan.stores[name])
         super().clean_up()
 
+    def empty_shards(self) -> dict[int, list[str]]:
+        """As `BlockStore.empty_shards`; none where the stores have other pixels than the blocks."""
+        is_moved = self.plan.options.grid == "slide" and self.plan.tiling.shape != tuple(self.plan.image["shape"])
+        return {} if is_moved else super().empty_shards()
+
     def _put_on_slide(self, path: Path, spec: PyramidSpec) -> None:
         """Replace a complete store by one with the slide's own pixels, see `resample_window`."""
         stored, image = open_slide(path), self.plan.image
@@ -92,13 +97,12 @@ class LabelStore(BlockStore[LabelPlan]):
             scale = [own / size for own, size in zip(sizes, spec.pixel_size_um, strict=True)]
         if stored.shape != spec.shape or spec.shape == shape:  # it has them
             return
-        summary = read_summary(path)
         convert_image(
             on_grid(stored, scale, spec.kind, shape),
             path,
             kind=spec.kind,
             pixel_size_um=sizes,
-            attributes={"muvit": summary} if summary else None,
+            notes={name: note for name, note in read_summary(path).items() if name != "manifest"},
             overwrite=True,
         )
 

@@ -28,14 +28,6 @@ class Stage(nn.Module):
         return nullcontext(), _same_statistics(self)
 
 
-def recompute_activations(model: nn.Module) -> int:
-    """Let all stages of a model compute their activations again; their number."""
-    stages = [module for module in model.modules() if isinstance(module, Stage)]
-    for stage in stages:
-        stage.recomputes = True
-    return len(stages)
-
-
 @contextmanager
 def _same_statistics(stage: nn.Module) -> Iterator[None]:
     """Leave running means as the first forward pass left them: a second one would count the batch twice."""

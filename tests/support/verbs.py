@@ -1,0 +1,160 @@
+"""Every verb that writes, on slides of a few pixels and models of a few weights, for tests that interrupt them."""
+
+import multiprocessing
+import os
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+from small_slides import write_slides
+from tifffile import imwrite
+
+import muvit.cli.compare
+import muvit.cli.convert
+import muvit.cli.evaluate
+import muvit.cli.export
+import muvit.cli.features
+import muvit.cli.predict
+import muvit.evaluation.comparison
+import muvit.training.fit  # noqa: F401  every module that a verb needs is imported once, by the server
+from muvit.cli import main
+from muvit.data.crops.normalize import Range
+from muvit.data.crops.preprocessing import Preprocessing
+from muvit.models.classifier import ClassifierConfig
+from muvit.models.encoder import EncoderConfig
+from muvit.models.folder import plain
+from muvit.models.mae import MAEConfig
+from muvit.models.segmenter import Segmenter, SegmenterConfig
+from muvit.models.trained import TrainedModel
+from muvit.training.recipes import (
+    ClassifyDataConfig,
+    ClassifyRecipe,
+    DataConfig,
+    PretrainDataConfig,
+    PretrainRecipe,
+    Recipe,
+    RunConfig,
+)
+from muvit.training.resume import has_state
+
+TRAINING = ("train", "pretrain", "train-classifier")
+VERBS = (*TRAINING, "convert", "predict", "features", "export", "evaluate", "compare")
+
+
+class Workshop:
+    """A folder with all that the verbs read.
+
+    Args:
+        folder: receives slides, recipes, a model and a prediction.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        write_slides(folder, shape=(192, 192))
+        pixels = np.random.default_rng(0).integers(0, 256, (1500, 1500), dtype=np.uint8)
+        imwrite(folder / "image.tif", pixels)
+        train, val = str(folder / "train"), str(folder / "val")
+        crops = {"crop_size": 16, "samples_per_epoch": 16, "val_samples": 2, "batch_size": 2, "train": train}
+        encoder = EncoderConfig(in_channels=1, levels=(1, 4), patch_size=4, dim=16, num_layers=2, heads=2)
+        run = RunConfig(epochs=3, accelerator="cpu", progress=False, pictures=0, save_every="0s")
+        segmenter = SegmenterConfig(encoder=encoder, num_classes=2, decoder_widths=(8, 8, 4), stem_width=4)
+        classes = ClassifyDataConfig(**crops, val=val, classes=str(folder / "slides.csv"))
+        mae = MAEConfig(encoder=encoder, dim_decoder=16)
+        recipes = {
+            "train": Recipe(data=DataConfig(**crops, val=val), model=segmenter, run=run),
+            "pretrain": PretrainRecipe(data=PretrainDataConfig(**crops, val=val), model=mae, run=run),
+            "train-classifier": ClassifyRecipe(data=classes, model=ClassifierConfig(encoder=encoder), run=run),
+        }
+        for name, recipe in recipes.items():
+            (folder / f"{name}.yaml").write_text(yaml.safe_dump(plain(asdict(recipe))))
+        torch.manual_seed(0)
+        preprocessing = Preprocessing(
+            crop_size=(16, 16),
+            normalization=Range(high=255),
+            class_names=("dark", "bright"),
+            class_colors=((0, 0, 0), (9, 9, 9)),
+        )
+        TrainedModel(model=Segmenter(segmenter), preprocessing=preprocessing).save(folder / "model")
+        assert self.call("predict", folder / "prediction").code == 0
+
+    def command(self, verb: str, output: Path) -> list[str]:
+        """The arguments of a verb that writes to ``output``; it goes on with what an earlier call left there."""
+        folder, target = self.folder, ["--output", str(output)]
+        slide = str(folder / "val" / "images" / "val0.ome.zarr")
+        if verb in TRAINING:
+            goes_on = ["--resume"] if has_state(output) else ["--overwrite"]
+            return [verb, "--config", f"{folder / verb}.yaml", *target, *goes_on]
+        if verb == "compare":
+            rest = ["--config", f"{folder / 'train'}.yaml", "--test", str(folder / "val"), "--preset", "unet"]
+            return [verb, *rest, *target, "--workers", "1", *(["--resume"] if output.exists() else [])]
+        if verb in ("predict", "features"):
+            blocks = ["--block_px", "32", "--probabilities", "float16"] if verb == "predict" else []
+            return [verb, str(folder / "model"), slide, *target, "--device", "cpu", *blocks]
+        prediction = str(folder / "prediction" / "val0.ome.zarr")
+        if verb == "export":
+            return [verb, prediction, *target, "--geojson", "--areas", "--overview", "--overwrite"]
+        if verb == "evaluate":
+            return [verb, prediction, str(folder / "val" / "labels" / "val0.ome.zarr"), *target, "--overwrite"]
+        return [verb, str(folder / "image.tif"), *target, "--overwrite"]
+
+    def start(self, verb: str, output: Path) -> "Call":
+        """Start a verb in a process of its own."""
+        return Call(self.command(verb, output), self.folder / "said.txt")
+
+    def call(self, verb: str, output: Path) -> "Call":
+        """Run a verb to its end."""
+        call = self.start(verb, output)
+        call.process.join(570)
+        return call
+
+
+_CONTEXT = multiprocessing.get_context("forkserver")  # whose server has imported everything: a call begins at once
+_CONTEXT.set_forkserver_preload(["muvit.evaluation.comparison", "muvit.training.fit", "muvit.cli.predict"])
+
+
+class Call:
+    """The command line in a process, whose messages are kept.
+
+    Args:
+        arguments: those of the command.
+        file: receives the messages.
+    """
+
+    def __init__(self, arguments: list[str], file: Path) -> None:
+        self.file = file
+        self.process = _CONTEXT.Process(target=_run, args=(arguments, file))
+        self.process.start()
+
+    @property
+    def code(self) -> int | None:
+        """Exit code; negative, the signal that killed the process."""
+        return self.process.exitcode
+
+    @property
+    def said(self) -> str:
+        """All that was written to standard error."""
+        return self.file.read_text()
+
+
+def _run(arguments: list[str], file: Path) -> None:
+    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
+    sys.exit(main(arguments))
+
+
+def result(verb: str, output: Path) -> dict[str, bytes]:
+    """The files of a verb that depend on nothing but its input: no times, no logs, no ledger."""
+    names = {"train": "*/model.safetensors", "pretrain": "*/model.safetensors"}
+    names |= {"train-classifier": "*/model.safetensors", "compare": "**/*.safetensors"}
+    files = sorted(path for path in output.glob(names.get(verb, "**/*")) if path.is_file())
+    return {str(path.relative_to(output)): path.read_bytes() for path in files}
+
+
+def leftovers(output: Path) -> list[str]:
+    """Hidden names that a killed save leaves, and that the next one of the same target removes."""
+    return sorted(str(path) for path in output.parent.rglob(".*.partial"))
