@@ -235,6 +235,24 @@ def outline_boxes(image: RGB, boxes: ArrayLike, *, colors: Sequence[Color] = OKA
     return np.array(picture)
 
 
+def outline_rings(image: RGB, rings: Sequence[ArrayLike], color: Color, *, width: int = 2) -> RGB:
+    """Picture with closed lines, such as the outlines of polygons.
+
+    Args:
+        image: ``(H, W, 3)``.
+        rings: points ``(N, 2)``, (x, y) in pixels of the picture; may leave it.
+        color: of the lines.
+        width: of the lines, in pixels.
+    """
+    _check_rgb(image)
+    picture = Image.fromarray(image)
+    draw = ImageDraw.Draw(picture)
+    for ring in rings:
+        points = np.asarray(ring, np.float64)
+        draw.line([*map(tuple, points.tolist()), tuple(points[0].tolist())], fill=color, width=width)
+    return np.array(picture)
+
+
 def fit(pixels: RGB, size: int, *, is_labels: bool = False) -> RGB:
     """Scale a picture ``(H, W, 3)`` so that its longer side has ``size`` pixels; labels keep their exact colours."""
     _check_rgb(pixels)
@@ -246,7 +264,12 @@ def fit(pixels: RGB, size: int, *, is_labels: bool = False) -> RGB:
 
 
 def panel(
-    rows: Sequence[Sequence[Picture | tuple[str, RGB]]], *, size: int = 256, gap: int = 12, font_size: int = 16
+    rows: Sequence[Sequence[Picture | tuple[str, RGB]]],
+    *,
+    size: int = 256,
+    gap: int = 12,
+    font_size: int = 16,
+    captions: Sequence[str] = (),
 ) -> Image.Image:
     """Titled pictures in a grid on white: the title above, each picture scaled to fit a square and centred in it.
 
@@ -255,6 +278,7 @@ def panel(
         size: side of the squares, in pixels.
         gap: space around them, in pixels.
         font_size: of the titles, in pixels; a title too long for its square is cut.
+        captions: line above each row, as far as there are any; an empty one takes no space.
 
     Raises:
         InputError: there is no picture.
@@ -264,18 +288,63 @@ def panel(
     font = ImageFont.load_default(font_size)
     header = round(font_size * 1.5)
     columns = max(map(len, rows))
-    sheet = Image.new("RGB", (gap + columns * (size + gap), gap + len(rows) * (header + size + gap)), _PAPER)
+    lines = [*captions, *[""] * (len(rows) - len(captions))]
+    tops = np.cumsum([gap, *(header * (1 + bool(line)) + size + gap for line in lines)]).tolist()
+    sheet = Image.new("RGB", (gap + columns * (size + gap), tops[-1]), _PAPER)
     draw = ImageDraw.Draw(sheet)
-    for r, row in enumerate(rows):
+    for row, line, begin in zip(rows, lines, tops, strict=False):
+        if line:
+            shown = _shorten(line, font, sheet.width - 2 * gap)
+            draw.text((gap, begin + header / 2), shown, fill=_INK, font=font, anchor="lm", stroke_width=0.4)
         for c, item in enumerate(row):
             picture = Picture(*item)
-            left, top = gap + c * (size + gap), gap + r * (header + size + gap)
+            left, top = gap + c * (size + gap), begin + header * bool(line)
             title = _shorten(picture.title, font, size)
             draw.text((left + size / 2, top + header / 2), title, fill=_INK, font=font, anchor="mm")
             scaled = fit(picture.pixels, size, is_labels=picture.is_labels)
             height, width = scaled.shape[:2]
             sheet.paste(Image.fromarray(scaled), (left + (size - width) // 2, top + header + (size - height) // 2))
     return sheet
+
+
+def stack(pictures: Sequence[Image.Image]) -> Image.Image:
+    """Pictures below each other on white, on the left edge."""
+    sheet = Image.new("RGB", (max(p.width for p in pictures), sum(p.height for p in pictures)), _PAPER)
+    top = 0
+    for picture in pictures:
+        sheet.paste(picture, (0, top))
+        top += picture.height
+    return sheet
+
+
+def with_legend(picture: Image.Image, entries: Sequence[tuple[str, Color]]) -> Image.Image:
+    """The picture with swatches and names of classes below it, on as many lines as needed."""
+    if not entries:
+        return picture
+    font, line, gap = ImageFont.load_default(16), 24, 16
+    places, x, y = [], gap, 0
+    for name, _ in entries:
+        width = line + round(font.getlength(name)) + gap
+        if x > gap and x + width > picture.width:
+            x, y = gap, y + line
+        places.append((x, y))
+        x += width
+    sheet = Image.new("RGB", (picture.width, picture.height + y + line + gap), _PAPER)
+    sheet.paste(picture, (0, 0))
+    draw = ImageDraw.Draw(sheet)
+    for (name, color), (left, top) in zip(entries, places, strict=True):
+        middle = picture.height + gap / 2 + top + line / 2
+        draw.rectangle((left, middle - 7, left + 14, middle + 7), fill=color, outline=_INK)
+        draw.text((left + 20, middle), name, fill=_INK, font=font, anchor="lm")
+    return sheet
+
+
+def extent_words(extent_px: float, pixel_size_um: float | None) -> str:
+    """A length as people write it: in micrometers or millimeters, or in pixels where their size is unknown."""
+    if pixel_size_um is None:
+        return f"{extent_px:.0f} px"
+    length = extent_px * pixel_size_um
+    return f"{length:.3g} µm" if length < 1000 else f"{length / 1000:.3g} mm"
 
 
 def _shorten(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:

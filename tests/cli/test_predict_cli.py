@@ -141,9 +141,9 @@ def test_everything_that_is_written_is_replaced_together(work):
     more = ("--probabilities", "uint8", "--entropy", "true", "--tta", "--overlap", "0.25")
     assert predict(work, *more) == 0
     names = {path.name for path in (work / "out").iterdir()}
-    assert names == {"a.ome.zarr", "a.probabilities.ome.zarr", "a.entropy.ome.zarr"}
+    assert names == {"a.ome.zarr", "a.probabilities.ome.zarr", "a.entropy.ome.zarr", "index.html"}
     assert predict(work, "--overwrite") == 0
-    assert {path.name for path in (work / "out").iterdir()} == {"a.ome.zarr"}
+    assert {path.name for path in (work / "out").iterdir()} == {"a.ome.zarr", "index.html"}
 
 
 def test_the_plan_stays_with_the_labels_and_the_work_folder_goes(work):

@@ -85,7 +85,9 @@ def work(tmp_path_factory):
 
 def results(folder, name):
     """The three files of a study."""
-    assert sorted(f.name for f in folder.iterdir()) == [f"{name}.csv", f"{name}.json", f"{name}.png"]
+    assert sorted(f.name for f in folder.iterdir()) == [
+        f"{name}{suffix}" for suffix in (".csv", ".html", ".json", ".png")
+    ]
     with Image.open(folder / f"{name}.png") as picture:
         assert np.asarray(picture).std() > 0
     with (folder / f"{name}.csv").open(newline="") as lines:

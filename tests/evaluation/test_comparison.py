@@ -1,5 +1,8 @@
+import base64
+import io
 import json
 import multiprocessing
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -9,8 +12,9 @@ from PIL import Image
 from muvit.data.folders import open_labelled_folder
 from muvit.data.pyramids.writer import PyramidWriter
 from muvit.data.synthetic.images import SyntheticConfig, write_synthetic
+from muvit.data.tables import SlideFiles, write_slides
 from muvit.errors import ExistsError, InputError, ReadError
-from muvit.evaluation.comparison import compare, paired_difference
+from muvit.evaluation.comparison import _open_test, compare, paired_difference
 from muvit.evaluation.report import examples as report_examples
 from muvit.evaluation.scores.bootstrap import seed_interval
 from muvit.evaluation.scores.segmentation import Evaluation, SlideCounts
@@ -86,7 +90,8 @@ def test_a_resumed_comparison_trains_nothing_again_and_writes_its_results_anew(r
     first, weights = made()
     assert list(first.dice) == ["square"]  # and not the ignored class
     assert "nan" not in (output / "metrics.csv").read_text()
-    with Image.open(output / "pictures" / "example-0-2-whole.png") as picture:
+    pictures = re.findall(r'src="data:image/png;base64,([^"]+)"', (output / "index.html").read_text())
+    with Image.open(io.BytesIO(base64.b64decode(pictures[2]))) as picture:
         assert picture.size == (52, 40)  # of level 1, which alone image, truth and prediction all store
     results = (output / "metrics.json").read_text()
     (output / "index.html").unlink()  # as if the report had failed
@@ -130,6 +135,19 @@ def test_every_seed_is_trained_and_scores_are_means(recipe, tmp_path):
     assert "±" in page
     with pytest.raises(InputError, match=r"seeds: expected different numbers from 0, got \[1, 1\]"):
         compare(variants, test, tmp_path / "twice", title="", intro="", seeds=(1, 1))
+
+
+def test_test_slides_may_be_those_of_a_table(tmp_path):
+    folders = {split: write_folder(tmp_path / split) for split in ("train", "test")}
+    files = {split: folder / "images" / "one.ome.zarr" for split, folder in folders.items()}
+    slides = [
+        SlideFiles(image=file, labels=folders[split] / "labels" / file.name, split=split)
+        for split, file in files.items()
+    ]
+    write_slides(tmp_path / "slides.csv", slides)
+    ((image, labels),) = _open_test(DataConfig(train=str(tmp_path / "slides.csv")), tmp_path / "slides.csv")
+    assert image.path.resolve() == files["test"].resolve()
+    assert labels.path.resolve().parent == folders["test"].resolve() / "labels"
 
 
 def test_results_of_something_else_are_not_resumed(recipe, tmp_path):

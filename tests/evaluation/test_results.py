@@ -14,9 +14,14 @@ def write(files):
     write_results(files, lambda: {"a": [1.5, nan]}, lambda: [{"x": 1, "y": nan}, {"x": 2, "y": 0.5}], lambda: picture)
 
 
-def test_a_folder_receives_all_three_and_a_suffix_asks_for_one(tmp_path):
+def test_a_folder_receives_each_format_and_a_suffix_asks_for_one(tmp_path):
     write(result_files(tmp_path / "new" / "out", "noise", overwrite=False))
-    assert sorted(f.name for f in (tmp_path / "new" / "out").iterdir()) == ["noise.csv", "noise.json", "noise.png"]
+    assert sorted(f.name for f in (tmp_path / "new" / "out").iterdir()) == [
+        "noise.csv",
+        "noise.html",
+        "noise.json",
+        "noise.png",
+    ]
     assert json.loads((tmp_path / "new" / "out" / "noise.json").read_text()) == {"a": [1.5, None]}
     with (tmp_path / "new" / "out" / "noise.csv").open(newline="") as lines:
         assert list(csv.DictReader(lines)) == [{"x": "1", "y": ""}, {"x": "2", "y": "0.5"}]
@@ -39,7 +44,7 @@ def test_results_are_not_overwritten_unless_asked(tmp_path):
     (tmp_path / "noise.png").write_text("dear")
     with pytest.raises(ExistsError, match=r"noise\.png"):
         result_files(tmp_path, "noise", overwrite=False)
-    assert len(result_files(tmp_path, "noise", overwrite=True)) == 3
+    assert len(result_files(tmp_path, "noise", overwrite=True)) == 4
     (tmp_path / "notes.txt").write_text("dear")
     with pytest.raises(InputError, match=r"notes\.txt: expected a folder, or a file ending in \.json"):
         result_files(tmp_path / "notes.txt", "noise", overwrite=True)

@@ -21,6 +21,7 @@ from muvit.data.folders import (
 )
 from muvit.data.slides.slide import Slide
 from muvit.errors import InputError
+from muvit.evaluation.report.scores import scores_page
 from muvit.evaluation.results import result_files, write_results
 from muvit.evaluation.score_picture import draw_scores
 from muvit.evaluation.scores.bootstrap import BootstrapConfig
@@ -55,7 +56,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--output",
         type=Path | None,
         default=None,
-        help="folder for scores.json, scores.csv and scores.png, or a file with one of these suffixes",
+        help="folder for scores.json, scores.csv, scores.png and scores.html, or a file with one of these suffixes",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace those files")
 
@@ -108,6 +109,7 @@ def run(arguments: Namespace) -> None:
         lambda: result.to_dict(bootstrap),
         lambda: result.rows(bootstrap),
         lambda: draw_scores(result, bootstrap),
+        lambda: scores_page(result, bootstrap),
     )
     print("\n".join(_report(result)))
 

@@ -96,7 +96,23 @@ def run(arguments: Namespace) -> None:
         part = "" if execution.part is None else f" (part {execution.part})"
         done = f"{len(planned) - len(complete) - failed} labelled{part}"
         print(f"{len(targets)} slides: {done}, {len(complete)} complete already, {failed} failed", file=sys.stderr)
+    if execution.part is None:
+        _write_page(arguments, planned, trained, is_new=bool(set(planned) - complete))
     failures.require_none("labelled")
+
+
+def _write_page(
+    arguments: Namespace, planned: Mapping[Path, "Job"], trained: "TrainedModel[Any]", *, is_new: bool
+) -> None:
+    """The report beside the labels, unless nothing is new and there is one."""
+    from muvit.evaluation.report.runs import PAGE, write_prediction_page
+
+    if not is_new and (arguments.output / PAGE).exists():
+        return
+    given = {name: arguments[name] for name in ("model", "overlap", "blend", "tissue", "region", "placement", "tta")}
+    facts = {name: value for name, value in given.items() if value not in (None, False)}
+    facts["classes"] = ", ".join(trained.preprocessing.class_names)
+    write_prediction_page(arguments.output, {target: job.slide for target, job in planned.items()}, facts)
 
 
 def _label(target: Path, job: "Job", execution: Execution, *, overwrite: bool) -> None:

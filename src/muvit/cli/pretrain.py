@@ -3,6 +3,7 @@
 from jsonargparse import Namespace
 
 from muvit.cli.parser import Parser
+from muvit.cli.train import train_and_report
 from muvit.settings import settings_from
 from muvit.training.recipes import PretrainRecipe
 
@@ -17,8 +18,5 @@ def run(arguments: Namespace) -> None:
     recipe = settings_from(arguments, PretrainRecipe)  # before Lightning is imported, which takes long
 
     from muvit.training.fit import pretrain_mae
-    from muvit.training.runs import is_first_process
 
-    model = pretrain_mae(recipe, arguments.output, resume=arguments.resume, overwrite=arguments.overwrite)
-    if is_first_process():
-        print(model)
+    train_and_report(pretrain_mae, recipe, arguments)

@@ -50,7 +50,7 @@ def _add_output(parser: ArgumentParser, name: str) -> None:
         "--output",
         type=Path,
         required=True,
-        help=f"folder for {name}.json, {name}.csv and {name}.png, or a file with one of these suffixes",
+        help=f"folder for {name}.json, {name}.csv, {name}.png and {name}.html, or a file with one of these suffixes",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace existing files")
 

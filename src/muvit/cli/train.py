@@ -1,5 +1,9 @@
 """``muvit train``."""
 
+import time
+from collections.abc import Callable
+from pathlib import Path
+
 from jsonargparse import Namespace
 
 from muvit.cli.parser import Parser
@@ -24,8 +28,17 @@ def run(arguments: Namespace) -> None:
         return
 
     from muvit.training.fit import train_segmenter
+
+    train_and_report(train_segmenter, recipe, arguments)
+
+
+def train_and_report(train: Callable[..., Path], recipe: object, arguments: Namespace) -> None:
+    """Train by a function of `muvit.training.fit`, write the report of the run, and print the folder of the model."""
+    from muvit.evaluation.report.runs import write_run_page
     from muvit.training.runs import is_first_process
 
-    model = train_segmenter(recipe, arguments.output, resume=arguments.resume, overwrite=arguments.overwrite)
+    start = time.monotonic()
+    model = train(recipe, arguments.output, resume=arguments.resume, overwrite=arguments.overwrite)
     if is_first_process():
+        write_run_page(arguments.output, time.monotonic() - start)
         print(model)

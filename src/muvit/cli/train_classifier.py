@@ -3,6 +3,7 @@
 from jsonargparse import Namespace
 
 from muvit.cli.parser import Parser
+from muvit.cli.train import train_and_report
 from muvit.settings import settings_from
 from muvit.training.recipes import ClassifyRecipe
 
@@ -17,8 +18,5 @@ def run(arguments: Namespace) -> None:
     recipe = settings_from(arguments, ClassifyRecipe)  # before Lightning is imported, which takes long
 
     from muvit.training.fit import train_classifier
-    from muvit.training.runs import is_first_process
 
-    model = train_classifier(recipe, arguments.output, resume=arguments.resume, overwrite=arguments.overwrite)
-    if is_first_process():
-        print(model)
+    train_and_report(train_classifier, recipe, arguments)

@@ -334,6 +334,19 @@ def _on_grid_of(image: Slide, label: Slide) -> Slide:
     return on_grid(label, image.pixel_scale, "label")
 
 
+def labels_beside(image: Path) -> Path | None:
+    """The labels of an image in a folder ``images``, from the folder ``labels`` beside it; None if there are none.
+
+    Raises:
+        InputError: two files are labels of one image.
+    """
+    folder = image.resolve().parent
+    beside = folder.parent / LABELS
+    if folder.name != IMAGES or not beside.is_dir():
+        return None
+    return _files_by_image(label_files(beside)).get(slide_name(image))
+
+
 def has_annotations(path: Path) -> bool:
     """Whether a file, or one in a folder, holds annotations, which need their image to be read."""
     return is_annotation(path) or (is_slide_folder(path) and any(map(is_annotation, path.iterdir())))

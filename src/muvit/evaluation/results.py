@@ -1,10 +1,11 @@
-"""Results of an evaluation as files: JSON for programs, CSV for tables, PNG for people."""
+"""Results of an evaluation as files: JSON for programs, CSV for tables, a picture and a page for people."""
 
 import csv
 import io
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from math import isnan
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ from PIL import Image
 
 from muvit.durable import whole_file, write_whole
 from muvit.errors import ExistsError, InputError
+from muvit.evaluation.report.scores import results_page
 
-SUFFIXES = (".json", ".csv", ".png")
+SUFFIXES = (".json", ".csv", ".png", ".html")
 
 _FORMAT = re.compile(r"\.[A-Za-z]{3,4}")
 """Suffixes of files; the name of a folder may end in .v2 or so."""
@@ -27,7 +29,7 @@ def result_files(output: Path, name: str, *, overwrite: bool) -> list[Path]:
     """The files that results are written to, checked before the work starts.
 
     Args:
-        output: a file ending in .json, .csv or .png, or a folder that receives ``<name>`` with each of the three.
+        output: a file ending in .json, .csv, .png or .html, or a folder that receives ``<name>`` with each of them.
         name: of the files in a folder.
         overwrite: replace them.
 
@@ -56,6 +58,7 @@ def write_results(
     data: Callable[[], Mapping[str, Any]],
     rows: Callable[[], Sequence[Row]],
     picture: Callable[[], Image.Image],
+    page: Callable[[], str] | None = None,
 ) -> None:
     """Write results in the formats that the suffixes of ``files`` say; no other format is computed.
 
@@ -64,13 +67,18 @@ def write_results(
         data: gives plain data.
         rows: gives the lines of the table, all with the columns of the first.
         picture: draws.
+        page: gives the HTML of a page; unset, one of the rows and the picture.
     """
+    picture, rows = cache(picture), cache(rows)
     for file in files:
         match file.suffix.lower():
             case ".json":
                 write_whole(file, (json.dumps(plain_numbers(data()), indent=2) + "\n").encode())
             case ".csv":
                 write_rows(file, rows())
+            case ".html":
+                text = results_page(file.stem.capitalize(), rows(), picture()) if page is None else page()
+                write_whole(file, text.encode())
             case _:
                 with whole_file(file) as stream:
                     picture().save(stream, format="png")

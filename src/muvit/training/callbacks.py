@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from muvit.data.crops.preprocessing import FILE, Preprocessing
-from muvit.data.folders import image_files
+from muvit.data.splits import SlideSets
 from muvit.errors import InputError
 from muvit.labels import IGNORE
 from muvit.levels import Level, level_name
@@ -31,6 +31,7 @@ from muvit.training.recipes import ClassifyRecipe, PretrainRecipe, Recipe
 from muvit.training.tasks import BaseTask, ClassificationTask, PretrainTask, SegmentationTask
 from muvit.version import __version__
 
+_SPLITS = {"train": "train on", "val": "validate on", "test": "test on"}
 SIDE_PX = 256
 """Side of each picture."""
 
@@ -44,6 +45,7 @@ class SaveBestAndLast(Callback):
         metric: the logged score.
         lower_is_better: whether the score is a loss.
         recipe: settings of the run, for the model cards; None if there is none.
+        slides: slides of the run, likewise.
     """
 
     def __init__(
@@ -54,9 +56,10 @@ class SaveBestAndLast(Callback):
         metric: str = "val_mdsc",
         lower_is_better: bool = False,
         recipe: Recipe | PretrainRecipe | ClassifyRecipe | None = None,
+        slides: SlideSets | None = None,
     ) -> None:
         self.folder, self.metric, self.sign = folder, metric, -1 if lower_is_better else 1
-        self.preprocessing, self.recipe = preprocessing, recipe
+        self.preprocessing, self.recipe, self.slides = preprocessing, recipe, slides or {}
         self.extra_files = {} if preprocessing is None else {FILE: preprocessing.to_yaml()}
         self.best = float("-inf")
 
@@ -87,7 +90,7 @@ class SaveBestAndLast(Callback):
         assert isinstance(task, BaseTask)
         model = task.model_to_keep()
         scores = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val_")}
-        card = describe_model(model, self.preprocessing, self.recipe, scores, epoch=trainer.current_epoch)
+        card = describe_model(model, self.preprocessing, self.recipe, self.slides, scores, epoch=trainer.current_epoch)
         files = self.extra_files | {CARD: card.to_markdown()}
         model.save(self.folder / name, overwrite=True, extra_files=files)
 
@@ -96,6 +99,7 @@ def describe_model(
     model: FolderModel,
     preprocessing: Preprocessing | None,
     recipe: Recipe | PretrainRecipe | ClassifyRecipe | None,
+    slides: SlideSets,
     scores: Mapping[str, float],
     *,
     epoch: int,
@@ -106,14 +110,15 @@ def describe_model(
         model: the model.
         preprocessing: its preprocessing, if it is known.
         recipe: settings of the run, if there are any; of absolute paths in it, only the end is written.
+        slides: slides of the run.
         scores: validation scores; those that are not finite are left out.
         epoch: number of the last epoch, from 0.
     """
     views = model.views if isinstance(model, SegmentationModel) else encoder_views(encoder_of(model, "model").config)
     facts: dict[str, Any] = {"data": {}, "provenance": {"muvit": __version__, "torch": torch.__version__.split("+")[0]}}
     if recipe is not None:
-        folders = {"training": recipe.data.train, "validation": recipe.data.val}
-        facts["data"] = {k: _slides(Path(folder)) for k, folder in folders.items() if folder is not None}
+        facts["data"] = {f"slides to {_SPLITS[split]}": len(files) for split, files in slides.items() if files}
+        facts["data"]["from"] = _without_places(recipe.data.train)
         facts["provenance"] |= {"seed": recipe.run.seed, "epochs of the run": recipe.run.epochs}
         facts["recipe"] = yaml.safe_dump(_without_places(plain(asdict(recipe))), sort_keys=False, allow_unicode=True)
     facts["provenance"]["epochs trained"] = epoch + 1
@@ -129,11 +134,6 @@ def describe_model(
         scores={name: value for name, value in scores.items() if isfinite(value)},
         **facts,
     )
-
-
-def _slides(folder: Path) -> str:
-    count = len(image_files([folder]))
-    return f"{count} slide{'' if count == 1 else 's'} of {Path(*folder.parts[-2:])}"
 
 
 def _without_places(settings: Any) -> Any:

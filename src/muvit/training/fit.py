@@ -96,7 +96,7 @@ def train_segmenter(
     )
     checkpoint = prepare_folder(recipe, output, resume, overwrite, data.slides)
     keep = [
-        SaveBestAndLast(output, preprocessing, metric=recipe.run.monitor, recipe=recipe),
+        SaveBestAndLast(output, preprocessing, metric=recipe.run.monitor, recipe=recipe, slides=data.slides),
         *(callbacks or []),
     ]
     if recipe.run.early_stop is not None:
@@ -146,7 +146,14 @@ def train_classifier(
     checkpoint = prepare_folder(recipe, output, resume, overwrite, data.slides)
     metric: Literal["val_loss", "val_accuracy"] = "val_accuracy" if run.monitor == "val_accuracy" else "val_loss"
     keep: list[Callback] = [
-        SaveBestAndLast(output, preprocessing, metric=metric, lower_is_better=metric == "val_loss", recipe=recipe),
+        SaveBestAndLast(
+            output,
+            preprocessing,
+            metric=metric,
+            lower_is_better=metric == "val_loss",
+            recipe=recipe,
+            slides=data.slides,
+        ),
         *(callbacks or []),
     ]
     if run.early_stop is not None:
@@ -192,7 +199,9 @@ def pretrain_mae(
     )
     checkpoint = prepare_folder(recipe, output, resume, overwrite, data.slides)
     keep = [
-        SaveBestAndLast(output, data.preprocessing, metric="val_loss", lower_is_better=True, recipe=recipe),
+        SaveBestAndLast(
+            output, data.preprocessing, metric="val_loss", lower_is_better=True, recipe=recipe, slides=data.slides
+        ),
         *(callbacks or []),
     ]
     if val_crops is not None and run.pictures:

@@ -406,3 +406,21 @@ def test_augmentation_leaves_zero_padding_as_prediction_has_it(padding, beyond, 
         if not turns:
             shown = plain[index]["img"] != 0
             assert ((sample["img"] != 0).sum((1, 2, 3)) == shown.sum((1, 2, 3))).all()
+
+
+def test_a_plain_sample_is_the_augmented_one_before_its_augmentation():
+    slides = world_slides((200, 240), (300, 100))
+    plain = NestedCrops(slides, CONFIG, seed=3)
+    augmented = NestedCrops(slides, CONFIG, seed=3, augmentation=Augmentation())
+    for i in range(6):
+        slide, sample = augmented.read_plain(i)
+        assert all(torch.equal(sample[key], plain[i][key]) for key in ("img", "bbox", "label"))
+        height, width = augmented.images[slide].shape
+        assert (sample["bbox"][0, 0] < torch.tensor([height, width])).all()
+    turned = replace(Augmentation.geometric(), flip_axes=(), scale=(0.5, 2), rotation_degrees=90)
+    similar = NestedCrops(slides, replace(CONFIG, placement="concentric"), seed=3, augmentation=turned)
+    for i in range(6):
+        _, before = similar.read_plain(i)
+        torch.testing.assert_close(before["bbox"].mean(1), similar[i]["bbox"].mean(1), rtol=0, atol=1e-3)
+        sides = (before["bbox"][:, 1] - before["bbox"][:, 0]).tolist()
+        assert sides == [[level * n for n in CONFIG.size] for level in LEVELS]

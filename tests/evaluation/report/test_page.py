@@ -1,4 +1,6 @@
+import base64
 import dataclasses
+import io
 import math
 import os
 from html.parser import HTMLParser
@@ -9,6 +11,7 @@ import pytest
 from PIL import Image
 
 from muvit.errors import ExistsError, InputError, ShapeError
+from muvit.evaluation.report import examples
 from muvit.evaluation.report.content import Example, ModelResult
 from muvit.evaluation.report.examples import inset_window
 from muvit.evaluation.report.page import write_report
@@ -83,6 +86,12 @@ def example(names, title="Image 3", size=(48, 64)):
     )
 
 
+def opened(uri):
+    """The picture that a page holds."""
+    assert uri.startswith("data:image/png;base64,")
+    return Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))
+
+
 def write(folder, models=None, **changes):
     models = [model(), model("single", (0.5, 0.9)), model("naive", (0.6, 0.4))] if models is None else models
     options = {
@@ -105,22 +114,19 @@ class TestPage:
         page = Page(path)
         assert page.text("h2")[2] == "Training" and "Validation mDSC" in page.text("figcaption")
         assert path == folder / "index.html"
-        linked = {attrs["src"] for attrs in page.find("img")} | {attrs["srcset"] for attrs in page.find("source")}
-        written = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
-        assert written == linked | {"index.html"}
-        assert list(tmp_path.iterdir()) == [folder]
+        assert list(tmp_path.iterdir()) == [folder] and list(folder.iterdir()) == [path]
+        assert all(opened(attrs["srcset"]).format == "PNG" for attrs in page.find("source"))
         alts = [attrs["alt"] for attrs in page.find("img")]
         assert all(alts) and len(set(alts)) == len(alts)
         for attrs in page.find("img"):
-            with Image.open(folder / attrs["src"]) as picture:
-                assert picture.size == (int(attrs["width"]), int(attrs["height"]))
+            assert opened(attrs["src"]).size == (int(attrs["width"]), int(attrs["height"]))
 
     def test_needs_no_script_no_network_and_has_landmarks(self, tmp_path):
         path = write(tmp_path)
         page = Page(path)
         tags = [tag for tag, _ in page.elements]
         assert "script" not in tags and "link" not in tags
-        assert "http" not in path.read_text() and "@import" not in path.read_text()
+        assert "://" not in path.read_text() and "@import" not in path.read_text()
         for landmark in ("header", "main", "footer", "h1", "title", "caption"):
             assert tags.count(landmark) == 1, landmark
         assert page.find("html") == [{"lang": "en"}]
@@ -145,7 +151,7 @@ class TestPage:
         assert page.text("h1") == page.text("h3") == page.text("dt") == page.text("dd") == [evil]
         assert evil in page.text("figcaption")
         assert any(evil in attrs["alt"] for attrs in page.find("img"))
-        assert {p.name for p in tmp_path.iterdir()} == {"index.html", "pictures"}
+        assert {p.name for p in tmp_path.iterdir()} == {"index.html"}
 
     def test_table_holds_the_numbers_and_bold_is_the_best_of_each_column(self, tmp_path):
         (table,) = Page(write(tmp_path)).tables
@@ -190,10 +196,9 @@ class TestPage:
         captions = page.text("figcaption")
         assert captions[:4] == ["Input", "Truth", "ours", "naive"]
         assert [text for path, text in page.texts if path[-2:] == ("ul", "li")][:4] == [*CLASSES, "not scored"]
-        whole = np.array(Image.open(tmp_path / "pictures/example-0-1-whole.png"))
+        whole, inset = (np.array(opened(attrs["src"])) for attrs in page.find("img")[2:4])  # of the truth
         assert whole.shape == (48, 64, 3)
         assert tuple(whole[0, 0]) == IGNORED_COLOR and tuple(whole[25, 46]) == class_colors(3)[1]
-        inset = np.array(Image.open(tmp_path / "pictures/example-0-1-inset.png"))
         assert {tuple(color) for color in inset.reshape(-1, 3).tolist()} <= set(class_colors(3))
 
     def test_settings_and_commands(self, tmp_path):
@@ -222,26 +227,33 @@ class TestWriting:
         assert Page(path).text("h1") == ["other"]
         assert (tmp_path / "mine.txt").read_text() == "kept"
 
-    def test_a_failure_on_the_way_leaves_no_page(self, tmp_path, monkeypatch):
+    def test_a_failure_on_the_way_leaves_the_earlier_page(self, tmp_path, monkeypatch):
         path = write(tmp_path)
+        before = path.read_bytes()
 
         def full(handle):
             raise OSError("no room")
 
         monkeypatch.setattr(os, "fsync", full)
         with pytest.raises(OSError, match="no room"):
-            write(tmp_path, overwrite=True)
-        assert [entry.name for entry in tmp_path.iterdir()] == ["pictures"]
-        assert not path.exists()
+            write(tmp_path, title="other", overwrite=True)
+        assert list(tmp_path.iterdir()) == [path] and path.read_bytes() == before
 
-    def test_a_picture_that_fails_is_one_warning(self, tmp_path, caplog):
+    def test_a_picture_that_fails_is_one_warning(self, tmp_path, caplog, monkeypatch):
+        drawn = examples.plot_curves
+
+        def broken(series, *, ylabel, **options):
+            if ylabel == "training loss":
+                raise OSError("no pen")
+            return drawn(series, ylabel=ylabel, **options)
+
+        monkeypatch.setattr(examples, "plot_curves", broken)
         models, good = [model(curves=CURVES)], example(["ours"], title="good")
         bad = {
             "cut": dataclasses.replace(good, title="cut", truth=good.truth[:-1]),
             "strange": dataclasses.replace(good, title="strange", truth=good.truth + 1),
             "incomplete": dataclasses.replace(good, title="incomplete", predictions={}),
         }
-        (tmp_path / "pictures/curve-0-light.png").mkdir(parents=True)
         page = Page(write(tmp_path, models, examples=[*bad.values(), good]))
         assert page.text("h3") == ["good"]
         assert "Validation mDSC" in page.text("figcaption") and "Training loss" not in page.text("figcaption")

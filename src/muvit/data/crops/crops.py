@@ -127,6 +127,16 @@ class NestedCrops(SlideCrops):
         """The samples of the first epoch (every index is valid, so that iterating over indices would not end)."""
         return (self[index] for index in range(len(self)))
 
+    def read_plain(self, index: int) -> tuple[int, dict[str, Tensor]]:
+        """Number of the slide of a sample, and the sample without augmentation, about the same centre."""
+        rng = np.random.default_rng((self.seed, int(index)))
+        slide, pixel = self._draw(int(index), rng)
+        similarity = Similarity() if self.augmentation is None else self.augmentation.draw_similarity(rng)
+        if similarity.is_identity:
+            return slide, without_inside(self.read_placed(slide, self.place(slide, rng=rng, contains=pixel)))
+        views = self._place_similar(rng, slide, pixel, similarity)
+        return slide, without_inside(self.read_similar(slide, [replace(v, similarity=Similarity()) for v in views]))
+
     def _place_similar(
         self, rng: np.random.Generator, slide: int, pixel: tuple[int, ...] | None, similarity: Similarity
     ) -> list[SimilarView]:

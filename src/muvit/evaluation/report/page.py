@@ -1,18 +1,18 @@
-"""The page: written whole, with its pictures, once all of it is there."""
+"""The page of a comparison: written whole, with its pictures, once all of it is there."""
 
 import shlex
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from muvit.durable import write_whole
 from muvit.errors import ExistsError
 from muvit.evaluation.report.content import Example, ModelResult, check_results, join_lines
 from muvit.evaluation.report.examples import curves_section, examples_section
+from muvit.evaluation.report.parts import inline_files, render_page
 from muvit.evaluation.report.tables import conclusion, results_section
 from muvit.pictures import Color
-
-_STYLE = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
 
 
 def write_report(
@@ -29,10 +29,9 @@ def write_report(
     ignore: Sequence[int] = (),
     overwrite: bool = False,
 ) -> Path:
-    """Write ``index.html`` and ``pictures/`` into a folder; the page needs no network, no server and no JavaScript.
+    """Write ``index.html`` into a folder; it holds its pictures, and needs no network, no server and no JavaScript.
 
-    The page appears as a whole or not at all: it is moved into place when all its pictures are there. A picture that
-    cannot be drawn is left out, with a warning in the log.
+    The page appears as a whole or not at all. A picture that cannot be drawn is left out, with a warning in the log.
 
     Args:
         folder: where to write; made if it is missing, other files in it are left alone.
@@ -60,17 +59,17 @@ def write_report(
     page = folder / "index.html"
     if page.exists() and not overwrite:
         raise ExistsError(page)
-    pictures = folder / "pictures"
-    pictures.mkdir(parents=True, exist_ok=True)
-    page.unlink(missing_ok=True)  # from here to the end its pictures would belong to another page
-    sections = [
-        results_section(models),
-        examples_section(examples, models, class_names, class_colors, ignore, pictures),
-        curves_section(models, pictures),
-        _settings(settings or {}),
-        _outputs(outputs or {}),
-    ]
-    write_whole(page, _page(title, intro, conclusion(models), sections).encode())
+    with TemporaryDirectory() as scratch:
+        pictures = Path(scratch)
+        sections = [
+            results_section(models),
+            examples_section(examples, models, class_names, class_colors, ignore, pictures),
+            curves_section(models, pictures),
+            _settings(settings or {}),
+            _outputs(outputs or {}),
+        ]
+        text = inline_files(render_page(title, intro, conclusion(models), sections), pictures)
+    write_whole(page, text.encode())
     return page
 
 
@@ -110,30 +109,3 @@ pixels = slide.read(1, (0, 0), (256, 256))  # level, start, size -> (channels, y
 <p>In Python:</p>
 <pre tabindex="0"><code>{escape(python)}</code></pre>
 </section>"""
-
-
-def _page(title: str, intro: str, findings: Sequence[str], sections: Sequence[str]) -> str:
-    lead, *rest = map(escape, findings)
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>{escape(title)}</title>
-<style>
-{_STYLE}</style>
-</head>
-<body>
-<header>
-<h1>{escape(title)}</h1>
-<p class="intro">{escape(intro)}</p>
-<p class="finding"><strong>{lead}</strong> {" ".join(rest)}</p>
-</header>
-<main>
-{join_lines(filter(None, sections))}
-</main>
-<footer><p>Written by muvit: every token knows where in the world it is.</p></footer>
-</body>
-</html>
-"""

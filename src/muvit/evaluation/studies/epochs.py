@@ -25,6 +25,15 @@ def read_curves(run: Path, names: Sequence[str]) -> dict[str, tuple[list[float],
     return {name: (sorted(curve), [curve[step] for step in sorted(curve)]) for name, curve in curves.items()}
 
 
+def log_names(run: Path) -> list[str]:
+    """Names of the quantities that a run logged, steps and epochs apart."""
+    names: dict[str, None] = {}
+    for log in sorted((run / "logs").glob("version_*/metrics.csv")):
+        with log.open(newline="") as lines:
+            names |= dict.fromkeys(next(csv.reader(lines), []))
+    return [name for name in names if name not in ("step", "epoch")]
+
+
 def read_epochs(run: Path, metric: str = "val_mdsc") -> dict[int, float]:
     """A score of a run by the number of epochs that it was trained for (1 is after the first).
 

@@ -124,7 +124,7 @@ def _corners(ring: shapely.LinearRing) -> NDArray[np.float64]:
     return corners
 
 
-def _sums(components: NDArray[Any], channels: NDArray[Any] | None) -> NDArray[np.float64]:
+def _sums(components: NDArray[Any], channels: NDArray[Any] | None) -> NDArray[Any]:
     """Sums ``(C, number of components)`` of channels ``(C, H, W)`` over components; exact for 8 and 16 bits."""
     flat = components.ravel()
     sums = [np.bincount(flat, channel.ravel().astype(np.float64)) for channel in (() if channels is None else channels)]

@@ -1,16 +1,19 @@
-"""Summaries of labels: a table of the area of each class, and a picture of the labels over their image."""
+"""Summaries of slides: a table of the area of each class, and pictures of labels and outlines over their image."""
 
 import csv
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+import shapely
+from numpy.typing import ArrayLike, NDArray
+from PIL import Image
 
+from muvit.data.annotations.slide import AnnotationSlide
 from muvit.data.pyramids.ngff import Kind
 from muvit.data.pyramids.reduction import reduce_blocks
 from muvit.data.slides.slide import Slide
@@ -18,12 +21,22 @@ from muvit.durable import write_whole
 from muvit.errors import ExistsError, InputError
 from muvit.inference.export.labelled import LabelledImage
 from muvit.inference.export.objects import BLOCK_PX
-from muvit.pictures import Color, colorize, overlay, to_rgb
+from muvit.inference.tiling.tissue import trace_mask
+from muvit.pictures import (
+    MAX_COLORS,
+    Color,
+    class_colors,
+    colorize,
+    outline_boxes,
+    outline_rings,
+    overlay,
+    to_rgb,
+    with_legend,
+)
 from muvit.progress import Progress
 
 AREA_COLUMNS = ("slide", "value", "class", "pixels", "fraction", "area_um2")
 _LEGEND_CLASSES = 24
-_PAPER, _INK = (255, 255, 255), (32, 33, 36)
 
 
 def count_pixels(labels: Slide, progress: Progress | None = None) -> dict[int, int]:
@@ -107,7 +120,7 @@ def draw_overview(source: LabelledImage, *, size: int = 1600, alpha: float = 0.5
     colors = [source.class_color(0), *(source.class_color(int(value)) for value in present)]
     picture = colorize(index, colors) if image is None else overlay(image, index, colors, alpha=alpha)
     entries = [(source.class_name(int(value)), color) for value, color in zip(present, colors[1:], strict=True)]
-    return _with_legend(Image.fromarray(picture), entries[:_LEGEND_CLASSES])
+    return with_legend(Image.fromarray(picture), entries[:_LEGEND_CLASSES])
 
 
 def write_overview(
@@ -126,6 +139,70 @@ def write_overview(
     write_whole(file, png.getvalue())
 
 
+@dataclass(frozen=True, kw_only=True)
+class Outlines:
+    """Polygons to draw in one colour."""
+
+    name: str
+    """Name in the legend."""
+    color: Color
+    """Red, green and blue."""
+    polygons: Sequence[shapely.Geometry]
+    """Polygons and multipolygons, (x, y) in world pixels."""
+
+
+def label_outlines(labels: Slide, size: int = 1600) -> list[Outlines]:
+    """Outlines of the classes of a label slide: of annotations as they are drawn, else of the labels in a picture.
+
+    Args:
+        labels: the labels; background and ignored ones are left out.
+        size: largest number of pixels of the longer side of the picture.
+    """
+    if isinstance(labels, AnnotationSlide):
+        drawn = labels.polygons
+        parts = {int(value): drawn.polygons[drawn.values == value] for value in np.unique(drawn.values)}
+    else:
+        small = _shrink(labels, size, "label")[0]
+        step = tuple(n / m for n, m in zip(labels.shape, small.shape, strict=True))
+        parts = {int(value): trace_mask(small == value, step, labels.shape) for value in np.unique(small)}
+    left_out = {*labels.ignored_labels, *({0} if labels.has_background else ())}
+    default = class_colors(MAX_COLORS)
+    found = []
+    for value in sorted(set(parts) - left_out):
+        red, green, blue, *_ = labels.label_colors.get(value, default[value % MAX_COLORS])
+        name = labels.label_names.get(value, f"label {value}")
+        found.append(Outlines(name=name, color=(red, green, blue), polygons=list(parts[value])))
+    return found
+
+
+def draw_slide(
+    slide: Slide, outlines: Sequence[Outlines] = (), boxes: Sequence[ArrayLike] = (), *, size: int = 1200
+) -> Image.Image:
+    """Picture of a slide with outlines, nested boxes and a legend.
+
+    Args:
+        slide: a two-dimensional image.
+        outlines: to draw, the last on top.
+        boxes: of samples, each ``(L, 2, 2)``, yx in world pixels; each level has a colour.
+        size: largest number of pixels of the longer side of the picture, without its legend.
+
+    Raises:
+        InputError: the image is not two-dimensional.
+    """
+    if slide.ndim != 2:
+        raise InputError(slide.path, expected="a two-dimensional image, to draw it", got=f"axes {slide.axes}")
+    picture = to_rgb(_shrink(slide, size, "image"))
+    scale = np.array(picture.shape[:2]) / slide.shape
+    for found in outlines:
+        parts = shapely.get_parts(np.asarray(found.polygons, object)) if len(found.polygons) else []
+        rings = [shapely.get_coordinates(ring) * scale[::-1] for ring in shapely.get_rings(parts)]
+        picture = outline_rings(picture, rings, found.color)
+    for sample in boxes:
+        picture = outline_boxes(picture, np.asarray(sample, np.float64) * scale)
+    entries = [(found.name, found.color) for found in outlines]
+    return with_legend(Image.fromarray(picture), entries[:_LEGEND_CLASSES])
+
+
 def _shrink(slide: Slide, size: int, kind: Kind) -> NDArray[Any]:
     """A reduced slide, ``(C, H, W)`` of at most ``size`` pixels: block means of images, majority votes of labels."""
     level = next((lv for lv in reversed(slide.levels) if max(slide.level_shape(lv)) >= size), 1)
@@ -139,25 +216,3 @@ def _shrink(slide: Slide, size: int, kind: Kind) -> NDArray[Any]:
         y, x = top // factor, left // factor
         small[:, y : y + part.shape[1], x : x + part.shape[2]] = part
     return small
-
-
-def _with_legend(picture: Image.Image, entries: Sequence[tuple[str, Color]]) -> Image.Image:
-    """The picture with swatches and names of the classes below it, on as many lines as needed."""
-    if not entries:
-        return picture
-    font, line, gap = ImageFont.load_default(16), 24, 16
-    places, x, y = [], gap, 0
-    for name, _ in entries:
-        width = line + round(font.getlength(name)) + gap
-        if x > gap and x + width > picture.width:
-            x, y = gap, y + line
-        places.append((x, y))
-        x += width
-    sheet = Image.new("RGB", (picture.width, picture.height + y + line + gap), _PAPER)
-    sheet.paste(picture, (0, 0))
-    draw = ImageDraw.Draw(sheet)
-    for (name, color), (left, top) in zip(entries, places, strict=True):
-        middle = picture.height + gap / 2 + top + line / 2
-        draw.rectangle((left, middle - 7, left + 14, middle + 7), fill=color, outline=_INK)
-        draw.text((left + 20, middle), name, fill=_INK, font=font, anchor="lm")
-    return sheet

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 Precision = Literal["auto", "float32", "bfloat16"]
 Average = Literal["probabilities", "logits"]
 TilePlacement = Literal["auto", Placement]
-Tissue = Literal["all", "auto", "dark", "bright"]
+Tissue = Literal["all", "auto", "dark", "bright", "stained"]
 OutputGrid = Literal["model", "slide"]
 ProbabilityType = Literal["uint8", "float16"]
 
@@ -54,7 +54,8 @@ class PredictOptions:
     with the label at its centre (slide)."""
     tissue: Tissue = "all"
     """Computed tiles: all, or those with tissue, which is dark or bright against the background (auto: dark
-    in RGB images of 8 bits, else bright)."""
+    in RGB images of 8 bits, else bright), or stained: coloured, without grey, black and blue or green pen (for
+    haematoxylin with eosin or DAB)."""
     region: str | None = None
     """Region of interest as well-known text, in pixels of the slide as stored, x before y; see
     `muvit.inference.tiling.region.read_region`."""

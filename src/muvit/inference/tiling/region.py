@@ -1,7 +1,8 @@
-"""Region of interest of a prediction: from GeoJSON or a box to the tiles that intersect it."""
+"""Region of interest of a prediction: from GeoJSON or a box to the tiles that intersect it, and to GeoJSON."""
 
 import json
 import re
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from shapely.geometry import shape as geometry_of
 
 from muvit.data.annotations.objects import read_bytes
 from muvit.data.slides.slide import Slide
-from muvit.errors import InputError, ReadError
+from muvit.durable import write_whole
+from muvit.errors import ExistsError, InputError, ReadError
 from muvit.inference.tiling.tiles import TilePlan
 from muvit.levels import level_factors
 
@@ -44,13 +46,57 @@ def read_region(source: str, slide: Slide) -> str:
         area = shapely.box(x0, y0, x1, y1)
     else:
         area = _read_geojson(Path(source))
-        bounds = getattr(slide, "bounds", None)
-        if bounds is not None:
-            (y, x), _ = bounds
-            area = shapely.transform(area, lambda points: points + np.array([x, y]))
+        area = shapely.transform(area, lambda points: points + _origin(slide))
     if not area.area > 0:
         raise InputError(f"region {source}", expected="polygons or a box with an area", got=area.geom_type)
     return str(shapely.to_wkt(area.normalize(), rounding_precision=3, trim=True))
+
+
+def write_region(
+    polygons: Sequence[shapely.Polygon],
+    slide: Slide,
+    file: Path,
+    *,
+    name: str = "Tissue",
+    color: tuple[int, int, int] = (0, 158, 115),
+    overwrite: bool = False,
+) -> None:
+    """Write polygons as annotations of QuPath, which `read_region` reads again.
+
+    Args:
+        polygons: world pixels (x, y).
+        slide: the image as it was opened.
+        file: GeoJSON to write.
+        name: class of the annotations.
+        color: red, green and blue of the class.
+        overwrite: replace the file.
+
+    Raises:
+        ExistsError: the file exists and ``overwrite`` is false.
+    """
+    if file.exists() and not overwrite:
+        raise ExistsError(file)
+    features = [
+        {
+            "type": "Feature",
+            "id": str(uuid.uuid5(uuid.NAMESPACE_OID, f"{slide.name}/{name}/{number}")),
+            "geometry": shapely.geometry.mapping(shapely.transform(polygon, lambda points: points - _origin(slide))),
+            "properties": {
+                "objectType": "annotation",
+                # an object without a colour makes QuPath fail
+                "classification": {"name": name, "color": list(color)},
+                "isLocked": False,
+            },
+        }
+        for number, polygon in enumerate(polygons)
+    ]
+    write_whole(file, json.dumps({"type": "FeatureCollection", "features": features}).encode())
+
+
+def _origin(slide: Slide) -> NDArray[np.float64]:
+    """Where the coordinates of GeoJSON begin, (x, y) in world pixels: at the scanned part, where a file states one."""
+    bounds = getattr(slide, "bounds", None)
+    return np.zeros(2) if bounds is None else np.array(bounds[0][::-1], np.float64)
 
 
 def tiles_in_region(plan: TilePlan, region: str, pixel_scale: Sequence[float] | None = None) -> NDArray[np.bool_]:
