@@ -138,7 +138,7 @@ def prepare(variant: str, model: torch.nn.Module, options: argparse.Namespace) -
     if variant == "release":
         return torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), lr=1e-4)
     from muvit.training.optim import PretrainOptimConfig, build_pretrain_optimizer
-    from muvit.training.recipes import RunConfig
+    from muvit.training.run_config import RunConfig
     from muvit.training.runs import prepare_model
 
     prepare_model(model, RunConfig(compile=variant == "compiled", checkpoint_activations=variant == "recomputed"))

@@ -21,7 +21,8 @@ from muvit.evaluation.scores.segmentation import Evaluation, SlideCounts
 from muvit.evaluation.variants import Variant, with_controls
 from muvit.models.encoder import EncoderConfig
 from muvit.models.segmenter import SegmenterConfig
-from muvit.training.recipes import DataConfig, Recipe, RunConfig
+from muvit.training.recipes import DataConfig, Recipe
+from muvit.training.run_config import RunConfig
 
 
 @pytest.fixture

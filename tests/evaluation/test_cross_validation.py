@@ -17,7 +17,8 @@ from muvit.evaluation.results import Row
 from muvit.models.encoder import EncoderConfig
 from muvit.models.segmenter import SegmenterConfig
 from muvit.training.fit import train_segmenter
-from muvit.training.recipes import DataConfig, Recipe, RunConfig
+from muvit.training.recipes import DataConfig, Recipe
+from muvit.training.run_config import RunConfig
 
 PIXELS = 32 * 40
 

@@ -5,7 +5,7 @@ import torch
 
 from muvit.errors import InputError
 from muvit.evaluation.side_by_side import _claim, _num_cores, _places, choose_devices
-from muvit.training.recipes import RunConfig
+from muvit.training.run_config import RunConfig
 
 
 @pytest.fixture

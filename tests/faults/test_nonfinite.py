@@ -24,7 +24,8 @@ from muvit.models.encoder import EncoderConfig
 from muvit.models.segmenter import Segmenter, SegmenterConfig
 from muvit.training.fit import train_segmenter
 from muvit.training.optim import OptimConfig
-from muvit.training.recipes import DataConfig, Recipe, RunConfig
+from muvit.training.recipes import DataConfig, Recipe
+from muvit.training.run_config import RunConfig
 
 SIDE = 16
 

@@ -36,9 +36,9 @@ from muvit.training.recipes import (
     PretrainDataConfig,
     PretrainRecipe,
     Recipe,
-    RunConfig,
 )
 from muvit.training.resume import has_state
+from muvit.training.run_config import RunConfig
 
 TRAINING = ("train", "pretrain", "train-classifier")
 VERBS = (*TRAINING, "convert", "predict", "features", "export", "evaluate", "compare")

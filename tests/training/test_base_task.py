@@ -7,7 +7,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from muvit.models.segmentation_model import SegmentationModel
 from muvit.training.optim import OptimConfig, build_optimizer
-from muvit.training.recipes import RunConfig
+from muvit.training.run_config import RunConfig
 from muvit.training.runs import build_trainer
 from muvit.training.tasks import SegmentationTask
 

@@ -30,7 +30,8 @@ from muvit.training.callbacks import SaveBestAndLast, frame
 from muvit.training.datamodules import SegmentationData
 from muvit.training.fit import train_segmenter
 from muvit.training.optim import OptimConfig
-from muvit.training.recipes import DataConfig, InitConfig, LossConfig, Recipe, RunConfig
+from muvit.training.recipes import DataConfig, InitConfig, LossConfig, Recipe
+from muvit.training.run_config import RunConfig
 from muvit.training.slides import complete, count_classes
 
 STEPS_PER_EPOCH = 3

@@ -25,7 +25,8 @@ from muvit.models.trained import load_encoder
 from muvit.training.datamodules import ClassificationData
 from muvit.training.fit import train_classifier
 from muvit.training.optim import OptimConfig
-from muvit.training.recipes import ClassifyDataConfig, ClassifyRecipe, InitConfig, RunConfig
+from muvit.training.recipes import ClassifyDataConfig, ClassifyRecipe, InitConfig
+from muvit.training.run_config import RunConfig
 from muvit.training.tasks import ClassificationTask
 
 KINDS = ("along", "across", "plain")

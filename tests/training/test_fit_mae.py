@@ -24,7 +24,8 @@ from muvit.models.masking import TokenMask
 from muvit.training.datamodules import PretrainData
 from muvit.training.fit import fit_mae, pretrain_mae
 from muvit.training.optim import PretrainOptimConfig, build_pretrain_optimizer, build_schedule
-from muvit.training.recipes import PretrainDataConfig, PretrainRecipe, RunConfig
+from muvit.training.recipes import PretrainDataConfig, PretrainRecipe
+from muvit.training.run_config import RunConfig
 from muvit.training.runs import prepare_folder
 from muvit.training.tasks import PretrainTask
 

@@ -22,8 +22,8 @@ from muvit.training.recipes import (
     PretrainDataConfig,
     PretrainRecipe,
     Recipe,
-    RunConfig,
 )
+from muvit.training.run_config import RunConfig
 
 ENCODER = EncoderConfig(in_channels=1, levels=(1, 4), patch_size=8, dim=16, num_layers=3, heads=2)
 SEGMENTER = SegmenterConfig(

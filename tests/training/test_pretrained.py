@@ -14,7 +14,8 @@ from muvit.models.segmenter import Segmenter, SegmenterConfig
 from muvit.models.trained import load_encoder
 from muvit.training.fit import train_segmenter
 from muvit.training.pretrained import add_lora, load_pretrained_encoder, merge_lora
-from muvit.training.recipes import DataConfig, InitConfig, Recipe, RunConfig
+from muvit.training.recipes import DataConfig, InitConfig, Recipe
+from muvit.training.run_config import RunConfig
 
 SIZES = {"in_channels": 1, "patch_size": 4, "dim": 16, "num_layers": 2, "heads": 2}
 

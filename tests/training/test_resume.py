@@ -25,9 +25,9 @@ from muvit.training.recipes import (
     PretrainDataConfig,
     PretrainRecipe,
     Recipe,
-    RunConfig,
 )
 from muvit.training.resume import LAST, NEXT, PREVIOUS, newest_state, read_state, write_state
+from muvit.training.run_config import RunConfig
 
 STATE = {
     "state_dict": {"w": torch.arange(500.0)},

@@ -14,7 +14,8 @@ from muvit.models.encoder import EncoderConfig
 from muvit.models.mae import MAEConfig, MuViTMAE
 from muvit.models.trained import build_model
 from muvit.training.optim import PretrainOptimConfig
-from muvit.training.recipes import PretrainDataConfig, PretrainRecipe, RunConfig
+from muvit.training.recipes import PretrainDataConfig, PretrainRecipe
+from muvit.training.run_config import RunConfig
 from muvit.training.runs import build_trainer, prepare_model, shares_batch_statistics
 from muvit.training.tasks import PretrainTask
 

@@ -4,7 +4,8 @@ import torch
 from muvit.errors import InputError
 from muvit.models.encoder import EncoderConfig
 from muvit.models.mae import MAEConfig
-from muvit.training.recipes import PretrainDataConfig, PretrainRecipe, RunConfig
+from muvit.training.recipes import PretrainDataConfig, PretrainRecipe
+from muvit.training.run_config import RunConfig
 from muvit.training.runs import check_devices, precision_for
 
 

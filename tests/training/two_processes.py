@@ -12,7 +12,8 @@ from muvit.models.mae import MAEConfig
 from muvit.models.relay.config import RelayConfig
 from muvit.training.fit import pretrain_mae, train_segmenter
 from muvit.training.optim import OptimConfig, PretrainOptimConfig
-from muvit.training.recipes import DataConfig, LossConfig, PretrainDataConfig, PretrainRecipe, Recipe, RunConfig
+from muvit.training.recipes import DataConfig, LossConfig, PretrainDataConfig, PretrainRecipe, Recipe
+from muvit.training.run_config import RunConfig
 
 GLOBAL_BATCH = 4
 

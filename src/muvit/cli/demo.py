@@ -92,7 +92,8 @@ def recipe(data: Path, seed: int = 0, *, quick: bool = False) -> "Recipe":
     from muvit.models.encoder import EncoderConfig
     from muvit.models.segmenter import SegmenterConfig
     from muvit.training.optim import OptimConfig
-    from muvit.training.recipes import DataConfig, LossConfig, Recipe, RunConfig
+    from muvit.training.recipes import DataConfig, LossConfig, Recipe
+    from muvit.training.run_config import RunConfig
 
     return Recipe(
         data=DataConfig(

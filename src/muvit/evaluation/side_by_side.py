@@ -25,8 +25,9 @@ from muvit.models.segmentation_model import SegmentationModel
 from muvit.models.trained import load_model
 from muvit.progress import Progress
 from muvit.training.fit import train_segmenter
-from muvit.training.recipes import Recipe, RunConfig
+from muvit.training.recipes import Recipe
 from muvit.training.resume import has_state
+from muvit.training.run_config import RunConfig
 from muvit.training.runs import check_devices
 
 _SECONDS = "training_seconds.txt"

@@ -35,7 +35,8 @@ from muvit.levels import Level
 from muvit.models.relay.config import RelayConfig
 from muvit.models.segmentation_model import Views, encoder_views
 from muvit.pictures import class_colors
-from muvit.training.recipes import ClassifyRecipe, CropsConfig, PretrainRecipe, Recipe, RunConfig
+from muvit.training.recipes import ClassifyRecipe, CropsConfig, PretrainRecipe, Recipe
+from muvit.training.run_config import RunConfig
 from muvit.training.slides import all_axes, complete, recipe_slides, slide_classes
 
 _LOG = logging.getLogger(__name__)

@@ -25,8 +25,9 @@ from muvit.training.callbacks import ExampleClasses, ExamplePictures, Reconstruc
 from muvit.training.datamodules import ClassificationData, PretrainData, SegmentationData
 from muvit.training.optim import PretrainOptimConfig
 from muvit.training.pretrained import load_pretrained_encoder
-from muvit.training.recipes import ClassifyRecipe, PretrainRecipe, Recipe, RunConfig
+from muvit.training.recipes import ClassifyRecipe, PretrainRecipe, Recipe
 from muvit.training.resume import FOLDER, LAST, newest_state
+from muvit.training.run_config import RunConfig
 from muvit.training.runs import (
     build_loggers,
     build_trainer,

@@ -22,7 +22,7 @@ from lightning.pytorch.plugins import TorchCheckpointIO
 
 from muvit.durable import replace_and_keep, whole_file
 from muvit.errors import CheckpointError, InputError, first_line
-from muvit.training.recipes import RunConfig
+from muvit.training.run_config import RunConfig
 
 FOLDER = "resume"
 LAST, PREVIOUS, NEXT = "last.ckpt", "previous.ckpt", "next.ckpt"

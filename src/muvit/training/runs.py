@@ -32,8 +32,9 @@ from muvit.models.layers.stage import Stage
 from muvit.settings import read_settings
 from muvit.training.datamodules import CropsData
 from muvit.training.nonfinite import StopAtNonFinite
-from muvit.training.recipes import ClassifyRecipe, PretrainRecipe, Recipe, RunConfig
+from muvit.training.recipes import ClassifyRecipe, PretrainRecipe, Recipe
 from muvit.training.resume import SaveState, StateFiles, has_state, newest_state, unfit_state
+from muvit.training.run_config import RunConfig
 from muvit.training.slides import AnyRecipe, complete
 
 RECIPE = "recipe.yaml"

@@ -36,6 +36,9 @@ _TRAINING_MASK, _VALIDATION_MASK, _MODEL = 0, 1, 2
 """Purposes of random numbers: masks, and dropout with random attention."""
 
 
+AnyOptim = OptimConfig | PretrainOptimConfig
+
+
 class BaseTask(LightningModule):
     """Hooks of a training step, whatever the model.
 
@@ -49,16 +52,9 @@ class BaseTask(LightningModule):
     """
 
     model: FolderModel
-    optim: OptimConfig | PretrainOptimConfig
+    optim: AnyOptim
 
-    def __init__(
-        self,
-        model: FolderModel,
-        optim: OptimConfig | PretrainOptimConfig,
-        *,
-        seed: int = 0,
-        freeze_encoder: bool = False,
-    ) -> None:
+    def __init__(self, model: FolderModel, optim: AnyOptim, *, seed: int = 0, freeze_encoder: bool = False) -> None:
         super().__init__()
         self.model, self.optim, self.seed, self.freeze_encoder = model, optim, seed, freeze_encoder
         self.val_losses = Sums()

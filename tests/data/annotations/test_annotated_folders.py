@@ -19,7 +19,8 @@ from muvit.models.encoder import EncoderConfig
 from muvit.models.segmentation_model import Views
 from muvit.models.segmenter import SegmenterConfig
 from muvit.training.datamodules import SegmentationData
-from muvit.training.recipes import DataConfig, Recipe, RunConfig
+from muvit.training.recipes import DataConfig, Recipe
+from muvit.training.run_config import RunConfig
 
 SHAPE = (300, 340)
 NAMES = {0: "background", 1: "cortex", 2: "tract", 3: "ventricle"}

@@ -64,8 +64,7 @@ class PyramidWriter:
     """
 
     def __init__(self, path: Path, spec: PyramidSpec) -> None:
-        self.path = path
-        self.spec = spec
+        self.path, self.spec = path, spec
         self.digests: dict[tuple[int, tuple[int, ...]], ShardDigest] = {}
         self._stores: dict[int, Any] = {}
 
