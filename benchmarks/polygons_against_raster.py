@@ -44,7 +44,7 @@ def write_table(sections: Path, folder: Path, simplify_px: float | None) -> Path
         labels = slide.labels
         if simplify_px is not None:
             labels = folder / f"{slide.name}.geojson"
-            source = LabelledImage(open_slide(slide.labels, palette="index"))
+            source = LabelledImage(labels=open_slide(slide.labels, palette="index"))
             write_geojson(source, labels, GeoJsonConfig(simplify_px=simplify_px), overwrite=True)
         split = "test" if i % 5 == 4 else "train"
         slides.append(SlideFiles(image=slide.image, labels=labels, split=split))  # type: ignore[arg-type]
@@ -98,7 +98,9 @@ def main() -> None:
             batch_size=8,
             annotations=None if simplify_px is None else CONFIG,
         )
-        model = train_segmenter(replace(recipe, data=data, run=run), folder / "run", overwrite=True)
+        model = folder / "run" / "last"
+        if not model.exists():  # a repeated call trains what is missing
+            model = train_segmenter(replace(recipe, data=data, run=run), folder / "run", overwrite=True)
         scored = score(model, truth, folder / "predictions")
         rows.append([name, f"{agreement(table, truth):.4f}", f"{scored.pooled.mean_dice:.4f}"])
         rows[-1].append(f"{scored.mean_slide_dice:.4f}")

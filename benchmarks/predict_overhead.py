@@ -86,7 +86,9 @@ def measure(kind: str, size: int, folder: Path, profile: cProfile.Profile | None
     slide, trained = open_slide(folder / "slide.ome.zarr"), build(kind)
     output = folder / f"{kind}.ome.zarr"
     began = time.process_time()
-    job = plan_prediction(trained, slide, output, execution=Execution(device="cpu"), overwrite=True)
+    job = plan_prediction(
+        trained.model, slide, output, trained.preprocessing, execution=Execution(device="cpu"), overwrite=True
+    )
     planned = time.process_time()
     with timed_model(trained.model) as spent:
         if profile is not None:

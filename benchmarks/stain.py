@@ -126,13 +126,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sections", type=Path, help="folder with images/ and labels/ of the sections")
     parser.add_argument("--table", type=Path, default=Path(__file__).parent / "results" / "stain.md")
+    parser.add_argument("--only", nargs="*", choices=list(SETTINGS), default=list(SETTINGS), help="settings to train")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     rows = []
     with TemporaryDirectory() as name:
         folder = Path(name)
         write_sections(arguments.sections, folder)
-        for setting, (normalization, jitter) in SETTINGS.items():
+        for setting in arguments.only:
+            normalization, jitter = SETTINGS[setting]
             begin = time.process_time()
             model, data = train(folder, normalization, jitter)
             seconds = time.process_time() - begin

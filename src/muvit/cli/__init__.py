@@ -29,6 +29,7 @@ VERBS = {
     "train": "train a segmentation model from a recipe",
     "train-classifier": "train a classifier of slides from a recipe",
     "predict": "label whole slides with a trained model",
+    "view": "show an image and its labels in napari",
     "export": "convert predicted labels to polygons for QuPath, tables of areas and pictures",
     "classify": "classify whole slides with a trained classifier",
     "features": "write the features of every patch of a slide to a Zarr store",

@@ -8,9 +8,9 @@ from jsonargparse import ArgumentParser, Namespace
 
 from muvit.cli.slides import add_selection, selection
 from muvit.data.folders import labels_beside, open_images, open_pairs
-from muvit.data.slides.derived import OWN_PIXELS
 from muvit.data.slides.ome_zarr import OmeZarrSlide
 from muvit.data.slides.open import open_slide
+from muvit.data.slides.pixel_size import OWN_PIXELS
 from muvit.data.slides.slide import Slide
 from muvit.data.tables import SlideFiles
 from muvit.errors import ExistsError, InputError
@@ -79,7 +79,7 @@ def _write_tissue(arguments: Namespace) -> None:
     from muvit.inference.tiling.region import write_region
     from muvit.inference.tiling.tissue import find_tissue
 
-    slide = open_slide(arguments.image[0])
+    slide = open_slide(arguments.image[0], **selection(arguments))
     outlines = find_tissue(slide, arguments.tissue).polygons(slide.shape)
     write_region(outlines, slide, arguments.tissue_output, overwrite=arguments.overwrite)
 

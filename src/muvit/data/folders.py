@@ -6,10 +6,11 @@ from pathlib import Path
 from muvit.data.annotations.objects import CONFIG_NAMES, AnnotationConfig
 from muvit.data.annotations.open import annotated_images, is_annotation, open_all_annotations
 from muvit.data.pyramids.ngff import read_attributes
-from muvit.data.slides.derived import OWN_PIXELS, PixelSize, as_stored, complete_slides, on_grid
+from muvit.data.slides.derived import as_stored, complete_slides, on_grid
 from muvit.data.slides.formats import DICOM_SUFFIX, SLIDE_SUFFIXES, is_dicom_folder, slide_name
 from muvit.data.slides.ome_zarr import OmeZarrSlide
 from muvit.data.slides.open import open_slide
+from muvit.data.slides.pixel_size import OWN_PIXELS, PixelSize
 from muvit.data.slides.slide import Slide
 from muvit.data.tables import SlideFiles, Split, is_table, read_slides
 from muvit.errors import InputError, ReadError

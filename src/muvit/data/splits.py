@@ -12,7 +12,7 @@ from muvit.checks import Bounds, Share, check_fields
 from muvit.data.annotations.objects import AnnotationConfig
 from muvit.data.crops.balance import locate_classes
 from muvit.data.folders import check_names, list_slides, open_pairs
-from muvit.data.slides.derived import OWN_PIXELS, PixelSize
+from muvit.data.slides.pixel_size import OWN_PIXELS, PixelSize
 from muvit.data.tables import SPLITS, SlideFiles, Split, read_slides
 from muvit.errors import InputError
 from muvit.levels import Level

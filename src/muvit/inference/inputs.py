@@ -5,7 +5,8 @@ from pathlib import Path
 import torch
 
 from muvit.data.crops.preprocessing import Preprocessing
-from muvit.data.slides.derived import complete_slide, have_similar_pixels
+from muvit.data.slides.derived import complete_slide
+from muvit.data.slides.pixel_size import have_similar_pixels
 from muvit.data.slides.slide import Slide
 from muvit.errors import InputError
 from muvit.models.segmentation_model import Views

@@ -1,14 +1,10 @@
 """Lightning callbacks: models that are saved, and pictures of validation crops."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
-from math import isfinite
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
@@ -18,18 +14,13 @@ from muvit.data.crops.preprocessing import FILE, Preprocessing
 from muvit.data.splits import SlideSets
 from muvit.labels import IGNORE
 from muvit.levels import Level, level_name
-from muvit.models.card import ModelCard
-from muvit.models.folder import FolderModel, plain
 from muvit.models.hub import CARD
 from muvit.models.mae import MuViTMAE
-from muvit.models.segmentation_model import SegmentationModel, encoder_views
-from muvit.models.trained import encoder_of
 from muvit.pictures import MASK_GREY, RGB, Picture, colorize, fit, outline_boxes, panel, to_rgb
+from muvit.training.cards import describe_model
 from muvit.training.recipes import ClassifyRecipe, PretrainRecipe, Recipe
 from muvit.training.tasks import BaseTask, ClassificationTask, PretrainTask, SegmentationTask
-from muvit.version import __version__
 
-_SPLITS = {"train": "train on", "val": "validate on", "test": "test on"}
 SIDE_PX = 256
 """Side of each picture."""
 
@@ -91,56 +82,6 @@ class SaveBestAndLast(Callback):
         card = describe_model(model, self.preprocessing, self.recipe, self.slides, scores, epoch=trainer.current_epoch)
         files = self.extra_files | {CARD: card.to_markdown()}
         model.save(self.folder / name, overwrite=True, extra_files=files)
-
-
-def describe_model(
-    model: FolderModel,
-    preprocessing: Preprocessing | None,
-    recipe: Recipe | PretrainRecipe | ClassifyRecipe | None,
-    slides: SlideSets,
-    scores: Mapping[str, float],
-    *,
-    epoch: int,
-) -> ModelCard:
-    """The card of a model in training.
-
-    Args:
-        model: the model.
-        preprocessing: its preprocessing, if it is known.
-        recipe: settings of the run, if there are any; of absolute paths in it, only the end is written.
-        slides: slides of the run.
-        scores: validation scores; those that are not finite are left out.
-        epoch: number of the last epoch, from 0.
-    """
-    views = model.views if isinstance(model, SegmentationModel) else encoder_views(encoder_of(model, "model").config)
-    facts: dict[str, Any] = {"data": {}, "provenance": {"muvit": __version__, "torch": torch.__version__.split("+")[0]}}
-    if recipe is not None:
-        facts["data"] = {f"slides to {_SPLITS[split]}": len(files) for split, files in slides.items() if files}
-        facts["data"]["from"] = _without_places(recipe.data.train)
-        facts["provenance"] |= {"seed": recipe.run.seed, "epochs of the run": recipe.run.epochs}
-        facts["recipe"] = yaml.safe_dump(_without_places(plain(asdict(recipe))), sort_keys=False, allow_unicode=True)
-    facts["provenance"]["epochs trained"] = epoch + 1
-    if preprocessing is not None:
-        facts |= {"crop_size": preprocessing.crop_size, "pixel_size_um": preprocessing.pixel_size_um}
-        facts["classes"] = preprocessing.class_names
-    return ModelCard(
-        title=f"{model.config.kind} of levels {', '.join(map(level_name, views.levels))}",
-        kind=model.config.kind,
-        levels=views.levels,
-        channels=views.in_channels,
-        parameters=sum(weights.numel() for weights in model.parameters()),
-        scores={name: value for name, value in scores.items() if isfinite(value)},
-        **facts,
-    )
-
-
-def _without_places(settings: Any) -> Any:
-    """Settings in which absolute paths are shortened to their last two parts, since cards are for others."""
-    if isinstance(settings, dict):
-        return {name: _without_places(value) for name, value in settings.items()}
-    if isinstance(settings, str) and Path(settings).is_absolute():
-        return str(Path(*Path(settings).parts[-2:]))
-    return settings
 
 
 class ValidationPictures(Callback):

@@ -26,7 +26,7 @@ from muvit.data.crops.normalize import (
 from muvit.data.crops.preprocessing import CropConfig, Preprocessing
 from muvit.data.crops.slide_crops import LabelledSlide, SlideCrops
 from muvit.data.folders import class_legend, open_images, open_pairs
-from muvit.data.slides.derived import check_pixel_sizes
+from muvit.data.slides.pixel_size import check_pixel_sizes
 from muvit.data.slides.slide import Slide
 from muvit.data.splits import SlideSets
 from muvit.data.tables import SlideFiles

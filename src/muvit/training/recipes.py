@@ -11,7 +11,7 @@ from muvit.data.crops.augment import Augmentation
 from muvit.data.crops.balance import Balance
 from muvit.data.crops.classified import SlideChoice
 from muvit.data.crops.preprocessing import Cropping, LabelLevels
-from muvit.data.slides.derived import PixelSize
+from muvit.data.slides.pixel_size import PixelSize
 from muvit.data.splits import SplitConfig
 from muvit.data.tables import is_table
 from muvit.errors import InputError

@@ -151,7 +151,8 @@ def test_classes_are_looked_for_once_until_the_labels_are_written_again(tmp_path
     for _ in range(2):
         assert_same_classes(locate_classes(2, open_slide(path), 1), expected)
     assert len(scans) == 1
-    assert [file.name for file in tmp_path.iterdir() if file.is_file()] == [".a.classes.json"]
+    assert [file.name for file in tmp_path.iterdir()] == ["a.ome.zarr"]
+    assert (path / ".classes.json").is_file()
     locate_classes(0, open_slide(path), 4)  # another level is another question
     assert len(scans) == 2
     for shard in path.glob("0/c/*/*"):  # one label is changed in place; sizes and names stay
@@ -168,7 +169,7 @@ def test_classes_are_looked_for_once_until_the_labels_are_written_again(tmp_path
 def test_a_damaged_index_of_classes_is_made_again(tmp_path, content):
     slide = open_slide(write_labels(tmp_path / "a.ome.zarr", disks(0)))
     expected = locate_classes(0, slide, 1)
-    (tmp_path / ".a.classes.json").write_bytes(content)
+    (slide.path / ".classes.json").write_bytes(content)
     assert_same_classes(locate_classes(0, slide, 1), expected)
 
 
@@ -179,7 +180,7 @@ def test_classes_are_located_in_a_folder_that_cannot_be_written(tmp_path, monkey
     monkeypatch.setattr(balance, "write_whole", refuse)
     slide = open_slide(write_labels(tmp_path / "a.ome.zarr", disks(0)))
     assert_same_classes(locate_classes(0, slide, 1), locate_classes(0, label_slide(disks(0), (1, 4)), 1))
-    assert not (tmp_path / ".a.classes.json").exists()
+    assert not (slide.path / ".classes.json").exists()
 
 
 def test_annotations_that_change_their_meaning_are_searched_again(tmp_path):
@@ -192,3 +193,4 @@ def test_annotations_that_change_their_meaning_are_searched_again(tmp_path):
     for value in (1, 3, 1):
         labels = open_annotations(file, image, AnnotationConfig(classes={"Tumour": value}))
         assert [entry.value for entry in locate_classes(0, labels, 1)] == [0, value]
+        assert (tmp_path / ".a.classes.json").is_file()

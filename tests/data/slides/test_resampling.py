@@ -8,7 +8,6 @@ from memory_slide import MemorySlide, world_slide
 from muvit.data.annotations.open import open_annotations
 from muvit.data.pyramids.reduction import area_mean, majority
 from muvit.data.slides.derived import (
-    check_pixel_sizes,
     complete_slide,
     complete_slides,
     match_grid,
@@ -16,6 +15,7 @@ from muvit.data.slides.derived import (
     resample,
 )
 from muvit.data.slides.open import open_slide
+from muvit.data.slides.pixel_size import check_pixel_sizes
 from muvit.errors import InputError
 
 

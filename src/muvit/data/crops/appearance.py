@@ -11,7 +11,6 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from muvit.checks import Bounds, NonNegative
@@ -151,6 +150,8 @@ def _recolored(view: NDArray[Any], white: int, found: ColorMap) -> NDArray[Any]:
 
 
 def _blur(view: NDArray[np.float32], mask: NDArray[np.float32] | None, sigma: float) -> None:
+    from scipy.ndimage import gaussian_filter  # takes a second to import
+
     weight = None if mask is None else gaussian_filter(mask, sigma, mode="nearest")
     for channel in view:
         gaussian_filter(channel, sigma, mode="nearest", output=channel)

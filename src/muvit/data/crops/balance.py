@@ -97,8 +97,8 @@ def locate_classes(slide: int, label: Slide, level: Level) -> list[ClassPixels]:
     Reads the finest stored level of at most 16 million pixels, or else the coarsest, block by block, and scans every
     n-th of its pixels, at most a million. A class that has vanished at that level is not found.
 
-    What is found is kept in a hidden file beside the labels, ``.<name>.classes.json``, if their folder can be
-    written, and read from there until the labels are written again.
+    What is found is kept in a hidden file, ``.classes.json`` in the folder of the label image, or beside its file
+    ``.<name>.classes.json``, if that can be written, and read from there until the labels are written again.
 
     Args:
         slide: index of the label image, for the result.
@@ -111,7 +111,8 @@ def locate_classes(slide: int, label: Slide, level: Level) -> list[ClassPixels]:
     levels = [level_name(known) for known in (*label.stored_levels, level)]
     facts = [_INDEX_FORMAT, version, label.name, label.shape, str(label.dtype), levels]
     key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
-    file = label.path.with_name(f".{label.name}.classes.json")
+    is_folder = label.path.is_dir()
+    file = label.path / ".classes.json" if is_folder else label.path.with_name(f".{label.name}.classes.json")
     found = _read_index(slide, label.ndim, file, key)
     if found is None:
         found = _find_classes(slide, label, level)

@@ -10,7 +10,7 @@ import yaml
 from muvit.checks import Bounds, NonNegative, Positive, PositiveInt, check_fields, freeze_lists
 from muvit.data.crops.normalize import Normalization, Percentile, normalization_from_dict, normalization_to_dict
 from muvit.data.crops.placement import FreeViews, Placement, check_placement, upgrade_placement
-from muvit.data.slides.derived import PixelSize
+from muvit.data.slides.pixel_size import PixelSize
 from muvit.data.slides.slide import Padding
 from muvit.errors import CheckpointError, InputError
 from muvit.levels import Level, check_levels, plain_level

@@ -34,7 +34,7 @@ def convert_image(
     label_colors: dict[int, Color] | None = None,
     has_background: bool | None = None,
     nonfinite: Literal["error", "ignore"] = "error",
-    notes: dict[str, Any] | None = None,
+    attributes: dict[str, Any] | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Path:
@@ -61,7 +61,7 @@ def convert_image(
         has_background: whether label 0 is background; by default what the source states.
         nonfinite: pixels that are NaN or infinite are refused (``error``), or stored as they are and left out of the
             means of coarser levels (``ignore``).
-        notes: as of `PyramidWriter.publish`, for a store of OME-Zarr 0.5.
+        attributes: as of `PyramidWriter.publish`, for a store of OME-Zarr 0.5.
         overwrite: replace a store that is at ``target``.
         progress: called with the number of steps done and their total.
 
@@ -101,7 +101,7 @@ def convert_image(
     with scratch_folder(target) as scratch:
         fresh = scratch / target.name  # the store is named as its target, which its metadata mention
         writer = PyramidWriter.create_from(fresh, spec)
-        num_missing = _copy(slide, writer, nonfinite, progress, notes)
+        num_missing = _copy(slide, writer, nonfinite, progress, attributes)
         if format == "ome-zarr-0.5":
             swap_in(fresh, target, overwrite=overwrite)
         elif format == "ome-zarr-0.4":
@@ -142,7 +142,7 @@ def _copy(
     writer: PyramidWriter,
     nonfinite: str,
     progress: Progress | None,
-    notes: dict[str, Any] | None,
+    attributes: dict[str, Any] | None,
 ) -> int:
     """Write all levels; the number of values of the finest that are NaN or infinite."""
     bands, num_missing = list(_bands(writer)), 0
@@ -151,7 +151,7 @@ def _copy(
         num_missing += _copy_band(slide, writer, start, size, nonfinite)
         if progress is not None:
             progress(done, total)
-    writer.finish(None if progress is None else lambda done, _: progress(len(bands) + done, total), notes)
+    writer.finish(None if progress is None else lambda done, _: progress(len(bands) + done, total), attributes)
     return num_missing
 
 

@@ -250,7 +250,7 @@ class PyramidWriter:
         """Make and write one shard of a coarser level; what it is made from (see `finish`) must be complete."""
         return self.write_shard(shard, self._reduced(*shard))
 
-    def finish(self, progress: Progress | None = None, notes: dict[str, Any] | None = None) -> None:
+    def finish(self, progress: Progress | None = None, attributes: dict[str, Any] | None = None) -> None:
         """Build every coarser level, then make the store readable.
 
         A level of an image is the area mean of the level before (`muvit.data.pyramids.reduction.area_mean`), a level of
@@ -259,13 +259,13 @@ class PyramidWriter:
 
         Args:
             progress: called after each of the `num_coarse_shards` steps.
-            notes: as of `publish`.
+            attributes: as of `publish`.
         """
         for done, shard in enumerate(self.coarse_shards(), start=1):
             self.build(shard)
             if progress is not None:
                 progress(done, self.num_coarse_shards)
-        self.publish(notes)
+        self.publish(attributes)
 
     def publish(self, attributes: dict[str, Any] | None = None) -> None:
         """Make the store readable, all levels being complete. May be repeated after a crash.

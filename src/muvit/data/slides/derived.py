@@ -8,7 +8,6 @@ import logging
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -16,6 +15,7 @@ import numpy as np
 
 from muvit.data.pyramids.ngff import Kind
 from muvit.data.pyramids.reduction import reduce_window, resample_window
+from muvit.data.slides.pixel_size import PIXEL_SIZE_TOLERANCE, size_name
 from muvit.data.slides.slide import BlockCache, Padding, Slide
 from muvit.errors import InputError
 from muvit.levels import Level, level_factors, plain_level
@@ -56,23 +56,6 @@ _EQUAL_PX = 0.05
 """Grids that are nowhere further apart than this, in pixels, count as one."""
 _COVERED = 0.01
 """Least part of a last pixel that lies in the image."""
-PIXEL_SIZE_TOLERANCE = 0.1
-"""Largest relative difference between pixel sizes of slides that are used together as they are."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PixelSize:
-    """Physical size of the pixels that levels count from."""
-
-    pixel_size_um: float | tuple[float, ...] | None = None
-    """Micrometers per pixel of level 1, at which every slide is read: one number, or one for each axis; unset, each
-    slide is read at its own."""
-    slide_pixel_size_um: float | tuple[float, ...] | None = None
-    """Micrometers per pixel of slides that state none."""
-
-
-OWN_PIXELS = PixelSize()
-"""Slides at their own pixel sizes."""
 
 
 def complete_slides(
@@ -96,14 +79,9 @@ def complete_slides(
     """
     sized = list(slides) if pixel_size_um is None else [resample(slide, pixel_size_um, kind) for slide in slides]
     completed = [with_levels(slide, levels, kind) for slide in sized]
-    _report_sizes(
-        [(old, new) for old, new in zip(slides, completed, strict=True) if new.pixel_scale != old.pixel_scale]
-    )
-    lacking = [
-        old.path
-        for old, new in zip(slides, completed, strict=True)
-        if old is not new and new.pixel_scale == old.pixel_scale
-    ]
+    pairs = list(zip(slides, completed, strict=True))
+    _report_sizes([(old, new) for old, new in pairs if new.pixel_scale != old.pixel_scale])
+    lacking = [old.path for old, new in pairs if old is not new and new.pixel_scale == old.pixel_scale]
     if lacking:
         hint = "levels that are not stored are computed as they are read; `muvit convert --levels` would store them"
         _LOG.warning("%s: %s", _first_of(lacking), hint)
@@ -114,8 +92,8 @@ def _report_sizes(resampled: Sequence[tuple[Slide, Slide]]) -> None:
     if not resampled:
         return
     sizes = sorted({old.pixel_size_um or () for old, _ in resampled})
-    stored = " to ".join(_size_name(size) for size in dict.fromkeys((sizes[0], sizes[-1])))
-    target = _size_name(resampled[0][1].pixel_size_um or ())
+    stored = " to ".join(size_name(size) for size in dict.fromkeys((sizes[0], sizes[-1])))
+    target = size_name(resampled[0][1].pixel_size_um or ())
     name = _first_of([old.path for old, _ in resampled])
     _LOG.warning("%s: read at %s um per pixel, stored at %s um", name, target, stored)
     coarse = [old.path for old, new in resampled if min(new.pixel_scale) < 1 - PIXEL_SIZE_TOLERANCE]
@@ -127,42 +105,11 @@ def _first_of(paths: Sequence[Path]) -> str:
     return f"{paths[0]}" + (f" and {len(paths) - 1} more" if len(paths) > 1 else "")
 
 
-def _size_name(size: Sequence[float]) -> str:
-    names = [f"{value:g}" for value in size]
-    return names[0] if len(set(names)) == 1 else " x ".join(names)
-
-
 def complete_slide(
     slide: Slide, levels: Sequence[Level], *, pixel_size_um: float | Sequence[float] | None = None
 ) -> Slide:
     """One image with all of these levels, as `complete_slides` gives it."""
     return complete_slides([slide], levels, pixel_size_um=pixel_size_um)[0]
-
-
-def check_pixel_sizes(slides: Sequence[Slide]) -> None:
-    """Refuse slides whose stated pixel sizes differ by more than 10 % from that of the first that states one.
-
-    Raises:
-        InputError: one does; names it.
-    """
-    stated = [slide for slide in slides if slide.pixel_size_um is not None]
-    for slide in stated:
-        if not have_similar_pixels(slide, stated[0].pixel_size_um):
-            raise InputError(
-                f"pixel size of {slide.path}",
-                expected=f"{_size_name(stated[0].pixel_size_um or ())} um, as {stated[0].path} has "
-                f"(within {PIXEL_SIZE_TOLERANCE:.0%})",
-                got=f"{_size_name(slide.pixel_size_um or ())} um",
-                hint="Set data.pixel_size_um to read all slides at one size.",
-            )
-
-
-def have_similar_pixels(slide: Slide, size_um: Sequence[float] | None) -> bool:
-    """Whether the pixels of a slide are of this size within 10 %; true where either is unknown."""
-    own = slide.pixel_size_um
-    if own is None or size_um is None:
-        return True
-    return len(own) == len(size_um) and np.allclose(own, size_um, rtol=PIXEL_SIZE_TOLERANCE, atol=0)
 
 
 def with_levels(slide: Slide, levels: Sequence[Level], kind: Kind = "image") -> Slide:
@@ -211,7 +158,7 @@ def resample(slide: Slide, pixel_size_um: float | Sequence[float], kind: Kind = 
     if own is None:
         raise InputError(
             f"pixel size of {slide.path}",
-            expected=f"micrometers per pixel, to read it at {_size_name(wanted)} um",
+            expected=f"micrometers per pixel, to read it at {size_name(wanted)} um",
             got="a file that states none",
             hint="State it (--pixel_size_um of predict, features, classify and convert; data.slide_pixel_size_um of a "
             "recipe).",

@@ -44,10 +44,12 @@ def slide_name(path: Path) -> str:
 
 
 def file_version(path: Path) -> str:
-    """A hash that changes when a file, or any file of a folder, is written: of names, sizes and times."""
-    files = [Path(folder, name) for folder, _, names in os.walk(path) for name in names] if path.is_dir() else [path]
-    states = {str(file.relative_to(path)): file.stat() for file in sorted(files)}
-    facts = [(name, state.st_size, state.st_mtime_ns, state.st_ctime_ns) for name, state in states.items()]
+    """A hash of sizes and times that changes when a file, or one in a folder that is not hidden, is written."""
+    files = [path]
+    if path.is_dir():
+        files = sorted(Path(folder, name) for folder, _, names in os.walk(path) for name in names if name[0] != ".")
+    states = [(str(file.relative_to(path)), file.stat()) for file in files]
+    facts = [(name, state.st_size, state.st_mtime_ns, state.st_ctime_ns) for name, state in states]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 

@@ -124,7 +124,7 @@ def _distribute(
         slide=job.slide,
         make_blocks=job.make_blocks,
         batch_size=execution.batch_size,
-        num_workers=execution.num_workers,
+        num_workers=execution.num_workers or 0,
         devices=(None,) if execution.device is None else tuple(execution.device.split(",")),
     )
     while waiting or running:

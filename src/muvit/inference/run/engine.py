@@ -89,7 +89,7 @@ def verify_job(job: Job, execution: Execution | None = None) -> None:
     store.verify(checksums=True)
     empty, device = store.empty_shards(), execution.devices[0]
     setup = Setup(
-        device=device, batch_size=execution.batch_size, num_workers=execution.num_workers, count=lambda _: None
+        device=device, batch_size=execution.batch_size, num_workers=execution.readers(device), count=lambda _: None
     )
     with ready(job.model, device):
         for number, pixels in job.make_blocks(job.model, job.slide, store.plan, list(empty), setup):
@@ -156,7 +156,9 @@ def _run_here(
     """Compute blocks in this process; a thread writes each while the next is computed."""
     with ready(job.model, device), ThreadPoolExecutor(max_workers=1) as writer:
         pending: Future[None] | None = None
-        setup = Setup(device=device, batch_size=execution.batch_size, num_workers=execution.num_workers, count=count)
+        setup = Setup(
+            device=device, batch_size=execution.batch_size, num_workers=execution.readers(device), count=count
+        )
         for number, pixels in job.make_blocks(job.model, job.slide, job.store.plan, blocks, setup):
             if pending is not None:
                 pending.result()

@@ -1,5 +1,6 @@
 """Hardware and processes of a run, which change its result by no more than rounding."""
 
+import os
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -9,6 +10,9 @@ from muvit.errors import InputError
 
 if TYPE_CHECKING:
     import torch
+
+
+_MAX_READERS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,9 +25,9 @@ class Execution:
     """Such as cpu, cuda, mps, or several separated by commas (cuda:0,cuda:1); unset, a GPU if there is one."""
     batch_size: PositiveInt = 8
     """Tiles computed at once."""
-    num_workers: Annotated[int, Bounds(min=0)] = 0
-    """Processes that read ahead, for each device; 0 reads in between. They are spawned, so a script must guard its own
-    start by ``if __name__ == "__main__"``."""
+    num_workers: Annotated[int, Bounds(min=0)] | None = None
+    """Processes that read ahead, for each device; 0 reads in between; unset, up to 8 for each GPU of this machine, as
+    there are cores. They are spawned, so a script must guard its own start by ``if __name__ == "__main__"``."""
     scheduler: str | None = None
     """Address of a running Dask cluster; unset, one is started on this machine."""
     dask_workers: PositiveInt | None = None
@@ -56,6 +60,14 @@ class Execution:
             InputError: this machine has no such device.
         """
         return resolve_devices(self.device)
+
+    def readers(self, device: "torch.device") -> int:
+        """Processes that read ahead for a device."""
+        if self.num_workers is not None:
+            return self.num_workers
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        is_gpu = device.type == "cuda" and self.backend == "local"
+        return min(_MAX_READERS, cores // len(self.devices)) if is_gpu else 0
 
 
 def resolve_device(device: "str | torch.device | None") -> "torch.device":

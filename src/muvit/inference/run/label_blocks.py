@@ -102,7 +102,7 @@ class LabelStore(BlockStore[LabelPlan]):
             path,
             kind=spec.kind,
             pixel_size_um=sizes,
-            notes={name: note for name, note in read_summary(path).items() if name != "manifest"},
+            attributes={"muvit": {name: note for name, note in read_summary(path).items() if name != "manifest"}},
             overwrite=True,
         )
 

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import shapely
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from muvit.data.slides.derived import with_levels
 from muvit.data.slides.slide import Slide
@@ -165,6 +164,7 @@ def _stained(rgb: NDArray[np.float32]) -> tuple[NDArray[np.bool_], float]:
     Args:
         rgb: ``(3, H, W)`` from 0 to 1.
     """
+    from scipy import ndimage  # takes a second to import
     from skimage.filters import threshold_otsu
 
     white = np.maximum(np.percentile(rgb.reshape(3, -1), 99, axis=1), 0.6)[:, None, None]
@@ -188,6 +188,8 @@ def _pen_marks(rgb: NDArray[np.float32]) -> NDArray[np.bool_]:
     Args:
         rgb: ``(3, H, W)`` from 0 to 1.
     """
+    from scipy import ndimage  # takes a second to import
+
     red, green, _ = rgb
     high, low = rgb.max(0), rgb.min(0)
     # red is weak, and not stronger than green by more than the bluest hue has it: hue = 240 + 60 (r - g) / (max - min)
