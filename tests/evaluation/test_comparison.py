@@ -108,6 +108,7 @@ def test_a_resumed_comparison_trains_nothing_again_and_writes_its_results_anew(r
         compare([variant], test, output, title="", intro="")
 
 
+@pytest.mark.long
 def test_every_seed_is_trained_and_scores_are_means(recipe, tmp_path):
     train, test = (write_folder(tmp_path / name) for name in ("train", "test"))
     short = replace(

@@ -5,6 +5,7 @@ from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from muvit.errors import InputError
 from muvit.models.segmentation_model import SegmentationModel
 from muvit.training.optim import OptimConfig, build_optimizer
 from muvit.training.run_config import RunConfig
@@ -43,16 +44,29 @@ class Gradients(Callback):
         self.logged.append(float(trainer.callback_metrics["grad_norm"]))
 
 
-def train(gradient, precision="32-true", **optim):
+class Sloping:
+    """A criterion of a known gradient, whose value is finite."""
+
+    def __init__(self, gradient):
+        self.gradient = torch.tensor(gradient)
+
+    def __call__(self, logits, label):
+        means = logits.float().mean((0, 2, 3))
+        if means.requires_grad:
+            means.register_hook(lambda gradient: gradient * self.gradient)
+        return means.sum()
+
+
+def train(gradient, precision="32-true", watch=None, **optim):
     """One step whose gradient is known."""
+    watch = watch or Gradients()
     task = SegmentationTask(
         Slope(),
-        lambda logits, label: (logits.float().mean((0, 2, 3)) * torch.tensor(gradient)).sum(),
+        Sloping(gradient),
         OptimConfig(lr=1e-2, **optim),
         ("a", "b"),
     )
     data = Samples(torch.ones(4, 1, 1, 4, 4), torch.zeros(4, 1, 2, 2), torch.zeros(4, 4, 4, dtype=torch.int64))
-    watch = Gradients()
     run = RunConfig(epochs=1, accelerator="cpu", precision=precision, progress=False)
     trainer = build_trainer(run, None, [watch], log_every_n_steps=1)
     trainer.fit(task, DataLoader(data, batch_size=4))
@@ -82,7 +96,9 @@ def test_what_is_not_finite_is_cleared_before_clipping(precision, bad):
 
 
 def test_without_clearing_what_is_not_finite_is_seen_in_the_norm():
-    watch, _, _ = train([float("inf"), 3.0], gradient_clip=None)
+    watch = Gradients()
+    with pytest.raises(InputError, match="expected weights that are finite numbers"):
+        train([float("inf"), 3.0], watch=watch, gradient_clip=None)
     assert watch.logged == [float("inf")]
 
 

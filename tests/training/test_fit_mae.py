@@ -342,6 +342,7 @@ def test_a_run_leaves_models_settings_logs_and_pictures(finished, recipe):
         "pictures",
         "resume",
         "recipe.yaml",
+        "slides.csv",
     }
     assert MuViTMAE2d.from_folder(output).config == recipe.model
     kept = Preprocessing.load(model)

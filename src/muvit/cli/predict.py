@@ -96,7 +96,7 @@ def run(arguments: Namespace) -> None:
         part = "" if execution.part is None else f" (part {execution.part})"
         done = f"{len(planned) - len(complete) - failed} labelled{part}"
         print(f"{len(targets)} slides: {done}, {len(complete)} complete already, {failed} failed", file=sys.stderr)
-    if execution.part is None:
+    if all(job.store.is_complete() for job in planned.values()):  # of several parts, the last
         _write_page(arguments, planned, trained, is_new=bool(set(planned) - complete))
     failures.require_none("labelled")
 

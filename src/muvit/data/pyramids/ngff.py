@@ -62,10 +62,16 @@ def read_attributes(folder: Path) -> tuple[int, dict[str, Any]] | None:
     """
     if (folder / "zarr.json").is_file():
         group = read_json(folder / "zarr.json")
-        return 3, dict((group.get("attributes") or {}).get("ome") or {})
+        return 3, _object(_object(group.get("attributes"), folder).get("ome"), folder)
     if (folder / ".zgroup").is_file():
         return 2, read_json(folder / ".zattrs") if (folder / ".zattrs").is_file() else {}
     return None
+
+
+def _object(value: Any, folder: Path) -> dict[str, Any]:
+    if not isinstance(value or {}, dict):
+        raise ReadError(folder / "zarr.json", expected="attributes that are JSON objects", got=type(value).__name__)
+    return dict(value or {})
 
 
 def read_json(file: Path) -> dict[str, Any]:
