@@ -52,6 +52,18 @@ def test_what_is_sound_is_said_to_be(trained, tmp_path, capsys):
     assert "  ok  pixel size 0.5 x 0.5 um" in out
 
 
+def test_a_changed_byte_is_found_by_its_checksum(tmp_path, capsys):
+    image = write_image(tmp_path / "a.ome.zarr")
+    assert main(["doctor", str(image), "--verify"]) == 0
+    assert "  ok  every byte is as it was written" in capsys.readouterr().out
+    shard = image / "1" / "c" / "0" / "0" / "0"
+    content = bytearray(shard.read_bytes())
+    content[5] ^= 1
+    shard.write_bytes(content)
+    assert main(["doctor", str(image), "--verify"]) == 1
+    assert str(shard) in capsys.readouterr().out
+
+
 def test_every_fault_is_named_with_a_remedy(trained, tmp_path, capsys, monkeypatch):
     diverged = Segmenter(trained.model.config)
     with torch.no_grad():

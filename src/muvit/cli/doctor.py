@@ -43,12 +43,15 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "path", nargs="*", type=Path, help="images, model folders, runs or predictions to check as well"
     )
+    parser.add_argument(
+        "--verify", action="store_true", help="read every byte of stores that muvit wrote, and compare checksums"
+    )
 
 
 def run(arguments: Namespace) -> None:
     """Check installation, devices and paths, and print the findings."""
     sections = {"Installation": check_installation(), "Devices": check_devices()}
-    sections |= {str(path): check_path(path) for path in arguments.path}
+    sections |= {str(path): check_path(path, verify=arguments.verify) for path in arguments.path}
     faults = sum([_report(title, findings) for title, findings in sections.items()])
     if faults:
         raise UnhealthyError(f"{faults} {'thing is' if faults == 1 else 'things are'} wrong: see the lines with !!")
@@ -154,8 +157,9 @@ def _check_product(device: "torch.device") -> Iterator[Finding]:
         yield Finding(f"{device} computes wrong results", remedy)
 
 
-def check_path(path: Path) -> Iterator[Finding]:
-    """Findings on an image, a model folder, a run or a prediction."""
+def check_path(path: Path, *, verify: bool = False) -> Iterator[Finding]:
+    """Findings on an image, a model folder, a run or a prediction; with ``verify`` every byte of a store is read."""
+    from muvit.data.pyramids.manifest import check_store
     from muvit.inference.run.resume import WORK
     from muvit.models.folder import CONFIG, model_folder
 
@@ -163,6 +167,11 @@ def check_path(path: Path) -> Iterator[Finding]:
     check = check_model if is_model else check_unfinished if is_unfinished else check_slide
     try:
         yield from check(path)
+        if verify and path.is_dir() and check is check_slide:
+            recorded = check_store(path, checksums=True)
+            yield Finding(
+                "every byte is as it was written" if recorded else "no checksums: not written by this version"
+            )
     except MuViTError as error:
         yield Finding(str(error), "Mend what this sentence names, or take another copy.")
 
