@@ -124,7 +124,7 @@ _INDEX_FORMAT = 1
 
 
 def _read_index(slide: int, ndim: int, file: Path, key: str) -> list[ClassPixels] | None:
-    """What `_write_index` wrote of these labels, or None."""
+    """The index that `_write_index` wrote of these labels, or None."""
     try:
         index = json.loads(file.read_bytes())
         if index["key"] != key:

@@ -89,7 +89,7 @@ def to_sample(
 
 
 def _finite_pixels(slide: Slide, pixels: np.ndarray, boxes: list[Tensor], config: CropConfig) -> Finite:
-    """Where all channels of ``pixels`` are finite.
+    """Mask of the pixels whose channels are all finite.
 
     Raises:
         InputError: a pixel is not, and the configuration does not ignore that.

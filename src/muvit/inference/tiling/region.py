@@ -94,7 +94,7 @@ def write_region(
 
 
 def _origin(slide: Slide) -> NDArray[np.float64]:
-    """Where the coordinates of GeoJSON begin, (x, y) in world pixels: at the scanned part, where a file states one."""
+    """Origin of the coordinates of GeoJSON, (x, y) in world pixels: at the scanned part, where a file states one."""
     bounds = getattr(slide, "bounds", None)
     return np.zeros(2) if bounds is None else np.array(bounds[0][::-1], np.float64)
 
