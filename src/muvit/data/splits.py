@@ -33,7 +33,7 @@ class SplitConfig:
     test: Share = 0.0
     """Share of the slides to leave out, for a test."""
     by: Literal["group", "slide"] = "group"
-    """What is not divided: the slides of one group in the table, such as a patient, or single slides."""
+    """Unit that is not divided: the slides of one group in the table, such as a patient, or single slides."""
     seed: Annotated[int, Bounds(min=0)] = 0
     """Seed of the division."""
 

@@ -14,7 +14,7 @@ from muvit.durable import write_whole
 from muvit.errors import InputError, ReadError
 
 Split = Literal["train", "val", "test"]
-"""What a slide is used for."""
+"""Purpose of a slide."""
 SPLITS: tuple[Split, ...] = get_args(Split)
 
 
@@ -27,7 +27,7 @@ class SlideFiles:
     labels: Path | None = None
     """Its label image, or annotations."""
     split: Split | None = None
-    """What it is used for."""
+    """Its purpose."""
     group: str | None = None
     """Slides of one group, such as those of a patient, must not be divided."""
     weight: float = 1.0

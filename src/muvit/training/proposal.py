@@ -52,7 +52,7 @@ class Choice:
     """A setting of a recipe."""
 
     path: str
-    """Where it stands, as ``model.encoder.levels``."""
+    """Path of the setting, as ``model.encoder.levels``."""
     value: Any
     """Its value."""
     reason: str = ""
@@ -66,7 +66,7 @@ class Cost:
     seconds_per_sample: float
     """Time of forward and backward pass of one sample."""
     bytes_per_sample: int
-    """What is kept of one sample between forward and backward pass."""
+    """Activations of one sample that are kept between forward and backward pass."""
     parameters: int
     """Weights."""
 

@@ -25,7 +25,7 @@ from muvit.levels import Level, level_name
 _LOG = logging.getLogger(__name__)
 
 Finite = np.ndarray | None
-"""Where all channels of the pixels of views are finite, bool ``(L, *space)``; None: everywhere."""
+"""Mask of pixels of views whose channels are all finite, bool ``(L, *space)``; None: everywhere."""
 
 
 def read_views(

@@ -145,8 +145,7 @@ class PyramidWriter:
         check_replaceable(path, overwrite)
         if path.exists():
             shutil.rmtree(path)
-        writer = cls(path, spec)
-        writer.initialize()
+        (writer := cls(path, spec)).initialize()
         return writer
 
     def initialize(self) -> None:
