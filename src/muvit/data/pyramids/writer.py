@@ -60,7 +60,7 @@ class PyramidWriter:
     Attributes:
         path: folder of the store.
         spec: how it is stored.
-        digests: of shards that are known to be written, by level and start; `publish` reads the others.
+        digests: of written shards, by level and start; `publish` reads those that are missing here.
     """
 
     def __init__(self, path: Path, spec: PyramidSpec) -> None:
@@ -145,7 +145,8 @@ class PyramidWriter:
         check_replaceable(path, overwrite)
         if path.exists():
             shutil.rmtree(path)
-        (writer := cls(path, spec)).initialize()
+        writer = cls(path, spec)
+        writer.initialize()
         return writer
 
     def initialize(self) -> None:
