@@ -2,9 +2,11 @@
 
 import multiprocessing
 import os
+import signal
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,8 +20,9 @@ import muvit.cli.evaluate
 import muvit.cli.export
 import muvit.cli.features
 import muvit.cli.predict
+import muvit.durable
 import muvit.evaluation.comparison
-import muvit.training.fit  # noqa: F401  every module that a verb needs is imported once, by the server
+import muvit.training.fit  # every module that a verb needs is imported once, by the server
 from muvit.cli import main
 from muvit.data.crops.normalize import Range
 from muvit.data.crops.preprocessing import Preprocessing
@@ -100,9 +103,9 @@ class Workshop:
             return [verb, prediction, str(folder / "val" / "labels" / "val0.ome.zarr"), *target, "--overwrite"]
         return [verb, str(folder / "image.tif"), *target, "--overwrite"]
 
-    def start(self, verb: str, output: Path) -> "Call":
-        """Start a verb in a process of its own."""
-        return Call(self.command(verb, output), self.folder / "said.txt")
+    def start(self, verb: str, output: Path, renames: int | None = None) -> "Call":
+        """Start a verb in a process of its own, which is killed when it has made a number of renames, if one is given."""
+        return Call(self.command(verb, output), self.folder / "said.txt", renames)
 
     def call(self, verb: str, output: Path) -> "Call":
         """Run a verb to its end."""
@@ -121,11 +124,12 @@ class Call:
     Args:
         arguments: those of the command.
         file: receives the messages.
+        renames: files and folders that the process may rename before it is killed; None, any number.
     """
 
-    def __init__(self, arguments: list[str], file: Path) -> None:
+    def __init__(self, arguments: list[str], file: Path, renames: int | None = None) -> None:
         self.file = file
-        self.process = _CONTEXT.Process(target=_run, args=(arguments, file))
+        self.process = _CONTEXT.Process(target=_run, args=(arguments, file, renames))
         self.process.start()
 
     @property
@@ -139,12 +143,32 @@ class Call:
         return self.file.read_text()
 
 
-def _run(arguments: list[str], file: Path) -> None:
+def _run(arguments: list[str], file: Path, renames: int | None) -> None:
+    if renames is not None:
+        _die_after(renames)
     descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
     sys.exit(main(arguments))
+
+
+def _die_after(renames: int) -> None:
+    """Let this process be killed instead of making a rename, after others; no signal handler can prevent it."""
+    left = renames
+
+    def counted(rename: Any) -> Any:
+        def call(*arguments: Any, **options: Any) -> Any:
+            nonlocal left
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            left -= 1
+            return rename(*arguments, **options)
+
+        return call
+
+    os.rename, os.replace = counted(os.rename), counted(os.replace)
+    muvit.durable._exchange = counted(muvit.durable._exchange)
 
 
 def result(verb: str, output: Path) -> dict[str, bytes]:
