@@ -75,8 +75,7 @@ def test_a_verb_killed_between_two_renames_goes_on_to_the_same_bytes(workshop, t
             killed += call.code == -signal.SIGKILL
             check_again(workshop, verb, output, expected)
             shutil.rmtree(output.parent)
-        print(f"{verb}: {killed} of {KILLS} were killed")
-        assert killed
+        assert killed >= KILLS // 4
 
 
 def save_for_ever(folder):

@@ -104,7 +104,7 @@ class Workshop:
         return [verb, str(folder / "image.tif"), *target, "--overwrite"]
 
     def start(self, verb: str, output: Path, renames: int | None = None) -> "Call":
-        """Start a verb in a process of its own, which is killed when it has made a number of renames, if one is given."""
+        """Start a verb in a process of its own, which is killed when it has made some renames, if told to."""
         return Call(self.command(verb, output), self.folder / "said.txt", renames)
 
     def call(self, verb: str, output: Path) -> "Call":
