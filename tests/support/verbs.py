@@ -149,14 +149,9 @@ class Call:
         self.process.start()
 
     def others(self) -> list[int]:
-        """Processes that are in the session of this one, itself left out: its workers, and theirs."""
-        found = []
-        for folder in Path("/proc").glob("[0-9]*"):
-            with suppress(OSError):
-                state, _, _, session = (folder / "stat").read_text().rpartition(")")[2].split()[:4]
-                if int(session) == self.process.pid and state != "Z":
-                    found.append(int(folder.name))
-        return [pid for pid in found if pid != self.process.pid]
+        """Workers, and theirs."""
+        assert self.process.pid is not None
+        return [pid for pid in members(self.process.pid) if pid != self.process.pid]
 
     @property
     def code(self) -> int | None:
@@ -167,6 +162,17 @@ class Call:
     def said(self) -> str:
         """All that was written to standard error."""
         return self.file.read_text()
+
+
+def members(session: int) -> list[int]:
+    """Processes of a session that have not ended."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            state, _, _, of, *_ = (folder / "stat").read_text().rpartition(")")[2].split()
+            if int(of) == session and state != "Z":
+                found.append(int(folder.name))
+    return sorted(found)
 
 
 def _run(arguments: list[str], file: Path, renames: int | None, cold: bool) -> None:
