@@ -6,6 +6,8 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
+from collections.abc import Iterator
 from contextlib import redirect_stdout
 from pathlib import Path
 from tempfile import NamedTemporaryFile, TemporaryFile
@@ -20,12 +22,22 @@ from PIL import Image
 import muvit
 from muvit.cli import main
 
+
+def navigated(entry: object) -> Iterator[str]:
+    """The pages of a part of the navigation, in its order."""
+    if isinstance(entry, str):
+        yield entry
+    else:
+        for below in entry.values() if isinstance(entry, dict) else entry:
+            yield from navigated(below)
+
+
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 DOCS = ROOT / "docs"
-CONFIG = (ROOT / "mkdocs.yml").read_text()
+NAVIGATION = tomllib.loads((ROOT / "zensical.toml").read_text())["project"]["nav"]
 # as a reader meets them: every page goes on with the files that the README's commands made
-PAGES = [README, *(DOCS / name for name in re.findall(r"^ +- .+: (\S+\.md)$", CONFIG, re.M)), ROOT / "CONTRIBUTING.md"]
+PAGES = [README, *(DOCS / page for page in navigated(NAVIGATION)), ROOT / "CONTRIBUTING.md"]
 RUN = {"bash", "python", "console"}
 SHOWN = {"text", "bibtex"}
 PROGRESS = re.compile(r"\[\d\d:\d\d.*, .*/s\]")
