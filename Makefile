@@ -58,6 +58,7 @@ format: $(STAMP)
 
 docs: $(STAMP)
 	$(UV) pip install --quiet --python $(BIN)/python --group docs
+	rm -rf build/docs && mkdir -p build && cp -RL docs build/docs # with the benchmark results, which are linked into it
 	$(BIN)/python -m zensical build --strict --clean
 	@echo site/index.html
 

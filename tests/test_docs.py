@@ -10,7 +10,9 @@ import tomllib
 from collections.abc import Iterator
 from contextlib import redirect_stdout
 from pathlib import Path
+from pydoc import locate
 from tempfile import NamedTemporaryFile, TemporaryFile
+from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
@@ -62,11 +64,19 @@ class Snippet(NamedTuple):
     code: str
     excuse: str
     """Why it is not run; empty if it is."""
+    is_long: bool
+    """It is run by the test marked long alone."""
+
+    @property
+    def is_run(self) -> bool:
+        """Whether any test runs it."""
+        return not self.excuse and self.language in RUN
 
 
 def snippets(page: Path) -> list[Snippet]:
     fence = re.compile(
-        r"(?:<!-- not run: (?P<excuse>.+?) -->\n)?^```(?P<language>\w*).*?\n(?P<code>.*?)^```$", re.M | re.S
+        r"(?:<!-- (?:not run: (?P<excuse>.+?)|long: (?P<long>.+?)) -->\n)?^```(?P<language>\w*).*?\n(?P<code>.*?)^```$",
+        re.M | re.S,
     )
     text = page.read_text()
     return [
@@ -75,6 +85,7 @@ def snippets(page: Path) -> list[Snippet]:
             match["language"],
             match["code"],
             match["excuse"] or "",
+            bool(match["long"]),
         )
         for match in fence.finditer(text)
     ]
@@ -97,16 +108,27 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_commands_and_snippets_run_as_written(workspace: Path, monkeypatch, capfd) -> None:
     monkeypatch.chdir(workspace)
     for page in PAGES:
-        names: dict[str, object] = {"__name__": page.stem}
-        for snippet in snippets(page):
-            if snippet.excuse or snippet.language not in RUN:
-                continue
-            if snippet.language == "bash":
-                run_shell(snippet, workspace)
-            elif snippet.language == "console":
-                run_console(snippet, capfd)
-            else:
-                exec(compile(snippet.code, snippet.place, "exec"), names)
+        run([snippet for snippet in snippets(page) if not snippet.is_long], workspace, capfd)
+
+
+@pytest.mark.long
+def test_long_snippets_run_as_written(workspace: Path, monkeypatch, capfd) -> None:
+    monkeypatch.chdir(workspace)
+    run(snippets(README), workspace, capfd)
+    long = [snippet for page in PAGES for snippet in snippets(page) if snippet.is_long]
+    assert long
+    run(long, workspace, capfd)
+
+
+def run(page: list[Snippet], folder: Path, capfd) -> None:
+    names: dict[str, object] = {"__name__": "page"}
+    for snippet in page:
+        if snippet.is_run and snippet.language == "bash":
+            run_shell(snippet, folder)
+        elif snippet.is_run and snippet.language == "console":
+            run_console(snippet, capfd)
+        elif snippet.is_run:
+            exec(compile(snippet.code, snippet.place, "exec"), names)
 
 
 def run_shell(snippet: Snippet, folder: Path) -> None:
@@ -153,7 +175,8 @@ def test_blocks_are_run_or_say_why_not(page: Path) -> None:
     text = page.read_text()
     found = snippets(page)
     assert len(found) == len(re.findall(r"^```", text, re.M)) // 2, "a fenced block is not recognised"
-    assert text.count("<!-- not run") == sum(bool(s.excuse) for s in found), "an excuse does not stand before a block"
+    marks = sum(bool(s.excuse) or s.is_long for s in found)
+    assert len(re.findall("<!-- (?:not run|long)", text)) == marks, "an excuse does not stand before a block"
     silent = [s.place for s in found if s.language not in RUN | SHOWN and not s.excuse]
     assert not silent, "say what language it is, or why it is not run"
 
@@ -177,6 +200,15 @@ def test_architecture_describes_what_is_there() -> None:
     found = {name.removesuffix(".__init__") for name in found}
     assert not named - found, "docs/architecture.md describes what is not there"
     assert not {name for name in found if name.count(".") == 1} - named, "describe them in docs/architecture.md"
+
+
+def test_equations_name_code_that_exists() -> None:
+    named = re.findall(r"`(muvit\.[\w.]+)`", (DOCS / "reference" / "equations.md").read_text())
+    assert len(named) > 40
+    for name in named:
+        found = locate(name)
+        assert found is not None, f"docs/reference/equations.md names {name}"
+        assert not isinstance(found, ModuleType), f"{name} is a module, which computes no formula"
 
 
 def test_reference_lists_the_public_names_with_their_homes() -> None:
