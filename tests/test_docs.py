@@ -43,6 +43,7 @@ PAGES = [README, *(DOCS / page for page in navigated(NAVIGATION)), ROOT / "CONTR
 RUN = {"bash", "python", "console"}
 SHOWN = {"text", "bibtex"}
 PROGRESS = re.compile(r"\[\d\d:\d\d.*, .*/s\]")
+NUMBER = re.compile(r"\d+(?:\.\d+)?(?:e-\d+)?")
 SEAMS = re.compile(r"(?:; |\S+: )labels change [\d.]+ times .*")
 """A measurement, which hangs on the last digits of a model's weights."""
 MUVIT = """
@@ -209,6 +210,26 @@ def test_equations_name_code_that_exists() -> None:
         found = locate(name)
         assert found is not None, f"docs/reference/equations.md names {name}"
         assert not isinstance(found, ModuleType), f"{name} is a module, which computes no formula"
+
+
+def test_settings_by_purpose_exist(capsys) -> None:
+    page = (DOCS / "guide" / "settings.md").read_text()
+    section = page[page.index("## By purpose") : page.index("## Recipe")]
+    options = {f"--{name}" for name in re.findall(r"`((?:data|model|loss|optim|run|init)\.[\w.]+)`", section)}
+    for verb in ("train", "predict"):
+        assert main([verb, "--help"]) == 0
+    known = set(re.findall(r"^  (--[\w.]+)", capsys.readouterr().out, re.M))
+    assert len(options) > 40
+    assert options | set(re.findall(r"`(--\w+)", section)) - {"--levels"} <= known, "one of them is no option"
+
+
+def test_numbers_of_the_benchmarks_page_stand_in_the_results_that_it_links() -> None:
+    page = DOCS / "reference" / "benchmarks.md"
+    rows = re.findall(r"^\|[^|]+\|([^|]+)\| \[\w+\]\((results/\w+\.md)\) \|$", page.read_text(), re.M)
+    assert len(rows) > 20
+    for answer, results in rows:
+        measured = set(re.findall(NUMBER, (page.parent / results).read_text()))
+        assert set(re.findall(NUMBER, answer)) <= measured, f"{results}: {answer}"
 
 
 def test_reference_lists_the_public_names_with_their_homes() -> None:
