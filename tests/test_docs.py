@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from tempfile import NamedTemporaryFile, TemporaryFile
 from types import ModuleType
 from typing import NamedTuple
 
+import matplotlib
 import numpy as np
 import pytest
 import yaml
@@ -210,6 +212,17 @@ def test_equations_name_code_that_exists() -> None:
         found = locate(name)
         assert found is not None, f"docs/reference/equations.md names {name}"
         assert not isinstance(found, ModuleType), f"{name} is a module, which computes no formula"
+
+
+def test_figures_are_what_their_script_draws(tmp_path: Path) -> None:
+    runpy.run_path(str(DOCS / "figures.py"))["draw"](tmp_path)
+    figures = sorted(tmp_path.iterdir())
+    pages = "".join(page.read_text() for page in PAGES)
+    assert figures and all(f"images/{figure.name}" in pages for figure in figures)
+    for figure in figures:
+        drawn, kept = figure.read_text(), (DOCS / "images" / figure.name).read_text()
+        if f"Matplotlib v{matplotlib.__version__}," in kept:  # another version draws other digits
+            assert drawn == kept, "run docs/figures.py"
 
 
 def test_settings_by_purpose_exist(capsys) -> None:
