@@ -214,7 +214,7 @@ def draw(folder: Path) -> None:
     """Write all figures as SVG into a folder; the same bytes whenever matplotlib is the same."""
     with matplotlib.rc_context(STYLE):
         for name, make in FIGURES.items():
-            make().savefig(folder / f"{name}.svg", metadata={"Date": None}, facecolor="white")
+            make().savefig(folder / f"{name}.svg", metadata={"Date": None}, facecolor="white", bbox_inches="tight")
 
 
 if __name__ == "__main__":
