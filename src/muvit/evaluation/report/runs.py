@@ -13,6 +13,7 @@ from muvit.errors import CheckpointError, MuViTError, ReadError
 from muvit.evaluation.report import parts
 from muvit.evaluation.report.content import format_duration, format_score, join_lines, warn_if_it_fails
 from muvit.evaluation.report.parts import render_page
+from muvit.evaluation.report.viewer import SCRIPT, TILES, VIEW_PX, render_viewer
 from muvit.evaluation.studies.epochs import log_names, read_curves
 from muvit.inference.export.labelled import LabelledImage
 from muvit.inference.export.summaries import draw_overview
@@ -116,14 +117,24 @@ def _pictures_section(run: Path, model: Path | None) -> str:
     return parts.section("examples", "Examples", f"{legend}\n<article>{shown}</article>\n{note}")
 
 
-def write_prediction_page(folder: Path, slides: Mapping[Path, Slide], facts: Mapping[str, object]) -> Path | None:
-    """Write ``index.html`` beside labels: an overview of each with legend and areas, and what they were made by.
+def write_prediction_page(
+    folder: Path,
+    slides: Mapping[Path, Slide],
+    facts: Mapping[str, object],
+    *,
+    model: Path | None = None,
+    view_px: int = VIEW_PX,
+) -> Path | None:
+    """Write ``index.html`` beside labels: each over its image, to be moved and zoomed, and what they were made by.
 
     Args:
         folder: of the page.
         slides: the image of each label image, by the path of the labels; those that are not complete, or no 2D images,
             are left out.
         facts: what the labels were made by, by name.
+        model: folder of the model, whose card the page shows.
+        view_px: longest side of the finest pixels shown; the tiles of larger slides than 1024 pixels lie beside the
+            page.
 
     Returns:
         The page; None if no overview can be drawn.
@@ -138,34 +149,38 @@ def write_prediction_page(folder: Path, slides: Mapping[Path, Slide], facts: Map
             except (ReadError, CheckpointError):  # unfinished
                 continue
             if labels.axes == "yx":
-                articles.append(_overview(folder, labels, image))
+                articles.append(_slide(folder, labels, image, view_px))
     if not articles:
         return None
     sections = [
-        parts.section("slides", "Slides", join_lines(articles)),
+        parts.section("slides", "Slides", f"{join_lines(articles)}\n<script>{SCRIPT}</script>"),
+        _model_section(model) if model is not None else "",
         parts.section("settings", "Settings", parts.facts_list(facts)),
         parts.section("environment", "Environment", parts.facts_list(parts.environment())),
     ]
     done = f"{len(articles)} slide{'' if len(articles) == 1 else 's'} labelled."
     intro = "Labels over their images. In napari and in Python, open the OME-Zarr folders that are named."
+    if (folder / TILES).is_dir():
+        intro += f" The tiles of large slides are in {TILES}/ beside this page; without them they are shown coarsely."
     page = folder / PAGE
     write_page(page, render_page("Predictions", intro, [done], sections))
     return page
 
 
-def _overview(folder: Path, labels: Slide, image: Slide) -> str:
+def _slide(folder: Path, labels: Slide, image: Slide, view_px: int) -> str:
     small = [level for level in image.stored_levels if _num_pixels(image, level) <= _MAX_READ_PX]
     shown: Slide | None = image if small else None
     try:
         source = LabelledImage(labels=labels, image=shown)
     except MuViTError:  # labels of another grid
         source = LabelledImage(labels=labels)
-    picture = draw_overview(source, size=_OVERVIEW_PX)
+    picture = parts.inline_picture(draw_overview(source, size=_OVERVIEW_PX), f"labels of {labels.name}")
     name = labels.path.relative_to(folder) if labels.path.is_relative_to(folder) else labels.path
     size = " x ".join(map(str, labels.shape))
     unit = "" if source.pixel_um is None else f", {' x '.join(f'{um:g}' for um in source.pixel_um)} um each"
     return (
-        f"<article><h3>{escape(labels.name)}</h3>\n{parts.inline_picture(picture, f'labels of {labels.name}')}\n"
+        f"<article><h3>{escape(labels.name)}</h3>\n{render_viewer(folder, source, view_px=view_px)}\n"
+        f"<noscript>{picture}</noscript>\n"
         f'<p class="note"><code>{escape(str(name))}</code>: {size} pixels{unit}, of {escape(str(image.path))}</p>'
         "</article>"
     )
