@@ -115,7 +115,7 @@ def test_a_run_leaves_its_models_settings_logs_and_pictures(finished, recipe):
         assert card.data["slides to train on"] > 0 and card.data["from"].endswith("/train")
         assert recipe.data.train not in (output / name / "README.md").read_text()  # where it lies is nobody's business
     pictures = sorted((output / "pictures").iterdir())
-    assert [f.name for f in pictures] == ["epoch_0000.png", "epoch_0001.png"]
+    assert [f.name for f in pictures] == ["epoch_0000.png", "epoch_0001.png", "worst_and_best.png"]
     with Image.open(pictures[0]) as picture:
         assert np.asarray(picture).std() > 0
     settings = yaml.safe_load((output / "recipe.yaml").read_text())

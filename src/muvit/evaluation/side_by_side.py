@@ -15,6 +15,7 @@ from lightning import Callback, LightningModule, Trainer
 from muvit.data.slides.open import open_slide
 from muvit.durable import write_whole
 from muvit.errors import InputError, MuViTError
+from muvit.evaluation.report.runs import LivePage, write_run_page
 from muvit.evaluation.studies.epochs import read_curves
 from muvit.evaluation.variants import Variant
 from muvit.inference.predict import predict_slide
@@ -191,8 +192,10 @@ def _work(variant: Variant, job: _Job, index: int) -> Trained:
     started = job.resume and has_state(run)
     began, before = time.perf_counter(), _seconds_before(run) if started else 0.0
     again = job.overwrite or job.resume  # what has not finished an epoch is begun anew
-    folder = train_segmenter(recipe, run, resume=started, overwrite=again, callbacks=[_CountSteps(index)])
+    callbacks = [_CountSteps(index), LivePage(run)]
+    folder = train_segmenter(recipe, run, resume=started, overwrite=again, callbacks=callbacks)
     seconds = before + time.perf_counter() - began
+    write_run_page(run, seconds)
     _steps[index] = _num_steps(recipe)  # also if it was complete already, or has stopped early
     write_whole(run / _SECONDS, f"{seconds:.1f}\n".encode())
     trained = load_model(folder, kind=SegmentationModel)
