@@ -318,7 +318,7 @@ class ClassifyDataConfig(CropsConfig):
     train: str
     """Folder with images/<name>.* to train on, or a table of slides (CSV, Parquet)."""
     classes: str
-    """Table (CSV, Parquet) with a column ``name`` and one of classes, such as the slides.csv that muvit prepare writes."""
+    """Table with a column ``name`` and one of classes, such as the slides.csv that muvit prepare writes."""
     column: str = "group"
     """Name of the column of classes."""
     choice: SlideChoice = "slides"
