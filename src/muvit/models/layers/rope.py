@@ -1,5 +1,7 @@
 """Axial rotary position embedding on world coordinates (MuViT section 3.2)."""
 
+from collections.abc import Sequence
+from math import log, pi
 from typing import Any, Literal
 
 import torch
@@ -31,6 +33,16 @@ def axis_dims(head_dim: int, ndim: int) -> tuple[int, ...]:
     return (head_dim - others * (ndim - 1), *(others,) * (ndim - 1))
 
 
+Periods = tuple[float, float]
+"""Shortest and longest period of a rotation, world pixels."""
+
+
+def log_spaced(dims: Sequence[int], periods: Periods) -> Tensor:
+    """Frequencies ``2 pi / period`` of the feature pairs of each axis, rad/px, evenly spaced on a logarithmic scale."""
+    shortest, longest = (log(2 * pi / period) for period in periods)
+    return torch.cat([torch.linspace(shortest, longest, d // 2, dtype=torch.float64) for d in dims]).exp()
+
+
 class AxialRope(nn.Module):
     """Rotation angles ``theta_k = p_a * omega_k`` of every axis ``a``; ``omega_k = base ** (-2k / d_a)`` at first.
 
@@ -40,13 +52,20 @@ class AxialRope(nn.Module):
         base: initial base; 10000 suits worlds of 1e5 px, small worlds want a smaller one.
         learn: what the optimiser may change: each frequency (``freq``), one base per axis
             (``base``), or nothing (``none``).
+        periods: given, ``omega_k`` falls evenly on a logarithmic scale from one turn in the shortest to one turn in the
+            longest period, and ``base`` is not used.
     """
 
     exponent: Tensor
     axis: Tensor
 
     def __init__(
-        self, head_dim: int, ndim: int, base: float = 10000.0, learn: Literal["freq", "base", "none"] = "freq"
+        self,
+        head_dim: int,
+        ndim: int,
+        base: float = 10000.0,
+        learn: Literal["freq", "base", "none"] = "freq",
+        periods: Periods | None = None,
     ) -> None:
         super().__init__()
         dims = axis_dims(head_dim, ndim)
@@ -58,7 +77,7 @@ class AxialRope(nn.Module):
         if learn == "base":
             self.base = nn.Parameter(torch.full((ndim,), float(base)))
         else:
-            freq = (base**exponent).float()
+            freq = (base**exponent if periods is None else log_spaced(dims, periods)).float()
             self.freq = nn.Parameter(freq) if learn == "freq" else nn.Buffer(freq)
 
     def forward(self, coords: Tensor) -> Rotation:
