@@ -3,7 +3,7 @@
 import pytest
 import timm
 import torch
-from relay_models import FAMILIES, SWIN, VIT, build, views
+from relay_models import FAMILIES, SWIN, VIT, boxes, build, views
 from torch.nn.functional import normalize
 
 from muvit.errors import InputError

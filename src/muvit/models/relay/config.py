@@ -110,3 +110,9 @@ class RelayConfig:
     def ndim(self) -> int:
         """Spatial axes: the backbones are two-dimensional."""
         return 2
+
+    @property
+    def needs_concentric_views(self) -> bool:
+        """Whether relay tokens are the only path between views: they know no places."""
+        has_tokens = self.fusion == "relay" and self.relay_tokens > 0 and len(self.levels) > 1
+        return has_tokens and self.exchange == "none"

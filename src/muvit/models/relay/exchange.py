@@ -1,8 +1,8 @@
 """Exchange between views by place: tokens attend to grids of all views, rotated by world coordinates.
 
-Relay tokens carry content from branch to branch, but not where in the world it stands. Here every view is summed up by a
-grid of means of its tokens, each at the centre of its cell, and the tokens of all views attend to all grids under the
-rotary embedding of MuViT (section 3.2). The cost is linear in the number of tokens.
+Relay tokens carry content from branch to branch, but not its place in the world. Here every view is summed up by a grid
+of means of its tokens, each at the centre of its cell, and the tokens of all views attend to all grids under the rotary
+embedding of MuViT (section 3.2). The cost is linear in the number of tokens.
 """
 
 from collections.abc import Sequence
