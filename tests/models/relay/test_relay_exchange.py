@@ -75,8 +75,8 @@ def test_every_second_block_has_one_whose_periods_span_from_token_to_context():
     for pitch, exchange in zip((4, 8, 16), found.values(), strict=True):
         freq = exchange.rope.freq.detach()
         # a context of 96 px along the longer side at level 4
-        assert freq.max().item() == pytest.approx(2 * pi / pitch)
-        assert freq.min().item() == pytest.approx(2 * pi / (4 * 96))
+        assert freq.max().item() == pytest.approx(pi / pitch)
+        assert freq.min().item() == pytest.approx(pi / (4 * 96))
     assert len(build(exchange="world", levels=(1,)).trunk.exchanges) == 0
 
 

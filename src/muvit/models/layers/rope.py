@@ -37,47 +37,65 @@ Periods = tuple[float, float]
 """Shortest and longest period of a rotation, world pixels."""
 
 
-def log_spaced(dims: Sequence[int], periods: Periods) -> Tensor:
-    """Frequencies ``2 pi / period`` of the feature pairs of each axis, rad/px, evenly spaced on a logarithmic scale."""
-    shortest, longest = (log(2 * pi / period) for period in periods)
-    return torch.cat([torch.linspace(shortest, longest, d // 2, dtype=torch.float64) for d in dims]).exp()
+def periods_between(pitch: float, extent: float) -> Periods:
+    """Periods for tokens ``pitch`` apart in views ``extent`` wide, world pixels.
+
+    Two tokens are the shortest period that their grid can tell from longer ones; with twice the extent as the longest,
+    no two places in a view look alike.
+    """
+    return 2 * pitch, 2 * extent
+
+
+def frequencies(dims: Sequence[int], start: float | Periods) -> Tensor:
+    """Frequencies of the feature pairs of each axis, rad/px, float64.
+
+    Args:
+        dims: features that each axis rotates.
+        start: a base, for ``omega_k = base ** (-2k / d_a)``; or the shortest and longest period, for ``2 pi / period``
+            of periods that are evenly spaced on a logarithmic scale.
+    """
+    if not isinstance(start, tuple):
+        return start ** _exponents(dims)
+    fastest, slowest = (log(2 * pi / period) for period in start)
+    return torch.cat([torch.linspace(fastest, slowest, d // 2, dtype=torch.float64) for d in dims]).exp()
+
+
+def _exponents(dims: Sequence[int]) -> Tensor:
+    return torch.cat([-torch.arange(0, d, 2, dtype=torch.float64) / d for d in dims])
 
 
 class AxialRope(nn.Module):
-    """Rotation angles ``theta_k = p_a * omega_k`` of every axis ``a``; ``omega_k = base ** (-2k / d_a)`` at first.
+    """Rotation angles ``theta_k = p_a * omega_k`` of every axis ``a``.
 
     Args:
         head_dim: features of one attention head.
         ndim: number of coordinate axes.
-        base: initial base; 10000 suits worlds of 1e5 px, small worlds want a smaller one.
+        base: of the initial `frequencies`; 10000 suits worlds of 1e5 px, small worlds want a smaller one, or periods.
         learn: what the optimiser may change: each frequency (``freq``), one base per axis
             (``base``), or nothing (``none``).
-        periods: given, ``omega_k`` falls evenly on a logarithmic scale from one turn in the shortest to one turn in the
-            longest period, and ``base`` is not used.
+
+    Raises:
+        InputError: the head is odd or too narrow, or bases are to be learned, but periods are given.
     """
 
     exponent: Tensor
     axis: Tensor
 
     def __init__(
-        self,
-        head_dim: int,
-        ndim: int,
-        base: float = 10000.0,
-        learn: Literal["freq", "base", "none"] = "freq",
-        periods: Periods | None = None,
+        self, head_dim: int, ndim: int, base: float | Periods = 10000.0, learn: Literal["freq", "base", "none"] = "freq"
     ) -> None:
         super().__init__()
         dims = axis_dims(head_dim, ndim)
-        exponent = torch.cat([-torch.arange(0, d, 2, dtype=torch.float64) / d for d in dims])
         axis = torch.repeat_interleave(torch.arange(ndim), torch.tensor(dims) // 2)
-        self.register_buffer("exponent", exponent.float(), persistent=False)
+        self.register_buffer("exponent", _exponents(dims).float(), persistent=False)
         self.register_buffer("axis", axis, persistent=False)
         self.base: Tensor | None = None
         if learn == "base":
+            if isinstance(base, tuple):
+                raise InputError("rotary_base", expected="a number, as rotary_param is base", got=base)
             self.base = nn.Parameter(torch.full((ndim,), float(base)))
         else:
-            freq = (base**exponent if periods is None else log_spaced(dims, periods)).float()
+            freq = frequencies(dims, base).float()
             self.freq = nn.Parameter(freq) if learn == "freq" else nn.Buffer(freq)
 
     def forward(self, coords: Tensor) -> Rotation:
@@ -188,7 +206,7 @@ def _turn(x: Tensor, turn: Tensor, out: Tensor) -> None:
 
 
 def build_ropes(
-    mode: RotaryMode, num_layers: int, head_dim: int, ndim: int, base: float, param: RotaryParam = "freq"
+    mode: RotaryMode, num_layers: int, head_dim: int, ndim: int, base: float | Periods, param: RotaryParam = "freq"
 ) -> list[AxialRope | None]:
     """One rotary embedding per block: none, all the same object, or each its own."""
     if mode == "none":

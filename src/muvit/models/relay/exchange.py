@@ -14,7 +14,7 @@ from torch.nn.functional import avg_pool2d
 from muvit.geometry import patch_centers
 from muvit.levels import level_factors
 from muvit.models.layers.attention import Attention
-from muvit.models.layers.rope import AxialRope
+from muvit.models.layers.rope import AxialRope, Periods, periods_between
 from muvit.models.relay.backbones import Backbone
 from muvit.models.relay.config import RelayConfig
 
@@ -32,12 +32,12 @@ class WorldExchange(nn.Module):
         periods: shortest and longest period of the rotation, world pixels.
     """
 
-    def __init__(self, dim: int, heads: int, num_levels: int, cells: int, periods: tuple[float, float]) -> None:
+    def __init__(self, dim: int, heads: int, num_levels: int, cells: int, periods: Periods) -> None:
         super().__init__()
         self.cells = cells
         self.norm = nn.LayerNorm(dim)
         self.attn = Attention(dim, heads)
-        self.rope = AxialRope(dim // heads, 2, periods=periods)
+        self.rope = AxialRope(dim // heads, 2, periods)
         self.level_embed = nn.Parameter(0.02 * torch.randn(num_levels, dim))
         nn.init.zeros_(self.attn.out.weight)
 
@@ -92,6 +92,10 @@ def build_exchanges(backbone: Backbone, config: RelayConfig) -> nn.ModuleDict:
         merged = 2 ** (len(backbone.depths) - 1 - stage)
         pitch = min(side * f / merged for side, f in zip(backbone.stride, fine, strict=True))
         found[f"{stage}_{index}"] = WorldExchange(
-            backbone.widths[stage], backbone.heads[stage], len(config.levels), config.exchange_cells, (pitch, extent)
+            backbone.widths[stage],
+            backbone.heads[stage],
+            len(config.levels),
+            config.exchange_cells,
+            periods_between(pitch, extent),
         )
     return found
