@@ -20,7 +20,6 @@ from muvit.evaluation.variants import Variant
 from muvit.inference.predict import predict_slide
 from muvit.inference.run.execution import resolve_devices
 from muvit.inference.run.plan import AS_PUBLISHED
-from muvit.inference.run.workers import without_interrupts, worker_pool
 from muvit.models.segmentation_model import SegmentationModel
 from muvit.models.trained import load_model
 from muvit.progress import Progress
@@ -29,6 +28,7 @@ from muvit.training.recipes import Recipe
 from muvit.training.resume import has_state
 from muvit.training.run_config import RunConfig
 from muvit.training.runs import check_devices
+from muvit.workers import without_interrupts, worker_pool
 
 _SECONDS = "training_seconds.txt"
 

@@ -1,10 +1,8 @@
 """Folders of drawn images and labels for training, validation and test: the one way to write a generated data set."""
 
 import json
-import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -20,6 +18,7 @@ from muvit.data.pyramids.writer import PyramidWriter
 from muvit.durable import scratch_folder, swap_in, write_whole
 from muvit.errors import ExistsError, InputError
 from muvit.progress import Progress
+from muvit.workers import without_interrupts, worker_pool
 
 RECORD_NAME = "synthetic.json"
 """Written last into the folder of a data set: how it was made."""
@@ -164,12 +163,13 @@ def _mapping(workers: int) -> Iterator[Callable[..., Iterator[Any]]]:
     if workers <= 1:
         yield map
         return
-    # spawned, because a forked child must not inherit the threads of torch and tensorstore
-    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
-    try:
-        yield pool.map
-    finally:
-        pool.shutdown(cancel_futures=True)
+    with worker_pool(workers) as pool:
+
+        def apply(function: Callable[[Any], Any], jobs: Sequence[Any]) -> Iterator[Any]:
+            with without_interrupts():
+                return pool.map(function, jobs)
+
+        yield apply
 
 
 def _checked_workers(workers: int | None) -> int:
