@@ -3,9 +3,9 @@
 Two layouts. *Concentric* rings are the paper's task: coarse levels are area means, so that cells show in them, too, and
 a model without positions can learn to find a fine view in a coarse one by its content. *Scattered* rings rule that out:
 their coarse levels are drawn apart, as an overview that shows what rings enclose as a shade, but no cells. Nothing in
-it, wiggles of the rings and noise included, is that of the finest level; and disjoint rings all over the image turn to
-all sides in every coarse view, so that neither the direction of a band nor its place in the image tells which side is
-inside. What is left are the true boxes.
+it, wiggles of the rings and noise included, is that of the finest level. And disjoint rings lie all over an image that
+continues at its opposite edges, so that it shows each of them from all sides, and neither the direction of a band nor
+its place in the image tells which side is inside. What is left are the true boxes.
 """
 
 from dataclasses import dataclass, fields, replace
@@ -244,7 +244,7 @@ def draw_overview(index: int, config: SyntheticConfig, level: int) -> FloatArray
     """
     geometry, *_, drawing = _streams(index, config, 3 + level)
     size = config.size_px // level
-    offset = _ring_offset(*_draw_rings(config, geometry), level * (np.arange(size) + 0.5))
+    offset = _ring_offset(*_draw_rings(config, geometry), level * (np.arange(size) + 0.5), config)
     # edges one pixel wide, so that they lie at the mid radius whatever the level
     image = config.shade * np.clip(0.5 - offset / level, 0, 1)
     lattices = tuple(px / level for px in config.background_lattices_px if px >= 2 * level)
@@ -263,7 +263,7 @@ def _streams(index: int, config: SyntheticConfig, count: int = 3) -> list[np.ran
 
 def _build_scene(config: SyntheticConfig, geometry: np.random.Generator, placing: np.random.Generator) -> Scene:
     centers, radii = _draw_rings(config, geometry)
-    offset = _ring_offset(centers, radii, np.arange(config.size_px) + 0.5)
+    offset = _ring_offset(centers, radii, np.arange(config.size_px) + 0.5, config)
     offset += np.float32(config.warp_amplitude_px) * fractal_noise(config.size_px, config.warp_lattices_px, geometry)
     cells, classes = _place_cells(offset, config, placing)
     return Scene(centers=centers, radii=radii, offset=offset, cells=cells, classes=classes)
@@ -277,11 +277,9 @@ def _draw_rings(config: SyntheticConfig, rng: np.random.Generator) -> tuple[NDAr
         return np.broadcast_to(center, (len(radii), 2)), radii
     rings: list[tuple[NDArray[np.float64], float]] = []
     for _ in range(_TRIALS):
-        radius = rng.uniform(*config.radius_px)
-        # beyond the border, too: rings that it cuts are as frequent as anywhere
-        center = rng.uniform(-radius, config.size_px + radius, 2)
+        radius, center = rng.uniform(*config.radius_px), rng.uniform(0, config.size_px, 2)
         distance = radius + config.ring_distance_px
-        if all(np.linalg.norm(center - other) > distance + r for other, r in rings):
+        if all(np.linalg.norm(_around(center - other, config)) > distance + r for other, r in rings):
             rings.append((center, radius))
     return np.array([center for center, _ in rings]), np.array([radius for _, radius in rings])
 
@@ -295,15 +293,25 @@ def _draw_concentric_radii(config: SyntheticConfig, rng: np.random.Generator) ->
     return np.sort(rng.uniform(low, high - distances[-1], count)) + distances
 
 
-def _ring_offset(centers: NDArray[np.float64], radii: NDArray[np.float64], points: NDArray[np.float64]) -> FloatArray:
+def _ring_offset(
+    centers: NDArray[np.float64], radii: NDArray[np.float64], points: NDArray[np.float64], config: SyntheticConfig
+) -> FloatArray:
     """Distance of the points (y, x) of a square grid from the nearest ring, (N, N); positive outside of it."""
     nearest: FloatArray | None = None
     for center, radius in zip(centers, radii, strict=True):
-        square_y, square_x = (((points - c) ** 2).astype(np.float32) for c in center)
+        square_y, square_x = ((_around(points - c, config) ** 2).astype(np.float32) for c in center)
         offset = np.sqrt(square_y[:, None] + square_x[None, :]) - np.float32(radius)
         nearest = offset if nearest is None else np.where(np.abs(offset) < np.abs(nearest), offset, nearest)
     assert nearest is not None
     return nearest
+
+
+def _around(distance: NDArray[np.float64], config: SyntheticConfig) -> NDArray[np.float64]:
+    """Distances along an axis; with scattered rings, the shorter ones through the opposite edge."""
+    if config.layout == "concentric":
+        return distance
+    half = config.size_px / 2
+    return (distance + half) % config.size_px - half
 
 
 def _place_cells(
