@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any, Literal
 from jsonargparse import Namespace
 
 from muvit.cli.parser import Parser
-from muvit.cli.slides import SlideFailures, add_pixel_size, add_selection, selection, slide_targets
+from muvit.cli.slides import (
+    SlideFailures,
+    add_nonfinite,
+    add_pixel_size,
+    add_selection,
+    selection,
+    slide_targets,
+    with_nonfinite,
+)
 from muvit.cli.terminal import Progress
 from muvit.errors import InputError
 from muvit.inference.run.execution import Execution
@@ -48,12 +56,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--context", type=Literal["auto", "centered", "grid"], default="auto", help="older spelling of --placement"
     )
-    parser.add_argument(
-        "--nonfinite",
-        type=Literal["error", "ignore"] | None,
-        default=None,
-        help="pixels that are NaN or infinite: refused, or 0 after normalisation (default: as in training)",
-    )
+    add_nonfinite(parser)
     parser.add_class_arguments(PredictOptions, as_group=False, skip={"flips", "region"})
     parser.add_argument(
         "--view_px",
@@ -87,8 +90,7 @@ def run(arguments: Namespace) -> None:
 
     start = time.monotonic()
     trained = load_model(arguments.model, kind=SegmentationModel)
-    if arguments.nonfinite is not None:
-        trained = replace(trained, preprocessing=replace(trained.preprocessing, nonfinite=arguments.nonfinite))
+    trained = replace(trained, preprocessing=with_nonfinite(trained.preprocessing, arguments))
     execution = Execution(**{field.name: arguments[field.name] for field in fields(Execution)})
     planned = _plan(arguments, targets, trained, execution)
     # by an earlier call, or by the other parts

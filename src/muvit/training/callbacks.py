@@ -25,6 +25,7 @@ from muvit.pictures import MASK_GREY, RGB, Color, Picture, colorize, fit, outlin
 from muvit.training.cards import describe_model
 from muvit.training.recipes import ClassifyRecipe, PretrainRecipe, Recipe
 from muvit.training.tasks import BaseTask, ClassificationTask, PretrainTask, SegmentationTask
+from muvit.view_pictures import frame, middle_slice
 
 SIDE_PX = 256
 """Side of each picture."""
@@ -366,23 +367,6 @@ def _outlined(picture: RGB, bbox: Tensor, level: int, *, is_labels: bool = False
     enlarged = fit(picture, SIDE_PX, is_labels=is_labels)
     boxes = [frame(finer, bbox[level], enlarged.shape[:2]) for finer in bbox[:level].cpu()]
     return outline_boxes(enlarged, np.concatenate(boxes)) if boxes else enlarged
-
-
-def frame(inner: Tensor, outer: Tensor, shape: tuple[int, ...]) -> np.ndarray:
-    """Box of a view in the picture of another, ``(1, 2, 2)`` in yx pixels of that picture.
-
-    Args:
-        inner: box ``(2, ndim)`` of the view, in world pixels.
-        outer: box ``(2, ndim)`` of the view that the picture shows.
-        shape: ``(H, W)`` of the picture.
-    """
-    lower, upper = outer[:, -2:]
-    return ((inner[:, -2:] - lower) / (upper - lower) * torch.tensor(shape))[None].numpy()
-
-
-def middle_slice(pixels: np.ndarray, ndim: int) -> np.ndarray:
-    """The middle slice ``(..., H, W)`` of ``(..., *space)`` with ``ndim`` spatial axes."""
-    return pixels[(..., *(n // 2 for n in pixels.shape[-ndim:-2]), slice(None), slice(None))]
 
 
 def _level_titles(levels: Sequence[Level]) -> list[str]:

@@ -104,7 +104,7 @@ def _finite_pixels(slide: Slide, pixels: np.ndarray, boxes: list[Tensor], config
     corners = " to ".join(str(corner) for corner in boxes[view].tolist())
     place = f"{(~finite[view]).sum()} at level {level_name(config.levels[view])} in the box {corners}"
     if config.nonfinite == "error":
-        hint = "Mend them, or set nonfinite to ignore (data.nonfinite in recipes)."
+        hint = "Mend them, or set nonfinite to ignore (--nonfinite ignore; data.nonfinite in recipes)."
         raise InputError(slide.path, expected="finite pixels", got=f"NaN or infinity: {place}", hint=hint)
     _report(slide.path, place)
     return finite
