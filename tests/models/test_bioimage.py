@@ -31,7 +31,7 @@ from muvit.models.trained import TrainedModel, load_model
 @pytest.fixture
 def folder(tmp_path):
     make_model_and_image(tmp_path)
-    card = ModelCard(title="a, b", kind="muvit", levels=(1, 4), channels=1, parameters=1, license="mit")
+    card = ModelCard(title="cells, two", kind="muvit", levels=(1, 4), channels=1, parameters=1, license="mit")
     (tmp_path / "model" / CARD).write_text(card.to_markdown())
     return tmp_path
 
@@ -118,7 +118,7 @@ def test_the_reference_implementation_accepts_a_package_and_labels_a_larger_imag
     with zipfile.ZipFile(file) as package:
         description = yaml.safe_load(package.read("rdf.yaml"))
         tensor = np.load(io.BytesIO(package.read("test_input.npy")))
-    assert description["license"] == "mit" and description["name"] == "a b"
+    assert description["license"] == "MIT" and description["name"] == "cells two"
     assert tensor.shape == (1, 1, 64, 64)
     image = open_slide(slide)
     np.testing.assert_array_equal(tensor[0], image.read(1, (13, 3), (64, 64)))

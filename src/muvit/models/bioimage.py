@@ -36,6 +36,11 @@ SUFFIX = ".zip"
 _FORMAT = "0.5.4"
 _AXES = "zyx"
 _COVER_PX = 512
+# cards hold identifiers in lower case, as huggingface.co wants them; bioimage.io wants those of SPDX
+_LICENSES = (
+    *("CC0-1.0", "CC-BY-4.0", "CC-BY-SA-4.0", "CC-BY-NC-4.0", "CC-BY-NC-SA-4.0", "CC-BY-ND-4.0", "CC-BY-NC-ND-4.0"),
+    *("MIT", "Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "MPL-2.0", "GPL-2.0", "GPL-3.0", "LGPL-3.0", "AGPL-3.0"),
+)
 _CITE = "Dominguez Mantes et al., MuViT: Multi-Resolution Vision Transformers for Learning Across Scales in Microscopy"
 _DOI = "10.48550/arXiv.2602.24222"
 
@@ -262,7 +267,7 @@ def _describe(
         "name": re.sub(r"[^\w+\- ()]", "", title, flags=re.ASCII),  # what the specification allows
         "description": f"Labels {', '.join(classes)} by views of several resolutions, made from one image.",
         "version": "1.0",
-        "license": license,
+        "license": next((name for name in _LICENSES if name.lower() == license.lower()), license),
         "authors": [{"name": name} for name in authors],
         "cite": [{"text": _CITE, "doi": _DOI}],
         "tags": ["segmentation", "multi-resolution", "vision-transformer"],
