@@ -68,7 +68,8 @@ def run(arguments: Namespace) -> None:
     if output.exists() and any(output.iterdir()) and not again:
         raise ExistsError(output, hint="Choose another output, or pass --resume or --overwrite.")
     first = output / "first"
-    print(f"labels by {MODEL}, a model that was trained before: {show_shipped(first)}", flush=True)
+    if not (arguments.resume and (first / "index.html").exists()):
+        print(f"labels by {MODEL}, a model that was trained before: {show_shipped(first)}", flush=True)
     train, val, test = (12, 2, 2) if arguments.quick else (240, 12, 16)
     data = output / "data"
     if not (arguments.resume and (data / RECORD_NAME).exists()):

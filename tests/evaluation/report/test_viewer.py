@@ -165,7 +165,8 @@ range.dispatchEvent(new Event("input"));
 """
     (x, y, zoomed), bar, (left, right) = read_stage(page, tmp_path, script)
     assert zoomed == pytest.approx(8 * scale, rel=1e-3) and bar == "5 \u00b5m"
-    assert x == pytest.approx(1000, abs=0.5)  # the drag and the arrow undo each other
-    assert y == pytest.approx(500 + 80 / zoomed, abs=1)
+    assert x == pytest.approx(1000, abs=2.5)  # the drag and the arrow undo each other
+    # browsers round the places of pointers to pixels of the screen, which are larger before zooming
+    assert y == pytest.approx(500 + 80 / zoomed, abs=2.5)
     assert len(set(left.tolist())) == 1 and 80 < left[0] < 180  # the first class is off
     assert right.tolist() == list(BLUE)
