@@ -4,13 +4,16 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
 
 from muvit.data.folders import image_files, image_folder
 from muvit.data.slides.formats import slide_name
 from muvit.errors import InputError, MuViTError
+
+if TYPE_CHECKING:
+    from muvit.data.slides.slide import Slide
 
 
 def add_pixel_size(parser: ArgumentParser) -> None:
@@ -39,6 +42,15 @@ def add_selection(parser: ArgumentParser) -> None:
 def selection(arguments: Namespace) -> dict[str, Any]:
     """The arguments of `open_slide` that `add_selection` adds."""
     return {name: arguments[name] for name in ("series", "z", "t", "channels")}
+
+
+def open_selected(arguments: Namespace, path: Path, *, backend: str = "local") -> "Slide":
+    """Open a slide as these arguments say; for workers of Dask, which start elsewhere, by its whole path."""
+    from muvit.data.pyramids.remote import as_remote
+    from muvit.data.slides.open import open_slide
+
+    place = path.resolve() if backend == "dask" and as_remote(path) is None else path
+    return open_slide(place, pixel_size_um=arguments.pixel_size_um, **selection(arguments))
 
 
 def slide_targets(paths: Sequence[Path], output: Path, suffix: str) -> dict[Path, Path]:

@@ -104,14 +104,14 @@ def cross_validate(recipe: Recipe, output: Path, *, resume: bool = False, overwr
     chosen = range(len(runs)) if recipe.run.fold is None else [recipe.run.fold]
     for fold in chosen:
         check_test_slides(
-            recipe, open_pairs(runs[fold]["val"], annotations=recipe.data.annotations, size=recipe.data.size)
+            recipe, open_pairs(runs[fold]["val"], annotations=recipe.data.annotations, pixels=recipe.data.pixels)
         )
     scored: dict[int, Evaluation] = {}
     for fold in chosen:
         run, own = output / f"fold_{fold}", replace(recipe, run=replace(recipe.run, fold=fold))
         before, is_started = _weights(run), resume and has_state(run)
         model = train_segmenter(own, run, resume=is_started, overwrite=overwrite or resume, slides=runs[fold])
-        pairs = open_pairs(runs[fold]["val"], annotations=recipe.data.annotations, size=recipe.data.size)
+        pairs = open_pairs(runs[fold]["val"], annotations=recipe.data.annotations, pixels=recipe.data.pixels)
         trained = load_model(model, kind=SegmentationModel)
         has_changed = before != _weights(run)  # else the labels are kept
         for image, _ in pairs:
