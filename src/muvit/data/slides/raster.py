@@ -21,6 +21,7 @@ from muvit.levels import Level
 _LOG = logging.getLogger(__name__)
 
 _DECODED_BYTES = 1 << 30
+_STREAM_CACHE_BYTES = 256 << 20
 _ROWS = 512
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "I;16", "I;16L", "I;16B", "I", "F")
 
@@ -85,10 +86,7 @@ class RasterSlide(Slide):
 
     def _read_window(self, level: Level, start: tuple[int, ...], stop: tuple[int, ...]) -> np.ndarray[Any, Any]:
         if self._is_streamed:
-            bands = 1 if self._colors is not None else list(range(1, self.num_channels + 1))
-            window = tuple(zip(start, stop, strict=True))
-            streamed: np.ndarray[Any, Any] = self._stream().read(bands, window=window)
-            return streamed if self._colors is None else np.ascontiguousarray(self._colors[streamed].transpose(2, 0, 1))
+            return self._read_streamed(start, stop)
         if self._decoded is None:
             self._decoded = self._decode()
             _keep(self, self._decoded_bytes())
@@ -99,6 +97,14 @@ class RasterSlide(Slide):
             part = part.reshape(*part.shape[:2], -1)[..., : self.num_channels]
             pixels[:, row - start[0] : row - start[0] + len(part)] = part.transpose(2, 0, 1)
         return pixels
+
+    def _read_streamed(self, start: tuple[int, ...], stop: tuple[int, ...]) -> np.ndarray[Any, Any]:
+        import rasterio
+
+        bands = 1 if self._colors is not None else list(range(1, self.num_channels + 1))
+        with rasterio.Env(GDAL_CACHEMAX=_STREAM_CACHE_BYTES):  # else 5 % of all memory, once and for all
+            pixels: np.ndarray[Any, Any] = self._stream().read(bands, window=tuple(zip(start, stop, strict=True)))
+        return pixels if self._colors is None else np.ascontiguousarray(self._colors[pixels].transpose(2, 0, 1))
 
     def _stream(self) -> Any:
         # a handle shared with a forked process would share its file position too
