@@ -32,7 +32,7 @@ class CropsConfig(Cropping):
     """Slides to train on, and the crops that are cut from them."""
 
     train: str
-    """Folder with images/<name>.* to train on, or a table of slides (CSV)."""
+    """Folder with images/<name>.* to train on, or a table of slides (CSV, Parquet)."""
     val: str | None = None
     """Folder of the same layout, or table, to validate on after each epoch; unset, the slides that the table in train,
     or split, set aside; without any the run is not validated."""
@@ -86,7 +86,7 @@ class DataConfig(CropsConfig):
     """Labelled slides to train on, and the crops that are cut from them."""
 
     train: str
-    """Folder with images/<name>.* and labels/<name>.* to train on, or a table of slides (CSV)."""
+    """Folder with images/<name>.* and labels/<name>.* to train on, or a table of slides (CSV, Parquet)."""
     ignore_labels: tuple[int, ...] = ()
     """Label values ignored in loss and metrics."""
     has_background: bool = True
@@ -206,6 +206,10 @@ def _check_steps(data: CropsConfig, run: RunConfig) -> None:
         )
 
 
+Preset = Literal["paper", "modern"]
+"""Values of settings that are left at their defaults."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """All settings of a training run."""
@@ -222,6 +226,8 @@ class Recipe:
     """Duration, seed and devices."""
     init: InitConfig | None = None
     """A pre-trained encoder to start from; unset, training starts from scratch."""
+    preset: Preset = "paper"
+    """Values of model and optim that are left at their defaults: the paper's, or modern (see `with_preset`)."""
 
     upgrade = staticmethod(upgrade_recipe)
     kind_of = staticmethod(kind_of)
@@ -302,6 +308,8 @@ class PretrainRecipe:
     """Optimiser and schedule."""
     run: RunConfig = field(default_factory=RunConfig)
     """Duration, seed and devices."""
+    preset: Preset = "paper"
+    """Values of model and optim that are left at their defaults: the paper's, or modern (see `with_preset`)."""
 
     upgrade = staticmethod(upgrade_recipe)
 
@@ -316,9 +324,9 @@ class ClassifyDataConfig(CropsConfig):
     """Slides of known classes to train on, and the crops that are cut from them."""
 
     train: str
-    """Folder with images/<name>.* to train on."""
+    """Folder with images/<name>.* to train on, or a table of slides (CSV, Parquet)."""
     classes: str
-    """CSV file with a column ``name`` and one of classes, such as the slides.csv that muvit prepare writes."""
+    """Table with a column ``name`` and one of classes, such as the slides.csv that muvit prepare writes."""
     column: str = "group"
     """Name of the column of classes."""
     choice: SlideChoice = "slides"
@@ -340,6 +348,8 @@ class ClassifyRecipe:
     ``val_accuracy``, of the highest accuracy on slides."""
     init: InitConfig | None = None
     """A pre-trained encoder to start from; unset, training starts from scratch."""
+    preset: Preset = "paper"
+    """Values of model and optim that are left at their defaults: the paper's, or modern (see `with_preset`)."""
 
     upgrade = staticmethod(upgrade_recipe)
 
