@@ -168,6 +168,7 @@ class NestedViewsWidget(Container):
     def _show(self, picture: np.ndarray | None) -> None:
         if picture is not None:
             self.picture.value = picture
+            self.picture.min_height, self.picture.min_width = picture.shape[:2]
 
     def _tell(self, error: Exception) -> None:
         self.said.value = str(error)
