@@ -26,7 +26,7 @@ from muvit.models.encoder import EncoderConfig
 from muvit.models.relay.config import RelayConfig
 from muvit.models.segmenter import Segmenter, SegmenterConfig
 from muvit.models.trained import build_model
-from muvit.training.callbacks import SaveBestAndLast, frame
+from muvit.training.callbacks import SaveBestAndLast
 from muvit.training.datamodules import SegmentationData
 from muvit.training.fit import train_segmenter
 from muvit.training.optim import OptimConfig
@@ -115,19 +115,12 @@ def test_a_run_leaves_its_models_settings_logs_and_pictures(finished, recipe):
         assert card.data["slides to train on"] > 0 and card.data["from"].endswith("/train")
         assert recipe.data.train not in (output / name / "README.md").read_text()  # where it lies is nobody's business
     pictures = sorted((output / "pictures").iterdir())
-    assert [f.name for f in pictures] == ["epoch_0000.png", "epoch_0001.png"]
+    assert [f.name for f in pictures] == ["epoch_0000.png", "epoch_0001.png", "worst_and_best.png"]
     with Image.open(pictures[0]) as picture:
         assert np.asarray(picture).std() > 0
     settings = yaml.safe_load((output / "recipe.yaml").read_text())
     assert settings["data"]["samples_per_epoch"] == 12
     assert settings["model"]["encoder"]["levels"] == [1, 4]
-
-
-def test_coarse_views_are_drawn_with_the_place_of_the_finest():
-    coarse, fine = torch.tensor([[100.0, 200.0], [356.0, 456.0]]), torch.tensor([[164.0, 200.0], [228.0, 264.0]])
-    assert frame(fine, coarse, (64, 64)).tolist() == [[[16, 0], [32, 16]]]
-    volume = [torch.cat([torch.tensor([[3.0], [9.0]]), box], dim=1) for box in (fine, coarse)]
-    assert frame(*volume, (32, 64)).tolist() == [[[8, 0], [16, 16]]]
 
 
 def test_the_log_holds_losses_scores_and_rates(finished):

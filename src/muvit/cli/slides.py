@@ -3,14 +3,18 @@
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
 from muvit.data.folders import image_files, image_folder
 from muvit.data.slides.formats import slide_name
 from muvit.errors import InputError, MuViTError
+
+if TYPE_CHECKING:  # imported where it is used, so that the help needs no torch
+    from muvit.data.crops.preprocessing import Preprocessing
 
 
 def add_pixel_size(parser: ArgumentParser) -> None:
@@ -39,6 +43,23 @@ def add_selection(parser: ArgumentParser) -> None:
 def selection(arguments: Namespace) -> dict[str, Any]:
     """The arguments of `open_slide` that `add_selection` adds."""
     return {name: arguments[name] for name in ("series", "z", "t", "channels")}
+
+
+def add_nonfinite(parser: ArgumentParser) -> None:
+    """Add the option that says what becomes of pixels that are NaN or infinite."""
+    parser.add_argument(
+        "--nonfinite",
+        type=Literal["error", "ignore"] | None,
+        default=None,
+        help="pixels that are NaN or infinite: refused, or 0 after normalisation (default: as in training)",
+    )
+
+
+def with_nonfinite(preprocessing: "Preprocessing", arguments: Namespace) -> "Preprocessing":
+    """The preprocessing of a model under the option that `add_nonfinite` adds."""
+    if arguments.nonfinite is None:
+        return preprocessing
+    return replace(preprocessing, nonfinite=arguments.nonfinite)
 
 
 def slide_targets(paths: Sequence[Path], output: Path, suffix: str) -> dict[Path, Path]:

@@ -32,7 +32,7 @@ class CropsConfig(Cropping):
     """Slides to train on, and the crops that are cut from them."""
 
     train: str
-    """Folder with images/<name>.* to train on, or a table of slides (CSV)."""
+    """Folder with images/<name>.* to train on, or a table of slides (CSV, Parquet)."""
     val: str | None = None
     """Folder of the same layout, or table, to validate on after each epoch; unset, the slides that the table in train,
     or split, set aside; without any the run is not validated."""
@@ -86,7 +86,7 @@ class DataConfig(CropsConfig):
     """Labelled slides to train on, and the crops that are cut from them."""
 
     train: str
-    """Folder with images/<name>.* and labels/<name>.* to train on, or a table of slides (CSV)."""
+    """Folder with images/<name>.* and labels/<name>.* to train on, or a table of slides (CSV, Parquet)."""
     ignore_labels: tuple[int, ...] = ()
     """Label values ignored in loss and metrics."""
     has_background: bool = True
@@ -324,9 +324,9 @@ class ClassifyDataConfig(CropsConfig):
     """Slides of known classes to train on, and the crops that are cut from them."""
 
     train: str
-    """Folder with images/<name>.* to train on."""
+    """Folder with images/<name>.* to train on, or a table of slides (CSV, Parquet)."""
     classes: str
-    """CSV file with a column ``name`` and one of classes, such as the slides.csv that muvit prepare writes."""
+    """Table with a column ``name`` and one of classes, such as the slides.csv that muvit prepare writes."""
     column: str = "group"
     """Name of the column of classes."""
     choice: SlideChoice = "slides"

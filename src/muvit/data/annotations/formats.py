@@ -12,12 +12,13 @@ import numpy as np
 import orjson
 import shapely
 
-from muvit.data.annotations.objects import MAX_BYTES, Annotations, Color, ObjectBuilder, ellipse, read_bytes
+from muvit.data.annotations.objects import Annotations, Color, ObjectBuilder, ellipse, read_bytes
 from muvit.data.slides.formats import slide_name
 from muvit.errors import InputError, ReadError, first_line
 
 _POLYGONS = ("Polygon", "MultiPolygon", "GeometryCollection")
-_CORE = "tma_core"
+TMA_CORE = "tma_core"
+"""Type of the objects of QuPath that are cores of tissue microarrays, and no annotations."""
 _EXPECTED = "GeoJSON of polygons, or COCO"
 _MAX_DEPTH = 8
 
@@ -57,9 +58,9 @@ def geojson_objects(file: Path, content: Any) -> Annotations:
         try:
             properties = feature.get("properties") or {}
             geometry = feature.get("geometry")
-            name, color = _classification(properties.get("classification"))
+            name, color = read_classification(properties.get("classification"))
             if geometry is not None:
-                is_core = properties.get("objectType") == _CORE
+                is_core = properties.get("objectType") == TMA_CORE
                 builder.add(name, () if is_core else _polygons(geometry), color)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             got = f"another feature {number} ({type(error).__name__}: {error})"
@@ -143,7 +144,7 @@ def _polygons(geometry: Any, depth: int = 0) -> list[Any]:
     return [polygon for part in geometry["geometries"] for polygon in _polygons(part, depth + 1)]
 
 
-def _classification(value: Any) -> tuple[str | None, Color | None]:
+def read_classification(value: Any) -> tuple[str | None, Color | None]:
     """Name and colour of a QuPath class: ``color`` as [r, g, b], or ``colorRGB`` as a number, as it was until 0.3."""
     if value is None:
         return None, None
@@ -258,6 +259,10 @@ def _hex_color(text: str | None) -> Color | None:
 
 
 _SUFFIX = ".roi"
+_MAX_RATIO = 50
+"""Bytes of regions for one byte of their archive: coordinates compress to a half or a quarter."""
+_SMALL_BYTES = 2**24
+"""Bytes of regions that are read whatever their archive has."""
 _NOT_ROI = (ValueError, RuntimeError, LookupError, TypeError, NotImplementedError, zipfile.BadZipFile, OSError)
 
 
@@ -299,10 +304,10 @@ def _contents(file: Path) -> Iterator[bytes]:
         return
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         entries = [entry for entry in archive.infolist() if entry.filename.lower().endswith(_SUFFIX)]
-        size = sum(entry.file_size for entry in entries)
-        if size > MAX_BYTES:
-            got = f"{size / 2**30:.1f} GiB"
-            raise ReadError(file, expected=f"regions of at most {MAX_BYTES >> 30} GiB", got=got)
+        size, limit = sum(entry.file_size for entry in entries), max(_MAX_RATIO * len(content), _SMALL_BYTES)
+        if size > limit:
+            got = f"{size / 2**20:.0f} MiB"
+            raise ReadError(file, expected=f"an archive that unpacks to at most {limit >> 20} MiB", got=got)
         for entry in entries:
             yield archive.read(entry)
 

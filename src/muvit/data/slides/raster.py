@@ -95,6 +95,8 @@ class RasterSlide(Slide):
 
             return np.asarray(imagecodecs.png_decode(self.path.read_bytes()))
         with _opened(self.path) as image:
+            _check_chunks(image)
+        with _opened(self.path) as image:
             image.load()
             return image
 
@@ -137,6 +139,14 @@ def _opened(path: Path) -> Image.Image:
             return Image.open(path, formats=("PNG", "JPEG"))
     except (OSError, ValueError, SyntaxError) as error:
         raise ReadError(path, expected="a PNG or JPEG image", got=first_line(error)) from error
+
+
+def _check_chunks(image: Image.Image) -> None:
+    """Compare the chunks of a PNG with their checksums, which Pillow does not do when it decodes pixels."""
+    try:
+        image.verify()
+    except SyntaxError as error:
+        raise ValueError(first_line(error)) from error
 
 
 def _png_bit_depth(path: Path) -> int:
