@@ -3,8 +3,8 @@
     python benchmarks/polygons_against_raster.py sections runs/polygons
 
 ``sections`` holds ``images`` and ``labels`` as PNG (35 sections, see ``recipes/mouse_sections.yaml``). Each fifth
-section tests. The label images are exported to GeoJSON as ``muvit export`` does, with outlines that keep every pixel
-and with outlines simplified by one pixel, and a model is trained from a table for each. Writes the table to
+section tests. The label images are exported to GeoJSON as ``muvit export`` does, by default and with outlines
+simplified by one pixel, and a model is trained from a table for each. Writes the table to
 ``benchmarks/results/polygons_against_raster.md``, below what its head says of the run.
 """
 
@@ -33,19 +33,20 @@ IGNORED, NUM_CLASSES = 14, 14
 CONFIG = AnnotationConfig(
     classes={f"class {i}": i for i in range(1, NUM_CLASSES)} | {f"class {IGNORED}": "ignore"}, unannotated="background"
 )
-VARIANTS = {"label images": None, "polygons, every pixel": 0.0, "polygons, simplified by 1 px": 1.0}
+POLYGONS = {"polygons": GeoJsonConfig(), "polygons, simplified by 1 px": GeoJsonConfig(simplify_px=1.0)}
+VARIANTS: dict[str, GeoJsonConfig | None] = {"label images": None, **POLYGONS}
 
 
-def write_table(sections: Path, folder: Path, simplify_px: float | None) -> Path:
+def write_table(sections: Path, folder: Path, polygons: GeoJsonConfig | None) -> Path:
     """A table of the sections with their label images, or with polygons made from them."""
     slides = []
     for i, slide in enumerate(list_slides(sections)):
         assert slide.labels is not None
         labels = slide.labels
-        if simplify_px is not None:
+        if polygons is not None:
             labels = folder / f"{slide.name}.geojson"
             source = LabelledImage(labels=open_slide(slide.labels, palette="index"))
-            write_geojson(source, labels, GeoJsonConfig(simplify_px=simplify_px), overwrite=True)
+            write_geojson(source, labels, polygons, overwrite=True)
         split = "test" if i % 5 == 4 else "train"
         slides.append(SlideFiles(image=slide.image, labels=labels, split=split))  # type: ignore[arg-type]
     write_slides(folder / "slides.csv", slides)
@@ -86,17 +87,17 @@ def main() -> None:
     recipe = replace(recipe, model=replace(recipe.model, encoder=encoder))  # type: ignore[call-arg]
     run = replace(recipe.run, epochs=arguments.epochs, accelerator="cpu", progress=False, pictures=0)
     rows, truth = [], Path()
-    for name, simplify_px in VARIANTS.items():
+    for name, polygons in VARIANTS.items():
         folder = arguments.output / name.replace(", ", "_").replace(" ", "_")
         folder.mkdir(parents=True, exist_ok=True)
-        table = write_table(arguments.sections, folder, simplify_px)
-        truth = table if simplify_px is None else truth
+        table = write_table(arguments.sections, folder, polygons)
+        truth = table if polygons is None else truth
         data = replace(
             recipe.data,
             train=str(table),
             samples_per_epoch=arguments.samples,
             batch_size=8,
-            annotations=None if simplify_px is None else CONFIG,
+            annotations=None if polygons is None else CONFIG,
         )
         model = folder / "run" / "last"
         if not model.exists():  # a repeated call trains what is missing

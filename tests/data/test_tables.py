@@ -1,6 +1,6 @@
 import pytest
 
-from muvit.data.tables import read_column, values_of
+from muvit.data.tables import is_table, read_column, read_slides, values_of
 from muvit.errors import InputError, ReadError
 
 
@@ -46,3 +46,26 @@ def test_every_slide_needs_a_value():
     assert values_of(["b", "a"], values, "slides.csv") == {"b": "normal", "a": "DN"}
     with pytest.raises(InputError, match=r"slides\.csv: expected a value for every slide, got none for 'c' and 1 more"):
         values_of(["a", "c", "d"], values, "slides.csv")
+
+
+def test_parquet_says_what_csv_says(tmp_path):
+    import pyarrow
+    from pyarrow.parquet import write_table
+
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).touch()
+    columns = {"image": ["a.png", "b.png"], "group": [7, None], "weight": [2.0, 0.5], "fold": [0.0, float("nan")]}
+    table, file = pyarrow.table(columns | {"__index_level_0__": [3, 4]}), tmp_path / "slides.parquet"
+    write_table(table, file)
+    rows = "image,group,weight,fold\na.png,7,2,0\nb.png,,0.5,\n"
+    assert is_table(file) and read_slides(file) == read_slides(write(tmp_path, rows))
+    write_table(pyarrow.table({"name": ["a", "b"], "group": ["DN", None]}), file)
+    assert read_column(file, "group") == {"a": "DN"}
+    write_table(table.drop_columns("fold").append_column("split", pyarrow.array(["train", "all"])), file)
+    with pytest.raises(
+        InputError, match=r"slides\.parquet, row 2: expected a split out of train, val, test, got 'all'"
+    ):
+        read_slides(file)
+    file.write_bytes(b"image,labels")
+    with pytest.raises(ReadError, match=r"slides\.parquet: expected a Parquet file, got ArrowInvalid"):
+        read_slides(file)

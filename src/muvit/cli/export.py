@@ -41,9 +41,10 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--object_type", type=ObjectType, default="annotation", help="what polygons become in QuPath")
     parser.add_argument(
         "--simplify",
-        type=float,
-        default=1.0,
-        help="how far outlines may move to get by with fewer corners, in label pixels; 0 keeps every pixel's edge",
+        type=float | None,
+        default=None,
+        help="how far outlines may move to get by with fewer corners, in label pixels; 0 keeps every pixel's edge "
+        "(default: as far as no pixel's centre changes sides, so that the polygons are the same labels)",
     )
     parser.add_argument(
         "--min_area_um2", type=float | None, default=None, help="leave out polygons smaller than this (default: none)"

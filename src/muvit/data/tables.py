@@ -1,4 +1,4 @@
-"""Tables of slides in CSV: their files, and properties of slides beside their pixels, such as group or class."""
+"""Tables in CSV or Parquet: files of slides, and properties of slides beside their pixels, such as group or class."""
 
 import csv
 import io
@@ -7,11 +7,19 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from math import isfinite
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from muvit.data.slides.formats import slide_name
 from muvit.durable import write_whole
-from muvit.errors import InputError, ReadError
+from muvit.errors import InputError, ReadError, first_line, require_package
+
+PARQUET = ".parquet"
+TABLE_SUFFIXES = (".csv", PARQUET)
+_MAX_BYTES = 1 << 31
+_PANDAS_INDEX = "__index_level_"
+
+Row = dict[str, str | None]
+"""Value of each column; under None, values of a line of CSV that has more than there are columns."""
 
 Split = Literal["train", "val", "test"]
 """Purpose of a slide."""
@@ -46,29 +54,29 @@ COLUMNS = tuple(field.name for field in fields(SlideFiles))
 
 def is_table(path: Path | str) -> bool:
     """Whether a path names a table of slides, by its suffix."""
-    return Path(path).suffix.lower() == ".csv"
+    return Path(path).suffix.lower() in TABLE_SUFFIXES
 
 
 def read_slides(file: Path) -> list[SlideFiles]:
     """The slides of a table with a column ``image``, and any of ``labels``, ``split``, ``group``, ``weight``, ``fold``.
 
-    Paths are relative to the folder of the table.
+    Paths are relative to the folder of the table, which is CSV, or Parquet (needs ``muvit[parquet]``).
 
     Raises:
-        ReadError: the file is missing or no text, or a file that it names is missing.
-        InputError: a column is unknown, or a value is not allowed.
+        ReadError: the file is missing or no table, or a file that it names is missing.
+        InputError: a column is unknown, or a value is not allowed; or the table is Parquet and pyarrow is missing.
     """
-    found, rows = _read_csv(file)
+    found, rows = _read_rows(file)
     unknown = [name for name in found if name not in COLUMNS]
     if "image" not in found or unknown:
         expected = f"a column image, and any of {', '.join(COLUMNS[1:])}"
         raise InputError(file, expected=expected, got=f"columns {', '.join(found) or 'none'}")
     if not rows:
         raise InputError(file, expected="at least one slide", got="no line")
-    return [_read_line(f"{file}, line {number}", file.parent, row) for number, row in enumerate(rows, start=2)]
+    return [_read_line(place, file.parent, row) for place, row in rows.items()]
 
 
-def _read_line(line: str, folder: Path, row: dict[str, str | None]) -> SlideFiles:
+def _read_line(line: str, folder: Path, row: Row) -> SlideFiles:
     if None in row:
         raise InputError(line, expected="as many values as there are columns", got="more")
     values = {name: (value or "").strip() for name, value in row.items()}
@@ -121,38 +129,80 @@ def write_slides(file: Path, slides: Sequence[SlideFiles]) -> None:
 
 
 def read_column(file: Path | str, column: str) -> dict[str, str]:
-    """One column of a CSV file by the names in its column ``name``, such as ``group`` of the ``slides.csv`` that
+    """One column of a table by the names in its column ``name``, such as ``group`` of the ``slides.csv`` that
     `muvit prepare` writes. Rows without a value are skipped.
 
     Raises:
-        ReadError: the file is missing or no text.
+        ReadError: the file is missing or no table.
         InputError: a column is missing, a value is there without a name, or a name has two values.
     """
     file = Path(file)
-    found, rows = _read_csv(file)
+    found, rows = _read_rows(file)
     for wanted in ("name", column):
         if wanted not in found:
             raise InputError(file, expected=f"a column {wanted!r}", got=f"columns {', '.join(found) or 'none'}")
     values: dict[str, str] = {}
-    for number, row in enumerate(rows, start=2):
+    for place, row in rows.items():
         name, value = ((row[key] or "").strip() for key in ("name", column))
         if not value:
             continue
         if not name:
-            raise InputError(f"{file}, line {number}", expected="a name", got="none")
+            raise InputError(place, expected="a name", got="none")
         if values.setdefault(name, value) != value:
-            raise InputError(f"{file}, line {number}", expected=f"{values[name]!r} for {name!r} again", got=repr(value))
+            raise InputError(place, expected=f"{values[name]!r} for {name!r} again", got=repr(value))
     return values
 
 
-def _read_csv(file: Path) -> tuple[list[str], list[dict[str, str | None]]]:
-    """Names of the columns, and the lines."""
+def _read_rows(file: Path) -> tuple[list[str], dict[str, Row]]:
+    """Names of the columns, and the rows by their place in the file, as errors name it."""
+    if file.suffix.lower() == PARQUET:
+        table = read_parquet(file)
+        found = [{name: _text(value) for name, value in row.items()} for row in table.to_pylist()]
+        return list(table.column_names), {f"{file}, row {number}": row for number, row in enumerate(found, start=1)}
     try:
         with file.open(newline="", encoding="utf-8-sig") as lines:
-            table = csv.DictReader(lines)
-            return list(table.fieldnames or ()), list(table)
+            reader = csv.DictReader(lines)
+            names: list[str] = list(reader.fieldnames or ())
+            return names, {f"{file}, line {number}": row for number, row in enumerate(reader, start=2)}
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ReadError(file, expected="a CSV file", got=str(error).splitlines()[0]) from error
+
+
+def _text(value: Any) -> str | None:
+    """A value as CSV would state it; whole numbers in a column of fractions, as one with gaps is, without a point."""
+    if value is None or value != value:
+        return None
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def read_parquet(file: Path, columns: Sequence[str] | None = None) -> Any:
+    """A Parquet file as a table of pyarrow.
+
+    Args:
+        file: the file.
+        columns: the columns that are read, as far as they are there; unset, all.
+
+    Raises:
+        ReadError: the file is missing or no Parquet, or holds more than 2 GiB.
+        InputError: the package pyarrow is missing.
+    """
+    require_package("pyarrow", str(file), package="pyarrow", install="'muvit[parquet]'")
+    import pyarrow
+    from pyarrow.parquet import ParquetFile
+
+    try:
+        with ParquetFile(file) as stream:
+            size = sum(stream.metadata.row_group(i).total_byte_size for i in range(stream.num_row_groups))
+            if size > _MAX_BYTES:
+                got = f"{size / 2**30:.1f} GiB"
+                raise ReadError(file, expected=f"a table of at most {_MAX_BYTES >> 30} GiB", got=got)
+            names = [name for name in stream.schema_arrow.names if not name.startswith(_PANDAS_INDEX)]
+            wanted = [name for name in names if columns is None or name in columns]
+            return stream.read(wanted)
+    except InputError:
+        raise
+    except (OSError, pyarrow.ArrowException) as error:
+        raise ReadError(file, expected="a Parquet file", got=first_line(error)) from error
 
 
 def values_of(names: Iterable[str], values: dict[str, str], source: object) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 import logging
 from argparse import Namespace
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +22,13 @@ from muvit.models.classifier import Classifier
 from muvit.models.mae import MuViTMAE
 from muvit.models.segmenter import Segmenter
 from muvit.models.trained import build_model
-from muvit.training.callbacks import ExampleClasses, ExamplePictures, ReconstructionPictures, SaveBestAndLast
+from muvit.training.callbacks import (
+    ExampleClasses,
+    ExamplePictures,
+    ReconstructionPictures,
+    SaveBestAndLast,
+    ValidationDetails,
+)
 from muvit.training.datamodules import ClassificationData, PretrainData, SegmentationData
 from muvit.training.optim import PretrainOptimConfig
 from muvit.training.pretrained import load_pretrained_encoder
@@ -52,7 +59,7 @@ def train_segmenter(
     *,
     resume: bool = False,
     overwrite: bool = False,
-    callbacks: list[Callback] | None = None,
+    callbacks: Sequence[Callback] | None = None,
     slides: SlideSets | None = None,
 ) -> Path:
     """Train a model that labels pixels.
@@ -96,10 +103,11 @@ def train_segmenter(
         ignore_labels=recipe.data.ignore_labels,
     )
     checkpoint = prepare_folder(recipe, output, resume, overwrite, data.slides)
-    keep = [
-        SaveBestAndLast(output, preprocessing, metric=recipe.run.monitor, recipe=recipe, slides=data.slides),
-        *(callbacks or []),
-    ]
+    best = SaveBestAndLast(output, preprocessing, metric=recipe.run.monitor, recipe=recipe, slides=data.slides)
+    keep: list[Callback] = [best]
+    if val_crops is not None:
+        keep.append(ValidationDetails(output, val_crops, preprocessing, best, recipe.data.ignore_labels))
+    keep += callbacks or []
     if recipe.run.early_stop is not None:
         keep.append(EarlyStopping(recipe.run.monitor, mode="max", patience=recipe.run.early_stop))
     if val_crops is not None and recipe.run.pictures:
@@ -113,7 +121,7 @@ def train_classifier(
     *,
     resume: bool = False,
     overwrite: bool = False,
-    callbacks: list[Callback] | None = None,
+    callbacks: Sequence[Callback] | None = None,
 ) -> Path:
     """Train a classifier.
 
@@ -155,7 +163,7 @@ def train_classifier(
             recipe=recipe,
             slides=data.slides,
         ),
-        *(callbacks or []),
+        *(callbacks or ()),
     ]
     if run.early_stop is not None:
         keep.append(EarlyStopping(metric, mode="min" if metric == "val_loss" else "max", patience=run.early_stop))
@@ -170,7 +178,7 @@ def pretrain_mae(
     *,
     resume: bool = False,
     overwrite: bool = False,
-    callbacks: list[Callback] | None = None,
+    callbacks: Sequence[Callback] | None = None,
 ) -> Path:
     """Pre-train a masked autoencoder on unlabelled slides.
 
@@ -203,7 +211,7 @@ def pretrain_mae(
         SaveBestAndLast(
             output, data.preprocessing, metric="val_loss", lower_is_better=True, recipe=recipe, slides=data.slides
         ),
-        *(callbacks or []),
+        *(callbacks or ()),
     ]
     if val_crops is not None and run.pictures:
         keep.append(ReconstructionPictures(output / "pictures", val_crops, run.pictures))

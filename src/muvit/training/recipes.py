@@ -1,6 +1,6 @@
 """Settings of a training run, as a YAML recipe or the command line gives them."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from math import prod
 from typing import Annotated, Any, Literal
 
@@ -10,7 +10,7 @@ from muvit.data.crops.augment import Augmentation
 from muvit.data.crops.balance import Balance
 from muvit.data.crops.classified import SlideChoice
 from muvit.data.crops.preprocessing import Cropping, LabelLevels
-from muvit.data.slides.pixel_size import PixelSize
+from muvit.data.slides.pixel_size import PixelChoice
 from muvit.data.splits import SplitConfig
 from muvit.data.tables import is_table
 from muvit.errors import InputError
@@ -32,7 +32,7 @@ class CropsConfig(Cropping):
     """Slides to train on, and the crops that are cut from them."""
 
     train: str
-    """Folder with images/<name>.* to train on, or a table of slides (CSV)."""
+    """Folder with images/<name>.* to train on, or a table of slides (CSV, Parquet)."""
     val: str | None = None
     """Folder of the same layout, or table, to validate on after each epoch; unset, the slides that the table in train,
     or split, set aside; without any the run is not validated."""
@@ -44,6 +44,15 @@ class CropsConfig(Cropping):
     read at its own."""
     slide_pixel_size_um: Positive | tuple[Positive, ...] | None = None
     """Micrometers per pixel of slides that state none."""
+    series: Annotated[int, Bounds(min=0)] | None = None
+    """Number of the image in files that hold several, from 0 on; unset, the largest of a TIFF file, and the only one of
+    others."""
+    z: Annotated[int, Bounds(min=0)] | None = None
+    """Number of the plane of stacks, from 0 on, also of their labels; unset, all, as an axis."""
+    t: Annotated[int, Bounds(min=0)] | None = None
+    """Number of the time point, likewise."""
+    channels: tuple[str | int, ...] | None = None
+    """Channels by name or number, such as [DAPI, GFP], in the order in which the model takes them; unset, all."""
     crop_size: PositiveInt | tuple[PositiveInt, ...] = 256
     """Side of every view in pixels of its level: one number, or one per axis."""
     normalization: dict[str, Any] = field(default_factory=lambda: {"kind": "percentile"})
@@ -76,9 +85,9 @@ class CropsConfig(Cropping):
             raise InputError("data.split", expected="no data.val beside it", got=self.val)
 
     @property
-    def size(self) -> PixelSize:
-        """Size of the pixels that levels count from."""
-        return PixelSize(pixel_size_um=self.pixel_size_um, slide_pixel_size_um=self.slide_pixel_size_um)
+    def pixels(self) -> PixelChoice:
+        """Pixels that are read of the slides."""
+        return PixelChoice(**{one.name: getattr(self, one.name) for one in fields(PixelChoice)})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +95,7 @@ class DataConfig(CropsConfig):
     """Labelled slides to train on, and the crops that are cut from them."""
 
     train: str
-    """Folder with images/<name>.* and labels/<name>.* to train on, or a table of slides (CSV)."""
+    """Folder with images/<name>.* and labels/<name>.* to train on, or a table of slides (CSV, Parquet)."""
     ignore_labels: tuple[int, ...] = ()
     """Label values ignored in loss and metrics."""
     has_background: bool = True
@@ -206,6 +215,10 @@ def _check_steps(data: CropsConfig, run: RunConfig) -> None:
         )
 
 
+Preset = Literal["paper", "modern"]
+"""Values of settings that are left at their defaults."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """All settings of a training run."""
@@ -222,6 +235,8 @@ class Recipe:
     """Duration, seed and devices."""
     init: InitConfig | None = None
     """A pre-trained encoder to start from; unset, training starts from scratch."""
+    preset: Preset = "paper"
+    """Values of model and optim that are left at their defaults: the paper's, or modern (see `with_preset`)."""
 
     upgrade = staticmethod(upgrade_recipe)
     kind_of = staticmethod(kind_of)
@@ -302,6 +317,8 @@ class PretrainRecipe:
     """Optimiser and schedule."""
     run: RunConfig = field(default_factory=RunConfig)
     """Duration, seed and devices."""
+    preset: Preset = "paper"
+    """Values of model and optim that are left at their defaults: the paper's, or modern (see `with_preset`)."""
 
     upgrade = staticmethod(upgrade_recipe)
 
@@ -316,9 +333,9 @@ class ClassifyDataConfig(CropsConfig):
     """Slides of known classes to train on, and the crops that are cut from them."""
 
     train: str
-    """Folder with images/<name>.* to train on."""
+    """Folder with images/<name>.* to train on, or a table of slides (CSV, Parquet)."""
     classes: str
-    """CSV file with a column ``name`` and one of classes, such as the slides.csv that muvit prepare writes."""
+    """Table with a column ``name`` and one of classes, such as the slides.csv that muvit prepare writes."""
     column: str = "group"
     """Name of the column of classes."""
     choice: SlideChoice = "slides"
@@ -340,6 +357,8 @@ class ClassifyRecipe:
     ``val_accuracy``, of the highest accuracy on slides."""
     init: InitConfig | None = None
     """A pre-trained encoder to start from; unset, training starts from scratch."""
+    preset: Preset = "paper"
+    """Values of model and optim that are left at their defaults: the paper's, or modern (see `with_preset`)."""
 
     upgrade = staticmethod(upgrade_recipe)
 

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,13 +13,15 @@ from numpy.typing import NDArray
 from muvit.data.annotations.objects import AnnotationConfig
 from muvit.data.annotations.open import config_of, is_annotation
 from muvit.data.crops.balance import locate_classes
-from muvit.data.folders import list_slides, open_pairs
-from muvit.data.slides.open import open_slide
+from muvit.data.folders import list_slides, open_images, open_pairs
 from muvit.data.splits import Amounts, SlideSets, choose_folds, choose_slides, class_areas
 from muvit.data.tables import SlideFiles, is_table, read_column, values_of
 from muvit.errors import InputError
 from muvit.levels import Level
+from muvit.models.baselines import BaselineConfig
+from muvit.models.relay.config import RelayConfig
 from muvit.models.segmenter import SegmenterConfig
+from muvit.training.optim import OptimConfig
 from muvit.training.recipes import (
     ClassifyDataConfig,
     ClassifyRecipe,
@@ -35,12 +37,14 @@ AnyRecipe = TypeVar("AnyRecipe", Recipe, PretrainRecipe, ClassifyRecipe)
 
 
 def complete(recipe: AnyRecipe) -> AnyRecipe:
-    """The recipe with channels, classes and image size of its model, from the training slides where it has none.
+    """The recipe with the values of its preset, and with channels, classes and image size of its model, from the
+    training slides where it has none.
 
     Raises:
         ReadError: a folder or slide cannot be read.
         InputError: the labels do not determine the number of classes.
     """
+    recipe = _with_preset(recipe)
     channels = _channels(recipe)
     if not isinstance(recipe, Recipe):
         encoder = replace(recipe.model.encoder, in_channels=channels)
@@ -61,11 +65,32 @@ def complete(recipe: AnyRecipe) -> AnyRecipe:
     return replace(recipe, model=replace(model, **facts))
 
 
+def _with_preset(recipe: AnyRecipe) -> AnyRecipe:
+    """The recipe with the values of the preset ``modern``, if that is its own, where it has the paper's."""
+    if recipe.preset == "paper":
+        return recipe
+    if isinstance(recipe.optim, OptimConfig):
+        recipe = replace(recipe, optim=_changed(recipe.optim, optimizer="muon"))
+    if isinstance(recipe.model, BaselineConfig | RelayConfig):
+        return recipe
+    encoder = recipe.model.encoder
+    periods = encoder.periods(all_axes(recipe.data.crop_size, encoder.ndim))
+    values = {"level_embed_std": 0.02} | ({} if encoder.rotary_param == "base" else {"rotary_base": periods})
+    return replace(recipe, model=replace(recipe.model, encoder=_changed(encoder, **values)))
+
+
+def _changed(config: Any, **values: Any) -> Any:
+    """A dataclass with other values for those fields that are left at their defaults."""
+    defaults = {field.name: field.default for field in fields(config)}
+    return replace(config, **{name: v for name, v in values.items() if getattr(config, name) == defaults[name]})
+
+
 def _channels(recipe: AnyRecipe) -> int:
     model = recipe.model if isinstance(recipe, Recipe) else recipe.model.encoder
     if model.in_channels is not None:
         return model.in_channels
-    channels = open_slide(list_slides(Path(recipe.data.train), labelled=False)[0].image).num_channels
+    first = list_slides(Path(recipe.data.train), labelled=False)[:1]
+    channels = open_images(first, pixels=replace(recipe.data.pixels, pixel_size_um=None))[0].num_channels
     _LOG.info("%s: images of %d channel(s)", recipe.data.train, channels)
     return channels
 
@@ -85,7 +110,7 @@ def count_classes(data: DataConfig, level: Level) -> int:
         return len(data.class_names)
     values: set[int] = set()
     for i, (_, label) in enumerate(
-        open_pairs(list_slides(Path(data.train)), (), (level,), data.annotations, data.size)
+        open_pairs(list_slides(Path(data.train)), (), (level,), data.annotations, data.pixels)
     ):
         values |= set(label.label_names) or {found.value for found in locate_classes(i, label, level)}
     classes = sorted(values - set(data.ignore_labels))
@@ -104,7 +129,7 @@ def _annotations(data: DataConfig) -> AnnotationConfig | None:
     """Classes of annotations, as found on all slides where they are not stated: the same however slides are divided."""
     slides = [] if data.annotations is not None else list_slides(Path(data.train))
     drawn = [slide for slide in slides if slide.labels is not None and is_annotation(slide.labels)]
-    return config_of(open_pairs(drawn, size=data.size)[0][1]) if drawn else data.annotations
+    return config_of(open_pairs(drawn, pixels=data.pixels)[0][1]) if drawn else data.annotations
 
 
 def recipe_slides(recipe: AnyRecipe) -> SlideSets:
@@ -143,7 +168,7 @@ def _amounts(recipe: AnyRecipe) -> Amounts | None:
             level=recipe.model.levels[0],
             annotations=data.annotations,
             ignore=data.ignore_labels,
-            size=data.size,
+            pixels=data.pixels,
         )
     return partial(_one_hot, recipe.data) if isinstance(recipe, ClassifyRecipe) else None
 

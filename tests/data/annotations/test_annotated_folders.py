@@ -24,7 +24,7 @@ from muvit.training.run_config import RunConfig
 
 SHAPE = (300, 340)
 NAMES = {0: "background", 1: "cortex", 2: "tract", 3: "ventricle"}
-EXPORT = ("--geojson", "--simplify", "0.5", "--overwrite")
+EXPORT = ("--geojson", "--overwrite")
 COLORS = {1: (200, 0, 0), 2: (0, 200, 0), 3: (0, 0, 200)}
 
 
@@ -89,19 +89,12 @@ def test_training_from_polygons_sees_the_crops_that_training_from_the_raster_see
         raster, polygons = (getattr(each, kind) for each in data)
         assert raster.seen_classes == polygons.seen_classes == set(NAMES)
         pairs = [(raster[i], polygons[i]) for i in range(len(raster))]
-        assert all(torch.equal(one[key], other[key]) for one, other in pairs for key in ("img", "bbox"))
-        for name, least in (("label", 0.99), ("labels", 0.97)):  # at level 4 borders are a larger share
-            stored, drawn = (torch.cat([pair[i][name].ravel() for pair in pairs]).numpy() for i in range(2))
-            assert min(dice(stored, drawn, value) for value in NAMES) > least
+        assert all(torch.equal(one[key], other[key]) for one, other in pairs for key in one)
 
 
 def test_rare_classes_of_annotations_are_found(sets):
     crops = SegmentationData(recipe(sets / "drawn", balance="classes", foreground_fraction=1.0), VIEWS).train_crops
     assert all((crops[i]["label"] > 0).any() for i in range(8))
-
-
-def dice(one, other, value):
-    return 2 * ((one == value) & (other == value)).sum() / ((one == value).sum() + (other == value).sum())
 
 
 def test_polygons_with_every_corner_are_the_raster_itself(sets, tmp_path):

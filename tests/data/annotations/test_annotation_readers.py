@@ -197,7 +197,11 @@ LAUGHS = (
         ("a.json", coco(annotations=[{"image_id": 7, "category_id": 1, "segmentation": {"counts": []}}]), "run-length"),
         ("a.json", coco(annotations=[{"image_id": 7}]), "expected JSON of COCO, got another structure"),
         ("a.json", coco(images=[{"id": 7, "file_name": "a.png", "height": 10, "width": 12}]), "an image of"),
-        ("a.txt", b"", "expected a file ending in .geojson, .json, .xml, .roi, .zip, got one ending in .txt"),
+        (
+            "a.txt",
+            b"",
+            ".roi, .zip, .parquet, .geoparquet, got one ending in .txt",
+        ),
     ],
 )
 def test_other_files_are_refused_in_one_sentence(tmp_path, name, content, message):

@@ -128,7 +128,7 @@ def test_coarser_levels_differ_from_the_votes_at_outlines_alone(tmp_path, level)
     coarse, votes = whole(labels, level), whole(DerivedLevels(ArraySlide(whole(labels)), (level,), "label"), level)
     low, high = (fold(whole(labels), level, best) for best in (np.minimum, np.maximum))
     assert (coarse == votes)[low == high].all()
-    assert (coarse != votes).sum() <= 0.03 * (low != high).sum()
+    assert (coarse != votes).sum() <= 0.05 * (low != high).sum()
 
 
 def fold(labels, level, best):

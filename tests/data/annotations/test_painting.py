@@ -5,7 +5,7 @@ import pytest
 import shapely
 from rasterio.features import rasterize
 
-from muvit.data.annotations.slide import paint_polygons
+from muvit.data.annotations.slide import Outlines, paint_polygons
 
 SIZE = (90, 110)
 
@@ -26,7 +26,7 @@ def blobs(rng, offset=0.0, count=30):
 
 def painted(polygons, values, start=(0, 0), size=SIZE, step=(1.0, 1.0)):
     samples = np.zeros(size, np.uint8)
-    paint_polygons(samples, polygons, values, start=start, step=step)
+    paint_polygons(samples, Outlines.of(polygons), np.arange(len(polygons)), values, start=start, step=step)
     return samples
 
 

@@ -148,7 +148,7 @@ def test_areas_stay_exact_when_outlines_are_simplified(tmp_path):
     disc = ((y - 40) ** 2 + (x - 40) ** 2 < 900).astype(np.uint8)
     source = LabelledImage(labels=ArraySlide(disc), pixel_size_um=0.5)
     (exact,) = written(tmp_path / "exact", source)
-    (simple,) = written(tmp_path / "simple", source, GeoJsonConfig())
+    (simple,) = written(tmp_path / "simple", source, GeoJsonConfig(simplify_px=1.0))
     areas = ("Area px^2", "Area µm^2")
     exact_areas, simple_areas = ([f["properties"]["measurements"][name] for name in areas] for f in (exact, simple))
     assert exact_areas == simple_areas

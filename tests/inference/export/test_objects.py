@@ -39,6 +39,9 @@ def test_objects_are_the_components_of_the_labels(labels, block_px):
         assert one.value == labels[one.first_pixel]
         simple = simplify(one.polygon, 1.0)
         assert simple.is_valid and simple.geom_type == "Polygon"
+        exact = simplify(one.polygon, None)
+        assert exact.is_valid and shapely.get_num_coordinates(exact) < 2 * shapely.get_num_coordinates(one.polygon)
+        np.testing.assert_array_equal(rasterize([exact], out_shape=labels.shape).astype(bool), filled)
     for value in (1, 2):
         areas = [(o.polygon.area, o.num_pixels) for o in objects if o.value == value]
         assert np.array(areas).reshape(-1, 2).sum(0).tolist() == [(labels == value).sum()] * 2

@@ -17,7 +17,8 @@ from muvit.data.slides.formats import slide_name
 from muvit.errors import InputError, ReadError, first_line
 
 _POLYGONS = ("Polygon", "MultiPolygon", "GeometryCollection")
-_CORE = "tma_core"
+TMA_CORE = "tma_core"
+"""Type of the objects of QuPath that are cores of tissue microarrays, and no annotations."""
 _EXPECTED = "GeoJSON of polygons, or COCO"
 _MAX_DEPTH = 8
 
@@ -57,9 +58,9 @@ def geojson_objects(file: Path, content: Any) -> Annotations:
         try:
             properties = feature.get("properties") or {}
             geometry = feature.get("geometry")
-            name, color = _classification(properties.get("classification"))
+            name, color = read_classification(properties.get("classification"))
             if geometry is not None:
-                is_core = properties.get("objectType") == _CORE
+                is_core = properties.get("objectType") == TMA_CORE
                 builder.add(name, () if is_core else _polygons(geometry), color)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             got = f"another feature {number} ({type(error).__name__}: {error})"
@@ -143,7 +144,7 @@ def _polygons(geometry: Any, depth: int = 0) -> list[Any]:
     return [polygon for part in geometry["geometries"] for polygon in _polygons(part, depth + 1)]
 
 
-def _classification(value: Any) -> tuple[str | None, Color | None]:
+def read_classification(value: Any) -> tuple[str | None, Color | None]:
     """Name and colour of a QuPath class: ``color`` as [r, g, b], or ``colorRGB`` as a number, as it was until 0.3."""
     if value is None:
         return None, None

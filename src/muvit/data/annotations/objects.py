@@ -38,6 +38,9 @@ class AnnotationConfig:
     """Red, green and blue of classes; unset, the colours in the files."""
     unannotated: Literal["background", "ignore"] = "background"
     """Meaning of what is not annotated: background (label 0), or ignored, where annotations are sparse."""
+    class_column: str | None = None
+    """Column of GeoParquet and SpatialData with the class of each object; unset, classification, or else class, and of
+    shapes of SpatialData without these the name of their element."""
     region_class: str | None = "Region*"
     """Class of the objects that bound what was annotated: outside of them everything is ignored. An image without such
     objects counts as a whole; null: there is no such class."""
@@ -185,23 +188,7 @@ class ObjectBuilder:
         Raises:
             ReadError: there is no object with an area, or the points are no pairs of finite numbers.
         """
-        polygons = self._multipolygons()
-        is_invalid = ~shapely.is_valid(polygons)
-        polygons[is_invalid] = shapely.make_valid(polygons[is_invalid], method="structure", keep_collapsed=False)
-        has_area = shapely.area(polygons) > 0
-        self.num_without_area += int((~has_area).sum())
-        self._warn(int(is_invalid.sum()), "outlines crossed themselves and were repaired: what they enclose is kept")
-        self._warn(self.num_without_area, "objects without an area (points, lines) were left out")
-        if not has_area.any():
-            raise ReadError(
-                self.file,
-                expected="annotated areas",
-                got="no polygon",
-                hint="If nothing is there to annotate, draw a Region* around what was looked at; else leave file and "
-                "image out.",
-            )
-        names = tuple(name for name, kept in zip(self.names, has_area, strict=True) if kept)
-        return Annotations(file=self.file, polygons=polygons[has_area], class_names=names, colors=self.colors)
+        return as_annotations(self.file, self._multipolygons(), self.names, self.colors, self.num_without_area)
 
     def _points(self) -> Array:
         """Points ``(n, 2)`` of all rings."""
@@ -228,9 +215,42 @@ class ObjectBuilder:
         polygons = shapely.polygons(rings, indices=np.array(self._ring_polygon))
         return np.asarray(shapely.multipolygons(polygons, indices=np.array(self._polygon_object)))
 
-    def _warn(self, count: int, what: str) -> None:
+
+def as_annotations(
+    file: Path, polygons: Array, names: Sequence[str | None], colors: dict[str, Color], num_without_area: int = 0
+) -> Annotations:
+    """Objects as valid polygons; outlines that cross themselves are repaired, and warnings say what was changed.
+
+    Args:
+        file: the file that they come from.
+        polygons: ``(n,)`` polygons and multipolygons of shapely; others, and None, have no area.
+        names: class of each.
+        colors: colour of each class.
+        num_without_area: objects that were left out before.
+
+    Raises:
+        ReadError: there is no object with an area.
+    """
+    is_invalid = ~(shapely.is_valid(polygons) | shapely.is_missing(polygons))
+    polygons[is_invalid] = shapely.make_valid(polygons[is_invalid], method="structure", keep_collapsed=False)
+    has_area = shapely.area(polygons) > 0
+    counts = {
+        "outlines crossed themselves and were repaired: what they enclose is kept": int(is_invalid.sum()),
+        "objects without an area (points, lines) were left out": num_without_area + int((~has_area).sum()),
+    }
+    for what, count in counts.items():
         if count:
-            _LOG.warning("%s: %d %s", self.file, count, what)
+            _LOG.warning("%s: %d %s", file, count, what)
+    if not has_area.any():
+        raise ReadError(
+            file,
+            expected="annotated areas",
+            got="no polygon",
+            hint="If nothing is there to annotate, draw a Region* around what was looked at; else leave file and "
+            "image out.",
+        )
+    kept = tuple(name or UNCLASSIFIED for name, is_kept in zip(names, has_area, strict=True) if is_kept)
+    return Annotations(file=file, polygons=polygons[has_area], class_names=kept, colors=colors)
 
 
 @contextmanager

@@ -26,11 +26,11 @@ from muvit.data.annotations.objects import (
     read_config,
     without_garbage_collection,
 )
+from muvit.data.annotations.parquet import PARQUET_SUFFIXES, geoparquet_objects, is_spatialdata, spatialdata_objects
 from muvit.data.annotations.slide import AnnotationSlide, LabelPolygons
 from muvit.data.slides.derived import as_stored
 from muvit.data.slides.formats import slide_name
 from muvit.data.slides.slide import Slide
-from muvit.data.slides.whole_slide import WholeSlide
 from muvit.errors import InputError, ReadError
 from muvit.labels import IGNORED, WIDE_IGNORED
 from muvit.levels import Level
@@ -39,13 +39,14 @@ _LOG = logging.getLogger(__name__)
 
 _JSON = (".geojson", ".json")
 _IMAGEJ = (".roi", ".zip")
-ANNOTATION_SUFFIXES = (*_JSON, ".xml", *_IMAGEJ)
+ANNOTATION_SUFFIXES = (*_JSON, ".xml", *_IMAGEJ, *PARQUET_SUFFIXES)
 
 
 def is_annotation(path: Path) -> bool:
-    """Whether a file holds annotations, by its name."""
-    is_named_so = path.suffix.lower() in ANNOTATION_SUFFIXES and path.name not in CONFIG_NAMES
-    return is_named_so and not path.is_dir()
+    """Whether a file holds annotations, by its name, or a folder those of SpatialData."""
+    if path.is_dir():
+        return is_spatialdata(path)
+    return path.suffix.lower() in ANNOTATION_SUFFIXES and path.name not in CONFIG_NAMES
 
 
 def annotated_images(file: Path) -> list[str]:
@@ -70,11 +71,11 @@ def open_annotations(
 ) -> AnnotationSlide:
     """Open annotations as the label image of their image.
 
-    Formats: GeoJSON of QuPath, XML of ASAP and of ImageScope, COCO, and with the extra ``muvit[annotations]`` the
-    regions of ImageJ.
+    Formats: GeoJSON of QuPath, XML of ASAP and of ImageScope, COCO, with the extra ``muvit[annotations]`` the regions
+    of ImageJ, and with ``muvit[parquet]`` GeoParquet and the shapes of SpatialData.
 
     Args:
-        path: the file.
+        path: the file; of SpatialData, the store or one of its elements of shapes.
         image: the image that was annotated.
         config: classes and the meaning of what is not annotated; unset, a file ``classes.json`` or ``classes.yaml``
             beside the annotations, or the classes that are found in them.
@@ -100,9 +101,10 @@ def open_all_annotations(
     Raises:
         ReadError, InputError: as `open_annotations`.
     """
-    found = [(read_annotations(file, image), image) for file, several in images.items() for image in several]
     folder = next(iter(images)).parent
     stated = config or read_config(folder) or AnnotationConfig()
+    column = stated.class_column
+    found = [(read_annotations(file, image, column), image) for file, several in images.items() for image in several]
     resolved = stated.with_classes(name for annotations, _ in found for name in annotations.class_names)
     if stated.classes is None:
         _LOG.warning(
@@ -112,8 +114,13 @@ def open_all_annotations(
     return [_as_labels(annotations, image, resolved, levels) for annotations, image in found]
 
 
-def read_annotations(file: Path, image: Slide) -> Annotations:
+def read_annotations(file: Path, image: Slide, class_column: str | None = None) -> Annotations:
     """The objects of a file, in pixels of its image as stored.
+
+    Args:
+        file: the file.
+        image: the image that was annotated.
+        class_column: column with the classes, of a table that has several.
 
     Raises:
         ReadError: the file cannot be read, or holds no polygon.
@@ -123,7 +130,7 @@ def read_annotations(file: Path, image: Slide) -> Annotations:
         raise InputError(file, expected="the annotations of a 2D image", got=f"{image.path} with axes {image.axes}")
     image = as_stored(image)
     with without_garbage_collection():
-        annotations = _read(file, image)
+        annotations = _read(file, image, class_column)
     height, width = image.shape
     left, top, right, bottom = shapely.bounds(annotations.polygons).T
     is_inside = (left < width) & (top < height) & (right > 0) & (bottom > 0)
@@ -140,8 +147,12 @@ def read_annotations(file: Path, image: Slide) -> Annotations:
     return annotations
 
 
-def _read(file: Path, image: Slide) -> Annotations:
+def _read(file: Path, image: Slide, class_column: str | None) -> Annotations:
     suffix = file.suffix.lower()
+    if file.is_dir():
+        return spatialdata_objects(file, image, class_column)
+    if suffix in PARQUET_SUFFIXES:
+        return geoparquet_objects(file, class_column)
     if suffix == ".xml":
         return xml_objects(file)
     if suffix in _IMAGEJ:
@@ -157,7 +168,7 @@ def _read(file: Path, image: Slide) -> Annotations:
 
 def _on_slide(annotations: Annotations, image: Slide) -> Annotations:
     """QuPath counts from the corner of what was scanned, OpenSlide from that of the whole area."""
-    bounds = image.bounds if isinstance(image, WholeSlide) else None
+    bounds = getattr(image, "bounds", None)
     if bounds is not None and any(bounds[0]):
         moved = shapely.transform(annotations.polygons, lambda points: points + bounds[0][::-1])
         annotations.polygons[:] = moved

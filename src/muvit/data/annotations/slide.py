@@ -26,8 +26,39 @@ Array = np.ndarray[Any, Any]
 _CHUNK_PX = 1 << 20
 
 
+@dataclass(frozen=True, kw_only=True)
+class Outlines:
+    """The edges of polygons, in world pixels."""
+
+    x: Array
+    """``(n,)`` of the corners of all rings, one ring after another."""
+    y: Array
+    """``(n,)``, likewise."""
+    first: Array
+    """``(m,)``: number of the corner at which each edge begins; it ends at the next one."""
+    ends: Array
+    """``(polygons + 1,)``: 0, and the number of edges of each polygon and all before it."""
+
+    @classmethod
+    def of(cls, polygons: Array) -> "Outlines":
+        """The edges of shapely polygons or multipolygons."""
+        parts, polygon = shapely.get_parts(polygons, return_index=True)
+        rings, part = shapely.get_rings(parts, return_index=True)
+        points, ring = shapely.get_coordinates(rings, return_index=True)
+        first = np.flatnonzero(ring[1:] == ring[:-1])
+        counts = np.bincount(polygon[part[ring[first]]], minlength=len(polygons))
+        x, y = map(np.ascontiguousarray, points.T)
+        return cls(x=x, y=y, first=first.astype(np.int32), ends=np.concatenate([[0], np.cumsum(counts)]))
+
+    def edges(self, polygons: Array) -> tuple[Array, Array]:
+        """Edges of some polygons: the place of the polygon among these, and the corner at which the edge begins."""
+        counts = self.ends[polygons + 1] - self.ends[polygons]
+        owner = np.repeat(np.arange(len(polygons)), counts)
+        return owner, self.first[np.arange(len(owner)) + (self.ends[polygons + 1] - np.cumsum(counts))[owner]]
+
+
 def paint_polygons(
-    samples: Array, polygons: Array, values: Array, *, start: Sequence[int], step: Sequence[float]
+    samples: Array, outlines: Outlines, near: Array, values: Array, *, start: Sequence[int], step: Sequence[float]
 ) -> None:
     """Give the samples whose centre lies in a polygon its value; where polygons overlap, the last counts.
 
@@ -37,12 +68,13 @@ def paint_polygons(
 
     Args:
         samples: ``(rows, columns)``, changed in place.
-        polygons: ``(n,)`` shapely polygons or multipolygons, valid, points (x, y) in world pixels.
+        outlines: edges of valid polygons.
+        near: ``(n,)`` numbers of the polygons that are painted, in their order.
         values: ``(n,)`` of the dtype of the samples.
         start: the first row and column of the window, in samples.
         step: world pixels from one sample to the next, (y, x).
     """
-    owner, row, first, stop = _spans(polygons, start, samples.shape, step)
+    owner, row, first, stop = _spans(outlines, near, start, samples.shape, step)
     flat, length = samples.reshape(-1), stop - first
     begin, end = row * samples.shape[1] + first, np.cumsum(length)
     # spans that are painted at once hold about a million samples
@@ -56,17 +88,23 @@ def paint_polygons(
 
 
 def _spans(
-    polygons: Array, start: Sequence[int], size: Sequence[int], step: Sequence[float]
+    outlines: Outlines, near: Array, start: Sequence[int], size: Sequence[int], step: Sequence[float]
 ) -> tuple[Array, Array, Array, Array]:
-    """Runs of samples inside a polygon: its number, row, first and last column (exclusive), ordered by polygon."""
-    owner, (x0, y0), (x1, y1) = _edges(polygons)
-    top, bottom = (_sample_from(y, step[0]).clip(start[0], start[0] + size[0]) for y in (y0, y1))
-    is_met = bottom > top
-    owner, x0, y0, x1, y1, top, bottom = (values[is_met] for values in (owner, x0, y0, x1, y1, top, bottom))
-    count = bottom - top
+    """Runs of samples inside a polygon: its place, row, first and last column (exclusive), ordered by polygon."""
+    owner, begin = outlines.edges(near)
+    rows = [
+        _sample_from(outlines.y[corner], step[0]).clip(start[0], start[0] + size[0]) for corner in (begin, begin + 1)
+    ]
+    is_met = rows[0] != rows[1]
+    owner, begin, begin_row, end_row = (values[is_met] for values in (owner, begin, *rows))
+    # an edge and its neighbour's that runs the other way meet a row at the same point
+    is_up = begin_row > end_row
+    upper, lower = begin + is_up, begin + ~is_up
+    count = np.abs(end_row - begin_row)
     edge = np.repeat(np.arange(len(count)), count)
-    row = np.arange(len(edge)) - np.repeat(np.cumsum(count) - count - top, count)
-    slope = (x1 - x0) / (y1 - y0)
+    row = np.arange(len(edge)) - np.repeat(np.cumsum(count) - count - np.minimum(begin_row, end_row), count)
+    x0, y0 = outlines.x[upper], outlines.y[upper]
+    slope = (outlines.x[lower] - x0) / (outlines.y[lower] - y0)
     x = x0[edge] + ((row + 0.5) * step[0] - y0[edge]) * slope[edge]
     column = _sample_from(x, step[1]).clip(start[1], start[1] + size[1]) - start[1]
     # a row enters and leaves a polygon in turn: sorted, its crossings are pairs
@@ -79,25 +117,13 @@ def _spans(
     return owner, row, first[is_seen], stop[is_seen]
 
 
-def _edges(polygons: Array) -> tuple[Array, tuple[Array, Array], tuple[Array, Array]]:
-    """The edges of polygons: the polygon's number, and the (x, y) of the end above and of that below."""
-    parts, polygon = shapely.get_parts(polygons, return_index=True)
-    rings, part = shapely.get_rings(parts, return_index=True)
-    points, ring = shapely.get_coordinates(rings, return_index=True)
-    first = np.flatnonzero(ring[1:] == ring[:-1])
-    a, b = points[first], points[first + 1]
-    is_down = (a[:, 1] <= b[:, 1])[:, None]
-    upper, lower = np.where(is_down, a, b), np.where(is_down, b, a)
-    return polygon[part[ring[first]]], (upper[:, 0], upper[:, 1]), (lower[:, 0], lower[:, 1])
-
-
 def _sample_from(position: Array, step: float) -> Array:
     """The first sample whose centre is not before a position in world pixels."""
     return np.ceil(position / step - 0.5).astype(np.int64)
 
 
-_SAMPLES = 8
-"""Most samples along each axis of a coarse pixel: 64 of them vote."""
+_EXACT_LEVEL, _SAMPLES = 8, 4
+"""Largest factor of an axis along which all finest pixels vote, and the number of samples that vote above it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,25 +145,25 @@ class LabelPolygons:
         return IGNORED if self.values.dtype == np.uint8 else WIDE_IGNORED
 
     @cached_property
-    def _trees(self) -> tuple["STRtree", "STRtree | None"]:
-        return shapely.STRtree(self.polygons), None if self.regions is None else shapely.STRtree(self.regions)
+    def _drawn(self) -> list[tuple["STRtree", Outlines]]:
+        """Index and edges of the polygons, and of the regions where there are any."""
+        drawn = (self.polygons,) if self.regions is None else (self.polygons, self.regions)
+        return [(shapely.STRtree(polygons), Outlines.of(polygons)) for polygons in drawn]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_trees"}
+        return {name: value for name, value in self.__dict__.items() if name != "_drawn"}
 
     def paint(self, start: Sequence[int], size: Sequence[int], step: Sequence[float]) -> np.ndarray[Any, Any]:
         """Label values ``(*size)`` of a window of samples, see `paint_polygons`."""
         lower = [a * s for a, s in zip(start, step, strict=True)]
         upper = [(a + n) * s for a, n, s in zip(start, size, step, strict=True)]
         window = shapely.box(lower[1], lower[0], upper[1], upper[0])
-        tree, region_tree = self._trees
+        near, *near_regions = [(outlines, np.sort(tree.query(window))) for tree, outlines in self._drawn]
         samples = np.full(size, self.unannotated, self.values.dtype)
-        near = np.sort(tree.query(window))
-        paint_polygons(samples, self.polygons[near], self.values[near], start=start, step=step)
-        if region_tree is not None and self.regions is not None:
-            regions = self.regions[region_tree.query(window)]
+        paint_polygons(samples, *near, self.values[near[1]], start=start, step=step)
+        for outlines, regions in near_regions:
             is_inside = np.zeros(size, bool)
-            paint_polygons(is_inside, regions, np.ones(len(regions), bool), start=start, step=step)
+            paint_polygons(is_inside, outlines, regions, np.ones(len(regions), bool), start=start, step=step)
             samples[~is_inside] = self.ignored
         return samples
 
@@ -147,8 +173,8 @@ class AnnotationSlide(BlockwiseSlide):
 
     A pixel of level 1 has the label of its centre. A coarse pixel has the label that most of its samples have, of
     equally frequent ones the lowest: those of all its finest pixels where the level is at most 8, so that it is the
-    pixel that a pyramid of level 1 would store; above, those of 8 x 8 samples spread evenly over it, which can differ
-    where an outline passes through the pixel.
+    pixel that a pyramid of level 1 would store; above, those of 4 x 4 samples spread evenly over it, which can differ
+    where an outline passes through the pixel: in one of about 25 such pixels.
 
     Args:
         path: the file of the annotations.
@@ -199,7 +225,7 @@ class AnnotationSlide(BlockwiseSlide):
 
     def _compute_block(self, level: Level, start: Sequence[int], size: Sequence[int]) -> np.ndarray[Any, Any]:
         factors = level_factors(level, self.ndim)
-        samples = [min(math.ceil(f), _SAMPLES) for f in factors]
+        samples = [math.ceil(f) if f <= _EXACT_LEVEL else _SAMPLES for f in factors]
         step = [f / s for f, s in zip(factors, samples, strict=True)]
         first = [a * s for a, s in zip(start, samples, strict=True)]
         axes = zip(self.shape, self.level_shape(level), step, samples, start, size, strict=True)

@@ -191,6 +191,10 @@ class SlideCrops(MuViTDataset):
         """Number of spatial axes."""
         return len(self.config.size)
 
+    def slide_of(self, index: int) -> Slide:
+        """The slide of a sample."""
+        raise NotImplementedError
+
     def locate_classes(self) -> list[ClassPixels]:
         """Find the classes in a coarse scan of all labels, before any work starts; crops are checked again when read.
 

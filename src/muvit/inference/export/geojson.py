@@ -31,8 +31,9 @@ class GeoJsonConfig:
 
     object_type: ObjectType = "annotation"
     """Type in QuPath: annotations, which can be edited, or detections, of which it can show millions."""
-    simplify_px: NonNegative = 1.0
-    """Tolerance of the simplification of outlines, in label pixels; 0 keeps every corner."""
+    simplify_px: NonNegative | None = None
+    """Tolerance of the simplification of outlines, in label pixels; 0 keeps every corner. Unset, they are simplified
+    as far as each pixel's centre stays on its side: read as labels, the polygons are the label image again."""
     min_area_um2: NonNegative | None = None
     """Leave out objects smaller than this."""
     split_um: NonNegative = 0.0
@@ -119,7 +120,7 @@ def write_geojson(
 
 
 def _feature(found: LabelObject, source: LabelledImage, config: GeoJsonConfig) -> dict[str, Any]:
-    polygon = simplify(found.polygon, config.simplify_px) if config.simplify_px else found.polygon
+    polygon = found.polygon if config.simplify_px == 0 else simplify(found.polygon, config.simplify_px)
     first = ",".join(map(str, found.first_pixel))
     return {
         "type": "Feature",
