@@ -58,7 +58,8 @@ format: $(STAMP)
 
 docs: $(STAMP)
 	$(UV) pip install --quiet --python $(BIN)/python --group docs
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	rm -rf build/docs && mkdir -p build && cp -RL docs build/docs # with the benchmark results, which are linked into it
+	$(BIN)/python -m zensical build --strict --clean
 	@echo site/index.html
 
 # at a size for a CPU, a few minutes; the committed results in benchmarks/results/ are those of the full size
@@ -67,4 +68,4 @@ bench: $(STAMP)
 		--train-crops 480 --test-crops 160 --epochs 10 4 --output build/bench/synthetic_leak_probe.md
 
 clean:
-	rm -rf $(VENV) .uv build dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .uv build dist site .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,8 +1,8 @@
 """Does a model whose coarse tokens never see finer ones score as well as one with full attention?
 
 The pattern ``coarse_to_fine`` is what makes contexts cachable (`benchmarks/context_caching.py`). Here models with it
-and with full attention are trained on the small Synthetic images of ``muvit demo``, with the demo's recipe, and score
-whole test images. Remedies for a gap, none of which costs anything at prediction:
+and with full attention are trained by ``recipes/synthetic_small.yaml`` and score whole test images. Remedies for a
+gap, none of which costs anything at prediction:
 
 - ``supervised``: the coarse view is decoded too and compared with its own labels, so that coarse tokens learn what they
   see from all of their view, and not only from what finer ones ask of them. Full attention gets the same.
@@ -21,10 +21,10 @@ from pathlib import Path
 
 from markdown_table import markdown_table
 
-from muvit.cli.demo import recipe as demo_recipe
 from muvit.data.synthetic.images import SyntheticConfig, write_synthetic
 from muvit.evaluation.comparison import compare
 from muvit.evaluation.variants import Variant
+from muvit.settings import read_settings
 from muvit.training.recipes import InitConfig, Recipe
 
 NAMES = (
@@ -69,17 +69,20 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", choices=NAMES, default=NAMES)
     parser.add_argument("--data", type=Path, default=Path("data/synthetic_small"), help="made if it is not there")
     parser.add_argument("--output", type=Path, default=Path("runs/coarse_to_fine"))
-    parser.add_argument("--epochs", type=int, default=13, help="of the demo; the variants that train longer take twice")
+    parser.add_argument(
+        "--epochs", type=int, default=13, help="of the recipe; the variants that train longer take twice"
+    )
     parser.add_argument("--samples", type=int, default=1600, help="crops per epoch")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     if not arguments.data.exists():
         write_synthetic(arguments.data, num_train=240, num_val=12, num_test=16, config=SyntheticConfig.small())
-    recipe = demo_recipe(arguments.data, arguments.seed)
+    recipe = read_settings(Path(__file__).parents[1] / "recipes" / "synthetic_small.yaml", Recipe)
+    folders = {split: str(arguments.data / split) for split in ("train", "val")}
     recipe = replace(
         recipe,
-        run=replace(recipe.run, epochs=arguments.epochs),
-        data=replace(recipe.data, samples_per_epoch=arguments.samples),
+        run=replace(recipe.run, epochs=arguments.epochs, seed=arguments.seed),
+        data=replace(recipe.data, samples_per_epoch=arguments.samples, **folders),
     )
     first, second = arguments.output / "first", arguments.output / "from_full"
     variants = [variant(name, recipe, first / "runs" / "full") for name in arguments.variants]

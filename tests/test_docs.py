@@ -3,14 +3,20 @@
 import json
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
+import tomllib
+from collections.abc import Iterator
 from contextlib import redirect_stdout
 from pathlib import Path
+from pydoc import locate
 from tempfile import NamedTemporaryFile, TemporaryFile
+from types import ModuleType
 from typing import NamedTuple
 
+import matplotlib
 import numpy as np
 import pytest
 import yaml
@@ -20,15 +26,26 @@ from PIL import Image
 import muvit
 from muvit.cli import main
 
+
+def navigated(entry: object) -> Iterator[str]:
+    """The pages of a part of the navigation, in its order."""
+    if isinstance(entry, str):
+        yield entry
+    else:
+        for below in entry.values() if isinstance(entry, dict) else entry:
+            yield from navigated(below)
+
+
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 DOCS = ROOT / "docs"
-CONFIG = (ROOT / "mkdocs.yml").read_text()
+NAVIGATION = tomllib.loads((ROOT / "zensical.toml").read_text())["project"]["nav"]
 # as a reader meets them: every page goes on with the files that the README's commands made
-PAGES = [README, *(DOCS / name for name in re.findall(r"^ +- .+: (\S+\.md)$", CONFIG, re.M)), ROOT / "CONTRIBUTING.md"]
+PAGES = [README, *(DOCS / page for page in navigated(NAVIGATION)), ROOT / "CONTRIBUTING.md"]
 RUN = {"bash", "python", "console"}
 SHOWN = {"text", "bibtex"}
 PROGRESS = re.compile(r"\[\d\d:\d\d.*, .*/s\]")
+NUMBER = re.compile(r"\d+(?:\.\d+)?(?:e-\d+)?")
 SEAMS = re.compile(r"(?:; |\S+: )labels change [\d.]+ times .*")
 """A measurement, which hangs on the last digits of a model's weights."""
 MUVIT = """
@@ -50,11 +67,19 @@ class Snippet(NamedTuple):
     code: str
     excuse: str
     """Why it is not run; empty if it is."""
+    is_long: bool
+    """It is run by the test marked long alone."""
+
+    @property
+    def is_run(self) -> bool:
+        """Whether any test runs it."""
+        return not self.excuse and self.language in RUN
 
 
 def snippets(page: Path) -> list[Snippet]:
     fence = re.compile(
-        r"(?:<!-- not run: (?P<excuse>.+?) -->\n)?^```(?P<language>\w*).*?\n(?P<code>.*?)^```$", re.M | re.S
+        r"(?:<!-- (?:not run: (?P<excuse>.+?)|long: (?P<long>.+?)) -->\n)?^```(?P<language>\w*).*?\n(?P<code>.*?)^```$",
+        re.M | re.S,
     )
     text = page.read_text()
     return [
@@ -63,6 +88,7 @@ def snippets(page: Path) -> list[Snippet]:
             match["language"],
             match["code"],
             match["excuse"] or "",
+            bool(match["long"]),
         )
         for match in fence.finditer(text)
     ]
@@ -85,16 +111,27 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_commands_and_snippets_run_as_written(workspace: Path, monkeypatch, capfd) -> None:
     monkeypatch.chdir(workspace)
     for page in PAGES:
-        names: dict[str, object] = {"__name__": page.stem}
-        for snippet in snippets(page):
-            if snippet.excuse or snippet.language not in RUN:
-                continue
-            if snippet.language == "bash":
-                run_shell(snippet, workspace)
-            elif snippet.language == "console":
-                run_console(snippet, capfd)
-            else:
-                exec(compile(snippet.code, snippet.place, "exec"), names)
+        run([snippet for snippet in snippets(page) if not snippet.is_long], workspace, capfd)
+
+
+@pytest.mark.long
+def test_long_snippets_run_as_written(workspace: Path, monkeypatch, capfd) -> None:
+    monkeypatch.chdir(workspace)
+    run(snippets(README), workspace, capfd)
+    long = [snippet for page in PAGES for snippet in snippets(page) if snippet.is_long]
+    assert long
+    run(long, workspace, capfd)
+
+
+def run(page: list[Snippet], folder: Path, capfd) -> None:
+    names: dict[str, object] = {"__name__": "page"}
+    for snippet in page:
+        if snippet.is_run and snippet.language == "bash":
+            run_shell(snippet, folder)
+        elif snippet.is_run and snippet.language == "console":
+            run_console(snippet, capfd)
+        elif snippet.is_run:
+            exec(compile(snippet.code, snippet.place, "exec"), names)
 
 
 def run_shell(snippet: Snippet, folder: Path) -> None:
@@ -141,7 +178,8 @@ def test_blocks_are_run_or_say_why_not(page: Path) -> None:
     text = page.read_text()
     found = snippets(page)
     assert len(found) == len(re.findall(r"^```", text, re.M)) // 2, "a fenced block is not recognised"
-    assert text.count("<!-- not run") == sum(bool(s.excuse) for s in found), "an excuse does not stand before a block"
+    marks = sum(bool(s.excuse) or s.is_long for s in found)
+    assert len(re.findall("<!-- (?:not run|long)", text)) == marks, "an excuse does not stand before a block"
     silent = [s.place for s in found if s.language not in RUN | SHOWN and not s.excuse]
     assert not silent, "say what language it is, or why it is not run"
 
@@ -165,6 +203,46 @@ def test_architecture_describes_what_is_there() -> None:
     found = {name.removesuffix(".__init__") for name in found}
     assert not named - found, "docs/architecture.md describes what is not there"
     assert not {name for name in found if name.count(".") == 1} - named, "describe them in docs/architecture.md"
+
+
+def test_equations_name_code_that_exists() -> None:
+    named = re.findall(r"`(muvit\.[\w.]+)`", (DOCS / "reference" / "equations.md").read_text())
+    assert len(named) > 40
+    for name in named:
+        found = locate(name)
+        assert found is not None, f"docs/reference/equations.md names {name}"
+        assert not isinstance(found, ModuleType), f"{name} is a module, which computes no formula"
+
+
+def test_figures_are_what_their_script_draws(tmp_path: Path) -> None:
+    runpy.run_path(str(DOCS / "figures.py"))["draw"](tmp_path)
+    figures = sorted(tmp_path.iterdir())
+    pages = "".join(page.read_text() for page in PAGES)
+    assert figures and all(f"images/{figure.name}" in pages for figure in figures)
+    for figure in figures:
+        drawn, kept = figure.read_text(), (DOCS / "images" / figure.name).read_text()
+        if f"Matplotlib v{matplotlib.__version__}," in kept:  # another version draws other digits
+            assert drawn == kept, "run docs/figures.py"
+
+
+def test_settings_by_purpose_exist(capsys) -> None:
+    page = (DOCS / "guide" / "settings.md").read_text()
+    section = page[page.index("## By purpose") : page.index("## Recipe")]
+    options = {f"--{name}" for name in re.findall(r"`((?:data|model|loss|optim|run|init)\.[\w.]+)`", section)}
+    for verb in ("train", "predict"):
+        assert main([verb, "--help"]) == 0
+    known = set(re.findall(r"^  (--[\w.]+)", capsys.readouterr().out, re.M))
+    assert len(options) > 40
+    assert options | set(re.findall(r"`(--\w+)", section)) - {"--levels"} <= known, "one of them is no option"
+
+
+def test_numbers_of_the_benchmarks_page_stand_in_the_results_that_it_links() -> None:
+    page = DOCS / "reference" / "benchmarks.md"
+    rows = re.findall(r"^\|[^|]+\|([^|]+)\| \[\w+\]\((results/\w+\.md)\) \|$", page.read_text(), re.M)
+    assert len(rows) > 20
+    for answer, results in rows:
+        measured = set(re.findall(NUMBER, (page.parent / results).read_text()))
+        assert set(re.findall(NUMBER, answer)) <= measured, f"{results}: {answer}"
 
 
 def test_reference_lists_the_public_names_with_their_homes() -> None:

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from muvit.cli import _parser, main
+from muvit.cli.demo import recipe as demo_recipe
 from muvit.data.crops.normalize import Range
 from muvit.data.crops.preprocessing import FILE, Preprocessing
 from muvit.data.pyramids.writer import PyramidWriter
@@ -136,6 +137,13 @@ def test_the_header_tells_commands_that_are_read(file, monkeypatch):
     assert uses(file)
     for words in commands(file):
         parsed(words)
+
+
+def test_the_demo_trains_the_model_of_its_recipe(monkeypatch, tmp_path):
+    written = read(uses(ROOT / "recipes" / "synthetic_scattered.yaml")[0], monkeypatch)
+    own = demo_recipe(tmp_path)
+    data = replace(written.data, train=own.data.train, val=own.data.val)
+    assert replace(written, data=data, run=replace(written.run, progress=False)) == own
 
 
 @pytest.mark.parametrize("file", FOR_GPU + FOR_CPU, ids=lambda file: file.stem)

@@ -1,7 +1,7 @@
 // Annotations of a QuPath project, for `muvit train`.
 //
 // In the script editor: Run, Run for project. Every image with classified annotations gets
-// <project>/muvit/labels/<image>.geojson; docs/guide/qupath.md tells how to train from them.
+// <project>/muvit/labels/<image>.geojson; docs/tutorials/own-slides.md tells how to train from them.
 
 import qupath.lib.common.GeneralTools
 

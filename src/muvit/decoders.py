@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from muvit.encoders import check_ndim
 from muvit.errors import InputError
-from muvit.models.layers.rope import RotaryMode
+from muvit.models.layers.rope import Periods, RotaryMode
 from muvit.models.mae import DecoderConfig, MuViTDecoder
 
 __all__ = ["MuViTDecoder", "MuViTDecoder2d", "MuViTDecoder3d", "MuViTDecoder4d"]
@@ -28,7 +28,7 @@ class _Decoder(MuViTDecoder):
         num_layers: int = 2,
         heads: int = 8,
         rotary_mode: RotaryMode = "per_layer",
-        rotary_base: float = 10000.0,
+        rotary_base: float | Periods = 10000.0,
         dropout: float = 0.0,
         attention_mode: Literal["all"] = "all",
     ) -> None:

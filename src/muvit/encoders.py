@@ -9,7 +9,7 @@ from muvit.geometry import PatchSpacing
 from muvit.levels import Level
 from muvit.models.encoder import EncoderConfig, MuViTEncoder
 from muvit.models.layers.attention import AttentionMode
-from muvit.models.layers.rope import RotaryMode, RotaryParam
+from muvit.models.layers.rope import Periods, RotaryMode, RotaryParam
 
 __all__ = ["MuViTEncoder", "MuViTEncoder2d", "MuViTEncoder3d", "MuViTEncoder4d"]
 
@@ -35,7 +35,7 @@ class _Encoder(MuViTEncoder):
         attention_mode: AttentionMode = "all",
         use_level_embed: bool = True,
         rotary_mode: RotaryMode = "per_layer",
-        rotary_base: float = 10000.0,
+        rotary_base: float | Periods = 10000.0,
         input_space: Literal["real"] = "real",
         dropout: float = 0.0,
         *,

@@ -15,7 +15,7 @@ from muvit.levels import Level, plain_level
 from muvit.models.encoder import EncoderConfig
 from muvit.models.layers.attention import AttentionMode
 from muvit.models.layers.patch import patch_grid
-from muvit.models.layers.rope import RotaryMode, RotaryParam
+from muvit.models.layers.rope import Periods, RotaryMode, RotaryParam
 from muvit.models.mae import NORM_EPS, MAEConfig, MuViTMAE
 from muvit.models.masking import TokenMask, draw_consistent_mask, draw_mask
 from muvit.pictures import MASK_GREY
@@ -48,7 +48,7 @@ class _MAE(MuViTMAE):
         masking_ratio: float = 0.75,
         use_level_embed: bool = True,
         rotary_mode: RotaryMode = "per_layer",
-        rotary_base: float = 10000.0,
+        rotary_base: float | Periods = 10000.0,
         attention_mode: AttentionMode = "all",
         masking_mode: Literal["dirichlet", "random"] | tuple[float, ...] = "dirichlet",
         input_space: Literal["real"] = "real",

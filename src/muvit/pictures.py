@@ -101,7 +101,9 @@ def _as_seen(rgb: NDArray[Any]) -> NDArray[np.float64]:
     return np.cbrt(views @ np.array(to_cones).T) @ np.array(to_lab).T
 
 
-def to_rgb(image: ArrayLike, *, low: float = 1.0, high: float = 99.8) -> RGB:
+def to_rgb(
+    image: ArrayLike, *, low: float = 1.0, high: float = 99.8, contrast: NDArray[np.floating] | None = None
+) -> RGB:
     """Picture of an image, its contrast stretched so that two percentiles become black and full brightness.
 
     One channel gives grey. Three are red, green and blue, stretched together so that hues stay. Two become green and
@@ -111,6 +113,8 @@ def to_rgb(image: ArrayLike, *, low: float = 1.0, high: float = 99.8) -> RGB:
         image: ``(C, H, W)`` of any real dtype. Values that are not finite come out black.
         low: lower percentile, at least 0.
         high: upper percentile, above ``low``, at most 100.
+        contrast: values that become black and full brightness, from `measure_contrast` of another image, in place of
+            the percentiles: parts of one image then have one contrast.
 
     Returns:
         ``(H, W, 3)``.
@@ -119,30 +123,48 @@ def to_rgb(image: ArrayLike, *, low: float = 1.0, high: float = 99.8) -> RGB:
         ShapeError: the image has not three axes, or an axis without extent.
         InputError: the image is not real, or the percentiles are out of order.
     """
+    bounds = measure_contrast(image, low=low, high=high) if contrast is None else contrast
+    groups = _stretched_together(image)
+    scaled = np.concatenate([_stretch(group, *ends) for group, ends in zip(groups, bounds, strict=True)])
+    # (C, 3), (C, H, W) -> (3, H, W)
+    channels = scaled if len(groups) == 1 < len(scaled) else np.tensordot(_CHANNEL_TINTS[len(scaled)], scaled, (0, 0))
+    return np.moveaxis((channels * 255).round().clip(0, 255).astype(np.uint8), 0, -1).copy()  # (C, H, W) -> (H, W, C)
+
+
+def measure_contrast(image: ArrayLike, *, low: float = 1.0, high: float = 99.8) -> NDArray[np.float64]:
+    """Values that become black and full brightness, ``(G, 2)``: one pair for three channels, else one for each.
+
+    Arguments and errors as of `to_rgb`.
+    """
+    if not 0 <= low < high <= 100:
+        raise InputError("low, high", expected="percentiles, 0 <= low < high <= 100", got=(low, high))
+    return np.array([_find_ends(group, low, high) for group in _stretched_together(image)])
+
+
+def _stretched_together(image: ArrayLike) -> list[NDArray[np.floating]]:
+    """The channels that are shown, ``(C, H, W)`` each: three together, others one by one."""
     pixels = np.asarray(image)
     if pixels.ndim != 3 or 0 in pixels.shape:
         raise ShapeError("image", expected="shape (C, H, W)", got=pixels.shape)
     if pixels.dtype.kind not in "biuf":
         raise InputError("image", expected="real numbers", got=pixels.dtype)
-    if not 0 <= low < high <= 100:
-        raise InputError("low, high", expected="percentiles, 0 <= low < high <= 100", got=(low, high))
     floats: NDArray[np.floating] = pixels.astype(np.float64 if pixels.dtype.itemsize > 2 else np.float32)
-    if len(floats) == 3:
-        channels = _stretch(floats, low, high)
-    else:
-        shown = np.stack([_stretch(channel, low, high) for channel in floats[:3]])
-        channels = np.tensordot(_CHANNEL_TINTS[len(shown)], shown, axes=(0, 0))  # (C, 3), (C, H, W) -> (3, H, W)
-    return np.moveaxis((channels * 255).round().clip(0, 255).astype(np.uint8), 0, -1).copy()  # (C, H, W) -> (H, W, C)
+    return [floats] if len(floats) == 3 else [channel[None] for channel in floats[:3]]
 
 
-def _stretch(values: NDArray[np.floating], low: float, high: float) -> NDArray[np.floating]:
-    finite = np.isfinite(values)
-    if not finite.any():
-        return np.zeros_like(values)
-    bottom, top = np.percentile(values[finite], (low, high))
+def _find_ends(values: NDArray[np.floating], low: float, high: float) -> tuple[float, float]:
+    known = values[np.isfinite(values)]
+    if not known.size:
+        return 0.0, 1.0
+    bottom, top = np.percentile(known, (low, high))
     if top <= bottom:  # a flat image, or one whose content is rarer than the percentiles: show its whole range
-        bottom, top = values[finite].min(), values[finite].max()
-    return np.where(finite, (values - bottom) / max(top - bottom, np.finfo(np.float32).tiny), 0).clip(0, 1)
+        bottom, top = known.min(), known.max()
+    return float(bottom), float(top)
+
+
+def _stretch(values: NDArray[np.floating], bottom: float, top: float) -> NDArray[np.floating]:
+    span = max(top - bottom, float(np.finfo(np.float32).tiny))
+    return np.where(np.isfinite(values), (values - values.dtype.type(bottom)) / values.dtype.type(span), 0).clip(0, 1)
 
 
 def colorize(labels: ArrayLike, colors: Sequence[Color], *, ignore: Sequence[int] = ()) -> RGB:

@@ -36,7 +36,7 @@ def work(tmp_path_factory):
     folder = tmp_path_factory.mktemp("work")
     data, recipe = folder / "data", folder / "recipe.yaml"
     recipe.write_text(RECIPE)
-    counts = ["--train", "1", "--val", "1", "--test", "1", "--small", "--workers", "1"]
+    counts = ["--train", "1", "--val", "1", "--test", "1", "--size_px", "512", "--workers", "1"]
     assert run("synthetic", "--output", data, *counts) == 0
     code = run(
         *("train", "--config", recipe, "--output", folder / "run", "--run.epochs", "1"),
@@ -364,7 +364,7 @@ FAILURES = {
         "expected",
     ),
     "no images": (["synthetic", "--output", "{new}", "--train", "0", "--val", "0", "--test", "0"], "expected"),
-    "negative seed": (["synthetic", "--output", "{new}", "--small", "--seed", "-1"], "seed: expected"),
+    "negative seed": (["synthetic", "--output", "{new}", "--size_px", "512", "--seed", "-1"], "seed: expected"),
     "existing data set": (["synthetic", "--output", "{work}/data", "--train", "1"], "data: exists already"),
     "no training slides": ([*TRAIN, "--data.train", "{bad}/none"], "none"),
     "channels": ([*TRAIN, "--model.encoder.in_channels", "3"], ".ome.zarr: expected 3 channel(s)"),
@@ -433,7 +433,7 @@ FAILURES = {
     "pyramid below a file": (["convert", "{bad}/grey.png", "--output", "{bad}/rgb.png/deep"], "rgb.png"),
     "run below a file": ([*TRAIN[:4], "{bad}/rgb.png/deep", *TRAIN[5:]], "rgb.png"),
     "labels below a file": ([*PREDICT[:4], "{bad}/rgb.png/deep"], "rgb.png"),
-    "images below a file": (["synthetic", "--small", "--output", "{bad}/rgb.png/deep"], "rgb.png"),
+    "images below a file": (["synthetic", "--size_px", "512", "--output", "{bad}/rgb.png/deep"], "rgb.png"),
     "scores below a file": (
         ["evaluate", "{bad}/grey.png", "{bad}/grey.png", "--num_classes", "2", "--output", "{bad}/rgb.png/deep.json"],
         "rgb.png",

@@ -36,6 +36,10 @@ def fill_a_gpu():
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
 
 
+def lose_a_peer():
+    raise RuntimeError("[/gloo/transport/tcp/pair.cc:545] Read error [127.0.0.1]:38306: Connection reset by peer.")
+
+
 @pytest.mark.parametrize(
     ("fail", "said"),
     [
@@ -44,9 +48,10 @@ def fill_a_gpu():
         (fill_a_gpu, "the memory of the GPU is full. Make batches or crops smaller."),
         (work_in_a_pool, "a process of this run was killed from outside, "),
         (read_ahead, "a process of this run was killed from outside, "),
+        (lose_a_peer, "a process that trains together with this one died, "),
         (Path("/nowhere/at/all").read_bytes, "/nowhere/at/all: No such file or directory."),
     ],
-    ids=["array", "tensor", "gpu", "pool", "loader", "file"],
+    ids=["array", "tensor", "gpu", "pool", "loader", "peer", "file"],
 )
 def test_what_the_machine_refuses_is_told_in_a_sentence(monkeypatch, capsys, fail, said):
     monkeypatch.setattr(muvit.cli.info, "run", lambda _: fail())

@@ -88,7 +88,7 @@ def test_a_folder_that_is_not_there_is_refused_in_one_sentence(dataset, tmp_path
 
 
 def test_the_synthetic_data_are_generated(tmp_path, capfd):
-    counts = ["--train", "1", "--val", "0", "--test", "1", "--small", "--workers", "1", "--seed", "3"]
+    counts = ["--train", "1", "--val", "0", "--test", "1", "--size_px", "512", "--workers", "1", "--seed", "3"]
     assert run("prepare", "synthetic", tmp_path / "out", *counts) == 0
     assert said(capfd)[0] == f"{tmp_path / 'out'}: 1 train, 0 val, 1 test\n"
     assert open_labelled_folder(tmp_path / "out" / "test")[0][0].shape == (512, 512)

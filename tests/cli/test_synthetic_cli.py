@@ -6,7 +6,9 @@ from muvit.cli import main
 from muvit.data.folders import open_labelled_folder
 
 
-@pytest.mark.parametrize(("kind", "levels"), [("volumes", (1, (1, 2, 2), (2, 4, 4))), ("free", (1, 4))])
+@pytest.mark.parametrize(
+    ("kind", "levels"), [("volumes", (1, (1, 2, 2), (2, 4, 4))), ("free", (1, 4)), ("scattered", (1, 2, 4, 8))]
+)
 def test_every_kind_is_written(kind, levels, tmp_path, capsys):
     command = ["synthetic", "--kind", kind, "--train", "1", "--val", "0", "--test", "1", "--seed", "3"]
     assert main([*command, "--output", str(tmp_path / "data")]) == 0
@@ -23,8 +25,11 @@ def test_every_kind_is_written(kind, levels, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--kind", "free", "--small"], "--small and --workers: expected --kind rings, got --kind free"),
-        (["--kind", "volumes", "--workers", "2"], "--small and --workers"),
+        (
+            ["--kind", "free", "--size_px", "512"],
+            "--size_px and --workers: expected --kind rings or scattered, got --kind free",
+        ),
+        (["--kind", "volumes", "--workers", "2"], "--size_px and --workers"),
         (["--kind", "volumes", "--seed", "-1"], "config.seed"),
         (["--kind", "free", "--train", "0", "--val", "0", "--test", "0"], "expected at least one image, got 0 of each"),
     ],

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from muvit.errors import InputError
-from muvit.evaluation.side_by_side import _claim, _num_cores, _places, choose_devices
+from muvit.evaluation.side_by_side import _claim, _num_cores, _places, _threads, choose_devices
 from muvit.training.run_config import RunConfig
 
 
@@ -44,6 +44,15 @@ def test_each_device_has_one_process_and_a_cpu_alone_one_for_each_core():
     assert _places([cpu], 1) == [cpu]
     assert _places([cpu], 1000) == [cpu] * _num_cores()
     assert _places([cpu, cpu], 1000) == [cpu, cpu]
+
+
+def test_a_last_round_of_fewer_models_shares_all_cores(monkeypatch):
+    monkeypatch.setattr("muvit.evaluation.side_by_side._num_cores", lambda: 2)
+    assert _threads(3, 2) == [1, 1, 2]
+    monkeypatch.setattr("muvit.evaluation.side_by_side._num_cores", lambda: 8)
+    assert _threads(9, 8) == [1] * 8 + [8]
+    assert _threads(10, 8) == [1] * 8 + [4, 4]
+    assert _threads(16, 8) == [1] * 16
 
 
 @pytest.mark.parametrize(("visible", "shown"), [(None, "1"), ("3,5", "5"), ("GPU-aa, GPU-bb", "GPU-bb")])

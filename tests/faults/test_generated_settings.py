@@ -110,17 +110,25 @@ def store(tmp_path_factory):
     return folder, json.loads((folder / "zarr.json").read_text())
 
 
-def run(store, folder, count):
-    quiet = settings(max_examples=count, suppress_health_check=list(HealthCheck), database=None)
-    quiet(given(changed(RECIPE))(read_recipe))()
-    quiet(given(changed(PREPROCESSING))(lambda values: read_preprocessing(folder, values)))()
-    quiet(given(changed(store[1]))(lambda values: read_metadata(store[0], values)))()
+def run(kind, store, folder, count):
+    original, read = {
+        "recipes": (RECIPE, read_recipe),
+        "preprocessing": (PREPROCESSING, lambda values: read_preprocessing(folder, values)),
+        "metadata": (store[1], lambda values: read_metadata(store[0], values)),
+    }[kind]
+    quiet = settings(max_examples=count, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+    quiet(given(changed(original))(read))()
 
 
-def test_50_of_each(store, tmp_path):
-    run(store, tmp_path, 50)
+KINDS = ["recipes", "preprocessing", "metadata"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_50_of_each(kind, store, tmp_path):
+    run(kind, store, tmp_path, 50)
 
 
 @pytest.mark.long
-def test_10_000_of_each(store, tmp_path):
-    run(store, tmp_path, 10_000)
+@pytest.mark.parametrize("kind", KINDS)
+def test_10_000_of_each(kind, store, tmp_path):
+    run(kind, store, tmp_path, 10_000)

@@ -5,6 +5,7 @@ import os
 import struct
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from memory_slide import MemorySlide
 
 from muvit.cli.compare import _variants
 from muvit.data.annotations.formats import geojson_objects, read_json
+from muvit.data.annotations.open import read_annotations
 from muvit.data.crops.preprocessing import FILE, Preprocessing
 from muvit.data.sources.label_map import LabelMap
 from muvit.errors import MuViTError
@@ -129,6 +131,28 @@ def test_outlines(tmp_path, name):
     write(file, GEOJSON[name])
     refused(read_region, str(file), MemorySlide({1: np.zeros((1, 64, 64), np.uint8)}))
     refused(lambda: geojson_objects(file, read_json(file)))
+
+
+ARCHIVES = {
+    "names outside": [("../../executed.roi", b"Iout" + bytes(60)), ("/executed.roi", b"")],
+    "a bomb": [("a.roi", bytes(20_000_000))],
+    "many bombs": [(f"{i}.roi", bytes(2_000_000)) for i in range(9)],
+    "a folder": [("a.roi/", b"")],
+    "no regions": [("a.txt", b"x")],
+}
+
+
+def write_archive(file, name):
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for entry, content in ARCHIVES[name]:
+            archive.writestr(entry, content)
+
+
+@pytest.mark.parametrize("name", ARCHIVES)
+def test_archives(tmp_path, name):
+    write_archive(tmp_path / "regions.zip", name)
+    refused(read_annotations, tmp_path / "regions.zip", MemorySlide({1: np.zeros((1, 64, 64), np.uint8)}))
+    assert [path.name for path in tmp_path.iterdir()] == ["regions.zip"]
 
 
 @pytest.mark.parametrize(
@@ -256,11 +280,14 @@ except tests.MuViTError:
 @pytest.mark.long
 @pytest.mark.skipif(sys.platform == "win32", reason="needs the memory of a process")
 @pytest.mark.parametrize(
-    "kind", ["aliases", "deep lists", "deep mappings", "many bytes", "a long number", "weights", "sizes"]
+    "kind", ["aliases", "deep lists", "deep mappings", "many bytes", "a long number", "weights", "sizes", "archive"]
 )
 def test_a_refusal_takes_little_time_and_memory(model, kind):
     call = "load_model(Path('model'))"
-    if kind == "weights":
+    if kind == "archive":
+        write_archive("regions.zip", "a bomb")
+        call = "read_annotations(Path('regions.zip'), tests.MemorySlide({1: tests.np.zeros((1, 64, 64), 'u1')}))"
+    elif kind == "weights":
         (model / WEIGHTS).write_bytes(header(b" " * 99_000_000))
     elif kind == "sizes":
         settings = yaml.safe_load((model / CONFIG).read_text())

@@ -1,3 +1,4 @@
+import json
 import shutil
 from dataclasses import replace
 
@@ -20,8 +21,10 @@ from muvit.errors import InputError
 from muvit.inference.predict import predict_slide
 from muvit.inference.run.plan import PredictOptions
 from muvit.labels import IGNORE
+from muvit.models.classifier import Classifier, ClassifierConfig
 from muvit.models.encoder import EncoderConfig
 from muvit.models.segmenter import Segmenter, SegmenterConfig
+from muvit.models.trained import TrainedModel
 from muvit.training.fit import train_segmenter
 from muvit.training.optim import OptimConfig
 from muvit.training.recipes import DataConfig, Recipe
@@ -165,6 +168,46 @@ def test_a_block_of_nan_changes_what_sees_it_and_nothing_else(tmp_path):
     assert xs.min() > 120 - seen and xs.max() < 124 + seen
     with pytest.raises(InputError, match="expected finite pixels"):
         predict_slide(tiny().eval(), slide, tmp_path / "no.ome.zarr", replace(settings, nonfinite="error"))
+
+
+@pytest.mark.parametrize("verb", ["predict", "features", "classify"])
+def test_verbs_that_use_a_model_take_the_policy_as_an_option(tmp_path, capsys, verb):
+    """The model's own policy refuses; under the option it answers with finite numbers."""
+    pixels = np.random.default_rng(1).uniform(0, 255, (64, 64)).astype(np.float32)
+    pixels[30:34, 30:34] = np.nan
+    imwrite(tmp_path / "a.tif", pixels)
+    model, names = tiny(), ("a", "b", "c")
+    if verb == "classify":
+        model = Classifier(ClassifierConfig(encoder=model.config.encoder, num_classes=3))
+    settings = Preprocessing(
+        crop_size=(SIDE, SIDE),
+        normalization=Range(high=255),
+        class_names=names,
+        class_colors=((0, 0, 0), (1, 1, 1), (2, 2, 2)),
+    )
+    TrainedModel(model=model, preprocessing=settings).save(tmp_path / "model")
+    more = ["--num_crops", "null"] if verb == "classify" else []
+    output = tmp_path / "out"
+    command = [
+        verb,
+        str(tmp_path / "model"),
+        str(tmp_path / "a.tif"),
+        "--output",
+        str(output),
+        "--device",
+        "cpu",
+        *more,
+    ]
+    assert main(command) == 1
+    assert "a.tif: expected finite pixels, got NaN or infinity: 4 at level" in capsys.readouterr().err
+    assert main([*command, "--nonfinite", "ignore", *([] if verb == "classify" else ["--overwrite"])]) == 0
+    if verb == "features":
+        for level in (1, 4):
+            found = open_slide(output / "a.zarr" / f"level_{level}")
+            assert np.isfinite(found.read(1, (0, 0), found.shape)).all()
+    if verb == "classify":
+        (row,) = json.loads((output / "classes.json").read_text())["slides"]
+        assert sum(row[f"probability/{name}"] for name in names) == pytest.approx(1)
 
 
 def test_coarse_pixels_are_means_of_the_finite_ones():

@@ -58,7 +58,9 @@ MODELS = {
         ClassifierConfig(encoder=EncoderConfig(**ENCODER), num_classes=2, pooling="attention")
     ),
     "relay vit": lambda: RelaySegmenter(RelayConfig(backbone="vit_tiny_patch16_224", timm_options=VIT, **RELAY)),
-    "relay swin": lambda: RelaySegmenter(RelayConfig(backbone="swinv2_tiny_window8_256", timm_options=SWIN, **RELAY)),
+    "relay swin": lambda: RelaySegmenter(
+        RelayConfig(backbone="swinv2_tiny_window8_256", timm_options=SWIN, exchange="world", exchange_cells=2, **RELAY)
+    ),
 }
 
 

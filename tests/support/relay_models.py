@@ -2,6 +2,7 @@
 
 import torch
 
+from muvit.geometry import naive_boxes
 from muvit.models.relay.config import RelayConfig
 from muvit.models.relay.segmenter import RelaySegmenter
 
@@ -53,3 +54,9 @@ def views(model, batch=2, seed=1):
     v = model.views
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(batch, len(v.levels), v.in_channels, *v.size, generator=generator)
+
+
+def boxes(model, batch=2):
+    """Boxes ``(B, L, 2, 2)`` of views around one centre."""
+    v = model.views
+    return naive_boxes(v.levels, v.size).expand(batch, -1, -1, -1)

@@ -2,9 +2,12 @@
 
 import multiprocessing
 import os
+import signal
 import sys
-from dataclasses import asdict
+from contextlib import suppress
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,12 +17,14 @@ from tifffile import imwrite
 
 import muvit.cli.compare
 import muvit.cli.convert
+import muvit.cli.demo
 import muvit.cli.evaluate
 import muvit.cli.export
 import muvit.cli.features
 import muvit.cli.predict
+import muvit.durable
 import muvit.evaluation.comparison
-import muvit.training.fit  # noqa: F401  every module that a verb needs is imported once, by the server
+import muvit.training.fit  # every module that a verb needs is imported once, by the server
 from muvit.cli import main
 from muvit.data.crops.normalize import Range
 from muvit.data.crops.preprocessing import Preprocessing
@@ -88,11 +93,16 @@ class Workshop:
             goes_on = ["--resume"] if has_state(output) else ["--overwrite"]
             return [verb, "--config", f"{folder / verb}.yaml", *target, *goes_on]
         if verb == "compare":
-            rest = ["--config", f"{folder / 'train'}.yaml", "--test", str(folder / "val"), "--preset", "unet"]
-            return [verb, *rest, *target, "--workers", "1", *(["--resume"] if output.exists() else [])]
+            rest = ["--config", f"{folder / 'train'}.yaml", "--test", str(folder / "val"), "--devices", "cpu"]
+            goes_on = ["--resume"] if output.exists() else []
+            return [verb, *rest, "--models", "[muvit,finest]", *target, *goes_on]
         if verb in ("predict", "features"):
             blocks = ["--block_px", "32", "--probabilities", "float16"] if verb == "predict" else []
             return [verb, str(folder / "model"), slide, *target, "--device", "cpu", *blocks]
+        if verb == "demo":
+            return [verb, "--quick", "--devices", "cpu", *target, *(["--resume"] if output.exists() else [])]
+        if verb == "study":
+            return [verb, "noise", str(folder / "model"), "--data", str(folder / "val"), "--device", "cpu", *target]
         prediction = str(folder / "prediction" / "val0.ome.zarr")
         if verb == "export":
             return [verb, prediction, *target, "--geojson", "--areas", "--overview", "--overwrite"]
@@ -100,9 +110,17 @@ class Workshop:
             return [verb, prediction, str(folder / "val" / "labels" / "val0.ome.zarr"), *target, "--overwrite"]
         return [verb, str(folder / "image.tif"), *target, "--overwrite"]
 
-    def start(self, verb: str, output: Path) -> "Call":
-        """Start a verb in a process of its own."""
-        return Call(self.command(verb, output), self.folder / "said.txt")
+    def start(self, verb: str, output: Path, *more: str, renames: int | None = None, cold: bool = False) -> "Call":
+        """Start a verb in a process of its own.
+
+        Args:
+            verb: the verb.
+            output: its output.
+            more: further arguments.
+            renames: the process is killed when it has made so many; None: it is not.
+            cold: workers import everything by themselves, as for users, which takes seconds.
+        """
+        return Call([*self.command(verb, output), *more], self.folder / "said.txt", renames, cold)
 
     def call(self, verb: str, output: Path) -> "Call":
         """Run a verb to its end."""
@@ -121,12 +139,24 @@ class Call:
     Args:
         arguments: those of the command.
         file: receives the messages.
+        renames: files and folders that the process may rename before it is killed; None, any number.
+        cold: workers are spawned; else they come from the server of this process, in its session.
     """
 
-    def __init__(self, arguments: list[str], file: Path) -> None:
+    def __init__(self, arguments: list[str], file: Path, renames: int | None = None, cold: bool = False) -> None:
         self.file = file
-        self.process = _CONTEXT.Process(target=_run, args=(arguments, file))
+        self.process = _CONTEXT.Process(target=_run, args=(arguments, file, renames, cold))
         self.process.start()
+
+    def others(self) -> list[int]:
+        """Processes that are in the session of this one, itself left out: its workers, and theirs."""
+        found = []
+        for folder in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                state, _, _, session = (folder / "stat").read_text().rpartition(")")[2].split()[:4]
+                if int(session) == self.process.pid and state != "Z":
+                    found.append(int(folder.name))
+        return [pid for pid in found if pid != self.process.pid]
 
     @property
     def code(self) -> int | None:
@@ -139,7 +169,16 @@ class Call:
         return self.file.read_text()
 
 
-def _run(arguments: list[str], file: Path) -> None:
+def _run(arguments: list[str], file: Path, renames: int | None, cold: bool) -> None:
+    os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which shells take from what runs in the background
+    if renames is not None:
+        _die_after(renames)
+    if not cold:
+        get_context = multiprocessing.get_context
+        multiprocessing.get_context = lambda kind=None: get_context("forkserver" if kind == "spawn" else kind)
+    if arguments[0] == "demo":
+        _shorten_demo()
     descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
@@ -147,10 +186,44 @@ def _run(arguments: list[str], file: Path) -> None:
     sys.exit(main(arguments))
 
 
+def _shorten_demo() -> None:
+    original = muvit.cli.demo.recipe
+
+    def short(data: Path, seed: int = 0, *, quick: bool = False) -> Recipe:
+        recipe = original(data, seed, quick=quick)
+        encoder = replace(recipe.model.encoder, dim=16, num_layers=1, heads=1)
+        return replace(
+            recipe,
+            model=replace(recipe.model, encoder=encoder),
+            data=replace(recipe.data, crop_size=16, samples_per_epoch=16, val_samples=4),
+        )
+
+    muvit.cli.demo.recipe = short
+
+
+def _die_after(renames: int) -> None:
+    """Let this process be killed instead of making a rename, after others; no signal handler can prevent it."""
+    left = renames
+
+    def counted(rename: Any) -> Any:
+        def call(*arguments: Any, **options: Any) -> Any:
+            nonlocal left
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            left -= 1
+            return rename(*arguments, **options)
+
+        return call
+
+    os.rename, os.replace = counted(os.rename), counted(os.replace)
+    muvit.durable._exchange = counted(muvit.durable._exchange)
+
+
 def result(verb: str, output: Path) -> dict[str, bytes]:
     """The files of a verb that depend on nothing but its input: no times, no logs, no ledger."""
     names = {"train": "*/model.safetensors", "pretrain": "*/model.safetensors"}
-    names |= {"train-classifier": "*/model.safetensors", "compare": "**/*.safetensors"}
+    names |= {"train-classifier": "*/model.safetensors", "compare": "**/*.safetensors", "demo": "runs/**/*.safetensors"}
+    names |= {"study": "noise.[cj]s*"}
     files = sorted(path for path in output.glob(names.get(verb, "**/*")) if path.is_file())
     return {str(path.relative_to(output)): path.read_bytes() for path in files}
 

@@ -26,7 +26,7 @@ from muvit.models.encoder import EncoderConfig
 from muvit.models.relay.config import RelayConfig
 from muvit.models.segmenter import Segmenter, SegmenterConfig
 from muvit.models.trained import build_model
-from muvit.training.callbacks import SaveBestAndLast, frame
+from muvit.training.callbacks import SaveBestAndLast
 from muvit.training.datamodules import SegmentationData
 from muvit.training.fit import train_segmenter
 from muvit.training.optim import OptimConfig
@@ -115,19 +115,12 @@ def test_a_run_leaves_its_models_settings_logs_and_pictures(finished, recipe):
         assert card.data["slides to train on"] > 0 and card.data["from"].endswith("/train")
         assert recipe.data.train not in (output / name / "README.md").read_text()  # where it lies is nobody's business
     pictures = sorted((output / "pictures").iterdir())
-    assert [f.name for f in pictures] == ["epoch_0000.png", "epoch_0001.png"]
+    assert [f.name for f in pictures] == ["epoch_0000.png", "epoch_0001.png", "worst_and_best.png"]
     with Image.open(pictures[0]) as picture:
         assert np.asarray(picture).std() > 0
     settings = yaml.safe_load((output / "recipe.yaml").read_text())
     assert settings["data"]["samples_per_epoch"] == 12
     assert settings["model"]["encoder"]["levels"] == [1, 4]
-
-
-def test_coarse_views_are_drawn_with_the_place_of_the_finest():
-    coarse, fine = torch.tensor([[100.0, 200.0], [356.0, 456.0]]), torch.tensor([[164.0, 200.0], [228.0, 264.0]])
-    assert frame(fine, coarse, (64, 64)).tolist() == [[[16, 0], [32, 16]]]
-    volume = [torch.cat([torch.tensor([[3.0], [9.0]]), box], dim=1) for box in (fine, coarse)]
-    assert frame(*volume, (32, 64)).tolist() == [[[8, 0], [16, 16]]]
 
 
 def test_the_log_holds_losses_scores_and_rates(finished):
@@ -554,6 +547,7 @@ def test_training_stops_when_the_score_rises_no_more(recipe, tmp_path, monkeypat
         ("nested", {"relay_tokens": 0}, False),
         ("nested", {"fusion": "decision"}, False),
         ("nested", {"levels": (1,)}, False),
+        ("nested", {"exchange": "world"}, False),
     ],
 )
 def test_relay_tokens_with_views_that_lie_anywhere_are_told(recipe, caplog, placement, changes, is_told):
@@ -572,6 +566,22 @@ def test_channels_and_classes_come_from_the_data(recipe):
     assert (unet.model.in_channels, unet.model.num_classes, unet.model.size) == (1, 3, (32, 32))
     named = change(unset, "data", class_names=("a", "b", "c", "d"))
     assert complete(named).model.num_classes == 4
+
+
+def test_the_modern_preset_changes_what_is_left_at_the_papers_values(recipe):
+    assert recipe.preset == "paper" and complete(recipe) == recipe
+    default = change_encoder(recipe, rotary_base=10000.0, level_embed_std=1.0)
+    modern = complete(replace(default, preset="modern"))
+    # patches of 4 px at level 1; crops of 32 px at level 4
+    assert (modern.model.encoder.rotary_base, modern.model.encoder.level_embed_std) == ((8, 256), 0.02)
+    assert modern.optim.optimizer == "muon"
+    assert complete(modern) == modern
+    own = change(change_encoder(default, rotary_base=77.0), "optim", schedule="plateau")
+    assert complete(replace(own, preset="modern")).model.encoder.rotary_base == 77.0
+    learned_base = complete(replace(change_encoder(default, rotary_param="base"), preset="modern"))
+    assert learned_base.model.encoder.rotary_base == 10000.0
+    unet = complete(replace(default, preset="modern", model=BaselineConfig(kind="unet", levels=(1, 4))))
+    assert unet.optim.optimizer == "muon"
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@ import errno
 import logging
 import os
 import shutil
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -16,6 +17,7 @@ from muvit.models.classifier import ClassifierConfig
 from muvit.models.encoder import EncoderConfig
 from muvit.models.mae import MAEConfig
 from muvit.models.segmenter import SegmenterConfig
+from muvit.training import resume
 from muvit.training.fit import pretrain_mae, train_classifier, train_segmenter
 from muvit.training.optim import OptimConfig, PretrainOptimConfig
 from muvit.training.recipes import (
@@ -26,7 +28,7 @@ from muvit.training.recipes import (
     PretrainRecipe,
     Recipe,
 )
-from muvit.training.resume import LAST, NEXT, PREVIOUS, newest_state, read_state, write_state
+from muvit.training.resume import LAST, NEXT, PREVIOUS, StateFiles, newest_state, read_state, write_state
 from muvit.training.run_config import RunConfig
 
 STATE = {
@@ -106,6 +108,29 @@ def whole(jobs, tmp_path_factory):
         return made[kind]
 
     return of
+
+
+def test_training_goes_on_while_a_state_is_written(tmp_path, monkeypatch):
+    """A state is that of the moment of saving, whatever changes before it is on disk; its error comes with the next."""
+    may_write, files = threading.Event(), StateFiles()
+    whole = resume.write_state
+    monkeypatch.setattr(resume, "write_state", lambda *arguments: may_write.wait(30) and whole(*arguments))
+    weights = torch.arange(500.0)
+    files.save_checkpoint(STATE | {"state_dict": {"w": weights}}, tmp_path / NEXT)
+    weights += 1
+    assert not list(tmp_path.iterdir())
+    may_write.set()
+    files.wait()
+    torch.testing.assert_close(read_state(tmp_path / LAST)["state_dict"]["w"], torch.arange(500.0))
+
+    def fail(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(resume, "write_state", fail)
+    files.save_checkpoint(STATE, tmp_path / NEXT)
+    with pytest.raises(OSError, match="No space left"):
+        files.save_checkpoint(STATE, tmp_path / NEXT)
+    assert [file.name for file in tmp_path.iterdir()] == [LAST]
 
 
 def check_resumed(jobs, whole, run, kind, steps, num_workers=0):

@@ -17,7 +17,8 @@ from muvit.models.encoder import EncoderConfig
 from muvit.models.segmenter import SegmenterConfig
 from muvit.pictures import OKABE_ITO
 from muvit.training.recipes import DataConfig, Recipe
-from muvit.training.samples import framed, place_crops, sample_rows
+from muvit.training.samples import place_crops, sample_rows
+from muvit.view_pictures import framed
 
 SHAPE = (80, 120)
 

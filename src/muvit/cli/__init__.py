@@ -31,6 +31,8 @@ VERBS = {
     "predict": "label whole slides with a trained model",
     "view": "show an image and its labels in napari",
     "export": "convert predicted labels to polygons for QuPath, tables of areas and pictures",
+    "explain": "show what the label of a point rests on: attention at every level, and what happens without it",
+    "suggest": "propose regions of slides to annotate next",
     "classify": "classify whole slides with a trained classifier",
     "features": "write the features of every patch of a slide to a Zarr store",
     "evaluate": "score predicted labels against true ones",

@@ -1,12 +1,13 @@
 """``muvit classify``."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from muvit.cli.slides import add_pixel_size, add_selection, open_selected
+from muvit.cli.slides import add_nonfinite, add_pixel_size, add_selection, open_selected, with_nonfinite
 from muvit.cli.terminal import Progress
 from muvit.errors import InputError
 from muvit.evaluation.results import result_files, write_results
@@ -34,6 +35,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--device", type=str | None, default=None, help="cpu, cuda, mps (default: a GPU if there is one)"
     )
+    add_nonfinite(parser)
     add_pixel_size(parser)
     add_selection(parser)
     parser.add_argument(
@@ -55,7 +57,8 @@ def run(arguments: Namespace) -> None:
 
     files = result_files(arguments.output, "classes", overwrite=arguments.overwrite)
     trained = load_model(arguments.model, kind=Classifier)
-    preprocessing = trained.preprocessing
+    preprocessing = with_nonfinite(trained.preprocessing, arguments)
+    trained = replace(trained, preprocessing=preprocessing)
     settings = {name: arguments[name] for name in ("num_crops", "seed", "batch_size", "device")}
     planned = [  # all before any work starts
         plan_classification(trained, open_selected(arguments, path), **settings)

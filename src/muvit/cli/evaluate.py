@@ -20,7 +20,9 @@ from muvit.data.folders import (
     open_labels,
 )
 from muvit.data.slides.slide import Slide
-from muvit.errors import InputError
+from muvit.errors import InputError, MuViTError
+from muvit.evaluation.report.content import warn_if_it_fails
+from muvit.evaluation.report.places import places_section
 from muvit.evaluation.report.scores import scores_page
 from muvit.evaluation.results import result_files, write_results
 from muvit.evaluation.score_picture import draw_scores
@@ -109,9 +111,21 @@ def run(arguments: Namespace) -> None:
         lambda: result.to_dict(bootstrap),
         lambda: result.rows(bootstrap),
         lambda: draw_scores(result, bootstrap),
-        lambda: scores_page(result, bootstrap),
+        lambda: scores_page(result, bootstrap, _places(arguments, result)),
     )
     print("\n".join(_report(result)))
+
+
+def _places(arguments: Namespace, result: Evaluation) -> str:
+    """Section of the report with the worst and best places; images are shown if they are where images usually are."""
+    pairs, _ = _pairs(arguments.prediction, arguments.truth, arguments.image, arguments.allow_missing)
+    try:
+        images = images_of_labels(label_files(arguments.truth), arguments.image)
+    except MuViTError:
+        images = {}
+    with warn_if_it_fails("the worst and best places"):
+        return places_section(result, pairs, images)
+    return ""
 
 
 def evaluate_paths(prediction: Path, arguments: Namespace, boundary: BoundaryConfig | None = None) -> Evaluation:

@@ -7,7 +7,15 @@ from typing import Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
-from muvit.cli.slides import SlideFailures, add_pixel_size, add_selection, open_selected, slide_targets
+from muvit.cli.slides import (
+    SlideFailures,
+    add_nonfinite,
+    add_pixel_size,
+    add_selection,
+    open_selected,
+    slide_targets,
+    with_nonfinite,
+)
 from muvit.cli.terminal import Progress
 from muvit.errors import InputError
 from muvit.inference.run.execution import Execution
@@ -39,6 +47,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--verify", action="store_true", help="read all complete features, and compare them with their checksums"
     )
+    add_nonfinite(parser)
     add_pixel_size(parser)
     add_selection(parser)
     parser.add_class_arguments(Execution, as_group=False)
@@ -59,7 +68,8 @@ def run(arguments: Namespace) -> None:
     model = load_network(folder)
     if isinstance(model, Segmenter | Classifier) and model.config.boxes == "naive":
         raise InputError(arguments.model, expected="a model that knows where its views lie", got="one with naive boxes")
-    preprocessing = Preprocessing.load(model_folder(arguments.preprocessing or folder))
+    stored = Preprocessing.load(model_folder(arguments.preprocessing or folder))
+    preprocessing = with_nonfinite(stored, arguments)
     targets, encoder = _targets(arguments), encoder_of(model, folder)
     execution = Execution(**{field.name: arguments[field.name] for field in fields(Execution)})
     planned = {}

@@ -1,6 +1,7 @@
 """``muvit predict``."""
 
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
@@ -9,8 +10,17 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from jsonargparse import Namespace
 
 from muvit.cli.parser import Parser
-from muvit.cli.slides import SlideFailures, add_pixel_size, add_selection, open_selected, slide_targets
+from muvit.cli.slides import (
+    SlideFailures,
+    add_nonfinite,
+    add_pixel_size,
+    add_selection,
+    open_selected,
+    slide_targets,
+    with_nonfinite,
+)
 from muvit.cli.terminal import Progress
+from muvit.errors import InputError
 from muvit.inference.run.execution import Execution
 from muvit.inference.run.plan import PredictOptions, Tissue
 
@@ -55,13 +65,15 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--context", type=Literal["auto", "centered", "grid"], default="auto", help="older spelling of --placement"
     )
-    parser.add_argument(
-        "--nonfinite",
-        type=Literal["error", "ignore"] | None,
-        default=None,
-        help="pixels that are NaN or infinite: refused, or 0 after normalisation (default: as in training)",
-    )
+    add_nonfinite(parser)
     parser.add_class_arguments(PredictOptions, as_group=False, skip={"flips", "region", "tissue"})
+    parser.add_argument(
+        "--view_px",
+        type=int | None,
+        default=None,
+        help="longest side of what the report shows of a slide, in its finest pixels (default: 8192); their tiles lie "
+        "beside it",
+    )
     add_pixel_size(parser)
     add_selection(parser)
     parser.add_class_arguments(Execution, as_group=False)
@@ -71,6 +83,8 @@ def run(arguments: Namespace) -> None:
     """Label each slide, or resume an earlier call; a slide that fails does not stop the others."""
     from muvit.data.slides.formats import slide_name
 
+    if arguments.view_px is not None and arguments.view_px < 1:
+        raise InputError("--view_px", expected="a positive number", got=arguments.view_px)
     targets = slide_targets(arguments.slide, arguments.output, ".ome.zarr")
     failures = SlideFailures(len(targets))
     if arguments.status:
@@ -83,9 +97,9 @@ def run(arguments: Namespace) -> None:
     from muvit.models.segmentation_model import SegmentationModel
     from muvit.models.trained import load_model
 
+    start = time.monotonic()
     trained = load_model(arguments.model, kind=SegmentationModel)
-    if arguments.nonfinite is not None:
-        trained = replace(trained, preprocessing=replace(trained.preprocessing, nonfinite=arguments.nonfinite))
+    trained = replace(trained, preprocessing=with_nonfinite(trained.preprocessing, arguments))
     execution = Execution(**{field.name: arguments[field.name] for field in fields(Execution)})
     planned = _plan(arguments, targets, trained, execution)
     # by an earlier call, or by the other parts
@@ -106,22 +120,33 @@ def run(arguments: Namespace) -> None:
         done = f"{len(planned) - len(complete) - failed} labelled{part}"
         print(f"{len(targets)} slides: {done}, {len(complete)} complete already, {failed} failed", file=sys.stderr)
     if all(job.store.is_complete() for job in planned.values()):  # of several parts, the last
-        _write_page(arguments, planned, trained, is_new=bool(set(planned) - complete))
+        seconds = time.monotonic() - start if set(planned) - complete else None
+        _write_page(arguments, planned, trained, seconds)
     failures.require_none("labelled")
 
 
 def _write_page(
-    arguments: Namespace, planned: Mapping[Path, "Job"], trained: "TrainedModel[Any]", *, is_new: bool
+    arguments: Namespace, planned: Mapping[Path, "Job"], trained: "TrainedModel[Any]", seconds: float | None
 ) -> None:
-    """The report beside the labels, unless nothing is new and there is one."""
+    """The report beside the labels; that of an earlier call is kept if nothing was labelled (``seconds`` is None)."""
+    from muvit.evaluation.report.content import format_duration
     from muvit.evaluation.report.runs import PAGE, write_prediction_page
+    from muvit.evaluation.report.viewer import VIEW_PX
+    from muvit.models.folder import model_folder
 
-    if not is_new and (arguments.output / PAGE).exists():
+    if seconds is None and arguments.view_px is None and (arguments.output / PAGE).exists():
         return
     given = {name: arguments[name] for name in ("model", "overlap", "blend", "tissue", "region", "placement", "tta")}
     facts = {name: value for name, value in given.items() if value not in (None, False)}
     facts["classes"] = ", ".join(trained.preprocessing.class_names)
-    write_prediction_page(arguments.output, {target: job.slide for target, job in planned.items()}, facts)
+    facts |= {} if seconds is None else {"time": format_duration(seconds)}
+    write_prediction_page(
+        arguments.output,
+        {target: job.slide for target, job in planned.items()},
+        facts,
+        model=model_folder(arguments.model),
+        view_px=arguments.view_px or VIEW_PX,
+    )
 
 
 def _label(target: Path, job: "Job", execution: Execution, *, overwrite: bool) -> None:

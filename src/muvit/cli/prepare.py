@@ -50,7 +50,9 @@ def _add_synthetic(parser: ArgumentParser) -> None:
     parser.add_argument("--train", type=int, default=1638, help="images to train on")
     parser.add_argument("--val", type=int, default=220, help="images to validate on")
     parser.add_argument("--test", type=int, default=190, help="images to test on")
-    parser.add_argument("--small", action="store_true", help="all lengths divided by 4: images of 512 pixels")
+    parser.add_argument(
+        "--size_px", type=int, default=2048, help="height and width of an image, with all lengths in proportion"
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of the generated data set")
     parser.add_argument("--workers", type=int | None, default=None, help="processes (default: one per core)")
 
@@ -163,7 +165,7 @@ def _generate(chosen: Namespace) -> None:
     from muvit.data.sources.synthetic import prepare_synthetic
     from muvit.data.synthetic.images import SyntheticConfig
 
-    config = replace(SyntheticConfig.small() if chosen.small else SyntheticConfig(), seed=chosen.seed)
+    config = replace(SyntheticConfig(), seed=chosen.seed).at_size(chosen.size_px)
     with Progress("Synthetic images", "image") as progress:
         folder = prepare_synthetic(
             chosen.output,

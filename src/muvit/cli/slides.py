@@ -3,8 +3,9 @@
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -12,7 +13,8 @@ from muvit.data.folders import image_files, image_folder
 from muvit.data.slides.formats import slide_name
 from muvit.errors import InputError, MuViTError
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # imported where they are used, so that the help needs no torch
+    from muvit.data.crops.preprocessing import Preprocessing
     from muvit.data.slides.slide import Slide
 
 
@@ -51,6 +53,23 @@ def open_selected(arguments: Namespace, path: Path, *, backend: str = "local") -
 
     place = path.resolve() if backend == "dask" and as_remote(path) is None else path
     return open_slide(place, pixel_size_um=arguments.pixel_size_um, **selection(arguments))
+
+
+def add_nonfinite(parser: ArgumentParser) -> None:
+    """Add the option that says what becomes of pixels that are NaN or infinite."""
+    parser.add_argument(
+        "--nonfinite",
+        type=Literal["error", "ignore"] | None,
+        default=None,
+        help="pixels that are NaN or infinite: refused, or 0 after normalisation (default: as in training)",
+    )
+
+
+def with_nonfinite(preprocessing: "Preprocessing", arguments: Namespace) -> "Preprocessing":
+    """The preprocessing of a model under the option that `add_nonfinite` adds."""
+    if arguments.nonfinite is None:
+        return preprocessing
+    return replace(preprocessing, nonfinite=arguments.nonfinite)
 
 
 def slide_targets(paths: Sequence[Path], output: Path, suffix: str) -> dict[Path, Path]:

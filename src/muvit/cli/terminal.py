@@ -72,8 +72,15 @@ def failure(error: Exception) -> str | None:
         return f"the memory of the GPU is full. {_LESS}."
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error)):
         return f"memory is full. {_LESS}."
+    if isinstance(error, RuntimeError) and _lost_peer(error):
+        return "a process that trains together with this one died, or cannot be reached any more."
     if isinstance(error, BrokenProcessPool):
         return f"{_KILLED}. {_LESS}."
     if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker"):
         return f"{_KILLED}. {_LESS}, or let fewer processes read ahead (num_workers)."
     return None
+
+
+def _lost_peer(error: RuntimeError) -> bool:
+    """Whether an error of collective communication, by Gloo or NCCL, ended a training run of several processes."""
+    return "/gloo/" in str(error) or type(error).__name__.startswith("Dist")

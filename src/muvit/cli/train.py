@@ -34,11 +34,18 @@ def run(arguments: Namespace) -> None:
 
 def train_and_report(train: Callable[..., Path], recipe: object, arguments: Namespace) -> None:
     """Train by a function of `muvit.training.fit`, write the report of the run, and print the folder of the model."""
-    from muvit.evaluation.report.runs import write_run_page
+    from muvit.evaluation.report.runs import LivePage, write_run_page
     from muvit.training.runs import is_first_process
 
     start = time.monotonic()
-    model = train(recipe, arguments.output, resume=arguments.resume, overwrite=arguments.overwrite)
+    live = LivePage(arguments.output)
+    try:
+        model = train(
+            recipe, arguments.output, resume=arguments.resume, overwrite=arguments.overwrite, callbacks=[live]
+        )
+    except BaseException:
+        live.close()
+        raise
     if is_first_process():
         write_run_page(arguments.output, time.monotonic() - start)
         print(model)

@@ -19,6 +19,7 @@ from muvit.errors import ExistsError, InputError
 from muvit.evaluation.report.content import ModelResult
 from muvit.evaluation.report.examples import LabelledSlide, read_examples, spread
 from muvit.evaluation.report.page import write_report
+from muvit.evaluation.report.places import places_section
 from muvit.evaluation.results import Row, write_rows
 from muvit.evaluation.scores.bootstrap import Interval, bootstrap_intervals, seed_interval
 from muvit.evaluation.scores.segmentation import Evaluation, evaluate_slides
@@ -127,6 +128,13 @@ def compare(
             spread(pairs, num_examples), {name: labels[training.name] for name, training in shown.items()}
         ),
         settings=_settings(variants[0].recipe, seeds) | (settings or {}),
+        evaluations={result.name: own[0] for result, own in zip(results, scored_runs, strict=True)},
+        places=places_section(
+            scored[0],
+            [(labels[trainings[0].name][truth.name], truth) for _, truth in pairs],
+            {truth.name: image for image, truth in pairs},
+        ),
+        runs={training.name: f"runs/{training.slug}" for training in trainings},
         outputs={"image": os.path.relpath(pairs[0][0].path, output)}
         | {
             f"labels by {name}": f"predictions/{training.slug}/{pairs[0][0].name}.ome.zarr"

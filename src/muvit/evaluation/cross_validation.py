@@ -16,6 +16,7 @@ from muvit.data.tables import write_slides
 from muvit.durable import write_whole
 from muvit.errors import ExistsError, InputError
 from muvit.evaluation.comparison import check_test_slides
+from muvit.evaluation.report.runs import LivePage, write_run_page
 from muvit.evaluation.results import Row, plain_numbers, write_rows
 from muvit.evaluation.scores.bootstrap import BootstrapConfig
 from muvit.evaluation.scores.segmentation import Evaluation, evaluate_slides
@@ -110,7 +111,9 @@ def cross_validate(recipe: Recipe, output: Path, *, resume: bool = False, overwr
     for fold in chosen:
         run, own = output / f"fold_{fold}", replace(recipe, run=replace(recipe.run, fold=fold))
         before, is_started = _weights(run), resume and has_state(run)
-        model = train_segmenter(own, run, resume=is_started, overwrite=overwrite or resume, slides=runs[fold])
+        again, live = overwrite or resume, [LivePage(run)]
+        model = train_segmenter(own, run, resume=is_started, overwrite=again, slides=runs[fold], callbacks=live)
+        write_run_page(run)
         pairs = open_pairs(runs[fold]["val"], annotations=recipe.data.annotations, pixels=recipe.data.pixels)
         trained = load_model(model, kind=SegmentationModel)
         has_changed = before != _weights(run)  # else the labels are kept

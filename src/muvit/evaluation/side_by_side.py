@@ -15,12 +15,12 @@ from lightning import Callback, LightningModule, Trainer
 from muvit.data.slides.open import open_slide
 from muvit.durable import write_whole
 from muvit.errors import InputError, MuViTError
+from muvit.evaluation.report.runs import LivePage, write_run_page
 from muvit.evaluation.studies.epochs import read_curves
 from muvit.evaluation.variants import Variant
 from muvit.inference.predict import predict_slide
 from muvit.inference.run.execution import resolve_devices
 from muvit.inference.run.plan import AS_PUBLISHED
-from muvit.inference.run.workers import without_interrupts, worker_pool
 from muvit.models.segmentation_model import SegmentationModel
 from muvit.models.trained import load_model
 from muvit.progress import Progress
@@ -29,6 +29,7 @@ from muvit.training.recipes import Recipe
 from muvit.training.resume import has_state
 from muvit.training.run_config import RunConfig
 from muvit.training.runs import check_devices
+from muvit.workers import without_interrupts, worker_pool
 
 _SECONDS = "training_seconds.txt"
 
@@ -107,13 +108,15 @@ def train_and_label(
 ) -> list[Trained]:
     """Train each variant into ``runs/<slug>``, and label slides into ``predictions/<slug>/<slide>.ome.zarr``.
 
-    Each device has a process that takes the next variant when it has done one; a CPU alone has one for each core.
+    Each device has a process that takes the next variant when it has done one, those with most work first; a CPU alone
+    has a process for each core, and the last variants share all cores if they are fewer.
 
     Raises:
         MuViTError: that of the first variant that fails, or a process died; the others end with it.
     """
     job = _Job(output, tuple(slides), resume, overwrite)
     places = _places(devices, len(variants))
+    order = sorted(range(len(variants)), key=lambda index: -_work_of(variants[index].recipe))
     total = sum(_num_steps(variant.recipe) for variant in variants)
     context = multiprocessing.get_context("spawn")
     free = context.SimpleQueue()
@@ -121,11 +124,15 @@ def train_and_label(
         free.put(place)
     steps = context.RawArray("Q", len(variants))  # without a lock, since a killed worker could not release it
     try:
-        with worker_pool(len(places), _start_worker, (free, _num_cores() // len(places), steps)) as pool:
+        with worker_pool(len(places), _start_worker, (free, steps)) as pool:
             with without_interrupts():
-                jobs = [pool.submit(_work, variant, job, index) for index, variant in enumerate(variants)]
-            _follow(jobs, steps, total, progress)
-            return [future.result() for future in jobs]
+                threads = _threads(len(variants), len(places))
+                jobs = {
+                    index: pool.submit(_train_and_label, variants[index], job, index, share)
+                    for index, share in zip(order, threads, strict=True)
+                }
+            _follow(jobs.values(), steps, total, progress)
+            return [jobs[index].result() for index in range(len(variants))]
     except BaseException as error:
         died = isinstance(error, BrokenExecutor)
         told = MuViTError(f"{output}: a process that trained or used a model died.") if died else error
@@ -146,7 +153,16 @@ def _places(devices: Sequence[torch.device], num_variants: int) -> list[torch.de
     return (list(devices) * _num_cores() if alone else list(devices))[:num_variants]
 
 
-def _follow(jobs: list[Future[Trained]], steps: Iterable[int], total: int, progress: Progress | None) -> None:
+def _threads(num_variants: int, num_places: int) -> list[int]:
+    """Threads of each variant in the order in which they begin: a last round that is not full shares all cores.
+
+    They follow from the numbers alone, not from who is done when, so that rounding is the same each time.
+    """
+    last = num_variants % num_places
+    return [_num_cores() // num_places] * (num_variants - last) + [_num_cores() // max(last, 1)] * last
+
+
+def _follow(jobs: Iterable[Future[Trained]], steps: Iterable[int], total: int, progress: Progress | None) -> None:
     running = set(jobs)
     while running:
         finished, running = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
@@ -160,6 +176,11 @@ def _num_steps(recipe: Recipe) -> int:
     return recipe.run.epochs * (recipe.data.samples_per_epoch // recipe.data.batch_size)
 
 
+def _work_of(recipe: Recipe) -> int:
+    """Views that training sees, a measure of its time."""
+    return _num_steps(recipe) * recipe.data.batch_size * len(recipe.model.levels)
+
+
 _steps: Any = []
 """Steps done by each variant, in memory that all workers share."""
 
@@ -167,10 +188,13 @@ _device = torch.device("cpu")
 """Device of this worker."""
 
 
-def _start_worker(free: Any, threads: int, steps: Any) -> None:
-    global _steps, _device
-    _steps, _device = steps, _claim(free.get())
-    torch.set_num_threads(max(1, min(threads, torch.get_num_threads())))  # no more than the environment allows
+_allowed_threads = 1
+"""Threads that the environment of this worker allows."""
+
+
+def _start_worker(free: Any, steps: Any) -> None:
+    global _steps, _device, _allowed_threads
+    _steps, _device, _allowed_threads = steps, _claim(free.get()), torch.get_num_threads()
 
 
 def _claim(device: torch.device) -> torch.device:
@@ -183,7 +207,8 @@ def _claim(device: torch.device) -> torch.device:
     return torch.device("cuda", 0)
 
 
-def _work(variant: Variant, job: _Job, index: int) -> Trained:
+def _train_and_label(variant: Variant, job: _Job, index: int, threads: int) -> Trained:
+    torch.set_num_threads(max(1, min(threads, _allowed_threads)))
     run = job.output / "runs" / variant.slug
     # the bar counts for all variants
     own = replace(variant.recipe.run, accelerator=_device.type, devices=1, progress=False)  # type: ignore[arg-type]
@@ -191,8 +216,10 @@ def _work(variant: Variant, job: _Job, index: int) -> Trained:
     started = job.resume and has_state(run)
     began, before = time.perf_counter(), _seconds_before(run) if started else 0.0
     again = job.overwrite or job.resume  # what has not finished an epoch is begun anew
-    folder = train_segmenter(recipe, run, resume=started, overwrite=again, callbacks=[_CountSteps(index)])
+    callbacks = [_CountSteps(index), LivePage(run)]
+    folder = train_segmenter(recipe, run, resume=started, overwrite=again, callbacks=callbacks)
     seconds = before + time.perf_counter() - began
+    write_run_page(run, seconds)
     _steps[index] = _num_steps(recipe)  # also if it was complete already, or has stopped early
     write_whole(run / _SECONDS, f"{seconds:.1f}\n".encode())
     trained = load_model(folder, kind=SegmentationModel)

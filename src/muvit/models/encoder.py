@@ -9,17 +9,17 @@ from typing import Annotated, ClassVar, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
-from muvit.checks import Bounds, NonNegative, PositiveInt, Share, check_fields, freeze_lists
+from muvit.checks import Bounds, NonNegative, Positive, PositiveInt, Share, check_fields, freeze_lists
 from muvit.errors import InputError, ShapeError
 from muvit.geometry import PatchSpacing, naive_boxes, patch_centers
 from muvit.levels import Level, level_factors, plain_level
 from muvit.models.folder import FolderModel
 from muvit.models.layers.attention import AttentionMode, Block, Spans, level_spans, random_key_mask
 from muvit.models.layers.patch import patch_grid, patchify
-from muvit.models.layers.rope import RotaryMode, RotaryParam, Rotation, build_ropes
+from muvit.models.layers.rope import Periods, RotaryMode, RotaryParam, Rotation, build_ropes, periods_between
 
-RotaryBase = Annotated[float, Bounds(above=1)]
-"""Base of rotary frequencies."""
+RotaryBase = Annotated[float, Bounds(above=1)] | tuple[Positive, Positive]
+"""Base of rotary frequencies, or their shortest and longest period in world pixels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,8 @@ class EncoderConfig:
     rotary_param: RotaryParam = "freq"
     """Learnable parameters of the rotation: every frequency, or one base per axis."""
     rotary_base: RotaryBase = 10000.0
-    """Initial base of the frequencies, made for worlds of 1e5 px; about 100 suits worlds of 1e3 px."""
+    """Initial base of the frequencies, made for worlds of 1e5 px; about 100 suits worlds of 1e3 px. Or the shortest and
+    longest period in world pixels, such as [16, 512], with the others evenly between them on a logarithmic scale."""
     patch_spacing: PatchSpacing = "center"
     """Coordinates of patches: true centres (paper), or spread from corner to corner of the box (older checkpoints)."""
     dropout: Share = 0.0
@@ -67,6 +68,8 @@ class EncoderConfig:
             level_factors(level, self.ndim)
         if not self.levels or len(set(self.levels)) < len(self.levels):
             raise InputError("levels", expected="distinct positive downsampling factors", got=self.levels)
+        if isinstance(self.rotary_base, tuple) and self.rotary_base[0] >= self.rotary_base[1]:
+            raise InputError("rotary_base", expected="a shorter and a longer period", got=self.rotary_base)
         if len(self.patch) != self.ndim:
             raise InputError("patch_size", expected=f"a number, or {self.ndim} of them", got=self.patch_size)
 
@@ -85,6 +88,13 @@ class EncoderConfig:
     def patch(self) -> tuple[int, ...]:
         """Patch side along each axis."""
         return (self.patch_size,) * self.ndim if isinstance(self.patch_size, int) else self.patch_size
+
+    def periods(self, size: Sequence[int]) -> Periods:
+        """Rotary periods for views of ``size`` pixels: from the finest patches to the coarsest view."""
+        factors = [level_factors(level, self.ndim) for level in self.levels]
+        pitch = min(p * f for level in factors for p, f in zip(self.patch, level, strict=True))
+        extent = max(n * f for level in factors for n, f in zip(size, level, strict=True))
+        return periods_between(pitch, extent)
 
 
 class Encoding(NamedTuple):

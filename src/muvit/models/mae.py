@@ -42,6 +42,7 @@ class DecoderConfig:
     """Spatial axes: 2 (yx), 3 (zyx) or 4 (tzyx)."""
 
     def __post_init__(self) -> None:
+        freeze_lists(self)
         check_fields(self, prefix="decoder ")
 
 

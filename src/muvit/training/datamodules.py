@@ -202,10 +202,10 @@ class SegmentationData(CropsData):
             has_background=data.has_background,
             label_levels=data.label_levels,
         )
-        has_tokens = isinstance(model, RelayConfig) and model.fusion == "relay" and model.relay_tokens > 0
-        if has_tokens and len(views.levels) > 1 and data.placement == "nested":
+        if isinstance(model, RelayConfig) and model.needs_concentric_views and data.placement == "nested":
             _LOG.warning(
-                "relay tokens have no coordinates and learn little from nested views; set data.placement to concentric"
+                "relay tokens have no coordinates and learn little from nested views; "
+                "set data.placement to concentric, or model.exchange to world"
             )
         self.train_slides = self._open_pairs(self.slides["train"], data.annotations)
         check_channels([image for image, _ in self.train_slides], views.in_channels)

@@ -21,7 +21,13 @@ from muvit.models.classifier import Classifier
 from muvit.models.mae import MuViTMAE
 from muvit.models.segmenter import Segmenter
 from muvit.models.trained import build_model
-from muvit.training.callbacks import ExampleClasses, ExamplePictures, ReconstructionPictures, SaveBestAndLast
+from muvit.training.callbacks import (
+    ExampleClasses,
+    ExamplePictures,
+    ReconstructionPictures,
+    SaveBestAndLast,
+    ValidationDetails,
+)
 from muvit.training.datamodules import ClassificationData, PretrainData, SegmentationData
 from muvit.training.optim import PretrainOptimConfig
 from muvit.training.pretrained import load_pretrained_encoder
@@ -96,10 +102,11 @@ def train_segmenter(
         ignore_labels=recipe.data.ignore_labels,
     )
     checkpoint = prepare_folder(recipe, output, resume, overwrite, data.slides)
-    keep = [
-        SaveBestAndLast(output, preprocessing, metric=recipe.run.monitor, recipe=recipe, slides=data.slides),
-        *(callbacks or []),
-    ]
+    best = SaveBestAndLast(output, preprocessing, metric=recipe.run.monitor, recipe=recipe, slides=data.slides)
+    keep: list[Callback] = [best]
+    if val_crops is not None:
+        keep.append(ValidationDetails(output, val_crops, preprocessing, best, recipe.data.ignore_labels))
+    keep += callbacks or []
     if recipe.run.early_stop is not None:
         keep.append(EarlyStopping(recipe.run.monitor, mode="max", patience=recipe.run.early_stop))
     if val_crops is not None and recipe.run.pictures:

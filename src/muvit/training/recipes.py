@@ -215,6 +215,10 @@ def _check_steps(data: CropsConfig, run: RunConfig) -> None:
         )
 
 
+Preset = Literal["paper", "modern"]
+"""Values of settings that are left at their defaults."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """All settings of a training run."""
@@ -231,6 +235,8 @@ class Recipe:
     """Duration, seed and devices."""
     init: InitConfig | None = None
     """A pre-trained encoder to start from; unset, training starts from scratch."""
+    preset: Preset = "paper"
+    """Values of model and optim that are left at their defaults: the paper's, or modern (see `with_preset`)."""
 
     upgrade = staticmethod(upgrade_recipe)
     kind_of = staticmethod(kind_of)
@@ -311,6 +317,8 @@ class PretrainRecipe:
     """Optimiser and schedule."""
     run: RunConfig = field(default_factory=RunConfig)
     """Duration, seed and devices."""
+    preset: Preset = "paper"
+    """Values of model and optim that are left at their defaults: the paper's, or modern (see `with_preset`)."""
 
     upgrade = staticmethod(upgrade_recipe)
 
@@ -349,6 +357,8 @@ class ClassifyRecipe:
     ``val_accuracy``, of the highest accuracy on slides."""
     init: InitConfig | None = None
     """A pre-trained encoder to start from; unset, training starts from scratch."""
+    preset: Preset = "paper"
+    """Values of model and optim that are left at their defaults: the paper's, or modern (see `with_preset`)."""
 
     upgrade = staticmethod(upgrade_recipe)
 

@@ -12,6 +12,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
 
@@ -19,9 +20,10 @@ import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins import TorchCheckpointIO
+from lightning_utilities.core.apply_func import apply_to_collection
 
 from muvit.durable import replace_and_keep, whole_file
-from muvit.errors import CheckpointError, InputError, first_line
+from muvit.errors import CheckpointError, InputError, MuViTError, first_line
 from muvit.training.run_config import RunConfig
 
 FOLDER = "resume"
@@ -158,15 +160,36 @@ class _Hashing:
 
 
 class StateFiles(TorchCheckpointIO):
-    """Lightning's reading and writing of checkpoints, by `read_state` and `write_state`."""
+    """Lightning's reading and writing of checkpoints, by `read_state` and `write_state`.
+
+    Training goes on while a state is written: the next one, and `wait`, wait for it and raise the error that it met.
+    """
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="state")
+        self._writing: Future[None] | None = None
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write a checkpoint."""
-        write_state(Path(path), checkpoint)
+        """Copy a checkpoint into the memory of the CPU, and begin to write it; at last it becomes the newest state."""
+        self.wait()
+        # steps to come change tensors in place
+        state = apply_to_collection(checkpoint, torch.Tensor, lambda tensor: tensor.detach().to("cpu", copy=True))
+        self._writing = self._thread.submit(_keep_state, Path(path), state)
+
+    def wait(self) -> None:
+        """Wait until what was begun is on disk."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
         """Read a checkpoint into the memory of the CPU."""
         return read_state(Path(path))
+
+
+def _keep_state(file: Path, state: dict[str, Any]) -> None:
+    write_state(file, state)
+    replace_and_keep(file, file.with_name(LAST), file.with_name(PREVIOUS))
 
 
 class SaveState(Checkpoint):
@@ -216,11 +239,16 @@ class SaveState(Checkpoint):
         """Save the state at the end, from which the run can be made longer."""
         self.is_told_to_stop = False
         self._save_if(trainer, pl_module, True)
+        _files(trainer).wait()
         self._restore_handlers()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Let signals have their former effect."""
+        """Let signals have their former effect, and the state under way be written."""
         self._restore_handlers()
+        try:
+            _files(trainer).wait()
+        except (OSError, MuViTError) as error:
+            _LOG.warning("%s", first_line(error))
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Count an epoch or batch that has been fetched, but not begun, as not fetched."""
@@ -241,13 +269,12 @@ class SaveState(Checkpoint):
         if is_due and trainer.global_step > self._saved_step:
             self._save(trainer, task)
         if self.is_told_to_stop:
+            _files(trainer).wait()
             raise KeyboardInterrupt
 
     def _save(self, trainer: Trainer, task: LightningModule) -> None:
         self.check(trainer, task)
         trainer.save_checkpoint(self.folder / NEXT)  # by all processes together; the first one writes
-        if trainer.is_global_zero:
-            replace_and_keep(self.folder / NEXT, self.folder / LAST, self.folder / PREVIOUS)
         self._saved_step, self._saved_time = trainer.global_step, time.monotonic()
 
     def _stop(self, *_: object) -> None:
@@ -260,3 +287,9 @@ class SaveState(Checkpoint):
         while self._handlers:
             number, handler = self._handlers.popitem()
             signal.signal(number, handler)
+
+
+def _files(trainer: Trainer) -> StateFiles:
+    files = trainer.strategy.checkpoint_io
+    assert isinstance(files, StateFiles)
+    return files

@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 
 from muvit.data.splits import SlideSets, read_sets
 from muvit.data.tables import write_slides
-from muvit.durable import write_whole
+from muvit.durable import partial_files, write_whole
 from muvit.errors import ExistsError, InputError, MuViTError, require_package
 from muvit.models.folder import plain
 from muvit.models.layers.attention import Block
@@ -81,7 +81,7 @@ def prepare_folder(
             )
         _write(output, settings, slides)
         return checkpoint
-    if output.exists() and any(output.iterdir()):
+    if output.exists() and set(output.iterdir()) - set(partial_files(output)):
         if not overwrite:
             raise ExistsError(output, hint="Pass --resume to continue the run, or --overwrite to delete it.")
         if not (output / RECIPE).is_file():
@@ -97,9 +97,10 @@ def prepare_folder(
 
 
 def _write(output: Path, settings: dict[str, Any], slides: SlideSets | None) -> None:
+    """Write the recipe, which marks the folder as that of a run, and then its slides."""
+    write_whole(output / RECIPE, yaml.safe_dump(settings, sort_keys=False).encode())
     if slides is not None:
         write_slides(output / SLIDES, [replace(s, split=split) for split, files in slides.items() for s in files])
-    write_whole(output / RECIPE, yaml.safe_dump(settings, sort_keys=False).encode())
 
 
 def stored_slides(output: Path) -> SlideSets | None:

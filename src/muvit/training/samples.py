@@ -11,24 +11,12 @@ from torch import Tensor
 from muvit.data.crops.placement import PlacedViews, place_views
 from muvit.data.slides.slide import Slide
 from muvit.labels import IGNORE
-from muvit.levels import Level, level_factors, level_name
-from muvit.pictures import (
-    IGNORED_COLOR,
-    OKABE_ITO,
-    Color,
-    Picture,
-    colorize,
-    extent_words,
-    fit,
-    outline_boxes,
-    panel,
-    to_rgb,
-    with_legend,
-)
-from muvit.training.callbacks import frame, middle_slice
+from muvit.levels import Level, level_factors
+from muvit.pictures import IGNORED_COLOR, Color, Picture, colorize, panel, with_legend
 from muvit.training.datamodules import ClassificationData, PretrainData, SegmentationData
 from muvit.training.recipes import Recipe
 from muvit.training.slides import all_axes
+from muvit.view_pictures import middle_slice, view_row, with_one_contrast
 
 Sample = Mapping[str, Tensor]
 AnyData = SegmentationData | PretrainData | ClassificationData
@@ -80,31 +68,17 @@ def sample_rows(
         size: side of the pictures, in pixels.
     """
     views = torch.cat([sample["img"] for sample in samples]).numpy()
-    shown = middle_slice(views, image.ndim)
-    # side by side, so that all have one contrast: a view of empty glass looks empty
-    pictures = np.split(to_rgb(np.concatenate([*shown], axis=-1)), len(shown), axis=1)
+    pictures = with_one_contrast(middle_slice(views, image.ndim))
     pixel_size = None if image.pixel_size_um is None else image.pixel_size_um[-1]
     rows = []
     for number, sample in enumerate(samples):
         own = pictures[number * len(levels) : (number + 1) * len(levels)]
-        bbox = sample["bbox"]
-        row = []
-        for i, (level, picture) in enumerate(zip(levels, own, strict=True)):
-            width = extent_words(float(bbox[i, 1, -1] - bbox[i, 0, -1]), pixel_size)
-            row.append(Picture(f"level {level_name(level)}: {width} wide", framed(fit(picture, size), bbox, i)))
+        row = view_row(own, sample["bbox"], levels, pixel_size, size=size)
         if "label" in sample:
             label = middle_slice(sample["label"].numpy(), image.ndim)
             row.append(Picture("labels", colorize(label, colors, ignore=(IGNORE,)), True))
         rows.append(row)
     return rows
-
-
-def framed(picture: np.ndarray, bbox: Tensor, index: int) -> np.ndarray:
-    """The picture of a view with frames of the finer views, and an outline of its own, each in its colour."""
-    height, width = picture.shape[:2]
-    boxes = [frame(finer, bbox[index], (height, width)) for finer in bbox[:index]]
-    whole = np.array([[[0, 0], [height, width]]])
-    return outline_boxes(picture, np.concatenate([*boxes, whole]), colors=OKABE_ITO)
 
 
 def place_crops(

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,7 +18,10 @@ from muvit.data.splits import Amounts, SlideSets, choose_folds, choose_slides, c
 from muvit.data.tables import SlideFiles, is_table, read_column, values_of
 from muvit.errors import InputError
 from muvit.levels import Level
+from muvit.models.baselines import BaselineConfig
+from muvit.models.relay.config import RelayConfig
 from muvit.models.segmenter import SegmenterConfig
+from muvit.training.optim import OptimConfig
 from muvit.training.recipes import (
     ClassifyDataConfig,
     ClassifyRecipe,
@@ -34,12 +37,14 @@ AnyRecipe = TypeVar("AnyRecipe", Recipe, PretrainRecipe, ClassifyRecipe)
 
 
 def complete(recipe: AnyRecipe) -> AnyRecipe:
-    """The recipe with channels, classes and image size of its model, from the training slides where it has none.
+    """The recipe with the values of its preset, and with channels, classes and image size of its model, from the
+    training slides where it has none.
 
     Raises:
         ReadError: a folder or slide cannot be read.
         InputError: the labels do not determine the number of classes.
     """
+    recipe = _with_preset(recipe)
     channels = _channels(recipe)
     if not isinstance(recipe, Recipe):
         encoder = replace(recipe.model.encoder, in_channels=channels)
@@ -58,6 +63,26 @@ def complete(recipe: AnyRecipe) -> AnyRecipe:
         "size": model.size or all_axes(data.crop_size, model.ndim),
     }
     return replace(recipe, model=replace(model, **facts))
+
+
+def _with_preset(recipe: AnyRecipe) -> AnyRecipe:
+    """The recipe with the values of the preset ``modern``, if that is its own, where it has the paper's."""
+    if recipe.preset == "paper":
+        return recipe
+    if isinstance(recipe.optim, OptimConfig):
+        recipe = replace(recipe, optim=_changed(recipe.optim, optimizer="muon"))
+    if isinstance(recipe.model, BaselineConfig | RelayConfig):
+        return recipe
+    encoder = recipe.model.encoder
+    periods = encoder.periods(all_axes(recipe.data.crop_size, encoder.ndim))
+    values = {"level_embed_std": 0.02} | ({} if encoder.rotary_param == "base" else {"rotary_base": periods})
+    return replace(recipe, model=replace(recipe.model, encoder=_changed(encoder, **values)))
+
+
+def _changed(config: Any, **values: Any) -> Any:
+    """A dataclass with other values for those fields that are left at their defaults."""
+    defaults = {field.name: field.default for field in fields(config)}
+    return replace(config, **{name: v for name, v in values.items() if getattr(config, name) == defaults[name]})
 
 
 def _channels(recipe: AnyRecipe) -> int:

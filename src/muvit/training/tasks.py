@@ -35,7 +35,6 @@ from muvit.training.totals import Confusion, Sums
 _TRAINING_MASK, _VALIDATION_MASK, _MODEL = 0, 1, 2
 """Purposes of random numbers: masks, and dropout with random attention."""
 
-
 AnyOptim = OptimConfig | PretrainOptimConfig
 
 
@@ -133,11 +132,12 @@ class BaseTask(LightningModule):
         self.log("train_loss", loss.detach())
         return loss
 
-    def validation_step(self, batch: dict[str, Tensor], index: int) -> None:
-        """Add the loss and the predictions of one batch to those of the epoch."""
+    def validation_step(self, batch: dict[str, Tensor], index: int) -> Tensor | None:
+        """Logits of one batch, whose loss and predictions are added to those of the epoch."""
         loss, logits = self.loss_and_logits(batch)
         self.val_losses.update(loss.detach() * len(logits), len(logits))
         self.update_scores(logits, batch)
+        return logits
 
     def on_validation_epoch_end(self) -> None:
         """Log ``val_loss``, the mean over the samples of all processes."""

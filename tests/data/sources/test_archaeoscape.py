@@ -150,3 +150,79 @@ def test_files_that_are_no_geopackages_are_refused(tmp_path):
     for name in "abc":
         with pytest.raises(ReadError, match=rf"{name}\.gpkg: expected"):
             read_geopackage(tmp_path / f"{name}.gpkg")
+
+
+def header(wkb):
+    return b"GP" + struct.pack("<BBi", 0, 1, 0) + wkb
+
+
+@pytest.mark.parametrize("order", [0, 1])
+def test_polygons_of_every_kind_are_read(tmp_path, order):
+    hole = shapely.Polygon([(0, 0), (9, 0), (9, 9)], [[(5, 1), (6, 1), (6, 2)]])
+    several = shapely.multipolygons([hole, shapely.box(10, 10, 11, 12)])
+    given = [hole, several, shapely.force_3d(several, 5.0), shapely.Polygon(), shapely.MultiPolygon()]
+    write_geopackage(tmp_path / "a.gpkg", ["type"], [])
+    with closing(sqlite3.connect(tmp_path / "a.gpkg")) as database, database:
+        for one in given:
+            wkb = shapely.to_wkb(one, byte_order=order, flavor="iso")
+            database.execute('INSERT INTO "a layer" (geom) VALUES (?)', (header(wkb),))
+    for one, found in zip(given, read_geopackage(tmp_path / "a.gpkg"), strict=True):
+        assert found.geometry.equals(shapely.force_2d(one)) or (one.is_empty and found.geometry.is_empty)
+
+
+HOSTILE_GEOMETRIES = {
+    "collections in collections": b"".join(struct.pack("<BII", 1, 7, 1) for _ in range(100_000)),
+    "multipolygons in multipolygons": b"".join(struct.pack("<BII", 1, 6, 1) for _ in range(100_000)),
+    "rings": struct.pack("<BII", 1, 3, 2**32 - 1),
+    "points": struct.pack("<BIII", 1, 3, 1, 2**32 - 1),
+    "empty parts": struct.pack("<BII", 1, 6, 2**32 - 1) + struct.pack("<BII", 1, 3, 0),
+    "one point": struct.pack("<BIIIdd", 1, 3, 1, 1, 1.0, 2.0),
+    "nan": struct.pack("<BIII6d", 1, 3, 1, 3, 0.0, 0.0, float("nan"), 1.0, 2.0, 2.0),
+    "no polygon": shapely.to_wkb(shapely.Point(1, 2)),
+    "a number": 5,
+    "a text": "GP",
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE_GEOMETRIES)
+def test_hostile_geometries_are_one_sentence(tmp_path, name):
+    write_geopackage(tmp_path / "a.gpkg", ["type"], [])
+    wkb = HOSTILE_GEOMETRIES[name]
+    with closing(sqlite3.connect(tmp_path / "a.gpkg")) as database, database:
+        blob = header(wkb) if isinstance(wkb, bytes) else wkb
+        database.execute('INSERT INTO "a layer" (geom) VALUES (?)', (blob,))
+    with pytest.raises(ReadError, match=r"a\.gpkg: expected a GeoPackage of polygons, got [^\n]*\.$"):
+        read_geopackage(tmp_path / "a.gpkg")
+
+
+ENDLESS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT i AS fid, x'00' AS geom FROM n"
+HOSTILE_TABLES = {
+    "an endless view": f'DROP TABLE "a layer"; CREATE VIEW "a layer" AS {ENDLESS}',
+    "an endless list of layers": "DROP TABLE gpkg_geometry_columns; "
+    f"CREATE VIEW gpkg_geometry_columns AS SELECT 'x' AS table_name, geom AS column_name FROM ({ENDLESS}) WHERE 0",
+    "a virtual table": 'DROP TABLE "a layer"; CREATE VIRTUAL TABLE "a layer" USING rtree(fid, a, b)',
+    "no column": "UPDATE gpkg_geometry_columns SET column_name = 'other'",
+    "no name": "UPDATE gpkg_geometry_columns SET table_name = NULL",
+    "a number for a name": "UPDATE gpkg_geometry_columns SET table_name = 5",
+    "a name that is a statement": """UPDATE gpkg_geometry_columns SET table_name = 'x"; DROP TABLE y; --'""",
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE_TABLES)
+def test_tables_that_compute_or_lack_something_are_one_sentence(tmp_path, name):
+    write_geopackage(tmp_path / "a.gpkg", ["type"], [("mound", ground(0, 0, 1, 1))])
+    with closing(sqlite3.connect(tmp_path / "a.gpkg")) as database:
+        database.executescript(HOSTILE_TABLES[name])
+    before = (tmp_path / "a.gpkg").read_bytes()
+    with pytest.raises(ReadError, match=r"a\.gpkg: expected a GeoPackage of polygons, got [^\n]*\.$"):
+        read_geopackage(tmp_path / "a.gpkg")
+    assert (tmp_path / "a.gpkg").read_bytes() == before and len(list(tmp_path.iterdir())) == 1
+
+
+def test_computed_columns_are_not_read(tmp_path):
+    """This one would have a gigabyte."""
+    write_geopackage(tmp_path / "a.gpkg", ["type"], [("mound", ground(0, 0, 1, 1))])
+    with closing(sqlite3.connect(tmp_path / "a.gpkg")) as database, database:
+        database.execute('ALTER TABLE "a layer" ADD COLUMN bomb BLOB AS (zeroblob(1000000000))')
+    (found,) = read_geopackage(tmp_path / "a.gpkg")
+    assert found.properties == {"fid": 1, "type": "mound"}

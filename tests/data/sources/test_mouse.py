@@ -84,3 +84,7 @@ def test_settings_that_contradict_each_other_are_refused(flat):
         find_mouse(flat, val_specimens=["BM15"])
     with pytest.raises(InputError, match="specimen: expected a regular expression"):
         find_mouse(flat, specimen="(")
+    for option in ("images", "labels"):
+        for pattern in ("/etc/*", ""):
+            with pytest.raises(InputError, match=f"{option}: expected a pattern of paths inside the folder, got '"):
+                find_mouse(flat, **{option: pattern})

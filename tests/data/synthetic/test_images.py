@@ -13,6 +13,7 @@ from muvit.data.synthetic.images import (
     STORE,
     SyntheticConfig,
     build_scene,
+    draw,
     generate,
     write_synthetic,
 )
@@ -26,9 +27,9 @@ def pixel_centers(size: int) -> np.ndarray:
     return np.stack(np.meshgrid(np.arange(size) + 0.5, np.arange(size) + 0.5, indexing="ij"), -1)
 
 
-def test_small_variant_divides_exactly_the_lengths_by_four():
+def test_size_divides_exactly_the_lengths():
     full = SyntheticConfig()
-    for field in fields(SyntheticConfig):
+    for field in (field for field in fields(SyntheticConfig) if field.name != "layout"):
         factor = 4 if field.name.endswith("_px") else 1
         np.testing.assert_allclose(
             np.multiply(getattr(SMALL, field.name), factor), getattr(full, field.name), err_msg=field.name
@@ -38,7 +39,7 @@ def test_small_variant_divides_exactly_the_lengths_by_four():
 
 def test_full_image_is_the_small_scene_magnified():
     small, full = build_scene(3, SMALL), build_scene(3, SyntheticConfig())
-    np.testing.assert_allclose(full.center, 4 * small.center)
+    np.testing.assert_allclose(full.centers, 4 * small.centers)
     np.testing.assert_allclose(full.radii, 4 * small.radii)
     # the centre of a coarse pixel is the shared corner of the middle four of its sixteen fine ones
     around = full.offset.reshape(512, 4, 512, 4)[:, 1:3, :, 1:3].mean((1, 3))
@@ -63,7 +64,7 @@ def test_image_and_label_depend_on_seed_and_index_alone():
 def test_without_warp_offset_is_the_distance_from_the_nearest_ring():
     for index in range(4):
         scene = build_scene(index, replace(SMALL, warp_amplitude_px=0))
-        radius = np.linalg.norm(pixel_centers(512) - scene.center, axis=-1)
+        radius = np.linalg.norm(pixel_centers(512) - scene.centers[0], axis=-1)
         gaps = radius[..., None] - scene.radii
         expected = np.take_along_axis(gaps, np.abs(gaps).argmin(-1)[..., None], -1)[..., 0]
         np.testing.assert_allclose(np.abs(scene.offset), np.abs(expected), atol=1e-3)
@@ -100,7 +101,7 @@ def test_class_of_a_cell_says_on_which_side_of_the_ring_it_lies():
 
     # outer cells lie farther out than the mid radius, seen from the centre; the warp blurs single cells, not their mean
     still = build_scene(2, replace(SMALL, warp_amplitude_px=0, max_rings=1))
-    radius = np.linalg.norm(still.cells - still.center, axis=1)
+    radius = np.linalg.norm(still.cells - still.centers[0], axis=1)
     # the offset is that of the cell's pixel, whose centre is up to 0.71 px away
     assert (radius[still.classes == 1] > still.radii[0] + SMALL.gap_px - 0.72).all()
     assert (radius[still.classes == 2] < still.radii[0] - SMALL.gap_px + 0.72).all()
@@ -205,6 +206,55 @@ def test_no_statistic_of_the_cells_tells_their_class(statistics):
 def test_config_refuses_what_cannot_be_drawn(name, value):
     with pytest.raises(InputError, match=rf"config\.{name}: expected .* got "):
         replace(SyntheticConfig(), **{name: value})
+
+
+SCATTERED = SyntheticConfig.scattered().at_size(512)
+
+
+def around(distance):
+    """Distances on an image that continues at its opposite edges."""
+    return (distance + 256) % 512 - 256
+
+
+def test_scattered_rings_are_disjoint_and_continue_at_the_opposite_edges():
+    shares = []
+    for index in range(20):
+        scene = build_scene(index, replace(SCATTERED, warp_amplitude_px=0))
+        apart = np.linalg.norm(around(scene.centers[:, None] - scene.centers), axis=-1)
+        between = apart - scene.radii[:, None] - scene.radii
+        assert (between[~np.eye(len(between), dtype=bool)] > SCATTERED.ring_distance_px).all()
+        assert SCATTERED.radius_px[0] <= scene.radii.min() <= scene.radii.max() <= SCATTERED.radius_px[1]
+        gaps = np.linalg.norm(around(pixel_centers(512)[:, :, None] - scene.centers), axis=-1) - scene.radii
+        nearest = np.take_along_axis(gaps, np.abs(gaps).argmin(-1)[..., None], -1)[..., 0]
+        np.testing.assert_allclose(scene.offset, nearest, atol=1e-3)
+        shares.append((np.abs(scene.offset) < SCATTERED.half_width_px).mean())
+    assert np.mean(shares) == pytest.approx(0.22, abs=0.03)
+
+
+def test_a_band_of_any_direction_has_its_inside_on_either_side_as_often():
+    # what a model sees that does not know its place: pixels of each direction out of a ring, and of the opposite one
+    for index in range(4):
+        scene = build_scene(index, replace(SCATTERED, warp_amplitude_px=0))
+        towards = around(pixel_centers(512)[:, :, None] - scene.centers)
+        distance = np.linalg.norm(towards, axis=-1)
+        ring = np.abs(distance - scene.radii).argmin(-1)[..., None, None]
+        y, x = np.moveaxis(np.take_along_axis(towards, ring, 2)[:, :, 0], -1, 0)
+        direction = np.floor(np.arctan2(y, x) / (2 * np.pi) * 24).astype(int) % 24
+        counts = np.bincount(direction[np.abs(scene.offset) < SCATTERED.half_width_px], minlength=24)
+        np.testing.assert_allclose(counts[:12], counts[12:], rtol=0.05)
+
+
+def test_coarse_levels_of_scattered_rings_show_what_they_enclose_and_share_no_noise():
+    (image, *coarse), label = draw(3, SCATTERED)
+    still = build_scene(3, replace(SCATTERED, warp_amplitude_px=0)).offset
+    np.testing.assert_array_equal(image, generate(3, SCATTERED)[0])
+    np.testing.assert_array_equal(label, generate(3, SCATTERED)[1])
+    for level, pixels in zip(STORE.levels[1:], coarse, strict=True):
+        means, offset = (a.reshape(512 // level, level, -1, level).mean((1, 3)) for a in (image, still))
+        inside, outside = pixels[offset < -level], pixels[offset > level]
+        assert inside.mean() - outside.mean() == pytest.approx(SCATTERED.shade, abs=0.03)
+        is_free = offset > SCATTERED.half_width_px + SCATTERED.warp_amplitude_px
+        assert abs(np.corrcoef(means[is_free], pixels[is_free])[0, 1]) < 0.3
 
 
 def test_negative_index_is_refused():

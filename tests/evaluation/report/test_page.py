@@ -148,7 +148,7 @@ class TestPage:
         )
         page = Page(path)
         assert not page.find("script")
-        assert page.text("h1") == page.text("h3") == page.text("dt") == page.text("dd") == [evil]
+        assert page.text("h1") == page.text("h3") == page.text("dt")[:1] == page.text("dd")[:1] == [evil]
         assert evil in page.text("figcaption")
         assert any(evil in attrs["alt"] for attrs in page.find("img"))
         assert {p.name for p in tmp_path.iterdir()} == {"index.html"}
@@ -203,7 +203,7 @@ class TestPage:
 
     def test_settings_and_commands(self, tmp_path):
         page = Page(write(tmp_path))
-        assert page.text("dt") == ["crop", "seed"] and page.text("dd") == ["64 px", "0"]
+        assert page.text("dt")[:2] == ["crop", "seed"] and page.text("dd")[:2] == ["64 px", "0"]
         napari, python = [text for path, text in page.texts if path[-2:] == ("pre", "code")]
         assert napari == "napari --plugin napari-ome-zarr 'test/my image.ome.zarr' test/truth.ome.zarr"
         compile(python, "snippet", "exec")
@@ -211,7 +211,7 @@ class TestPage:
 
     def test_parts_without_content_are_left_out(self, tmp_path):
         page = Page(write(tmp_path, [model()], examples=[], settings={}, outputs={}))
-        assert page.text("h2") == ["Results"]
+        assert page.text("h2") == ["Results", "Environment"]
         assert not page.find("img")
 
 

@@ -1,8 +1,10 @@
 """Pages of runs, predictions and scores: whole, with the numbers, and without any other file."""
 
 import csv
+import json
 import re
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,14 +13,14 @@ from PIL import Image
 
 from muvit.data.pyramids.writer import PyramidWriter
 from muvit.evaluation.report.parts import confusion_table, environment, line_chart, rows_table
-from muvit.evaluation.report.runs import write_page, write_prediction_page, write_run_page
+from muvit.evaluation.report.runs import LivePage, write_page, write_prediction_page, write_run_page
 from muvit.evaluation.report.scores import results_page, scores_page
 from muvit.evaluation.scores.bootstrap import BootstrapConfig
 from muvit.evaluation.scores.segmentation import evaluate_slides
 from muvit.models.card import ModelCard
 from muvit.models.hub import CARD
 
-VOID = {"meta", "img", "line", "path"}
+VOID = {"meta", "img", "line", "path", "input"}
 
 
 class Checked(HTMLParser):
@@ -44,12 +46,12 @@ class Checked(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        self.words += [] if self.open and self.open[-1] == "style" else [data]
+        self.words += [] if self.open and self.open[-1] in ("style", "script") else [data]
 
 
-def check(text):
+def check(text, scripts=0):
     page = Checked(text)
-    assert "script" not in page.tags and "link" not in page.tags
+    assert page.tags.count("script") == scripts and "link" not in page.tags
     assert all(link.startswith("data:image/png;base64,") or "://" not in link for link in page.links)
     assert page.tags.count("h1") == page.tags.count("main") == 1
     return page
@@ -78,7 +80,11 @@ def run(tmp_path):
     )
     (folder / "best" / CARD).write_text(card.to_markdown())
     (folder / "pictures").mkdir()
-    Image.new("RGB", (8, 8), (1, 2, 3)).save(folder / "pictures" / "epoch_0003.png")
+    for name in ("epoch_0002.png", "epoch_0003.png", "worst_and_best.png"):
+        Image.new("RGB", (8, 8), (1, 2, 3)).save(folder / "pictures" / name)
+    slides = [{"name": "a", "confusion": [[6, 2], [0, 4]]}, {"name": "b", "confusion": [[4, 0], [0, 4]]}]
+    known = {"class_names": ["glass", "cell"], "has_background": True, "ignore": [], "epoch": 2, "slides": slides}
+    (folder / "validation.json").write_text(json.dumps(known))
     return folder
 
 
@@ -87,9 +93,22 @@ def test_the_page_of_a_run_shows_curves_scores_pictures_and_recipe(run):
     assert page.text.count("Training run first") == 2  # title and headline
     assert "40 steps in 1 min 15 s. The best mDSC, 0.900, was reached after step 29." in page.text
     assert page.tags.count("svg") == 4 and "Learning rate" in page.text
-    assert "cell 0.7125" in page.text and "1,234" in page.text
+    assert "cell 0.8889 0.800 to 1.000" in page.text and "glass 12 pixels 83.3% 16.7%" in page.text
+    assert "Validation crops after epoch 3, whose weights were kept" in page.text and "1,234" in page.text
     assert "data: {train: <here>}" in page.text and environment()["torch"] in page.text
-    assert page.tags.count("img") == 1 and "best/README.md" in page.links
+    assert page.tags.count("img") == 2 and "best/README.md" in page.links
+
+
+def test_the_page_of_a_run_that_goes_on_is_loaded_again(run):
+    live = LivePage(run)
+    live.close()
+    assert not (run / "index.html").exists()  # nothing was trained
+    live.on_train_epoch_end(SimpleNamespace(is_global_zero=True, loggers=[]), None)
+    text = (run / "index.html").read_text()
+    assert '<meta http-equiv="refresh"' in text and "It goes on" in check(text).text
+    live.close()
+    text = (run / "index.html").read_text()
+    assert "refresh" not in text and "It goes on" not in check(text).text
 
 
 def test_a_run_without_validation_or_pictures_has_a_page(tmp_path):
@@ -127,7 +146,7 @@ def test_the_page_of_predictions_shows_each_slide_that_is_complete(tmp_path):
     writer.finish()
     image = ArraySlide(np.full((3, 24, 40), 90, np.uint8), name="a")
     slides = {tmp_path / "a.ome.zarr": image, tmp_path / "unfinished.ome.zarr": image}
-    page = check(write_prediction_page(tmp_path, slides, {"model": "runs/first"}).read_text())
+    page = check(write_prediction_page(tmp_path, slides, {"model": "runs/first"}).read_text(), scripts=2)
     assert "1 slide labelled." in page.text and "24 x 40 pixels, 0.5 x 0.5 um each" in page.text
     assert page.tags.count("img") == page.tags.count("article") == 1 and "runs/first" in page.text
     assert write_prediction_page(tmp_path / "none", {tmp_path / "none.ome.zarr": image}, {}) is None

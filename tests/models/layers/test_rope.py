@@ -1,10 +1,13 @@
+from math import pi
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from muvit.errors import InputError
-from muvit.models.layers.rope import AxialRope, axis_dims, rotate, split_heads
+from muvit.models.encoder import EncoderConfig
+from muvit.models.layers.rope import AxialRope, axis_dims, periods_between, rotate, split_heads
 
 
 def turned_as_complex_numbers(x, coords, dims, base):
@@ -180,3 +183,20 @@ def test_the_backward_pass_keeps_nothing_but_the_rotated_heads():
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.update({t.data_ptr(): t}) or t, lambda t: t):
         q, k, _ = split_heads(x, 3, 3, rotation)
     assert kept.keys() == {q.data_ptr(), k.data_ptr(), rotation.data_ptr()}
+
+
+def test_periods_are_spaced_evenly_on_a_logarithmic_scale():
+    rope = AxialRope(34, 2, (16.0, 512.0))
+    periods = 2 * pi / rope.freq.detach().double()
+    # 9 pairs for the first axis, 8 for the second
+    for of_axis, count in ((periods[:9], 9), (periods[9:], 8)):
+        expected = torch.tensor([16 * 32 ** (k / (count - 1)) for k in range(count)], dtype=torch.float64)
+        torch.testing.assert_close(of_axis, expected, rtol=1e-6, atol=0)
+    with pytest.raises(InputError, match="rotary_base: expected a number, as rotary_param is base"):
+        AxialRope(16, 2, (16.0, 512.0), "base")
+
+
+def test_periods_span_from_two_tokens_to_twice_a_view():
+    assert periods_between(8, 256) == (16, 512)
+    encoder = EncoderConfig(levels=(2, (8, 4)), patch_size=(4, 2))
+    assert encoder.periods((64, 128)) == (2 * 2 * 2, 2 * 64 * 8)

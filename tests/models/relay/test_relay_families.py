@@ -3,7 +3,7 @@
 import pytest
 import timm
 import torch
-from relay_models import FAMILIES, SWIN, VIT, build, views
+from relay_models import FAMILIES, SWIN, VIT, boxes, build, views
 from torch.nn.functional import normalize
 
 from muvit.errors import InputError
@@ -40,7 +40,7 @@ def test_without_relay_tokens_each_branch_is_the_timm_backbone(name):
     model = build(name, relay_tokens=0, shaken=True)
     img = views(model)
     with torch.no_grad():
-        maps = [branch[0] for branch in model.trunk(img)]
+        maps = [branch[0] for branch in model.trunk(img, boxes(model))]
         for level, branch in enumerate(maps):
             twin = timm_twin(model, level)
             torch.testing.assert_close(branch, features(twin, img[:, level]), rtol=1e-5, atol=1e-5)

@@ -3,21 +3,15 @@ from dataclasses import asdict
 import pytest
 import timm
 import torch
-from relay_models import SWIN, VIT, build, shake, views
+from relay_models import SWIN, VIT, boxes, build, shake, views
 from torch.nn.functional import conv_transpose2d, cross_entropy, interpolate
 
 from muvit.errors import CheckpointError, InputError, ShapeError
-from muvit.geometry import naive_boxes
 from muvit.labels import IGNORE
 from muvit.losses import SegmentationLoss
 from muvit.models.relay.config import RelayConfig
 from muvit.models.relay.segmenter import RelaySegmenter
 from muvit.models.trained import load_network
-
-
-def boxes(model, batch=2):
-    v = model.views
-    return naive_boxes(v.levels, v.size).expand(batch, -1, -1, -1)
 
 
 def paper_size(**changes):
@@ -82,7 +76,7 @@ def test_all_branches_use_one_head():
     img = views(model)
     with torch.no_grad():
         local, context = model.branch_logits(img, boxes(model))
-        maps = [branch[0] for branch in model.trunk(img)]
+        maps = [branch[0] for branch in model.trunk(img, boxes(model))]
         torch.testing.assert_close(local, model.decoder.head(maps[0]))
         torch.testing.assert_close(context, model.decoder.head(maps[1]))
         torch.testing.assert_close(model(img, boxes(model)), local)
@@ -93,7 +87,7 @@ def test_decision_fusion_adds_the_up_sampled_centre_of_the_context_logits():
     assert model.trunk.relay_tokens is None
     img = views(model)
     with torch.no_grad():
-        local, context = (model.decoder.head(branch[0]) for branch in model.trunk(img))
+        local, context = (model.decoder.head(branch[0]) for branch in model.trunk(img, boxes(model)))
         centre = context[:, :, 24:40, 24:40]
         expected = local + interpolate(centre, scale_factor=4, mode="bilinear", align_corners=False)
         torch.testing.assert_close(model(img, boxes(model)), expected)
@@ -194,13 +188,15 @@ def test_skips_come_from_spaced_blocks_or_from_stages():
     swin = build("swin_tiny_patch4_window7_224", decoder="unetr", timm_options={"depths": (1, 1, 2, 1)})
     assert swin.decoder.sources == ((3, 0), (2, 1), (1, 0), (0, 0), (0, 0))
     img = views(swin)
-    maps = swin.trunk(img, swin.decoder.taps)[0]
+    maps = swin.trunk(img, boxes(swin), swin.decoder.taps)[0]
     assert [m.shape[1:] for m in maps] == [(768, 2, 3), (384, 4, 6), (192, 8, 12), (96, 16, 24)]
     adapter = swin.decoder.adapter.skips
     assert [skip.in_channels for skip in adapter] == [768, 384, 192, 96, 96]
 
 
-@pytest.mark.parametrize("changes", [{}, {"fusion": "decision"}, {"levels": (1,)}, {"share_patch_embed": True}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"fusion": "decision"}, {"levels": (1,)}, {"share_patch_embed": True}, {"exchange": "world"}]
+)
 def test_a_saved_model_comes_back_equal(tmp_path, changes):
     model = build("vit_small_patch16_dinov3", shaken=True, **changes)
     model.save(tmp_path / "model")
@@ -268,6 +264,7 @@ def test_a_model_needs_to_know_its_task(name):
         ({"num_classes": 1}, "num_classes: expected a whole number >= 2"),
         ({"update": "zigzag"}, "update: expected sequential or mean"),
         ({"fusion": "early"}, "fusion: expected relay or decision"),
+        ({"exchange": "world", "fusion": "decision"}, "exchange: expected none with fusion decision"),
         ({"decoder": "upernet"}, "decoder: expected linear or unetr or mask2former"),
         ({"context_target": "all"}, "context_target: expected center or full"),
         ({"context_weight": -0.1}, "context_weight: expected a number >= 0"),

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from relay_models import build, views
+from relay_models import boxes, build, views
 
 SOME = ["vit_tiny_patch16_224", "vit_small_patch16_dinov3", "swinv2_tiny_window8_256"]
 
@@ -13,7 +13,7 @@ def depends(model, img, changed):
     other = img.clone()
     other[:, changed] = other[:, changed].flip(-2)
     with torch.no_grad():
-        before, after = (model.trunk(x, taps) for x in (img, other))
+        before, after = (model.trunk(x, boxes(model), taps) for x in (img, other))
     # maps of the taps come last block first
     return [
         [not torch.equal(a, b) for a, b in zip(x[:0:-1], y[:0:-1], strict=True)]

@@ -12,7 +12,7 @@ import numpy as np
 import orjson
 import shapely
 
-from muvit.data.annotations.objects import MAX_BYTES, Annotations, Color, ObjectBuilder, ellipse, read_bytes
+from muvit.data.annotations.objects import Annotations, Color, ObjectBuilder, ellipse, read_bytes
 from muvit.data.slides.formats import slide_name
 from muvit.errors import InputError, ReadError, first_line
 
@@ -259,6 +259,10 @@ def _hex_color(text: str | None) -> Color | None:
 
 
 _SUFFIX = ".roi"
+_MAX_RATIO = 50
+"""Bytes of regions for one byte of their archive: coordinates compress to a half or a quarter."""
+_SMALL_BYTES = 2**24
+"""Bytes of regions that are read whatever their archive has."""
 _NOT_ROI = (ValueError, RuntimeError, LookupError, TypeError, NotImplementedError, zipfile.BadZipFile, OSError)
 
 
@@ -300,10 +304,10 @@ def _contents(file: Path) -> Iterator[bytes]:
         return
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         entries = [entry for entry in archive.infolist() if entry.filename.lower().endswith(_SUFFIX)]
-        size = sum(entry.file_size for entry in entries)
-        if size > MAX_BYTES:
-            got = f"{size / 2**30:.1f} GiB"
-            raise ReadError(file, expected=f"regions of at most {MAX_BYTES >> 30} GiB", got=got)
+        size, limit = sum(entry.file_size for entry in entries), max(_MAX_RATIO * len(content), _SMALL_BYTES)
+        if size > limit:
+            got = f"{size / 2**20:.0f} MiB"
+            raise ReadError(file, expected=f"an archive that unpacks to at most {limit >> 20} MiB", got=got)
         for entry in entries:
             yield archive.read(entry)
 

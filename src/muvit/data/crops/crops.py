@@ -192,9 +192,7 @@ class GridCrops(SlideCrops):
         return int(self._ends[-1])
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        if not 0 <= index < len(self):
-            raise IndexError(f"sample numbers are 0 to {len(self) - 1}, got {index}")
-        slide = int(np.searchsorted(self._ends, index, side="right"))
+        slide = self._slide_number(index)
         grid, shapes, size = self._grids[slide], self.shapes[slide], self.config.size
         tile = np.unravel_index(index - int(self._ends[slide]) + math.prod(grid), grid)
         unseen = [int(i) * n for i, n in zip(tile, size, strict=True)]
@@ -206,3 +204,12 @@ class GridCrops(SlideCrops):
             if "labels" in sample:
                 sample["labels"][0] = sample["label"]
         return without_inside(sample)
+
+    def slide_of(self, index: int) -> Slide:
+        """The slide of a sample."""
+        return self.images[self._slide_number(index)]
+
+    def _slide_number(self, index: int) -> int:
+        if not 0 <= index < len(self):
+            raise IndexError(f"sample numbers are 0 to {len(self) - 1}, got {index}")
+        return int(np.searchsorted(self._ends, index, side="right"))

@@ -183,6 +183,32 @@ def place_views(
     return PlacedViews(windows, windows)
 
 
+def place_at(
+    placement: Placement,
+    shapes: Sequence[Sequence[int]],
+    levels: Sequence[Level],
+    size: Sequence[int],
+    point: Sequence[float],
+    *,
+    free_views: FreeViews | None = None,
+) -> PlacedViews:
+    """Place the views of one sample about a point, as prediction would: the finest centred on it, but in the image.
+
+    Args:
+        placement: as of `place_views`.
+        shapes: as of `place_views`.
+        levels: as of `place_views`.
+        size: as of `place_views`.
+        point: ``(ndim)``, world coordinates.
+        free_views: as of `place_views`.
+    """
+    start = []
+    for a, n, extent, factor in zip(point, size, shapes[0], level_factors(levels[0], len(size)), strict=True):
+        low, high = start_range(n, extent)
+        start.append(min(max(math.floor(a / factor - n / 2 + 0.5), low), high))
+    return place_views(placement, shapes, levels, size, start=start, free_views=free_views)
+
+
 def start_range(size: int, extent: int) -> tuple[int, int]:
     """Lowest and highest start of a crop on one axis: inside the image, or, if larger, with the image inside it."""
     return min(0, extent - size), max(0, extent - size)

@@ -104,7 +104,7 @@ def _finite_pixels(slide: Slide, pixels: np.ndarray, boxes: list[Tensor], config
     corners = " to ".join(str(corner) for corner in boxes[view].tolist())
     place = f"{(~finite[view]).sum()} at level {level_name(config.levels[view])} in the box {corners}"
     if config.nonfinite == "error":
-        hint = "Mend them, or set nonfinite to ignore (data.nonfinite in recipes)."
+        hint = "Mend them, or set nonfinite to ignore (--nonfinite ignore; data.nonfinite in recipes)."
         raise InputError(slide.path, expected="finite pixels", got=f"NaN or infinity: {place}", hint=hint)
     _report(slide.path, place)
     return finite
@@ -190,6 +190,10 @@ class SlideCrops(MuViTDataset):
     def ndim(self) -> int:
         """Number of spatial axes."""
         return len(self.config.size)
+
+    def slide_of(self, index: int) -> Slide:
+        """The slide of a sample."""
+        raise NotImplementedError
 
     def locate_classes(self) -> list[ClassPixels]:
         """Find the classes in a coarse scan of all labels, before any work starts; crops are checked again when read.

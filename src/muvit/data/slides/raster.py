@@ -133,6 +133,8 @@ class RasterSlide(Slide):
 
             return np.asarray(imagecodecs.png_decode(self.path.read_bytes()))
         with _opened(self.path) as image:
+            _check_chunks(image)
+        with _opened(self.path) as image:
             image.load()
             return image
 
@@ -180,6 +182,14 @@ def _color_table(path: Path) -> np.ndarray[Any, Any]:
     with _opened(path) as image:
         table = np.frombuffer(bytes(image.getpalette() or ()), np.uint8).reshape(-1, 3)
     return np.concatenate([table, np.zeros((256 - len(table), 3), np.uint8)])
+
+
+def _check_chunks(image: Image.Image) -> None:
+    """Compare the chunks of a PNG with their checksums, which Pillow does not do when it decodes pixels."""
+    try:
+        image.verify()
+    except SyntaxError as error:
+        raise ValueError(first_line(error)) from error
 
 
 def _png_bit_depth(path: Path) -> int:

@@ -205,6 +205,9 @@ class TiffSlide(Slide):
         return np.ascontiguousarray(pixels, dtype=self.dtype)
 
 
+_END_OF_JPEG, _FILLING = b"\xff\xd9", b"\0\xff"
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Page:
     """File offsets of the segments (tiles or strips) of one page."""
@@ -270,6 +273,8 @@ class _Level:
                     raise ValueError(f"the file ends before its chunk {number} (tile or strip) does")
                 if not data:
                     continue
+                if page.jpeg and not data.rstrip(_FILLING).endswith(_END_OF_JPEG):  # which libjpeg makes up
+                    raise ValueError(f"the JPEG image of its chunk {number} (tile or strip) has lost its end")
                 try:
                     segment, (plane, *corner, _), _ = self.decode(data, number, **page.jpeg)
                 except (ValueError, RuntimeError) as error:  # also those of every codec
@@ -333,6 +338,9 @@ def _check_page(page: Any, axes: str, path: Path) -> None:
     end = max((o + n for o, n in zip(page.dataoffsets, page.databytecounts, strict=True)), default=0)
     if end > path.stat().st_size:
         raise ReadError(path, expected=f"at least {end} bytes", got=f"{path.stat().st_size}, the file is truncated")
+    missing, total = page.databytecounts.count(0), len(page.databytecounts)
+    if missing:
+        _LOG.warning("%s: tiles or strips that are not stored are read as empty: %d of %d", path, missing, total)
 
 
 def _colormap(page: Any) -> np.ndarray[Any, Any] | None:

@@ -1,6 +1,7 @@
 """Polygons of a GeoPackage: an SQLite database whose geometries are WKB behind a short header (OGC 12-128)."""
 
 import sqlite3
+import struct
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from functools import lru_cache, partial
@@ -15,7 +16,7 @@ from muvit.data.slides.open import open_slide
 from muvit.data.slides.slide import Slide
 from muvit.data.sources.derived import DerivedSlide, joined
 from muvit.data.sources.source import Item, Source, Split
-from muvit.errors import InputError, ReadError
+from muvit.errors import InputError, ReadError, first_line
 from muvit.labels import IGNORED
 
 if TYPE_CHECKING:
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
 # bytes of the bounding box by its kind: none, xy, xyz, xym, xyzm
 _ENVELOPE_BYTES = {0: 0, 1: 32, 2: 48, 3: 48, 4: 64}
 _HEADER_BYTES = 8
+_POLYGON, _MULTIPOLYGON = 3, 6
+_HEAD_BYTES = 9
+_NUMBERS = {0: 2, 1: 3, 2: 3, 3: 4}
+"""Numbers of a point by the thousands of the kind: xy, xyz, xym, xyzm."""
 
 
 class Feature(NamedTuple):
@@ -36,35 +41,84 @@ class Feature(NamedTuple):
 
 
 def read_geopackage(file: Path) -> list[Feature]:
-    """All features of the first layer, in the order they are stored; those without a geometry left out.
+    """All polygons of the first layer, in the order they are stored; rows without a geometry left out.
+
+    Only stored rows are read, no views and computed columns, so that a small file stays small in memory.
 
     Raises:
-        ReadError: it is no GeoPackage, or a geometry is damaged.
+        ReadError: it is no GeoPackage, or a geometry is damaged or no polygon.
     """
-    import shapely
-
     try:
         # opened without locks or a journal, so that a read-only disk will do
         with closing(sqlite3.connect(f"{file.resolve().as_uri()}?mode=ro&immutable=1", uri=True)) as database:
-            layer = database.execute("SELECT table_name, column_name FROM gpkg_geometry_columns").fetchone()
-            if layer is None:
+            database.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, file.stat().st_size)
+            layers = _stored_rows(database, "gpkg_geometry_columns", 1)
+            if not layers:
                 raise ReadError(file, expected="a layer with geometries", got="none")
-            table, column = layer
-            rows = database.execute('SELECT * FROM "{}" ORDER BY rowid'.format(table.replace('"', '""')))
-            names = [description[0] for description in rows.description]
-            records = [dict(zip(names, row, strict=True)) for row in rows]
+            column = layers[0]["column_name"]
+            records = _stored_rows(database, layers[0]["table_name"])
         geometries = [(record, record.pop(column)) for record in records]
-        return [Feature(record, shapely.from_wkb(_wkb(blob))) for record, blob in geometries if blob is not None]
-    except (sqlite3.Error, shapely.errors.ShapelyError, LookupError, ValueError) as error:
+        return [Feature(record, _polygons(blob)) for record, blob in geometries if blob is not None]
+    except (sqlite3.Error, shapely.errors.ShapelyError, struct.error, LookupError, TypeError, ValueError) as error:
         if isinstance(error, ReadError):
             raise
-        raise ReadError(file, expected="a GeoPackage", got=error) from error
+        raise ReadError(file, expected="a GeoPackage of polygons", got=first_line(error)) from error
 
 
-def _wkb(blob: bytes) -> bytes:
+def _stored_rows(database: sqlite3.Connection, table: str, number: int = -1) -> list[dict[str, Any]]:
+    """The first rows of a table, by column; one that would be computed rather than read counts as missing."""
+    made = database.execute("SELECT sql FROM sqlite_master WHERE type = 'table' AND name = ?", (table,)).fetchone()
+    if made is None or str(made[0]).upper().split()[:2] != ["CREATE", "TABLE"]:
+        raise LookupError(f"no table {table!r}")
+    name = '"{}"'.format(table.replace('"', '""'))
+    # table_info lists what is stored, table_xinfo also what is computed
+    columns = [row[1] for row in database.execute(f"PRAGMA table_info({name})")]
+    chosen = ", ".join('"{}"'.format(column.replace('"', '""')) for column in columns)
+    rows = database.execute(f"SELECT {chosen} FROM {name} ORDER BY rowid LIMIT {number}")
+    return [dict(zip(columns, row, strict=True)) for row in rows]
+
+
+def _polygons(blob: bytes) -> "BaseGeometry":
+    """The polygon or multipolygon of a geometry, in x and y.
+
+    It is taken apart here, since GEOS follows collections in collections until its stack overflows.
+    """
     if blob[:2] != b"GP":
         raise ValueError("a geometry without its header")
-    return blob[_HEADER_BYTES + _ENVELOPE_BYTES[blob[3] >> 1 & 0b111] :]
+    wkb = blob[_HEADER_BYTES + _ENVELOPE_BYTES[blob[3] >> 1 & 0b111] :]
+    _, kind, count = _wkb_head(wkb, 0)
+    if kind % 1000 == _POLYGON:
+        return _polygon(wkb, 0)[0]
+    if kind % 1000 != _MULTIPOLYGON:
+        raise ValueError(f"a geometry of kind {kind}, no polygon")
+    polygons, place = [], _HEAD_BYTES
+    for _ in range(count):
+        polygon, place = _polygon(wkb, place)
+        polygons.append(polygon)
+    return shapely.MultiPolygon(polygons)
+
+
+def _polygon(wkb: bytes, start: int) -> tuple["BaseGeometry", int]:
+    """A polygon that begins at a byte, and the byte behind it."""
+    order, kind, count = _wkb_head(wkb, start)
+    if kind % 1000 != _POLYGON:
+        raise ValueError(f"a part of kind {kind}, no polygon")
+    num_numbers = _NUMBERS[kind // 1000]
+    rings, place = [], start + _HEAD_BYTES
+    for _ in range(count):
+        (num_points,) = struct.unpack_from(f"{order}I", wkb, place)
+        points = np.frombuffer(wkb, f"{order}f8", num_points * num_numbers, place + 4).reshape(-1, num_numbers)[:, :2]
+        if not np.isfinite(points).all():
+            raise ValueError("coordinates that are NaN or infinite")
+        rings.append(shapely.linearrings(points))
+        place += 4 + points.shape[0] * num_numbers * 8
+    return shapely.Polygon(*([rings[0], rings[1:]] if rings else [])), place
+
+
+def _wkb_head(wkb: bytes, start: int) -> tuple[str, int, int]:
+    """Byte order, kind, and number of parts of the geometry that begins at a byte."""
+    order = "<" if wkb[start] else ">"
+    return (order, *struct.unpack_from(f"{order}II", wkb, start + 1))
 
 
 CLASSES = ("background", "mound", "hydrology", "temple")

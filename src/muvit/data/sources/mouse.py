@@ -57,7 +57,8 @@ def find_mouse(
         val_specimens: specimens to validate on.
 
     Raises:
-        InputError: ``specimen`` is no regular expression, or a specimen is to be tested and validated on.
+        InputError: ``images`` or ``labels`` is no pattern of paths inside the folder, ``specimen`` is no regular
+            expression, or a specimen is to be tested and validated on.
     """
     try:
         expression = re.compile(specimen)
@@ -67,7 +68,7 @@ def find_mouse(
         raise InputError("val_specimens", expected="none of the test specimens", got=both[0])
     items: list[Item] = []
     problems: list[str] = []
-    for file in sorted(folder.glob(images)):
+    for file in _matches(folder, images, "images"):
         path = file.relative_to(folder).as_posix()
         match = expression.search(path)
         if file.name.startswith(".") or match is None:
@@ -75,7 +76,7 @@ def find_mouse(
             continue
         animal, name = match[1] if expression.groups else match[0], slide_name(file)
         pattern = labels.replace("{name}", glob.escape(name)).replace("{specimen}", glob.escape(animal))
-        found = sorted(folder.glob(pattern))
+        found = _matches(folder, pattern, "labels")
         if len(found) != 1:
             problems.append(f"{path}: {len(found) or 'no'} label files {pattern}")
             continue
@@ -107,3 +108,11 @@ def find_mouse(
         problems=tuple(problems),
         **mapped(label_map),
     )
+
+
+def _matches(folder: Path, pattern: str, subject: str) -> list[Path]:
+    """Sorted paths below a folder that match a pattern."""
+    try:
+        return sorted(folder.glob(pattern))
+    except (NotImplementedError, ValueError) as error:
+        raise InputError(subject, expected="a pattern of paths inside the folder", got=repr(pattern)) from error

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from muvit.data.sources.prepare import SLIDES, begin, write_slides
 from muvit.data.synthetic.folders import RECORD_NAME, describe, split_indices, write_pairs
-from muvit.data.synthetic.images import STORE, SyntheticConfig, generate
+from muvit.data.synthetic.images import STORE, SyntheticConfig, draw
 from muvit.durable import write_whole
 from muvit.progress import Progress
 
@@ -44,7 +44,7 @@ def prepare_synthetic(
     """
     output = Path(output)
     indices = split_indices(num_train, num_val, num_test)
-    record = describe(indices, config)
+    record = describe(indices, config, kind=config.kind)
     begin(output, {"dataset": "synthetic", "options": record, "slides": {}}, overwrite=overwrite)
     jobs = [(index, output / split) for split, chosen in indices.items() for index in chosen]
     pending = [job for job in jobs if not all((store / "zarr.json").is_file() for store in _stores(*job))]
@@ -58,7 +58,7 @@ def prepare_synthetic(
             progress(finished + done, len(jobs))
 
     report(0, 0)
-    write_pairs(pending, partial(generate, config=config), STORE, workers=workers, progress=report)
+    write_pairs(pending, partial(draw, config=config), STORE, workers=workers, progress=report)
     write_whole(output / RECORD_NAME, (json.dumps(record, indent=2) + "\n").encode())
     write_slides(((f"{index:05d}", place.name, "", "", "") for index, place in jobs), output / SLIDES)
     return output

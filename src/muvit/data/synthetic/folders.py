@@ -1,15 +1,13 @@
 """Folders of drawn images and labels for training, validation and test: the one way to write a generated data set."""
 
 import json
-import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +18,7 @@ from muvit.data.pyramids.writer import PyramidWriter
 from muvit.durable import scratch_folder, swap_in, write_whole
 from muvit.errors import ExistsError, InputError
 from muvit.progress import Progress
+from muvit.workers import without_interrupts, worker_pool
 
 RECORD_NAME = "synthetic.json"
 """Written last into the folder of a data set: how it was made."""
@@ -32,8 +31,11 @@ One grey level is 1/6 of the noise's standard deviation, so nothing is lost agai
 
 Pixels = NDArray[Any]
 
-Draw = Callable[[int], tuple[Pixels, Pixels]]
-"""From an index to an image, float ``(*space)`` from 0 to about 1, and its label, uint8 ``(*space)``."""
+Draw = Callable[[int], tuple[Pixels | list[Pixels], Pixels]]
+"""From an index to an image, float ``(*space)`` from 0 to about 1, and its label, uint8 ``(*space)``.
+
+An image may be a list of all levels of the store, finest first; else the coarser ones are its area means.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,12 +163,13 @@ def _mapping(workers: int) -> Iterator[Callable[..., Iterator[Any]]]:
     if workers <= 1:
         yield map
         return
-    # spawned, because a forked child must not inherit the threads of torch and tensorstore
-    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
-    try:
-        yield pool.map
-    finally:
-        pool.shutdown(cancel_futures=True)
+    with worker_pool(workers) as pool:
+
+        def apply(function: Callable[[Any], Any], jobs: Sequence[Any]) -> Iterator[Any]:
+            with without_interrupts():
+                return pool.map(function, jobs)
+
+        yield apply
 
 
 def _checked_workers(workers: int | None) -> int:
@@ -179,18 +182,34 @@ def _checked_workers(workers: int | None) -> int:
 def _write_pair(job: tuple[int, Path], draw: Draw, store: Store) -> None:
     index, folder = job
     image, label = draw(index)
-    grey = np.clip(np.rint(image * GREY_LEVELS_PER_UNIT), 0, 255).astype(np.uint8)
+    levels = [_grey(level) for level in image] if isinstance(image, list) else [_grey(image)]
     names: dict[str, Any] = {"label_names": store.label_names, "label_colors": store.label_colors}
-    for kind, pixels, options in (("image", grey, {"channel_names": ("cells",)}), ("label", label, names)):
-        writer = PyramidWriter.create(
-            folder / f"{kind}s" / f"{index:05d}.ome.zarr",
-            shape=pixels.shape,
-            num_channels=1,
-            dtype=np.uint8,
-            levels=store.levels,
-            kind=kind,  # type: ignore[arg-type]
-            pixel_size_um=store.pixel_size_um,
-            **options,
-        )
-        writer.write((0,) * pixels.ndim, pixels[None])
+    _write(folder / "images" / f"{index:05d}.ome.zarr", levels, "image", store, channel_names=("cells",))
+    _write(folder / "labels" / f"{index:05d}.ome.zarr", [label], "label", store, **names)
+
+
+def _grey(image: Pixels) -> Pixels:
+    return np.clip(np.rint(image * GREY_LEVELS_PER_UNIT), 0, 255).astype(np.uint8)
+
+
+def _write(path: Path, levels: list[Pixels], kind: Literal["image", "label"], store: Store, **names: Any) -> None:
+    """Write a store of these levels; those that are not given are made from the finest."""
+    shape = levels[0].shape
+    writer = PyramidWriter.create(
+        path,
+        shape=shape,
+        num_channels=1,
+        dtype=np.uint8,
+        levels=store.levels,
+        kind=kind,
+        pixel_size_um=store.pixel_size_um,
+        **names,
+    )
+    writer.write((0,) * len(shape), levels[0][None])
+    if len(levels) == 1:
         writer.finish()
+        return
+    for shard in writer.coarse_shards():
+        window = tuple(slice(a, a + n) for a, n in zip(shard.start, shard.size, strict=True))
+        writer.write_shard(shard, levels[shard.number][None, *window])
+    writer.publish()

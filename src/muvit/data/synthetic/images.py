@@ -1,14 +1,23 @@
-"""Fractal gradient noise (Perlin's), for smooth random fields."""
+"""The Synthetic task: rings of cells whose class, outer or inner, shows in no small crop.
 
-from dataclasses import dataclass, fields
+Two layouts. *Concentric* rings are the paper's task: coarse levels are area means, so that cells show in them, too, and
+a model without positions can learn to find a fine view in a coarse one by its content. *Scattered* rings rule that out:
+their coarse levels are drawn apart, as an overview that shows what rings enclose as a shade, but no cells. Nothing in
+it, wiggles of the rings and noise included, is that of the finest level. And disjoint rings lie all over an image that
+continues at its opposite edges, so that it shows each of them from all sides, and neither the direction of a band nor
+its place in the image tells which side is inside. What is left are the true boxes.
+"""
+
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
+from muvit.checks import check_fields
 from muvit.data.synthetic.folders import Store, describe, split_indices, write_data_set
 from muvit.errors import InputError
 from muvit.progress import Progress
@@ -80,10 +89,12 @@ class SyntheticConfig:
     """Seed of the whole data set, 0 or more."""
     size_px: int = 2048
     """Height and width of an image."""
+    layout: Literal["concentric", "scattered"] = "concentric"
+    """Rings around one centre, or disjoint rings all over the image with coarse levels that are drawn apart."""
     center_range: Span = (0.30, 0.70)
-    """Range of the common centre of the rings on each axis, as fractions of the image's size."""
+    """Range of the common centre of concentric rings on each axis, as fractions of the image's size."""
     max_rings: int = 2
-    """An image has 1 to this many rings, with equal odds."""
+    """An image has 1 to this many concentric rings, with equal odds."""
     radius_px: Span = (430.0, 900.0)
     """Range of the rings' mid radii."""
     half_width_px: float = 88.0
@@ -119,9 +130,12 @@ class SyntheticConfig:
     """Lattice spacing of each octave of the background."""
     noise: float = 0.04
     """Standard deviation of the pixel noise."""
+    shade: float = 0.35
+    """Intensity of what rings enclose in the coarse levels of scattered rings."""
 
     def __post_init__(self) -> None:
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        check_fields(self)
+        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "layout"}
         for name, value in values.items():
             least = 1 if name in ("size_px", "max_rings") else 0
             if np.size(value) == 0 or not np.isfinite(value).all() or np.min(value) < least:
@@ -133,8 +147,13 @@ class SyntheticConfig:
             if name in _FRACTIONS and np.max(value) > 1:
                 raise InputError(f"config.{name}", expected="fractions up to 1", got=value)
         needed = (self.max_rings - 1) * self.ring_distance_px
-        if self.max_rings > 1 and np.ptp(self.radius_px) <= needed:
+        if self.layout == "concentric" and self.max_rings > 1 and np.ptp(self.radius_px) <= needed:
             raise InputError("config.radius_px", expected=f"a range wider than {needed:g} px", got=self.radius_px)
+
+    @property
+    def kind(self) -> str:
+        """The task's name on the command line."""
+        return "rings" if self.layout == "concentric" else "scattered"
 
     @property
     def ring_distance_px(self) -> float:
@@ -142,18 +161,30 @@ class SyntheticConfig:
         return 2 * self.half_width_px + self.clearance_px
 
     @classmethod
-    def small(cls) -> "SyntheticConfig":
-        """The variant for tests and the demo: 512 px, all lengths divided by 4 (so crops of 64 px and 256 px)."""
-        lengths = {f.name: getattr(cls, f.name) for f in fields(cls) if f.name.endswith("_px")}
-        quarters: dict[str, Any] = {
-            name: tuple(n / 4 for n in value) if isinstance(value, tuple) else value / 4
-            for name, value in lengths.items()
+    def scattered(cls) -> "SyntheticConfig":
+        """The variant that no model solves without true boxes, for views of levels 1 and 8 (256 px of 2048 px)."""
+        return cls(layout="scattered", radius_px=(400.0, 520.0))
+
+    def at_size(self, size_px: int) -> "SyntheticConfig":
+        """The same at another size of the image, all lengths in proportion: at 512 px a quarter, for crops of 64 px."""
+        scale = size_px / self.size_px
+        lengths: dict[str, Any] = {
+            f.name: tuple(scale * n for n in value) if isinstance(value, tuple) else scale * value
+            for f in fields(self)
+            if f.name.endswith("_px") and (value := getattr(self, f.name)) is not None
         }
-        return cls(**quarters | {"size_px": cls.size_px // 4})
+        return replace(self, **lengths | {"size_px": size_px})
+
+    @classmethod
+    def small(cls) -> "SyntheticConfig":
+        """The paper's task at a quarter of its size."""
+        return cls().at_size(512)
 
 
 _POSITIVE = ("half_width_px", "pitch_px", "semi_axis_px", "axis_ratio", "warp_lattices_px", "background_lattices_px")
 _SPANS = ("center_range", "radius_px", "semi_axis_px", "axis_ratio", "peak")
+_TRIALS = 400
+"""Tries to put one more scattered ring into an image; more would add hardly any."""
 _FRACTIONS = ("center_range", "drop_rate", "axis_ratio", "falloff")
 
 
@@ -161,12 +192,12 @@ _FRACTIONS = ("center_range", "drop_rate", "axis_ratio", "falloff")
 class Scene:
     """Geometry of one image, which `generate` draws. Points are world coordinates (y, x)."""
 
-    center: NDArray[np.float64]
-    """Common centre of the rings, (2,)."""
+    centers: NDArray[np.float64]
+    """Centre of each ring, (K, 2)."""
     radii: NDArray[np.float64]
     """Mid radius of each ring, (K,)."""
     offset: FloatArray
-    """(H, W), px: warped distance from the centre less the mid radius of the nearest ring; positive is outside."""
+    """(H, W), px: warped distance from the centre of the nearest ring less its mid radius; positive is outside."""
     cells: NDArray[np.float64]
     """Centre of each cell, (N, 2)."""
     classes: NDArray[np.uint8]
@@ -197,23 +228,63 @@ def generate(index: int, config: SyntheticConfig) -> tuple[FloatArray, NDArray[n
     return np.maximum(image, 0, out=image), label
 
 
-def _streams(index: int, config: SyntheticConfig) -> list[np.random.Generator]:
-    """Independent random streams for the rings and the warp, the cells' places, and the pixels of one image."""
+def draw(index: int, config: SyntheticConfig) -> tuple[FloatArray | list[FloatArray], NDArray[np.uint8]]:
+    """Image and label ``index`` as `generate` draws them; for scattered rings, a list of all levels of the image."""
+    image, label = generate(index, config)
+    if config.layout == "concentric":
+        return image, label
+    return [image, *(draw_overview(index, config, level) for level in STORE.levels[1:])], label
+
+
+def draw_overview(index: int, config: SyntheticConfig, level: int) -> FloatArray:
+    """A coarse level of image ``index`` with scattered rings: what unwarped rings enclose, in a background of its own.
+
+    Returns:
+        float32 (H / level, W / level), from 0 to a little above 1.
+    """
+    geometry, *_, drawing = _streams(index, config, 3 + level)
+    size = config.size_px // level
+    offset = _ring_offset(*_draw_rings(config, geometry), level * (np.arange(size) + 0.5), config)
+    # edges one pixel wide, so that they lie at the mid radius whatever the level
+    image = config.shade * np.clip(0.5 - offset / level, 0, 1)
+    lattices = tuple(px / level for px in config.background_lattices_px if px >= 2 * level)
+    image += config.background * (1 + fractal_noise(size, lattices, drawing))
+    image += config.noise * drawing.standard_normal(image.shape, dtype=np.float32)
+    return np.maximum(image, 0).astype(np.float32)
+
+
+def _streams(index: int, config: SyntheticConfig, count: int = 3) -> list[np.random.Generator]:
+    """Independent random streams of one image: rings and warp, the cells' places, the pixels, and others."""
     if index < 0:
         raise InputError("index", expected="0 or more", got=index)
-    children = np.random.SeedSequence([config.seed, index]).spawn(3)
+    children = np.random.SeedSequence([config.seed, index]).spawn(count)
     return [np.random.Generator(np.random.PCG64(child)) for child in children]
 
 
 def _build_scene(config: SyntheticConfig, geometry: np.random.Generator, placing: np.random.Generator) -> Scene:
-    center = config.size_px * geometry.uniform(*config.center_range, 2)
-    radii = _draw_radii(config, geometry)
-    offset = _signed_offset(center, radii, config, geometry)
+    centers, radii = _draw_rings(config, geometry)
+    offset = _ring_offset(centers, radii, np.arange(config.size_px) + 0.5, config)
+    offset += np.float32(config.warp_amplitude_px) * fractal_noise(config.size_px, config.warp_lattices_px, geometry)
     cells, classes = _place_cells(offset, config, placing)
-    return Scene(center=center, radii=radii, offset=offset, cells=cells, classes=classes)
+    return Scene(centers=centers, radii=radii, offset=offset, cells=cells, classes=classes)
 
 
-def _draw_radii(config: SyntheticConfig, rng: np.random.Generator) -> NDArray[np.float64]:
+def _draw_rings(config: SyntheticConfig, rng: np.random.Generator) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Centres (K, 2) and mid radii (K,) of the rings of an image."""
+    if config.layout == "concentric":
+        center = config.size_px * rng.uniform(*config.center_range, 2)
+        radii = _draw_concentric_radii(config, rng)
+        return np.broadcast_to(center, (len(radii), 2)), radii
+    rings: list[tuple[NDArray[np.float64], float]] = []
+    for _ in range(_TRIALS):
+        radius, center = rng.uniform(*config.radius_px), rng.uniform(0, config.size_px, 2)
+        distance = radius + config.ring_distance_px
+        if all(np.linalg.norm(_around(center - other, config)) > distance + r for other, r in rings):
+            rings.append((center, radius))
+    return np.array([center for center, _ in rings]), np.array([radius for _, radius in rings])
+
+
+def _draw_concentric_radii(config: SyntheticConfig, rng: np.random.Generator) -> NDArray[np.float64]:
     """Ascending mid radii of 1 to ``max_rings`` rings, uniform among those that keep their distance."""
     count = rng.integers(1, config.max_rings, endpoint=True)
     distances = config.ring_distance_px * np.arange(count)
@@ -222,18 +293,25 @@ def _draw_radii(config: SyntheticConfig, rng: np.random.Generator) -> NDArray[np
     return np.sort(rng.uniform(low, high - distances[-1], count)) + distances
 
 
-def _signed_offset(
-    center: NDArray[np.float64], radii: NDArray[np.float64], config: SyntheticConfig, rng: np.random.Generator
+def _ring_offset(
+    centers: NDArray[np.float64], radii: NDArray[np.float64], points: NDArray[np.float64], config: SyntheticConfig
 ) -> FloatArray:
-    points = np.arange(config.size_px) + 0.5
-    square_y, square_x = (((points - c) ** 2).astype(np.float32) for c in center)
-    radius = np.sqrt(square_y[:, None] + square_x[None, :])
-    radius += np.float32(config.warp_amplitude_px) * fractal_noise(config.size_px, config.warp_lattices_px, rng)
-    nearest = radius - np.float32(radii[0])
-    for mid in radii[1:]:
-        other = radius - np.float32(mid)
-        nearest = np.where(np.abs(other) < np.abs(nearest), other, nearest)
+    """Distance of the points (y, x) of a square grid from the nearest ring, (N, N); positive outside of it."""
+    nearest: FloatArray | None = None
+    for center, radius in zip(centers, radii, strict=True):
+        square_y, square_x = ((_around(points - c, config) ** 2).astype(np.float32) for c in center)
+        offset = np.sqrt(square_y[:, None] + square_x[None, :]) - np.float32(radius)
+        nearest = offset if nearest is None else np.where(np.abs(offset) < np.abs(nearest), offset, nearest)
+    assert nearest is not None
     return nearest
+
+
+def _around(distance: NDArray[np.float64], config: SyntheticConfig) -> NDArray[np.float64]:
+    """Distances along an axis; with scattered rings, the shorter ones through the opposite edge."""
+    if config.layout == "concentric":
+        return distance
+    half = config.size_px / 2
+    return (distance + half) % config.size_px - half
 
 
 def _place_cells(
@@ -317,5 +395,7 @@ def write_synthetic(
         ExistsError: ``folder`` exists and is not empty, and ``overwrite`` is false.
     """
     indices = split_indices(num_train, num_val, num_test)
-    draw, record = partial(generate, config=config), describe(indices, config)
-    return write_data_set(folder, draw, STORE, indices, record, workers=workers, overwrite=overwrite, progress=progress)
+    drawn, record = partial(draw, config=config), describe(indices, config, kind=config.kind)
+    return write_data_set(
+        folder, drawn, STORE, indices, record, workers=workers, overwrite=overwrite, progress=progress
+    )

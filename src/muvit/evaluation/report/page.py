@@ -5,13 +5,19 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from urllib.parse import quote
 
 from muvit.durable import write_whole
 from muvit.errors import ExistsError
+from muvit.evaluation.report import parts
 from muvit.evaluation.report.content import Example, ModelResult, check_results, join_lines
 from muvit.evaluation.report.examples import curves_section, examples_section
 from muvit.evaluation.report.parts import inline_files, render_page
+from muvit.evaluation.report.scores import classes_table
 from muvit.evaluation.report.tables import conclusion, results_section
+from muvit.evaluation.scores.bootstrap import BootstrapConfig
+from muvit.evaluation.scores.segmentation import Evaluation
+from muvit.models.hub import CARD
 from muvit.pictures import Color
 
 
@@ -25,6 +31,9 @@ def write_report(
     class_colors: Sequence[Color],
     examples: Sequence[Example] = (),
     settings: Mapping[str, object] | None = None,
+    evaluations: Mapping[str, Evaluation] | None = None,
+    places: str = "",
+    runs: Mapping[str, str] | None = None,
     outputs: Mapping[str, str] | None = None,
     ignore: Sequence[int] = (),
     overwrite: bool = False,
@@ -42,6 +51,9 @@ def write_report(
         class_colors: of all classes, from class 0.
         examples: test images to show.
         settings: facts needed to repeat the comparison, value by name.
+        evaluations: scores of each model by its name, for the tables of its classes.
+        places: section of `muvit.evaluation.report.places.places_section`, of the first model.
+        runs: folder of each training relative to ``folder``, by the name of the model; its report and card are linked.
         outputs: OME-Zarr images and labels to open, path relative to ``folder`` by name, the image first.
         ignore: label values that are no classes, shown grey.
         overwrite: replace a report that is there already.
@@ -63,28 +75,45 @@ def write_report(
         pictures = Path(scratch)
         sections = [
             results_section(models),
+            _classes(evaluations or {}),
             examples_section(examples, models, class_names, class_colors, ignore, pictures),
+            places,
             curves_section(models, pictures),
-            _settings(settings or {}),
+            parts.section("settings", "Settings", parts.facts_list(settings or {})),
+            _runs(folder, runs or {}),
             _outputs(outputs or {}),
+            parts.section("environment", "Environment", parts.facts_list(parts.environment())),
         ]
         text = inline_files(render_page(title, intro, conclusion(models), sections), pictures)
     write_whole(page, text.encode())
     return page
 
 
-def _settings(settings: Mapping[str, object]) -> str:
-    if not settings:
-        return ""
-    items = join_lines(
-        f"<div><dt>{escape(name)}</dt><dd>{escape(str(value))}</dd></div>" for name, value in settings.items()
-    )
-    return f"""<section aria-labelledby="settings">
-<h2 id="settings">Settings</h2>
-<dl>
-{items}
-</dl>
-</section>"""
+def _classes(evaluations: Mapping[str, Evaluation]) -> str:
+    """Scores of each class and confusion of each model, shown on request."""
+    folded = [
+        parts.fold(
+            name,
+            classes_table(result, BootstrapConfig()) + parts.confusion_table(result.confusion, result.class_names),
+        )
+        for name, result in evaluations.items()
+    ]
+    return parts.section("classes", "Classes", join_lines(folded))
+
+
+def _runs(folder: Path, runs: Mapping[str, str]) -> str:
+    """Links to the report and the card of each training, and its recipe."""
+    items = []
+    for name, run in runs.items():
+        recipe = folder / run / "recipe.yaml"
+        text = parts.details(f"recipe of {name}", recipe.read_text()) if recipe.is_file() else ""
+        links = ", ".join(
+            f'<a href="{quote(f"{run}/{file}")}">{title}</a>'
+            for title, file in (("report", "index.html"), ("model card", f"best/{CARD}"))
+            if (folder / run / file).is_file()
+        )
+        items.append(f"<p>{escape(name)}: {links or escape(run)}</p>\n{text}")
+    return parts.section("runs", "Trainings", join_lines(items))
 
 
 def _outputs(outputs: Mapping[str, str]) -> str:

@@ -34,7 +34,13 @@ _TICKS = 5
 _PACKAGES = ("torch", "lightning", "numpy")
 
 
-def render_page(title: str, intro: str, findings: Sequence[str], sections: Sequence[str]) -> str:
+REFRESH_S = 20
+"""Seconds after which the page of a run that goes on is loaded again."""
+
+
+def render_page(
+    title: str, intro: str, findings: Sequence[str], sections: Sequence[str], *, is_live: bool = False
+) -> str:
     """HTML of a page.
 
     Args:
@@ -42,14 +48,16 @@ def render_page(title: str, intro: str, findings: Sequence[str], sections: Seque
         intro: one paragraph.
         findings: sentences on what came out, the most important first; at least one.
         sections: HTML of the sections; empty ones are left out.
+        is_live: whether browsers shall load the page again and again, since it will be written anew.
     """
+    again = f'\n<meta http-equiv="refresh" content="{REFRESH_S}">' if is_live else ""
     lead, *rest = map(escape, findings)
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-{MARK}
+{MARK}{again}
 <meta name="color-scheme" content="light dark">
 <title>{escape(title)}</title>
 <style>
@@ -163,9 +171,14 @@ def inline_files(page: str, pictures: Path) -> str:
     return re.sub(r'\b(src|srcset)="pictures/([\w.-]+)"', content, page)
 
 
+def fold(title: str, body: str) -> str:
+    """HTML that is shown on request."""
+    return f"<details><summary>{escape(title)}</summary>\n{body}</details>"
+
+
 def details(title: str, text: str) -> str:
     """Text that is shown on request."""
-    return f'<details><summary>{escape(title)}</summary>\n<pre tabindex="0"><code>{escape(text)}</code></pre></details>'
+    return fold(title, f'<pre tabindex="0"><code>{escape(text)}</code></pre>')
 
 
 def environment() -> dict[str, str]:

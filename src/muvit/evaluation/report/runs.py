@@ -1,10 +1,17 @@
 """Pages of training runs and of predictions."""
 
+import json
 import logging
+import os
+import time
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+from lightning import Callback, LightningModule, Trainer
 
 from muvit.data.crops.preprocessing import FILE, Preprocessing
 from muvit.data.slides.slide import Slide
@@ -13,11 +20,16 @@ from muvit.errors import CheckpointError, MuViTError, ReadError
 from muvit.evaluation.report import parts
 from muvit.evaluation.report.content import format_duration, format_score, join_lines, warn_if_it_fails
 from muvit.evaluation.report.parts import render_page
+from muvit.evaluation.report.scores import classes_table
+from muvit.evaluation.report.viewer import SCRIPT, TILES, VIEW_PX, render_viewer
+from muvit.evaluation.scores.bootstrap import BootstrapConfig
+from muvit.evaluation.scores.segmentation import Evaluation, SlideCounts
 from muvit.evaluation.studies.epochs import log_names, read_curves
 from muvit.inference.export.labelled import LabelledImage
 from muvit.inference.export.summaries import draw_overview
 from muvit.models.card import read_card
 from muvit.models.hub import CARD
+from muvit.training.callbacks import VALIDATION, WORST_AND_BEST
 
 PAGE = "index.html"
 _LOG = logging.getLogger(__name__)
@@ -38,12 +50,41 @@ def write_page(file: Path, text: str) -> None:
     write_whole(file, text.encode())
 
 
-def write_run_page(run: Path, seconds: float | None = None) -> Path:
+class LivePage(Callback):
+    """Writes the page of a run after each epoch, so that it can be watched in a browser.
+
+    Args:
+        run: folder of the run.
+    """
+
+    def __init__(self, run: Path) -> None:
+        self.run = run
+        self.began = time.monotonic()
+        self.is_open = False
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the page; the callbacks that save models and details have their turn before."""
+        if not trainer.is_global_zero:
+            return
+        for logger in trainer.loggers:
+            logger.save()
+        with warn_if_it_fails(f"the report of {self.run}"):
+            write_run_page(self.run, time.monotonic() - self.began, is_live=True)
+            self.is_open = True
+
+    def close(self) -> None:
+        """Write the page for good, if there is one: of a run that is complete, or was stopped."""
+        if self.is_open:
+            write_run_page(self.run, time.monotonic() - self.began)
+
+
+def write_run_page(run: Path, seconds: float | None = None, *, is_live: bool = False) -> Path:
     """Write ``index.html`` of a training run, from what is in its folder: curves, scores, pictures, recipe, card.
 
     Args:
         run: folder of a run, finished or not.
         seconds: time that the training took.
+        is_live: whether the run goes on; browsers then load the page again and again.
 
     Returns:
         The page.
@@ -61,15 +102,40 @@ def write_run_page(run: Path, seconds: float | None = None) -> Path:
     best = next((run / name for name in ("best", "last") if (run / name / CARD).is_file()), None)
     sections = [
         parts.section("training", "Training", f'<div class="plots">\n{join_lines(filter(None, charts))}\n</div>'),
-        _model_section(best) if best is not None else "",
+        *_validation_sections(run),
         _pictures_section(run, best),
+        _model_section(best, run) if best is not None else "",
         parts.section("recipe", "Recipe", parts.details("recipe.yaml", (run / "recipe.yaml").read_text())),
         parts.section("environment", "Environment", parts.facts_list(parts.environment())),
     ]
     page = run / PAGE
     title = f"Training run {run.resolve().name}"
-    write_page(page, render_page(title, "Losses and scores of a training run.", _findings(curves, seconds), sections))
+    intro = "Losses and scores of a training run."
+    if is_live:
+        intro += " It goes on; this page is written anew after each epoch."
+    write_page(page, render_page(title, intro, _findings(curves, seconds), sections, is_live=is_live))
     return page
+
+
+def _validation_sections(run: Path) -> list[str]:
+    """Scores of each class with intervals, and the confusion, of the best validation of a run."""
+    file = run / VALIDATION
+    if not file.is_file():
+        return []
+    content = json.loads(file.read_text())
+    counted = [SlideCounts(name=one["name"], confusion=np.array(one["confusion"])) for one in content["slides"]]
+    result = Evaluation(
+        class_names=tuple(content["class_names"]),
+        slides=tuple(counted),
+        has_background=content["has_background"],
+        ignore=tuple(content["ignore"]),
+    )
+    note = f"Validation crops after epoch {content['epoch'] + 1}, whose weights were kept"
+    note += "; intervals over the slides." if len(counted) > 1 else "."
+    return [
+        parts.section("classes", "Classes", classes_table(result, BootstrapConfig(), note)),
+        parts.section("confusion", "Confusion", parts.confusion_table(result.confusion, result.class_names)),
+    ]
 
 
 def _findings(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], seconds: float | None) -> list[str]:
@@ -85,45 +151,64 @@ def _findings(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], sec
     return found
 
 
-def _model_section(folder: Path) -> str:
+def _model_section(folder: Path, page: Path) -> str:
+    """Facts of a model folder with its card, for a page in the folder ``page``."""
     try:
         card = read_card(folder)
     except ReadError:
         return ""
     scores = {name: value for name, value in card.scores.items() if not name.startswith(_PER_CLASS)}
-    dice = [{"class": name, "Dice": card.scores.get(_PER_CLASS + name)} for name in card.classes]
-    dice = [row for row in dice if row["Dice"] is not None]
     facts: dict[str, object] = {"kind": card.kind, "weights": f"{card.parameters:,}", "folder": folder.name}
+    link = quote(os.path.relpath(folder / CARD, page))
     body = [
         parts.facts_list(facts | {name: format_score(value) for name, value in scores.items()} | dict(card.data)),
-        parts.rows_table(dice, "Dice of each class on all validation pixels, of the weights that were kept."),
-        f'<p class="note">More in its card, <a href="{folder.name}/{CARD}">{folder.name}/{CARD}</a>.</p>',
+        parts.details("model card", (folder / CARD).read_text()),
+        f'<p class="note">The card is <a href="{link}">{escape(folder.name)}/{CARD}</a>.</p>',
     ]
-    return parts.section("model", "Model", join_lines(filter(None, body)))
+    return parts.section("model", "Model", join_lines(body))
 
 
 def _pictures_section(run: Path, model: Path | None) -> str:
-    pictures = sorted((run / "pictures").glob("*.png")) if (run / "pictures").is_dir() else []
-    if not pictures:
+    folder = run / "pictures"
+    latest = sorted(folder.glob("epoch_*.png"))[-1:]
+    notes = {
+        folder / WORST_AND_BEST: "The validation crops with the lowest and highest mDSC, by the weights that were kept",
+        **dict.fromkeys(latest, "Validation crops after the last epoch"),
+    }
+    shown = [
+        f"<article>{parts.inline_picture(file.read_bytes(), note)}</article>\n"
+        f'<p class="note">{note}; a frame shows the place of the finest view.</p>'
+        for file, note in notes.items()
+        if file.is_file()
+    ]
+    if not shown:
         return ""
     legend = ""
     if model is not None and (model / FILE).is_file():
         preprocessing = Preprocessing.load(model)
         if len(preprocessing.class_colors) == len(preprocessing.class_names):
             legend = parts.class_legend_list(preprocessing.class_names, preprocessing.class_colors)
-    shown = parts.inline_picture(pictures[-1].read_bytes(), "validation crops after the last epoch")
-    note = '<p class="note">Validation crops after the last epoch; a frame shows the place of the finest view.</p>'
-    return parts.section("examples", "Examples", f"{legend}\n<article>{shown}</article>\n{note}")
+    return parts.section("examples", "Examples", join_lines([legend, *shown]))
 
 
-def write_prediction_page(folder: Path, slides: Mapping[Path, Slide], facts: Mapping[str, object]) -> Path | None:
-    """Write ``index.html`` beside labels: an overview of each with legend and areas, and what they were made by.
+def write_prediction_page(
+    folder: Path,
+    slides: Mapping[Path, Slide],
+    facts: Mapping[str, object],
+    *,
+    model: Path | None = None,
+    view_px: int = VIEW_PX,
+) -> Path | None:
+    """Write ``index.html`` beside labels: each over its image, to be moved and zoomed, and what they were made by.
 
     Args:
         folder: of the page.
         slides: the image of each label image, by the path of the labels; those that are not complete, or no 2D images,
             are left out.
         facts: what the labels were made by, by name.
+        model: folder of the model, whose card the page shows.
+        view_px: longest side of the finest pixels shown; the tiles of larger slides than 1024 pixels lie beside the
+            page.
 
     Returns:
         The page; None if no overview can be drawn.
@@ -138,34 +223,38 @@ def write_prediction_page(folder: Path, slides: Mapping[Path, Slide], facts: Map
             except (ReadError, CheckpointError):  # unfinished
                 continue
             if labels.axes == "yx":
-                articles.append(_overview(folder, labels, image))
+                articles.append(_slide(folder, labels, image, view_px))
     if not articles:
         return None
     sections = [
-        parts.section("slides", "Slides", join_lines(articles)),
+        parts.section("slides", "Slides", f"{join_lines(articles)}\n<script>{SCRIPT}</script>"),
+        _model_section(model, folder) if model is not None else "",
         parts.section("settings", "Settings", parts.facts_list(facts)),
         parts.section("environment", "Environment", parts.facts_list(parts.environment())),
     ]
     done = f"{len(articles)} slide{'' if len(articles) == 1 else 's'} labelled."
     intro = "Labels over their images. In napari and in Python, open the OME-Zarr folders that are named."
+    if (folder / TILES).is_dir():
+        intro += f" The tiles of large slides are in {TILES}/ beside this page; without them they are shown coarsely."
     page = folder / PAGE
     write_page(page, render_page("Predictions", intro, [done], sections))
     return page
 
 
-def _overview(folder: Path, labels: Slide, image: Slide) -> str:
+def _slide(folder: Path, labels: Slide, image: Slide, view_px: int) -> str:
     small = [level for level in image.stored_levels if _num_pixels(image, level) <= _MAX_READ_PX]
     shown: Slide | None = image if small else None
     try:
         source = LabelledImage(labels=labels, image=shown)
     except MuViTError:  # labels of another grid
         source = LabelledImage(labels=labels)
-    picture = draw_overview(source, size=_OVERVIEW_PX)
+    picture = parts.inline_picture(draw_overview(source, size=_OVERVIEW_PX), f"labels of {labels.name}")
     name = labels.path.relative_to(folder) if labels.path.is_relative_to(folder) else labels.path
     size = " x ".join(map(str, labels.shape))
     unit = "" if source.pixel_um is None else f", {' x '.join(f'{um:g}' for um in source.pixel_um)} um each"
     return (
-        f"<article><h3>{escape(labels.name)}</h3>\n{parts.inline_picture(picture, f'labels of {labels.name}')}\n"
+        f"<article><h3>{escape(labels.name)}</h3>\n{render_viewer(folder, source, view_px=view_px)}\n"
+        f"<noscript>{picture}</noscript>\n"
         f'<p class="note"><code>{escape(str(name))}</code>: {size} pixels{unit}, of {escape(str(image.path))}</p>'
         "</article>"
     )

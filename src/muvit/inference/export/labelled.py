@@ -147,4 +147,4 @@ class LabelledImage:
         if value in self._class_colors:
             return self._class_colors[value]
         index = value if value < MAX_COLORS else 1 + (value - 1) % (MAX_COLORS - 1)
-        return class_colors(max(index + 1, 8))[index]
+        return class_colors(8 if index < 8 else MAX_COLORS)[index]  # further ones take long, and are made once

@@ -25,9 +25,9 @@ from muvit.inference.run.execution import Execution
 from muvit.inference.run.plan import hash_model
 from muvit.inference.run.resume import PLAN, WORK, Ledger
 from muvit.inference.run.store import BlockStore
-from muvit.inference.run.workers import without_interrupts
 from muvit.models.folder import FolderModel
 from muvit.models.trained import load_network
+from muvit.workers import without_interrupts
 
 _LOG = logging.getLogger(__name__)
 

@@ -19,8 +19,8 @@ from muvit.inference.run.cluster import run_dask
 from muvit.inference.run.execution import Execution
 from muvit.inference.run.lock import OutputLock
 from muvit.inference.run.resume import Ledger, read_plan
-from muvit.inference.run.workers import without_interrupts, worker_pool
 from muvit.progress import Progress
+from muvit.workers import without_interrupts, worker_pool
 
 _LOG = logging.getLogger(__name__)
 

@@ -1,5 +1,6 @@
 """Locks of outputs: no two runs write the same one."""
 
+import errno
 import fcntl
 import os
 import socket
@@ -9,6 +10,8 @@ from typing import Self
 
 from muvit.durable import make_folder, naming
 from muvit.errors import InputError
+
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 
 class OutputLock:
@@ -35,6 +38,9 @@ class OutputLock:
 
         Args:
             shared: together with other processes that share it.
+
+        Raises:
+            InputError: the file system has no locks.
         """
         if self._handle is None:
             make_folder(self.path.parent)
@@ -44,6 +50,17 @@ class OutputLock:
         except BlockingIOError:
             self._close()
             return False
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            self._close()
+            self.path.unlink(missing_ok=True)
+            raise InputError(
+                self.output,
+                expected="a file system with locks, which keep two runs from writing one output",
+                got=error.strerror,
+                hint="Write to another disk, or let the administrator mount this one with flock.",
+            ) from error
         if not self._is_in_place():  # its last holder removed the file before it was locked here
             self._close()
             return self.acquire(shared=shared)
@@ -61,7 +78,7 @@ class OutputLock:
             wait_s: how long to wait for other processes.
 
         Raises:
-            InputError: another process holds it.
+            InputError: another process holds it, or the file system has no locks.
         """
         until = time.monotonic() + wait_s
         while not self.acquire(shared=shared):

@@ -3,7 +3,7 @@
 import json
 import re
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,16 +79,18 @@ def write_region(
     *,
     name: str = "Tissue",
     color: tuple[int, int, int] = (0, 158, 115),
+    measurements: Sequence[Mapping[str, float]] = (),
     overwrite: bool = False,
 ) -> None:
     """Write polygons as annotations of QuPath, which `read_region` reads again.
 
     Args:
-        polygons: world pixels (x, y).
+        polygons: pixels of the slide as stored, (x, y).
         slide: the image as it was opened.
         file: GeoJSON to write.
         name: class of the annotations.
         color: red, green and blue of the class.
+        measurements: of each polygon, by name; none by default.
         overwrite: replace the file.
 
     Raises:
@@ -106,6 +108,7 @@ def write_region(
                 # an object without a colour makes QuPath fail
                 "classification": {"name": name, "color": list(color)},
                 "isLocked": False,
+                **({"measurements": dict(measurements[number])} if measurements else {}),
             },
         }
         for number, polygon in enumerate(polygons)

@@ -1,6 +1,7 @@
 """Self-attention with rotated queries and keys, and the transformer block around it."""
 
 from collections.abc import Sequence
+from math import sqrt
 from typing import Any, Literal
 
 import torch
@@ -57,12 +58,22 @@ class Attention(nn.Module):
         Returns:
             ``(B, N, D)``.
         """
+        q, k, v = self.project(x, rotation, context_kv)
+        return self.merge_heads(attend(q, k, v, mask))
+
+    def project(
+        self, x: Tensor, rotation: Rotation | None = None, context_kv: KeysValues | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Rotated queries, and keys and values, each ``(B, heads, N, head_dim)``; arguments as of `forward`."""
         if context_kv is None:
             q, k, v = split_heads(self.qkv(x), 3, self.heads, rotation)
-        else:
-            (q,) = split_heads(self._project(x, slice(x.shape[-1])), 1, self.heads, rotation)
-            k, v = context_kv
-        return self.out(attend(q, k, v, mask).transpose(1, 2).flatten(2))
+            return q, k, v
+        (q,) = split_heads(self._project(x, slice(x.shape[-1])), 1, self.heads, rotation)
+        return q, *context_kv
+
+    def merge_heads(self, x: Tensor) -> Tensor:
+        """Output ``(B, N, D)`` from what the heads found, ``(B, heads, N, head_dim)``."""
+        return self.out(x.transpose(1, 2).flatten(2))
 
     def keys_values(self, context: Tensor, rotation: Rotation | None = None) -> KeysValues:
         """Rotated keys and values ``(B, heads, M, head_dim)`` of a context ``(B, M, D)``."""
@@ -82,6 +93,23 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | Spans | None) -> Tens
     return torch.cat(
         [scaled_dot_product_attention(q[:, :, rows], k[:, :, cols], v[:, :, cols]) for rows, cols in mask], dim=2
     )
+
+
+def attention_weights(q: Tensor, k: Tensor, mask: Tensor | Spans | None) -> Tensor:
+    """Weights ``(B, heads, N, M)`` by which `attend` averages the values; rows sum to 1."""
+    scores = q @ k.mT / sqrt(q.shape[-1])
+    if mask is None:
+        return scores.softmax(-1)
+    return scores.masked_fill(~dense_mask(mask, k.shape[2], q.device), -torch.inf).softmax(-1)
+
+
+def dense_mask(mask: Tensor | Spans, num_keys: int, device: torch.device) -> Tensor:
+    """Bool ``(B | 1, 1, N, num_keys)`` from a mask of either kind, true where a query may look."""
+    if isinstance(mask, Tensor):
+        return mask
+    key = torch.arange(num_keys, device=device)
+    rows = [((key >= cols.start) & (key < cols.stop)).expand(run.stop - run.start, -1) for run, cols in mask]
+    return torch.cat(rows)[None, None]
 
 
 def level_spans(mode: AttentionMode, num_levels: int, tokens_per_level: int) -> Spans | None:

@@ -1,5 +1,7 @@
 """Axial rotary position embedding on world coordinates (MuViT section 3.2)."""
 
+from collections.abc import Sequence
+from math import log, pi
 from typing import Any, Literal
 
 import torch
@@ -31,34 +33,69 @@ def axis_dims(head_dim: int, ndim: int) -> tuple[int, ...]:
     return (head_dim - others * (ndim - 1), *(others,) * (ndim - 1))
 
 
+Periods = tuple[float, float]
+"""Shortest and longest period of a rotation, world pixels."""
+
+
+def periods_between(pitch: float, extent: float) -> Periods:
+    """Periods for tokens ``pitch`` apart in views ``extent`` wide, world pixels.
+
+    Two tokens are the shortest period that their grid can tell from longer ones; with twice the extent as the longest,
+    no two places in a view look alike.
+    """
+    return 2 * pitch, 2 * extent
+
+
+def frequencies(dims: Sequence[int], start: float | Periods) -> Tensor:
+    """Frequencies of the feature pairs of each axis, rad/px, float64.
+
+    Args:
+        dims: features that each axis rotates.
+        start: a base, for ``omega_k = base ** (-2k / d_a)``; or the shortest and longest period, for ``2 pi / period``
+            of periods that are evenly spaced on a logarithmic scale.
+    """
+    if not isinstance(start, tuple):
+        return start ** _exponents(dims)
+    fastest, slowest = (log(2 * pi / period) for period in start)
+    return torch.cat([torch.linspace(fastest, slowest, d // 2, dtype=torch.float64) for d in dims]).exp()
+
+
+def _exponents(dims: Sequence[int]) -> Tensor:
+    return torch.cat([-torch.arange(0, d, 2, dtype=torch.float64) / d for d in dims])
+
+
 class AxialRope(nn.Module):
-    """Rotation angles ``theta_k = p_a * omega_k`` of every axis ``a``; ``omega_k = base ** (-2k / d_a)`` at first.
+    """Rotation angles ``theta_k = p_a * omega_k`` of every axis ``a``.
 
     Args:
         head_dim: features of one attention head.
         ndim: number of coordinate axes.
-        base: initial base; 10000 suits worlds of 1e5 px, small worlds want a smaller one.
+        base: of the initial `frequencies`; 10000 suits worlds of 1e5 px, small worlds want a smaller one, or periods.
         learn: what the optimiser may change: each frequency (``freq``), one base per axis
             (``base``), or nothing (``none``).
+
+    Raises:
+        InputError: the head is odd or too narrow, or bases are to be learned, but periods are given.
     """
 
     exponent: Tensor
     axis: Tensor
 
     def __init__(
-        self, head_dim: int, ndim: int, base: float = 10000.0, learn: Literal["freq", "base", "none"] = "freq"
+        self, head_dim: int, ndim: int, base: float | Periods = 10000.0, learn: Literal["freq", "base", "none"] = "freq"
     ) -> None:
         super().__init__()
         dims = axis_dims(head_dim, ndim)
-        exponent = torch.cat([-torch.arange(0, d, 2, dtype=torch.float64) / d for d in dims])
         axis = torch.repeat_interleave(torch.arange(ndim), torch.tensor(dims) // 2)
-        self.register_buffer("exponent", exponent.float(), persistent=False)
+        self.register_buffer("exponent", _exponents(dims).float(), persistent=False)
         self.register_buffer("axis", axis, persistent=False)
         self.base: Tensor | None = None
         if learn == "base":
+            if isinstance(base, tuple):
+                raise InputError("rotary_base", expected="a number, as rotary_param is base", got=base)
             self.base = nn.Parameter(torch.full((ndim,), float(base)))
         else:
-            freq = (base**exponent).float()
+            freq = frequencies(dims, base).float()
             self.freq = nn.Parameter(freq) if learn == "freq" else nn.Buffer(freq)
 
     def forward(self, coords: Tensor) -> Rotation:
@@ -169,7 +206,7 @@ def _turn(x: Tensor, turn: Tensor, out: Tensor) -> None:
 
 
 def build_ropes(
-    mode: RotaryMode, num_layers: int, head_dim: int, ndim: int, base: float, param: RotaryParam = "freq"
+    mode: RotaryMode, num_layers: int, head_dim: int, ndim: int, base: float | Periods, param: RotaryParam = "freq"
 ) -> list[AxialRope | None]:
     """One rotary embedding per block: none, all the same object, or each its own."""
     if mode == "none":

@@ -35,6 +35,8 @@ class Backbone(nn.Module):
     """Blocks of each stage; a Vision Transformer has one stage."""
     widths: tuple[int, ...]
     """Token width of each stage."""
+    heads: tuple[int, ...]
+    """Attention heads of each stage."""
     stride: tuple[int, int]
     """Pixels of a view along each axis for one token of the last stage."""
 
@@ -75,6 +77,10 @@ class Backbone(nn.Module):
         """Tokens after a stage (or within it) as a map ``(B, D, *grid)``, without class and register tokens."""
         raise NotImplementedError
 
+    def add(self, stream: Stream, update: Tensor) -> Stream:
+        """The stream with ``update`` ``(B, n, D)`` added to the tokens of its map, row-major."""
+        raise NotImplementedError
+
     def normalize(self, stream: Stream) -> Stream:
         """The stream after the last block, through the backbone's final norm."""
         return stream._replace(tokens=self.timm.norm(stream.tokens))
@@ -101,6 +107,7 @@ class ViTBackbone(Backbone):
     def __init__(self, vit: Any, num_relay: int, num_contexts: int) -> None:
         super().__init__(vit, ("timm.patch_embed.", "timm.pos_embed"), num_contexts)
         self.depths, self.widths = (len(vit.blocks),), (vit.embed_dim,)
+        self.heads = (vit.blocks[0].attn.num_heads,)
         self.grid, self.stride = vit.patch_embed.grid_size, vit.patch_embed.feat_ratio(as_scalar=False)
         self.num_prefix = vit.num_prefix_tokens
         for block in vit.blocks:
@@ -133,6 +140,10 @@ class ViTBackbone(Backbone):
         """The patch tokens as a map ``(B, D, *grid)``."""
         return stream.tokens[:, self.num_prefix :].mT.unflatten(-1, self.grid)
 
+    def add(self, stream: Stream, update: Tensor) -> Stream:
+        """The stream with ``update`` added to its patch tokens."""
+        return stream._replace(tokens=stream.tokens + pad(update, (0, 0, self.num_prefix, 0)))
+
     def has_positions(self) -> bool:
         """Whether there is a table of absolute positions."""
         return self.timm.pos_embed is not None
@@ -150,6 +161,7 @@ class SwinBackbone(Backbone):
         super().__init__(swin, ("timm.patch_embed.",), num_contexts)
         self.depths = tuple(len(layer.blocks) for layer in swin.layers)
         self.widths = tuple(info["num_chs"] for info in swin.feature_info)
+        self.heads = tuple(layer.blocks[0].attn.num_heads for layer in swin.layers)
         rows, cols = swin.patch_embed.patch_size
         merged = 2 ** (len(self.depths) - 1)
         self.stride = (rows * merged, cols * merged)
@@ -181,6 +193,10 @@ class SwinBackbone(Backbone):
     def to_map(self, stage: int, stream: Stream) -> Tensor:
         """The tokens as a map ``(B, C, *grid)``."""
         return stream.tokens.movedim(-1, 1)
+
+    def add(self, stream: Stream, update: Tensor) -> Stream:
+        """The stream with ``update`` added to its tokens."""
+        return Stream(stream.tokens + update.view_as(stream.tokens))
 
 
 def _attend_in_windows(block: Any, x: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -265,11 +281,19 @@ class RelayTrunk(nn.Module):
         backbone: the shared backbone.
         num_relay: relay tokens; 0 leaves the branches independent.
         update: ``sequential`` or ``mean``, see `RelayConfig.update`.
+        exchanges: of tokens by place, see `muvit.models.relay.exchange.build_exchanges`.
     """
 
-    def __init__(self, backbone: Backbone, num_relay: int, update: Literal["sequential", "mean"]) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        num_relay: int,
+        update: Literal["sequential", "mean"],
+        exchanges: nn.ModuleDict | None = None,
+    ) -> None:
         super().__init__()
         self.backbone, self.update = backbone, update
+        self.exchanges = nn.ModuleDict() if exchanges is None else exchanges
         self.relay_tokens: nn.Parameter | None = None
         self.relay_positions: nn.Parameter | None = None
         self.widen = nn.ModuleList()
@@ -286,11 +310,17 @@ class RelayTrunk(nn.Module):
             std = 1.0 if len(widths) > 1 else POSITION_STD
             self.relay_tokens = nn.Parameter(std * torch.randn(1, num_relay, widths[0]))
 
-    def forward(self, img: Tensor, taps: Sequence[tuple[int, int]] = ()) -> list[list[Tensor]]:
+    @property
+    def is_coupled(self) -> bool:
+        """Whether anything passes from branch to branch."""
+        return self.relay_tokens is not None or len(self.exchanges) > 0
+
+    def forward(self, img: Tensor, bbox: Tensor, taps: Sequence[tuple[int, int]] = ()) -> list[list[Tensor]]:
         """Maps of all branches.
 
         Args:
             img: ``(B, L, C, *space)``, finest view first.
+            bbox: ``(B, L, 2, 2)``, world pixels, yx; read by exchanges alone.
             taps: further blocks, as (stage, index), after which maps are kept; in the order of the backbone.
 
         Returns:
@@ -304,6 +334,7 @@ class RelayTrunk(nn.Module):
             streams = [self.backbone.enter(stage, stream) for stream in streams]
             relay = relay if relay is None or stage == 0 else self.widen[stage - 1](relay)
             for index in range(depth):
+                streams = self.exchange(stage, index, streams, bbox)
                 streams, relay = self.couple(stage, index, streams, relay)
                 if (stage, index) in taps:
                     for maps, stream in zip(kept, streams, strict=True):
@@ -311,6 +342,14 @@ class RelayTrunk(nn.Module):
         last = len(self.backbone.depths) - 1
         outputs = [self.backbone.to_map(last, self.backbone.normalize(stream)) for stream in streams]
         return [[output, *maps] for output, maps in zip(outputs, kept, strict=True)]
+
+    def exchange(self, stage: int, index: int, streams: Sequence[Stream], bbox: Tensor) -> list[Stream]:
+        """The branches after the exchange by place that precedes a block, if there is one."""
+        key = f"{stage}_{index}"
+        if key not in self.exchanges:
+            return list(streams)
+        updates = self.exchanges[key]([self.backbone.to_map(stage, stream) for stream in streams], bbox)
+        return [self.backbone.add(stream, update) for stream, update in zip(streams, updates, strict=True)]
 
     def couple(
         self, stage: int, index: int, streams: Sequence[Stream], relay: Tensor | None

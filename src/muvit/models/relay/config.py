@@ -50,6 +50,11 @@ class RelayConfig:
     fusion: Literal["relay", "decision"] = "relay"
     """Path of the context to the local prediction: relay tokens, or the paper's control without them, whose context
     logits are up-sampled and added to the local ones (decision)."""
+    exchange: Literal["none", "world"] = "none"
+    """Paths beside the relay tokens, which know no places: none (the paper); or before every second block the tokens of
+    all views attend to a grid of each view, rotated by world coordinates (world)."""
+    exchange_cells: PositiveInt = 8
+    """Most cells of such a grid along each axis: means of equal groups of tokens."""
     pretrained: bool | str = False
     """Weights that the backbone starts from: those that timm publishes for it (true; fetched once, for a new model,
     never for one that is loaded from its folder), or a local file .safetensors or .pth with them; loaded strictly."""
@@ -91,6 +96,8 @@ class RelayConfig:
         freeze_lists(self)
         check_fields(self)
         check_levels(self.levels, self.ndim)
+        if self.exchange == "world" and self.fusion == "decision":
+            raise InputError("exchange", expected="none with fusion decision, which keeps branches apart", got="world")
         for name in self.timm_options:
             if name in _SET_BY_US:
                 raise InputError(f"timm_options.{name}", expected=f"the setting {_SET_BY_US[name]} instead", got=name)
@@ -103,3 +110,9 @@ class RelayConfig:
     def ndim(self) -> int:
         """Spatial axes: the backbones are two-dimensional."""
         return 2
+
+    @property
+    def needs_concentric_views(self) -> bool:
+        """Whether relay tokens are the only path between views: they know no places."""
+        has_tokens = self.fusion == "relay" and self.relay_tokens > 0 and len(self.levels) > 1
+        return has_tokens and self.exchange == "none"

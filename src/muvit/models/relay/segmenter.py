@@ -17,6 +17,7 @@ from muvit.models.relay.decoders import (
     pooled_prediction,
     soft_cross_entropy,
 )
+from muvit.models.relay.exchange import build_exchanges
 from muvit.models.relay.placement import cells_of, read_cells, spread
 from muvit.models.relay.weights import build_backbone
 from muvit.models.segmentation_model import Criterion, SegmentationModel, Views
@@ -43,10 +44,11 @@ class RelaySegmenter(SegmentationModel):
         assert config.size is not None
         num_contexts = len(config.levels) - 1
         num_relay = config.relay_tokens if num_contexts and config.fusion == "relay" else 0
-        if num_contexts and num_relay == 0 and not self._reads_context:
+        is_coupled = num_relay > 0 or config.exchange == "world"
+        if num_contexts and not is_coupled and not self._reads_context:
             raise InputError("relay_tokens", expected="at least 1, or a weight of the context branches' losses", got=0)
         backbone = build_backbone(config, num_relay, 0 if config.share_patch_embed else num_contexts)
-        self.trunk = RelayTrunk(backbone, num_relay, config.update)
+        self.trunk = RelayTrunk(backbone, num_relay, config.update, build_exchanges(backbone, config))
         self.decoder = build_decoder(backbone, config)
         self.cells = [cells_of(config.size, config.levels[0], level) for level in config.levels[1:]]
         """Cells of the local view that are as large as the pixels of each context level."""
@@ -102,9 +104,9 @@ class RelaySegmenter(SegmentationModel):
         In decision fusion the local ones are those after fusion.
         """
         bbox = self._checked_boxes(img, bbox)
-        if local_only and self.trunk.relay_tokens is None:
+        if local_only and not self.trunk.is_coupled:
             img = img[:, :1]  # nothing comes from the other views
-        branches = self.trunk(img, self.decoder.taps)[: 1 if local_only else None]
+        branches = self.trunk(img, bbox, self.decoder.taps)[: 1 if local_only else None]
         logits = [self.decoder(maps, img[:, i], bbox[:, i]) for i, maps in enumerate(branches)]
         if self.config.fusion == "decision":
             for level in range(1, len(logits)):

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from muvit.inference.run import workers
-from muvit.inference.run.workers import without_interrupts, worker_pool
+from muvit import workers
+from muvit.workers import without_interrupts, worker_pool
 
 PARENT = """
 import time
-from muvit.inference.run.workers import worker_pool
+from muvit.workers import worker_pool
 with worker_pool(1) as pool:
     pool.submit(print, "ready", flush=True).result()
     time.sleep(600)

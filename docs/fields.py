@@ -9,6 +9,8 @@ from functools import cache
 from typing import Any
 
 import griffe
+from markdown import Extension, Markdown
+from markdown.preprocessors import Preprocessor
 
 _PLACE = re.compile(r"^<!-- fields: ([\w.]+) -->$", re.M)
 
@@ -20,9 +22,22 @@ def _package() -> griffe.Module:
     return loaded
 
 
-def on_page_markdown(markdown: str, **_: Any) -> str:
-    """What MkDocs calls for each page."""
-    return _PLACE.sub(lambda match: table(match[1]), markdown)
+class FieldTables(Preprocessor):
+    """Replaces the marked lines by tables."""
+
+    def run(self, lines: list[str]) -> list[str]:
+        """Put the tables into the Markdown of a page."""
+        return _PLACE.sub(lambda match: table(match[1]), "\n".join(lines)).split("\n")
+
+
+class _FieldTables(Extension):
+    def extendMarkdown(self, md: Markdown) -> None:
+        md.preprocessors.register(FieldTables(md), "fields", 100)
+
+
+def makeExtension(**settings: Any) -> Extension:
+    """Make the extension ``docs.fields`` of Python-Markdown, by this name of its protocol."""
+    return _FieldTables(**settings)
 
 
 def table(path: str) -> str:

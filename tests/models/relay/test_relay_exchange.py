@@ -1,0 +1,111 @@
+"""Exchange between the views by place."""
+
+from math import pi
+
+import pytest
+import torch
+from relay_models import SWIN, boxes, build, shake, views
+from torch.nn.functional import cross_entropy, layer_norm
+
+from muvit.models.layers.rope import rotate
+from muvit.models.relay.exchange import WorldExchange, cell_side
+
+SOME = ["vit_tiny_patch16_224", "vit_small_patch16_dinov3", "swinv2_tiny_window8_256"]
+
+
+def test_tokens_attend_to_the_means_of_cells_at_their_centres():
+    torch.manual_seed(0)
+    exchange = WorldExchange(16, 2, num_levels=2, cells=2, periods=(4.0, 64.0))
+    shake(exchange)
+    maps = [torch.randn(3, 16, 4, 6), torch.randn(3, 16, 2, 2)]
+    bbox = torch.tensor([[[8.0, 16.0], [24.0, 40.0]], [[0.0, 0.0], [64.0, 64.0]]]).expand(3, -1, -1, -1)
+
+    def heads(x, rows, places):
+        x = (x @ exchange.attn.qkv.weight[rows].mT).unflatten(-1, (2, 8)).transpose(1, 2)
+        return x if places is None else rotate(x, exchange.rope(places.expand(3, -1, -1)))
+
+    normed = [layer_norm(m.movedim(1, -1), (16,), exchange.norm.weight, exchange.norm.bias) for m in maps]
+    # 4 x 6 tokens of 4 px in cells of 2 x 3; 2 x 2 tokens of 32 px are their own cells
+    fine = normed[0].unflatten(2, (2, 3)).unflatten(1, (2, 2)).mean((2, 4)).flatten(1, 2) + exchange.level_embed[0]
+    grid = torch.cat([fine, normed[1].flatten(1, 2) + exchange.level_embed[1]], dim=1)
+    cells = [[12, 22], [12, 34], [20, 22], [20, 34], [16, 16], [16, 48], [48, 16], [48, 48]]
+    cells = torch.tensor(cells).float()
+    tokens = torch.cartesian_prod(torch.arange(10, 26, 4.0), torch.arange(18, 42, 4.0))
+    for level, places in enumerate((tokens, cells[4:])):
+        q = heads(normed[level].flatten(1, 2), slice(16), places)
+        k, v = heads(grid, slice(16, 32), cells), heads(grid, slice(32, 48), None)
+        seen = (q @ k.mT / 8**0.5).softmax(-1) @ v
+        expected = seen.transpose(1, 2).flatten(2) @ exchange.attn.out.weight.mT
+        torch.testing.assert_close(exchange(maps, bbox)[level], expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("count, cells, side", [(16, 8, 2), (8, 8, 1), (7, 8, 1), (14, 8, 2), (13, 8, 13), (64, 8, 8)])
+def test_cells_are_equal_groups_of_tokens(count, cells, side):
+    assert cell_side(count, cells) == side
+
+
+@pytest.mark.parametrize("name", SOME)
+def test_places_count_relative_to_each_other_only(name):
+    model = build(name, exchange="world", shaken=True)
+    img, bbox = views(model), boxes(model)
+    moved = bbox.clone()
+    moved[:, 1] += 24
+    with torch.no_grad():
+        here = model(img, bbox)
+        torch.testing.assert_close(model(img, bbox + 2**20), here)
+        assert not torch.allclose(model(img, moved), here, atol=1e-4)
+        alone = build(name, shaken=True)
+        assert torch.equal(alone(img, bbox), alone(img, moved))
+
+
+@pytest.mark.parametrize("name", SOME)
+def test_a_pre_trained_backbone_starts_undisturbed(name):
+    model, plain = build(name, exchange="world"), build(name)
+    found = plain.load_state_dict(model.state_dict(), strict=False)
+    assert found.missing_keys == [] and all(key.startswith("trunk.exchanges") for key in found.unexpected_keys)
+    img = views(model)
+    with torch.no_grad():
+        assert torch.equal(model(img), plain(img))
+
+
+def test_every_second_block_has_one_whose_periods_span_from_token_to_context():
+    model = build("swin_tiny_patch4_window7_224", exchange="world", timm_options={"depths": (2, 1, 2), "embed_dim": 24})
+    found = model.trunk.exchanges
+    assert list(found) == ["0_0", "1_0", "2_1"]
+    for pitch, exchange in zip((4, 8, 16), found.values(), strict=True):
+        freq = exchange.rope.freq.detach()
+        # a context of 96 px along the longer side at level 4
+        assert freq.max().item() == pytest.approx(pi / pitch)
+        assert freq.min().item() == pytest.approx(pi / (4 * 96))
+    assert len(build(exchange="world", levels=(1,)).trunk.exchanges) == 0
+
+
+def place_task(model, seed):
+    """Samples whose class is what the context view shows where the fine view lies, at random, in it."""
+    generator = torch.Generator().manual_seed(seed)
+    quadrants = torch.randint(2, (32, 2, 2), generator=generator)
+    where = torch.randint(2, (2, 32), generator=generator)
+    img = torch.randn(32, 2, 1, 16, 16, generator=generator)
+    img[:, 1, 0] += 4.0 * (2 * quadrants - 1).repeat_interleave(8, 1).repeat_interleave(8, 2)
+    bbox = boxes(model, 32).clone()
+    bbox[:, 0] += 16.0 * (2 * where.mT[:, None] - 1)
+    label = quadrants[torch.arange(32), where[0], where[1]]
+    return {"img": img, "bbox": bbox, "label": label[:, None, None].expand(-1, 16, 16).contiguous()}
+
+
+@pytest.mark.parametrize("relay_tokens, exchange", [(4, "none"), (0, "world")])
+def test_only_the_exchange_brings_what_stands_at_a_place(relay_tokens, exchange):
+    fields = {"in_channels": 1, "num_classes": 2, "size": (16, 16), "drop_path": 0.0, "context_weight": 0.0}
+    options = SWIN | {"window_size": 2}
+    model = build(
+        "swinv2_tiny_window8_256", timm_options=options, relay_tokens=relay_tokens, exchange=exchange, **fields
+    ).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0)
+    for step in range(60):
+        optimizer.zero_grad()
+        model.training_loss(place_task(model, step), cross_entropy)[0].backward()
+        optimizer.step()
+    test = place_task(model, 1000)
+    with torch.no_grad():
+        loss = cross_entropy(model.eval()(test["img"], test["bbox"]), test["label"])
+    assert (loss < 0.2) if exchange == "world" else (loss > 0.4)
