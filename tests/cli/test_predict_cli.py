@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -167,9 +168,16 @@ def test_a_region_counts_from_the_scanned_part_of_slides_without_all_levels_too(
     (work / "region.geojson").write_text(json.dumps({"type": "Polygon", "coordinates": [corners]}))
     monkeypatch.setattr(OmeZarrSlide, "bounds", ((32, 48), (38, 42)), raising=False)
     assert predict(work, "--region", work / "region.geojson", "--part", "1/2", slides="c") == 0
-    assert (
-        read_plan(work / "out" / "c.ome.zarr")["options"]["region"] == "POLYGON ((48 32, 48 52, 68 52, 68 32, 48 32))"
-    )
+    options = read_plan(work / "out" / "c.ome.zarr")["options"]
+    assert options["region"] == "POLYGON ((48 32, 48 52, 68 52, 68 32, 48 32))"
+    # tissue that was drawn, and a region in it
+    (work / "drawn").mkdir()
+    (work / "region.geojson").rename(work / "drawn" / "c.geojson")
+    both = ("--tissue", work / "drawn", "--region", "40,40,60,60")
+    shutil.rmtree(work / "out")
+    assert predict(work, *both, "--part", "1/2", slides="c") == 0
+    options = read_plan(work / "out" / "c.ome.zarr")["options"]
+    assert (options["tissue"], options["region"]) == ("all", "POLYGON ((48 40, 48 52, 60 52, 60 40, 48 40))")
 
 
 @pytest.mark.parametrize(
@@ -178,6 +186,8 @@ def test_a_region_counts_from_the_scanned_part_of_slides_without_all_levels_too(
         (["--part", "3/2"], "part: expected a part such as 3/8"),
         (["--part", "some"], "part: expected a part such as 3/8"),
         (["--region", "nowhere.geojson"], "nowhere.geojson: expected a GeoJSON file with polygons"),
+        (["--tissue", "nowhere.geojson"], "nowhere.geojson: expected a GeoJSON file with polygons"),
+        (["--tissue", "drak"], "tissue: expected all or auto or dark or bright or stained, got 'drak'"),
         (["--overlap", "16"], "overlap: expected from 0 px to less than the crop"),
         (["--dask_workers", "0"], "dask_workers: expected a whole number >= 1"),
         (["--device", "cpu,abacus"], "device: expected a device of this machine"),

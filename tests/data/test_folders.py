@@ -1,13 +1,19 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from muvit.data.folders import class_legend, open_folder, open_labelled_folder
+from muvit.data.folders import class_legend, list_slides, open_folder, open_labelled_folder, open_pairs
 from muvit.data.pyramids.reduction import majority
 from muvit.data.pyramids.writer import PyramidWriter
 from muvit.data.slides.derived import with_levels
 from muvit.data.slides.open import open_slide
 from muvit.errors import InputError, ReadError
+from muvit.models.encoder import EncoderConfig
+from muvit.models.segmenter import SegmenterConfig
+from muvit.training.recipes import DataConfig, Recipe
+from muvit.training.slides import complete
 
 
 def paint(path, value=0):
@@ -105,3 +111,28 @@ def test_class_names_and_colours_are_those_stored_with_the_labels(folder, tmp_pa
         assert names == {0: "background", 1: "vessel"}
         assert colors == {1: (255, 0, 0)}
     assert class_legend(open_slide(folder / "labels" / "a.tif"), 2) == ({}, {})
+
+
+def test_a_recipe_reads_the_plane_and_the_channels_that_it_names(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 255, (3, 4, 16, 16), np.uint8)
+    for kind, stack in (("image", pixels), ("label", pixels[:1] // 100)):
+        writer = PyramidWriter.create(
+            tmp_path / f"{kind}s" / "a.ome.zarr",
+            shape=(4, 16, 16),
+            num_channels=len(stack),
+            dtype=np.uint8,
+            levels=(1,),
+            kind=kind,
+            **({"channel_names": ("x", "y", "z")} if kind == "image" else {}),
+        )
+        writer.write((0, 0, 0), stack)
+        writer.finish()
+    data = DataConfig(train=str(tmp_path), z=2, channels=("z", 0), crop_size=8)
+    ((image, label),) = open_pairs(list_slides(tmp_path), pixels=data.pixels)
+    assert (image.axes, image.channel_names) == ("yx", ("z", "x"))
+    np.testing.assert_array_equal(image.read(1, (0, 0), (16, 16)), pixels[[2, 0], 2])
+    np.testing.assert_array_equal(label.read(1, (0, 0), (16, 16)), pixels[:1, 2] // 100)
+    encoder = EncoderConfig(levels=(1,), patch_size=4, dim=16, num_layers=1, heads=2)
+    assert complete(Recipe(data=data, model=SegmenterConfig(encoder=encoder))).model.in_channels == 2
+    with pytest.raises(InputError, match=r"z of .*a\.ome\.zarr: expected a number from 0 to 3, got 4"):
+        open_pairs(list_slides(tmp_path), pixels=replace(data.pixels, z=4))

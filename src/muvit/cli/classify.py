@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from muvit.cli.slides import add_nonfinite, add_pixel_size, add_selection, selection, with_nonfinite
+from muvit.cli.slides import add_nonfinite, add_pixel_size, add_selection, open_selected, with_nonfinite
 from muvit.cli.terminal import Progress
 from muvit.errors import InputError
 from muvit.evaluation.results import result_files, write_results
@@ -50,7 +50,6 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(arguments: Namespace) -> None:
     """Classify each slide."""
     from muvit.data.folders import image_files
-    from muvit.data.slides.open import open_slide
     from muvit.data.tables import read_column, values_of
     from muvit.inference.classify import plan_classification, run_classification
     from muvit.models.classifier import Classifier
@@ -62,9 +61,7 @@ def run(arguments: Namespace) -> None:
     trained = replace(trained, preprocessing=preprocessing)
     settings = {name: arguments[name] for name in ("num_crops", "seed", "batch_size", "device")}
     planned = [  # all before any work starts
-        plan_classification(
-            trained, open_slide(path, pixel_size_um=arguments.pixel_size_um, **selection(arguments)), **settings
-        )
+        plan_classification(trained, open_selected(arguments, path), **settings)
         for path in image_files(arguments.slide)
     ]
     names = [one.name for one in planned]

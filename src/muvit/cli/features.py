@@ -12,7 +12,7 @@ from muvit.cli.slides import (
     add_nonfinite,
     add_pixel_size,
     add_selection,
-    selection,
+    open_selected,
     slide_targets,
     with_nonfinite,
 )
@@ -57,7 +57,6 @@ def run(arguments: Namespace) -> None:
     """Encode each slide, or resume an earlier call; a slide that fails does not stop the others."""
     from muvit.data.crops.preprocessing import Preprocessing
     from muvit.data.slides.formats import slide_name
-    from muvit.data.slides.open import open_slide
     from muvit.inference.features import plan_extraction, run_extraction
     from muvit.inference.run.engine import verify_job
     from muvit.models.classifier import Classifier
@@ -78,11 +77,7 @@ def run(arguments: Namespace) -> None:
     kept = {"levels": arguments.levels, "dtype": arguments.dtype, "overwrite": arguments.overwrite}
     for target, path in targets.items():  # all before any work starts
         with failures.of(slide_name(path)):
-            slide = open_slide(
-                path.resolve() if execution.backend == "dask" else path,
-                pixel_size_um=arguments.pixel_size_um,
-                **selection(arguments),
-            )
+            slide = open_selected(arguments, path, backend=execution.backend)
             planned[target] = plan_extraction(encoder, slide, target, preprocessing, execution=execution, **kept)
     failures.require_none("that can be encoded", hint="None was encoded: fix these, or leave them out.")
     for target, job in planned.items():

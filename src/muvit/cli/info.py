@@ -1,6 +1,7 @@
 """``muvit info``."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -98,13 +99,15 @@ def _draw(arguments: Namespace) -> None:
         from muvit.training.recipes import Recipe
 
         recipe = read_settings(arguments.recipe, Recipe)
-    levels, size = ((), OWN_PIXELS) if recipe is None else (recipe.model.levels, recipe.data.size)
+    levels, pixels = ((), OWN_PIXELS) if recipe is None else (recipe.model.levels, recipe.data.pixels)
+    chosen = {name: value for name, value in selection(arguments).items() if value is not None}
+    pixels = replace(pixels, **chosen)
     files = SlideFiles(image=path, labels=arguments.labels or labels_beside(path))
     if files.labels is None:
-        (slide,), labels = open_images([files], levels, size), None
+        (slide,), labels = open_images([files], levels, pixels), None
     else:
         annotations = None if recipe is None else recipe.data.annotations
-        ((slide, labels),) = open_pairs([files], levels, annotations=annotations, size=size)
+        ((slide, labels),) = open_pairs([files], levels, annotations=annotations, pixels=pixels)
     tissue = find_tissue(slide, arguments.tissue)
     outlines = [Outlines(name="tissue", color=_TISSUE_COLOR, polygons=tissue.polygons(slide.shape))]
     outlines += [] if labels is None else label_outlines(labels)

@@ -5,7 +5,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from jsonargparse import Namespace
 
@@ -15,14 +15,14 @@ from muvit.cli.slides import (
     add_nonfinite,
     add_pixel_size,
     add_selection,
-    selection,
+    open_selected,
     slide_targets,
     with_nonfinite,
 )
 from muvit.cli.terminal import Progress
 from muvit.errors import InputError
 from muvit.inference.run.execution import Execution
-from muvit.inference.run.plan import PredictOptions
+from muvit.inference.run.plan import PredictOptions, Tissue
 
 if TYPE_CHECKING:  # imported where they are used, so that the help needs no torch
     from muvit.data.crops.preprocessing import Preprocessing
@@ -51,13 +51,22 @@ def add_arguments(parser: Parser) -> None:
         "--region",
         type=str | None,
         default=None,
-        help="compute only tiles that meet this: a GeoJSON file, or a box y0,x0,y1,x1 in pixels of the finest level",
+        help="compute only tiles that meet this: a GeoJSON file (or a folder of <slide>.geojson), or a box y0,x0,y1,x1 "
+        "in pixels of the finest level",
+    )
+    parser.add_argument(
+        "--tissue",
+        type=str,
+        default="all",
+        help="compute all tiles, or only those with tissue, which is dark or bright against the background (auto: dark "
+        "in RGB images of 8 bits, else bright), or stained: coloured, without grey, black and blue or green pen (for "
+        "haematoxylin with eosin or DAB); or inside the polygons of a GeoJSON file (or a folder of <slide>.geojson)",
     )
     parser.add_argument(
         "--context", type=Literal["auto", "centered", "grid"], default="auto", help="older spelling of --placement"
     )
     add_nonfinite(parser)
-    parser.add_class_arguments(PredictOptions, as_group=False, skip={"flips", "region"})
+    parser.add_class_arguments(PredictOptions, as_group=False, skip={"flips", "region", "tissue"})
     parser.add_argument(
         "--view_px",
         type=int | None,
@@ -155,18 +164,13 @@ def _plan(
 ) -> "dict[Path, Job]":
     """The jobs of the slides; all are checked before any work starts."""
     from muvit.data.slides.formats import slide_name
-    from muvit.data.slides.open import open_slide
     from muvit.inference.predict import plan_prediction
 
     planned = {}
     failures = SlideFailures(len(targets))
     for target, path in targets.items():
         with failures.of(slide_name(path)):
-            slide = open_slide(
-                path.resolve() if execution.backend == "dask" else path,
-                pixel_size_um=arguments.pixel_size_um,
-                **selection(arguments),
-            )
+            slide = open_selected(arguments, path, backend=execution.backend)
             options = _options(arguments, slide, trained.preprocessing)
             planning = {"options": options, "execution": execution, "overwrite": arguments.overwrite}
             planned[target] = plan_prediction(trained, slide, target, **planning)
@@ -175,13 +179,21 @@ def _plan(
 
 
 def _options(arguments: Namespace, slide: "Slide", preprocessing: "Preprocessing") -> PredictOptions:
-    from muvit.inference.tiling.region import read_region
+    from muvit.inference.tiling.region import join_regions, read_region
 
-    given = {f.name: arguments[f.name] for f in fields(PredictOptions) if f.name not in ("flips", "region")}
+    made = ("flips", "region", "tissue")
+    given: dict[str, Any] = {f.name: arguments[f.name] for f in fields(PredictOptions) if f.name not in made}
     if arguments.context != "auto" and arguments.placement == "auto":
         given["placement"] = "grid" if arguments.context == "grid" else preprocessing.placement
-    region = None if arguments.region is None else read_region(arguments.region, slide)
+    is_drawn = _is_file(arguments.tissue)
+    given["tissue"] = "all" if is_drawn else arguments.tissue
+    drawn = [arguments.region, arguments.tissue if is_drawn else None]
+    region = join_regions([read_region(source, slide) for source in drawn if source is not None])
     return PredictOptions(**given, region=region, flips=_TTA_FLIPS if arguments.tta else ())
+
+
+def _is_file(tissue: str) -> bool:
+    return tissue not in get_args(Tissue) and (Path(tissue).suffix != "" or Path(tissue).exists())
 
 
 def _status(target: Path) -> str:

@@ -13,8 +13,9 @@ from muvit.data.folders import image_files, image_folder
 from muvit.data.slides.formats import slide_name
 from muvit.errors import InputError, MuViTError
 
-if TYPE_CHECKING:  # imported where it is used, so that the help needs no torch
+if TYPE_CHECKING:  # imported where they are used, so that the help needs no torch
     from muvit.data.crops.preprocessing import Preprocessing
+    from muvit.data.slides.slide import Slide
 
 
 def add_pixel_size(parser: ArgumentParser) -> None:
@@ -60,6 +61,15 @@ def with_nonfinite(preprocessing: "Preprocessing", arguments: Namespace) -> "Pre
     if arguments.nonfinite is None:
         return preprocessing
     return replace(preprocessing, nonfinite=arguments.nonfinite)
+
+
+def open_selected(arguments: Namespace, path: Path, *, backend: str = "local") -> "Slide":
+    """Open a slide as these arguments say; for workers of Dask, which start elsewhere, by its whole path."""
+    from muvit.data.pyramids.remote import as_remote
+    from muvit.data.slides.open import open_slide
+
+    place = path.resolve() if backend == "dask" and as_remote(path) is None else path
+    return open_slide(place, pixel_size_um=arguments.pixel_size_um, **selection(arguments))
 
 
 def slide_targets(paths: Sequence[Path], output: Path, suffix: str) -> dict[Path, Path]:

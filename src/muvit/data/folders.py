@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from muvit.data.annotations.objects import CONFIG_NAMES, AnnotationConfig
 from muvit.data.annotations.open import annotated_images, is_annotation, open_all_annotations
@@ -10,7 +11,8 @@ from muvit.data.slides.derived import as_stored, complete_slides, on_grid
 from muvit.data.slides.formats import DICOM_SUFFIX, SLIDE_SUFFIXES, is_dicom_folder, slide_name
 from muvit.data.slides.ome_zarr import OmeZarrSlide
 from muvit.data.slides.open import open_slide
-from muvit.data.slides.pixel_size import OWN_PIXELS, PixelSize
+from muvit.data.slides.pixel_size import OWN_PIXELS, PixelChoice
+from muvit.data.slides.selection import select
 from muvit.data.slides.slide import Slide
 from muvit.data.tables import SlideFiles, Split, is_table, read_slides
 from muvit.errors import InputError, ReadError
@@ -87,13 +89,13 @@ def _is_image_beside_dicom(path: Path) -> bool:
     return path.suffix.lower() != DICOM_SUFFIX and path.name.lower().endswith(SLIDE_SUFFIXES)
 
 
-def open_folder(folder: Path, levels: Sequence[Level] = (), size: PixelSize = OWN_PIXELS) -> dict[str, Slide]:
+def open_folder(folder: Path, levels: Sequence[Level] = (), pixels: PixelChoice = OWN_PIXELS) -> dict[str, Slide]:
     """Open every image of a folder (hidden files apart), by name in alphabetical order.
 
     Args:
         folder: where the images lie.
         levels: levels that each of them gets, computed as they are read where they are not stored.
-        size: the size of their pixels.
+        pixels: the pixels that are read of each.
 
     Raises:
         ReadError: the folder is missing or empty, or a file in it cannot be read.
@@ -101,7 +103,7 @@ def open_folder(folder: Path, levels: Sequence[Level] = (), size: PixelSize = OW
     """
     slides = [SlideFiles(image=file) for file in _visible_files(Path(folder), "images")]
     check_names(slides)
-    return {slide.name: image for slide, image in zip(slides, open_images(slides, levels, size), strict=True)}
+    return {slide.name: image for slide, image in zip(slides, open_images(slides, levels, pixels), strict=True)}
 
 
 def open_label_images(paths: Iterable[Path]) -> dict[str, Slide]:
@@ -141,7 +143,7 @@ def open_labelled_folder(
     levels: Sequence[Level] = (),
     label_levels: Sequence[Level] = (),
     annotations: AnnotationConfig | None = None,
-    size: PixelSize = OWN_PIXELS,
+    pixels: PixelChoice = OWN_PIXELS,
 ) -> list[tuple[Slide, Slide]]:
     """Open images and the label image, or the annotations, of the same name of each.
 
@@ -150,13 +152,13 @@ def open_labelled_folder(
         levels: as of `open_folder`, for the images.
         label_levels: likewise, for the labels.
         annotations: as of `open_labels`.
-        size: as of `open_folder`.
+        pixels: as of `open_folder`.
 
     Raises:
         ReadError: a folder is missing or empty, or a file cannot be read.
         InputError: an image has no labels, or labels have no image, or what `open_labels` refuses.
     """
-    return open_pairs(list_slides(Path(folder)), levels, label_levels, annotations, size)
+    return open_pairs(list_slides(Path(folder)), levels, label_levels, annotations, pixels)
 
 
 def list_slides(source: Path, split: Split | None = None, *, labelled: bool = True) -> list[SlideFiles]:
@@ -206,19 +208,20 @@ def check_names(slides: Iterable[SlideFiles]) -> None:
 
 
 def open_images(
-    slides: Sequence[SlideFiles], levels: Sequence[Level] = (), size: PixelSize = OWN_PIXELS
+    slides: Sequence[SlideFiles], levels: Sequence[Level] = (), pixels: PixelChoice = OWN_PIXELS
 ) -> list[Slide]:
-    """Open the images of slides; ``levels`` and ``size`` as of `open_folder`.
+    """Open the images of slides; ``levels`` and ``pixels`` as of `open_folder`.
 
     Raises:
         ReadError: a file cannot be read.
         InputError: a level cannot be computed, or a pixel size is wanted and not known.
     """
-    images = [open_slide(slide.image) for slide in slides]
+    part: dict[str, Any] = {"series": pixels.series, "z": pixels.z, "t": pixels.t, "channels": pixels.channels}
+    images = [open_slide(slide.image, **part) for slide in slides]
     for image in images:
-        if image.pixel_size_um is None and size.slide_pixel_size_um is not None:
-            image.state_pixel_size(size.slide_pixel_size_um)
-    return complete_slides(images, levels, pixel_size_um=size.pixel_size_um)
+        if image.pixel_size_um is None and pixels.slide_pixel_size_um is not None:
+            image.state_pixel_size(pixels.slide_pixel_size_um)
+    return complete_slides(images, levels, pixel_size_um=pixels.pixel_size_um)
 
 
 def open_pairs(
@@ -226,7 +229,7 @@ def open_pairs(
     levels: Sequence[Level] = (),
     label_levels: Sequence[Level] = (),
     annotations: AnnotationConfig | None = None,
-    size: PixelSize = OWN_PIXELS,
+    pixels: PixelChoice = OWN_PIXELS,
 ) -> list[tuple[Slide, Slide]]:
     """Open the images and labels of slides; labels have the names of their images.
 
@@ -235,19 +238,19 @@ def open_pairs(
         levels: as of `open_folder`, for the images.
         label_levels: likewise, for the labels.
         annotations: as of `open_labels`.
-        size: as of `open_folder`.
+        pixels: as of `open_folder`.
 
     Raises:
         ReadError: a file cannot be read.
         InputError: a slide has no labels, or what `open_labels` refuses.
     """
-    images = open_images(slides, levels, size)
+    images = open_images(slides, levels, pixels)
     files: dict[Path, list[Slide]] = {}
     for slide, image in zip(slides, images, strict=True):
         if slide.labels is None:
             raise InputError(slide.image, expected="labels of every image", got="none")
         files.setdefault(slide.labels, []).append(image)
-    labels = _open_label_files(files, label_levels, annotations)
+    labels = _open_label_files(files, label_levels, annotations, pixels)
     return [(image, labels[image.name]) for image in images]
 
 
@@ -303,15 +306,23 @@ def _files_by_image(files: Sequence[Path]) -> dict[str, Path]:
 
 
 def _open_label_files(
-    files: Mapping[Path, Sequence[Slide]], levels: Sequence[Level], annotations: AnnotationConfig | None
+    files: Mapping[Path, Sequence[Slide]],
+    levels: Sequence[Level],
+    annotations: AnnotationConfig | None,
+    pixels: PixelChoice = OWN_PIXELS,
 ) -> dict[str, Slide]:
-    """Labels by the name of their image, from the images that each file is about."""
+    """Labels by the name of their image, from the images that each file is about; of stacks the planes of these."""
     drawn = {file: images for file, images in files.items() if is_annotation(file)}
     stored = {file: images for file, images in files.items() if file not in drawn}
     for file, images in files.items():
         if len(images) > 1 and not (file in drawn and len(annotated_images(file)) > 1):
             raise InputError(file, expected="labels of one image", got=" and ".join(str(i.path) for i in images[:2]))
-    on_grids = [_on_grid_of(images[0], open_slide(file)) for file, images in stored.items()]
+    planes = {"z": pixels.z, "t": pixels.t}
+    on_grids = []
+    for file, images in stored.items():
+        label = open_slide(file)
+        own: dict[str, Any] = {axis: number for axis, number in planes.items() if axis in label.axes}
+        on_grids.append(_on_grid_of(images[0], select(label, **own)))
     found = dict(zip(stored, complete_slides(on_grids, levels, "label"), strict=True))
     for file, label in found.items():
         label.name = stored[file][0].name

@@ -12,7 +12,7 @@ from muvit.checks import Bounds, Share, check_fields
 from muvit.data.annotations.objects import AnnotationConfig
 from muvit.data.crops.balance import locate_classes
 from muvit.data.folders import check_names, list_slides, open_pairs
-from muvit.data.slides.pixel_size import OWN_PIXELS, PixelSize
+from muvit.data.slides.pixel_size import OWN_PIXELS, PixelChoice
 from muvit.data.tables import SPLITS, SlideFiles, Split, read_slides
 from muvit.errors import InputError
 from muvit.levels import Level
@@ -134,7 +134,7 @@ def class_areas(
     level: Level,
     annotations: AnnotationConfig | None,
     ignore: Sequence[int],
-    size: PixelSize = OWN_PIXELS,
+    pixels: PixelChoice = OWN_PIXELS,
 ) -> NDArray[np.float64]:
     """Area of each class on each slide ``(slides, classes)``, from a coarse scan of the labels.
 
@@ -143,9 +143,9 @@ def class_areas(
         level: level at which labels are used.
         annotations: as of `muvit.data.folders.open_labels`.
         ignore: label values that are no classes.
-        size: as of `muvit.data.folders.open_folder`.
+        pixels: as of `muvit.data.folders.open_folder`.
     """
-    pairs = open_pairs(slides, (), (level,), annotations, size)
+    pairs = open_pairs(slides, (), (level,), annotations, pixels)
     found = [locate_classes(i, label, level) for i, (_, label) in enumerate(pairs)]
     left_out = {*ignore, *(value for _, label in pairs for value in label.ignored_labels)}
     values = sorted({entry.value for entries in found for entry in entries} - left_out)

@@ -151,7 +151,7 @@ def _open_test(data: DataConfig, test: Path) -> list[tuple[Slide, Slide]]:
     slides, annotations = list_slides(test, "test"), data.annotations
     if annotations is None and any(slide.labels is not None and is_annotation(slide.labels) for slide in slides):
         annotations = config_of(open_pairs(list_slides(Path(data.train), "train")[:1])[0][1])
-    return open_pairs(slides, annotations=annotations, size=data.size)
+    return open_pairs(slides, annotations=annotations, pixels=data.pixels)
 
 
 def _check_output(output: Path, *, resume: bool, overwrite: bool) -> None:

@@ -105,7 +105,7 @@ def cross_validate(recipe: Recipe, output: Path, *, resume: bool = False, overwr
     chosen = range(len(runs)) if recipe.run.fold is None else [recipe.run.fold]
     for fold in chosen:
         check_test_slides(
-            recipe, open_pairs(runs[fold]["val"], annotations=recipe.data.annotations, size=recipe.data.size)
+            recipe, open_pairs(runs[fold]["val"], annotations=recipe.data.annotations, pixels=recipe.data.pixels)
         )
     scored: dict[int, Evaluation] = {}
     for fold in chosen:
@@ -114,7 +114,7 @@ def cross_validate(recipe: Recipe, output: Path, *, resume: bool = False, overwr
         again, live = overwrite or resume, [LivePage(run)]
         model = train_segmenter(own, run, resume=is_started, overwrite=again, slides=runs[fold], callbacks=live)
         write_run_page(run)
-        pairs = open_pairs(runs[fold]["val"], annotations=recipe.data.annotations, size=recipe.data.size)
+        pairs = open_pairs(runs[fold]["val"], annotations=recipe.data.annotations, pixels=recipe.data.pixels)
         trained = load_model(model, kind=SegmentationModel)
         has_changed = before != _weights(run)  # else the labels are kept
         for image, _ in pairs:

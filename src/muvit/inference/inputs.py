@@ -34,7 +34,9 @@ def prepare_slide(views: Views, slide: Slide, preprocessing: Preprocessing) -> S
         raise InputError(slide.path, expected=expected, got=f"shape {slide.shape}")
     if slide.num_channels != views.in_channels:
         got = f"{slide.num_channels}: {', '.join(slide.channel_names)}"
-        raise InputError(f"channels of {slide.path}", expected=f"{views.in_channels}, as the model has", got=got)
+        hint = "Choose those of training (--channels)." if slide.num_channels > views.in_channels else ""
+        expected = f"{views.in_channels}, as the model has"
+        raise InputError(f"channels of {slide.path}", expected=expected, got=got, hint=hint)
     size = preprocessing.pixel_size_um
     if not preprocessing.is_resampled and have_similar_pixels(slide, size):
         size = None

@@ -137,7 +137,7 @@ class CropsData(LightningDataModule):
         """As the recipe says, with the statistics of the training slides at ``level`` where it leaves them out."""
         values = self.data.normalization
         if lacks_measured_values(values):
-            return measured_normalization(values, open_images(self.slides["train"], (level,), self.data.size), level)
+            return measured_normalization(values, open_images(self.slides["train"], (level,), self.data.pixels), level)
         return normalization_from_dict(values)
 
     def _random_crops(self, slides: Sequence[LabelledSlide], crops: CropConfig, **balance: Any) -> NestedCrops:
@@ -224,7 +224,7 @@ class SegmentationData(CropsData):
     def _open_pairs(
         self, files: Sequence[SlideFiles], annotations: AnnotationConfig | None
     ) -> list[tuple[Slide, Slide]]:
-        return open_pairs(files, self.crops.levels, self.crops.labelled_levels, annotations, self.data.size)
+        return open_pairs(files, self.crops.levels, self.crops.labelled_levels, annotations, self.data.pixels)
 
     @cached_property
     def preprocessing(self) -> Preprocessing:
@@ -275,7 +275,7 @@ class PretrainData(CropsData):
         return self._preprocessing(self.train_slides[0][0])
 
     def _open(self, files: Sequence[SlideFiles]) -> list[LabelledSlide]:
-        slides = open_images(files, self.crops.levels, self.data.size)
+        slides = open_images(files, self.crops.levels, self.data.pixels)
         check_channels(slides, self.recipe.model.encoder.channels)
         return [(slide, None) for slide in slides]
 
@@ -348,7 +348,7 @@ class ClassificationData(CropsData):
 
     def _open(self, files: Sequence[SlideFiles]) -> tuple[list[Slide], list[str]]:
         """Slides, and the class of each."""
-        slides = open_images(files, self.crops.levels, self.data.size)
+        slides = open_images(files, self.crops.levels, self.data.pixels)
         check_channels(slides, self.recipe.model.encoder.channels)
         return slides, slide_classes(self.recipe.data, [slide.name for slide in slides])
 

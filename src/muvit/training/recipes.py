@@ -1,6 +1,6 @@
 """Settings of a training run, as a YAML recipe or the command line gives them."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from math import prod
 from typing import Annotated, Any, Literal
 
@@ -10,7 +10,7 @@ from muvit.data.crops.augment import Augmentation
 from muvit.data.crops.balance import Balance
 from muvit.data.crops.classified import SlideChoice
 from muvit.data.crops.preprocessing import Cropping, LabelLevels
-from muvit.data.slides.pixel_size import PixelSize
+from muvit.data.slides.pixel_size import PixelChoice
 from muvit.data.splits import SplitConfig
 from muvit.data.tables import is_table
 from muvit.errors import InputError
@@ -44,6 +44,15 @@ class CropsConfig(Cropping):
     read at its own."""
     slide_pixel_size_um: Positive | tuple[Positive, ...] | None = None
     """Micrometers per pixel of slides that state none."""
+    series: Annotated[int, Bounds(min=0)] | None = None
+    """Number of the image in files that hold several, from 0 on; unset, the largest of a TIFF file, and the only one of
+    others."""
+    z: Annotated[int, Bounds(min=0)] | None = None
+    """Number of the plane of stacks, from 0 on, also of their labels; unset, all, as an axis."""
+    t: Annotated[int, Bounds(min=0)] | None = None
+    """Number of the time point, likewise."""
+    channels: tuple[str | int, ...] | None = None
+    """Channels by name or number, such as [DAPI, GFP], in the order in which the model takes them; unset, all."""
     crop_size: PositiveInt | tuple[PositiveInt, ...] = 256
     """Side of every view in pixels of its level: one number, or one per axis."""
     normalization: dict[str, Any] = field(default_factory=lambda: {"kind": "percentile"})
@@ -76,9 +85,9 @@ class CropsConfig(Cropping):
             raise InputError("data.split", expected="no data.val beside it", got=self.val)
 
     @property
-    def size(self) -> PixelSize:
-        """Size of the pixels that levels count from."""
-        return PixelSize(pixel_size_um=self.pixel_size_um, slide_pixel_size_um=self.slide_pixel_size_um)
+    def pixels(self) -> PixelChoice:
+        """Pixels that are read of the slides."""
+        return PixelChoice(**{one.name: getattr(self, one.name) for one in fields(PixelChoice)})
 
 
 @dataclass(frozen=True, kw_only=True)

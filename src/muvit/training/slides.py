@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from muvit.data.annotations.objects import AnnotationConfig
 from muvit.data.annotations.open import config_of, is_annotation
 from muvit.data.crops.balance import locate_classes
-from muvit.data.folders import list_slides, open_pairs
-from muvit.data.slides.open import open_slide
+from muvit.data.folders import list_slides, open_images, open_pairs
 from muvit.data.splits import Amounts, SlideSets, choose_folds, choose_slides, class_areas
 from muvit.data.tables import SlideFiles, is_table, read_column, values_of
 from muvit.errors import InputError
@@ -90,7 +89,8 @@ def _channels(recipe: AnyRecipe) -> int:
     model = recipe.model if isinstance(recipe, Recipe) else recipe.model.encoder
     if model.in_channels is not None:
         return model.in_channels
-    channels = open_slide(list_slides(Path(recipe.data.train), labelled=False)[0].image).num_channels
+    first = list_slides(Path(recipe.data.train), labelled=False)[:1]
+    channels = open_images(first, pixels=replace(recipe.data.pixels, pixel_size_um=None))[0].num_channels
     _LOG.info("%s: images of %d channel(s)", recipe.data.train, channels)
     return channels
 
@@ -110,7 +110,7 @@ def count_classes(data: DataConfig, level: Level) -> int:
         return len(data.class_names)
     values: set[int] = set()
     for i, (_, label) in enumerate(
-        open_pairs(list_slides(Path(data.train)), (), (level,), data.annotations, data.size)
+        open_pairs(list_slides(Path(data.train)), (), (level,), data.annotations, data.pixels)
     ):
         values |= set(label.label_names) or {found.value for found in locate_classes(i, label, level)}
     classes = sorted(values - set(data.ignore_labels))
@@ -129,7 +129,7 @@ def _annotations(data: DataConfig) -> AnnotationConfig | None:
     """Classes of annotations, as found on all slides where they are not stated: the same however slides are divided."""
     slides = [] if data.annotations is not None else list_slides(Path(data.train))
     drawn = [slide for slide in slides if slide.labels is not None and is_annotation(slide.labels)]
-    return config_of(open_pairs(drawn, size=data.size)[0][1]) if drawn else data.annotations
+    return config_of(open_pairs(drawn, pixels=data.pixels)[0][1]) if drawn else data.annotations
 
 
 def recipe_slides(recipe: AnyRecipe) -> SlideSets:
@@ -168,7 +168,7 @@ def _amounts(recipe: AnyRecipe) -> Amounts | None:
             level=recipe.model.levels[0],
             annotations=data.annotations,
             ignore=data.ignore_labels,
-            size=data.size,
+            pixels=data.pixels,
         )
     return partial(_one_hot, recipe.data) if isinstance(recipe, ClassifyRecipe) else None
 

@@ -95,6 +95,21 @@ def test_ome_zarr_04_is_valid_and_tensorstore_reads_it(tmp_path, kind):
     np.testing.assert_array_equal(stored, pixels[0] if kind == "label" else pixels)
 
 
+def test_labels_are_listed_in_the_zarr_format_of_their_image(tmp_path, caplog):
+    image = written(tmp_path, noise((3, 300, 70)), "ome-zarr-0.4", levels=(1, 2))
+    slide = MemorySlide({1: noise((1, 300, 70)) // 128})
+    for name in ("nuclei", "tumour"):
+        convert_image(slide, image / "labels" / name, kind="label", format="ome-zarr-0.4", label_names=NAMES)
+    assert not caplog.messages
+    yaozarrs.validate_zarr_store(str(image))
+    yaozarrs.validate_zarr_store(str(image / "labels" / "tumour"))
+    assert json.loads((image / "labels" / ".zattrs").read_text()) == {"labels": ["nuclei", "tumour"]}
+    assert not (image / "labels" / "zarr.json").exists()
+    assert open_slide(image).labels() == ("nuclei", "tumour")
+    convert_image(slide, image / "labels" / "other", kind="label")
+    assert "labels of zarr format 3 in an image of format 2" in caplog.text
+
+
 def test_a_prediction_is_converted_on_the_command_line(tmp_path, capfd):
     pixels = noise((1, 90, 70)) // 128
     labels = convert_image(MemorySlide({1: pixels}), tmp_path / "a.ome.zarr", kind="label", label_names=NAMES)

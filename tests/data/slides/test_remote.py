@@ -9,8 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from jsonargparse import Namespace
 
 from muvit.cli import main
+from muvit.cli.slides import open_selected
 from muvit.data.pyramids import remote
 from muvit.data.pyramids.convert import convert_image
 from muvit.data.slides.open import open_slide
@@ -69,6 +71,14 @@ def pixels(tmp_path):
             pixel_size_um=0.5,
         )
     return pixels
+
+
+def test_workers_of_dask_get_the_address_and_files_their_whole_path(server, pixels, tmp_path, monkeypatch):
+    url = f"http://127.0.0.1:{server.server_port}/bucket/a.ome.zarr"
+    given = Namespace(series=None, z=None, t=None, channels=None, pixel_size_um=None)
+    assert str(open_selected(given, Path(url), backend="dask").path) == url
+    monkeypatch.chdir(tmp_path / "served")
+    assert open_selected(given, Path("bucket/a.ome.zarr"), backend="dask").path.is_absolute()
 
 
 @pytest.mark.parametrize("name", ["a.ome.zarr", "b.ome.zarr"])

@@ -257,6 +257,43 @@ def test_decoded_pngs_are_let_go_when_they_get_too_many(tmp_path, monkeypatch):
     np.testing.assert_array_equal(whole(slides[0]), RGB[:1])
 
 
+@pytest.mark.parametrize("window", [((0, 0), (90, 70)), ((50, 10), (30, 40)), ((3, 60), (20, 20))])
+def test_large_files_are_streamed(tmp_path, monkeypatch, caplog, window):
+    deep = np.ascontiguousarray(STACK[:3].transpose(1, 2, 0))
+    (tmp_path / "deep.png").write_bytes(imagecodecs.png_encode(deep))
+    images = {
+        "grey": Image.fromarray(RGB_LAST[..., 0]),
+        "rgba": Image.fromarray(np.dstack([RGB_LAST, RGB_LAST[..., :1]])),
+        "table": Image.fromarray(RGB_LAST).quantize(16),
+        "bilevel": Image.fromarray(RGB_LAST[..., 0] > 99),
+        "grey16": Image.fromarray(STACK[0]),
+    }
+    for name, image in images.items():
+        image.save(tmp_path / f"{name}.png")
+    smooth = Image.fromarray(np.tile(np.arange(90, dtype=np.uint8)[:, None, None], (1, 70, 3)))
+    smooth.save(tmp_path / "a.jpg", quality=95)
+    files = sorted(file for file in tmp_path.iterdir())
+    whole_ones = [open_slide(file).read(1, *window) for file in files]
+    caplog.clear()
+    monkeypatch.setattr(raster, "_DECODED_BYTES", 10)
+    for file, expected in zip(files, whole_ones, strict=True):
+        slide = pickle.loads(pickle.dumps(open_slide(file)))
+        streamed = slide.read(1, *window)
+        assert slide._decoded is None and streamed.dtype == expected.dtype
+        np.testing.assert_allclose(streamed, expected, rtol=0, atol=1 if file.suffix == ".jpg" else 0)
+    assert len(caplog.messages) == len(files) and "streamed from its first row on" in caplog.text
+
+
+def test_a_broken_streamed_file_is_named(tmp_path, monkeypatch):
+    noise = np.random.default_rng(0).integers(0, 255, (300, 400, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "a.jpg")
+    content = (tmp_path / "a.jpg").read_bytes()
+    (tmp_path / "a.jpg").write_bytes(content[: len(content) // 2])
+    monkeypatch.setattr(raster, "_DECODED_BYTES", 10)
+    with pytest.raises(ReadError, match=r"a\.jpg, level 1, window .* expected readable pixels"):
+        open_slide(tmp_path / "a.jpg").read(1, (0, 0), (300, 400))
+
+
 # --- whole-slide formats
 
 

@@ -31,7 +31,6 @@ from muvit.data.annotations.slide import AnnotationSlide, LabelPolygons
 from muvit.data.slides.derived import as_stored
 from muvit.data.slides.formats import slide_name
 from muvit.data.slides.slide import Slide
-from muvit.data.slides.whole_slide import WholeSlide
 from muvit.errors import InputError, ReadError
 from muvit.labels import IGNORED, WIDE_IGNORED
 from muvit.levels import Level
@@ -169,7 +168,7 @@ def _read(file: Path, image: Slide, class_column: str | None) -> Annotations:
 
 def _on_slide(annotations: Annotations, image: Slide) -> Annotations:
     """QuPath counts from the corner of what was scanned, OpenSlide from that of the whole area."""
-    bounds = image.bounds if isinstance(image, WholeSlide) else None
+    bounds = getattr(image, "bounds", None)
     if bounds is not None and any(bounds[0]):
         moved = shapely.transform(annotations.polygons, lambda points: points + bounds[0][::-1])
         annotations.polygons[:] = moved

@@ -10,7 +10,7 @@ import yaml
 from muvit.checks import Bounds, NonNegative, Positive, PositiveInt, check_fields, freeze_lists
 from muvit.data.crops.normalize import Normalization, Percentile, normalization_from_dict, normalization_to_dict
 from muvit.data.crops.placement import FreeViews, Placement, check_placement, upgrade_placement
-from muvit.data.slides.pixel_size import PixelSize
+from muvit.data.slides.pixel_size import PixelChoice
 from muvit.data.slides.slide import Padding
 from muvit.errors import CheckpointError, InputError
 from muvit.levels import Level, check_levels, plain_level
@@ -126,9 +126,9 @@ class Preprocessing(Cropping):
         return not (isinstance(self.normalization, Percentile) and self.normalization.scope == "sample")
 
     @property
-    def size(self) -> PixelSize:
+    def pixels(self) -> PixelChoice:
         """Size of the pixels at which all slides were read."""
-        return PixelSize(pixel_size_um=self.pixel_size_um if self.is_resampled else None)
+        return PixelChoice(pixel_size_um=self.pixel_size_um if self.is_resampled else None)
 
     def crops(self, levels: Sequence[Level], **labels: Any) -> CropConfig:
         """Crops as in training.

@@ -111,7 +111,7 @@ def convert_image(
             write_ome_tiff(fresh, scratch / "file", progress)
             make_folder(target.parent)
             (scratch / "file").replace(target)
-    if format == "ome-zarr-0.5":
+    if format != "ome-tiff":
         register_label(target)
     if num_missing:
         _LOG.warning("%s: %d values that are NaN or infinite", target, num_missing)

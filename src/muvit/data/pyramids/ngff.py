@@ -4,6 +4,7 @@ Specification: https://ngff.openmicroscopy.org/0.5/
 """
 
 import json
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ Color = tuple[int, ...]
 MAX_JSON_BYTES, MAX_JSON_DEPTH = 32 << 20, 64
 """Largest and most deeply nested JSON file that is read."""
 
+_LOG = logging.getLogger(__name__)
 _AXIS_TYPES = {"t": "time", "c": "channel"}
 _BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*+"?|[\[\]{}]')
 _CHANNEL_COLORS = ("FF0000", "00FF00", "0000FF", "FF00FF", "00FFFF", "FFFF00")
@@ -299,11 +301,25 @@ def _transforms(entry: dict[str, Any], ndim: int) -> tuple[tuple[float, ...], tu
 
 
 def register_label(path: Path) -> None:
-    """List a store inside an image's ``labels`` folder among that image's labels."""
-    folder = path.parent
-    if folder.name != "labels" or read_attributes(folder.parent) is None:
+    """List a store inside an image's ``labels`` folder among that image's labels, in the zarr format of the image.
+
+    A warning says so where that differs from the format of the store: other software then does not find it.
+    """
+    folder, store = path.parent, read_attributes(path)
+    image = read_attributes(folder.parent) if folder.name == "labels" else None
+    if image is None:
         return
+    if store is not None and store[0] != image[0]:
+        _LOG.warning(
+            "%s: labels of zarr format %d in an image of format %d, which other software does not find; "
+            "`muvit convert --format` writes others", path, store[0], image[0],
+        )  # fmt: skip
     group = read_attributes(folder)
     names = list(group[1].get("labels", ())) if group else []
-    if path.name not in names:
+    if path.name in names:
+        return
+    if image[0] == 2:
+        write_json(folder / ".zattrs", {"labels": [*names, path.name]})
+        write_json(folder / ".zgroup", {"zarr_format": 2})
+    else:
         write_json(folder / "zarr.json", group_json({"labels": [*names, path.name]}))

@@ -1,4 +1,4 @@
-"""Physical pixel sizes: what is wanted of slides, and which slides are alike."""
+"""Pixels that are read of slides: which part, of which physical size, and which slides are alike."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,18 +13,26 @@ PIXEL_SIZE_TOLERANCE = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
-class PixelSize:
-    """Physical size of the pixels that levels count from."""
+class PixelChoice:
+    """Pixels that are read of slides: the physical size that levels count from, and the part of each file."""
 
     pixel_size_um: float | tuple[float, ...] | None = None
     """Micrometers per pixel of level 1, at which every slide is read: one number, or one for each axis; unset, each
     slide is read at its own."""
     slide_pixel_size_um: float | tuple[float, ...] | None = None
     """Micrometers per pixel of slides that state none."""
+    series: int | None = None
+    """As of `muvit.data.slides.open.open_slide`, like the others."""
+    z: int | None = None
+    """Number of the plane."""
+    t: int | None = None
+    """Number of the time point."""
+    channels: tuple[str | int, ...] | None = None
+    """Names or numbers of the channels."""
 
 
-OWN_PIXELS = PixelSize()
-"""Slides at their own pixel sizes."""
+OWN_PIXELS = PixelChoice()
+"""All pixels, at their own size."""
 
 
 def size_name(size: Sequence[float]) -> str:

@@ -1,5 +1,8 @@
 """PNG and JPEG files as slides of one level."""
 
+import logging
+import os
+import warnings
 import weakref
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -15,7 +18,10 @@ from muvit.data.slides.slide import Palette, Slide, default_channel_names
 from muvit.errors import ReadError, first_line
 from muvit.levels import Level
 
+_LOG = logging.getLogger(__name__)
+
 _DECODED_BYTES = 1 << 30
+_STREAM_CACHE_BYTES = 256 << 20
 _ROWS = 512
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "I;16", "I;16L", "I;16B", "I", "F")
 
@@ -23,8 +29,11 @@ _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "I;16", "I;16L", "I;
 class RasterSlide(Slide):
     """A PNG or JPEG file.
 
-    Such a file cannot be decoded in part, so the first read decodes it whole and keeps it: of all raster slides in a
-    process, the latest ones of together 1 GiB stay decoded. Convert large images to read them often.
+    Such a file cannot be decoded from the middle. Up to 1 GiB of pixels the first read decodes it whole and keeps it:
+    of all raster slides in a process, the latest ones of together 1 GiB stay decoded. A larger one is streamed row by
+    row, so that memory stays bounded; each read that goes back begins at the first row, which a warning says once. Read
+    in order, as conversion does, it is decoded once. The colours of a streamed JPEG can differ a little at edges, as
+    another decoder enlarges them.
 
     Transparency is dropped: the colours are those stored, also where a pixel is fully transparent. A colour table gives
     RGB, or with ``palette="index"`` the stored indices. Bilevel images are 0 and 1. Physical sizes are unknown (the
@@ -61,15 +70,23 @@ class RasterSlide(Slide):
             channel_names=("red", "green", "blue") if num_channels == 3 else default_channel_names(1, dtype),
         )
         self._decoded: Image.Image | np.ndarray[Any, Any] | None = None
+        self._opened: tuple[int, Any] | None = None
+        self._colors = _color_table(path) if self._expands else None
+        self._is_streamed = self._decoded_bytes() > _DECODED_BYTES
+        if self._is_streamed:
+            hint = "`muvit convert` makes a pyramid of it, which is read at any place"
+            _LOG.warning("%s: streamed from its first row on, as it is larger than 1 GiB; %s", path, hint)
 
     def version(self) -> str:
         """As `Slide.version`."""
         return file_version(self.path)
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_decoded": None}
+        return self.__dict__ | {"_decoded": None, "_opened": None}
 
     def _read_window(self, level: Level, start: tuple[int, ...], stop: tuple[int, ...]) -> np.ndarray[Any, Any]:
+        if self._is_streamed:
+            return self._read_streamed(start, stop)
         if self._decoded is None:
             self._decoded = self._decode()
             _keep(self, self._decoded_bytes())
@@ -80,6 +97,27 @@ class RasterSlide(Slide):
             part = part.reshape(*part.shape[:2], -1)[..., : self.num_channels]
             pixels[:, row - start[0] : row - start[0] + len(part)] = part.transpose(2, 0, 1)
         return pixels
+
+    def _read_streamed(self, start: tuple[int, ...], stop: tuple[int, ...]) -> np.ndarray[Any, Any]:
+        import rasterio
+
+        bands = 1 if self._colors is not None else list(range(1, self.num_channels + 1))
+        with rasterio.Env(GDAL_CACHEMAX=_STREAM_CACHE_BYTES):  # else 5 % of all memory, once and for all
+            pixels: np.ndarray[Any, Any] = self._stream().read(bands, window=tuple(zip(start, stop, strict=True)))
+        return pixels if self._colors is None else np.ascontiguousarray(self._colors[pixels].transpose(2, 0, 1))
+
+    def _stream(self) -> Any:
+        # a handle shared with a forked process would share its file position too
+        if self._opened is None or self._opened[0] != os.getpid():
+            import rasterio
+
+            # nothing but the file itself is read
+            alone = rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR", GDAL_PAM_ENABLED="NO")
+            with alone, warnings.catch_warnings():
+                warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+                opened = rasterio.open(self.path, driver="PNG" if self.path.suffix.lower() == ".png" else "JPEG")
+            self._opened = os.getpid(), opened
+        return self._opened[1]
 
     def _rows(self, start: tuple[int, int], stop: tuple[int, int]) -> np.ndarray[Any, Any]:
         if isinstance(self._decoded, np.ndarray):
@@ -101,12 +139,10 @@ class RasterSlide(Slide):
             return image
 
     def _decoded_bytes(self) -> int:
-        if isinstance(self._decoded, np.ndarray):
-            return self._decoded.nbytes
-        # Pillow stores colours in 4 bytes per pixel
-        return (
-            self.shape[0] * self.shape[1] * (4 if self.num_channels == 3 and not self._expands else self.dtype.itemsize)
-        )
+        pixel = self.dtype.itemsize
+        if self.num_channels == 3 and not self._expands:
+            pixel = 6 if self._is_deep else 4  # Pillow stores colours of 8 bits in 4 bytes
+        return self.shape[0] * self.shape[1] * pixel
 
 
 _kept: "OrderedDict[int, tuple[weakref.ref[RasterSlide], int]]" = OrderedDict()
@@ -147,6 +183,13 @@ def _check_chunks(image: Image.Image) -> None:
         image.verify()
     except SyntaxError as error:
         raise ValueError(first_line(error)) from error
+
+
+def _color_table(path: Path) -> np.ndarray[Any, Any]:
+    """Red, green and blue of each index ``(256, 3)`` of an image with a colour table."""
+    with _opened(path) as image:
+        table = np.frombuffer(bytes(image.getpalette() or ()), np.uint8).reshape(-1, 3)
+    return np.concatenate([table, np.zeros((256 - len(table), 3), np.uint8)])
 
 
 def _png_bit_depth(path: Path) -> int:

@@ -57,6 +57,9 @@ class Selection(Slide):
         planes: number of the plane along each axis that is left out; at a level that coarsens the axis, that of the
             coarse plane which holds it.
         channels: numbers of the channels; None for all.
+
+    Attributes:
+        bounds: scanned part of the slide, where it states one (`WholeSlide`).
     """
 
     def __init__(self, slide: Slide, planes: dict[str, int], channels: Sequence[int] | None) -> None:
@@ -85,6 +88,7 @@ class Selection(Slide):
             axes="".join(slide.axes[i] for i in kept),
         )
         self.name = slide.name
+        self.bounds = getattr(slide, "bounds", None)
         self.label_names, self.label_colors = slide.label_names, slide.label_colors
         self.has_background, self.ignored_labels = slide.has_background, slide.ignored_labels
 

@@ -99,7 +99,7 @@ def study_noise(
     views = model.views
     config = preprocessing.crops(views.levels, num_classes=model.num_classes, ignore_labels=tuple(ignore))
     annotations = read_config(Path(folder) / LABELS) or config_of_names(dict(enumerate(preprocessing.class_names)))
-    pairs = open_labelled_folder(folder, views.levels, config.labelled_levels, annotations, preprocessing.size)
+    pairs = open_labelled_folder(folder, views.levels, config.labelled_levels, annotations, preprocessing.pixels)
     grids = [(truth.name, GridCrops([(image, truth)], config)) for image, truth in pairs]
     model.to(resolve_device(device)).eval()
     total, done = sum(len(grid) for _, grid in grids), 0

@@ -116,7 +116,7 @@ def study_probe(
     """
     check_sklearn()
     config = ProbeConfig() if config is None else config
-    slides = [open_folder(Path(folder) / "images", encoder.levels, preprocessing.size) for folder in (train, test)]
+    slides = [open_folder(Path(folder) / "images", encoder.levels, preprocessing.pixels) for folder in (train, test)]
     answers = [list(values_of(found, dict(classes), "classes").values()) for found in slides]
     known = sorted(set(answers[0]))
     strange = sorted(set(answers[1]) - set(known))

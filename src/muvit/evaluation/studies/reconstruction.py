@@ -154,13 +154,13 @@ def _crops(
             ("crops of size", entry.preprocessing.crop_size, first.preprocessing.crop_size),
             ("normalisation", entry.preprocessing.normalization, first.preprocessing.normalization),
             ("padding", entry.preprocessing.padding, first.preprocessing.padding),
-            ("pixel size", entry.preprocessing.size, first.preprocessing.size),
+            ("pixel size", entry.preprocessing.pixels, first.preprocessing.pixels),
             ("loss", entry.model.config.loss, first.model.config.loss),
         ):
             if own != others:
                 raise InputError(name, expected=f"{what} {others}, as {first_name} has", got=own)
     slides = [
-        (slide, None) for slide in open_folder(Path(images) / "images", levels, first.preprocessing.size).values()
+        (slide, None) for slide in open_folder(Path(images) / "images", levels, first.preprocessing.pixels).values()
     ]
     return NestedCrops(slides, first.preprocessing.crops(levels), samples_per_epoch=num_crops, seed=seed)
 

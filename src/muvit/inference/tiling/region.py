@@ -29,7 +29,8 @@ def read_region(source: str, slide: Slide) -> str:
 
     Args:
         source: a box ``y0,x0,y1,x1`` in these pixels, or a GeoJSON file with polygons in pixels of the finest level, as
-            QuPath exports them (relative to the scanned part of a slide, where a file states one).
+            QuPath exports them (relative to the scanned part of a slide, where a file states one); or a folder of such
+            files, ``<slide>.geojson``.
         slide: the image as it was opened.
 
     Raises:
@@ -45,11 +46,30 @@ def read_region(source: str, slide: Slide) -> str:
             )
         area = shapely.box(x0, y0, x1, y1)
     else:
-        area = _read_geojson(Path(source))
+        file = Path(source)
+        area = _read_geojson(file / f"{slide.name}.geojson" if file.is_dir() else file)
         area = shapely.transform(area, lambda points: points + _origin(slide))
     if not area.area > 0:
         raise InputError(f"region {source}", expected="polygons or a box with an area", got=area.geom_type)
+    return _as_text(area)
+
+
+def _as_text(area: Any) -> str:
     return str(shapely.to_wkt(area.normalize(), rounding_precision=3, trim=True))
+
+
+def join_regions(regions: Sequence[str]) -> str | None:
+    """The region, as `read_region` gives it, that lies in all of these; None of none.
+
+    Raises:
+        InputError: they share no area.
+    """
+    if len(regions) < 2:
+        return next(iter(regions), None)
+    area = shapely.intersection_all(shapely.from_wkt(regions))
+    if not area.area > 0:
+        raise InputError("region and tissue", expected="polygons that overlap", got="none that do")
+    return _as_text(area)
 
 
 def write_region(
