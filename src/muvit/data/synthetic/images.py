@@ -25,8 +25,9 @@ from muvit.progress import Progress
 
 Span = tuple[float, float]
 
+_LEVELS = (1, 2, 4, 8)
 STORE = Store(
-    levels=(1, 2, 4, 8),
+    levels=_LEVELS,
     label_names={0: "background", 1: "outer cell", 2: "inner cell"},
     # orange and sky blue: distinguishable under every common colour blindness
     label_colors={0: (0, 0, 0, 0), 1: (230, 159, 0, 255), 2: (86, 180, 233, 255)},
@@ -186,7 +187,7 @@ def draw(index: int, config: SyntheticConfig) -> tuple[FloatArray | list[FloatAr
     image, label = generate(index, config)
     if config.layout == "concentric":
         return image, label
-    return [image, *(draw_overview(index, config, level) for level in STORE.levels[1:])], label
+    return [image, *(draw_overview(index, config, level) for level in _LEVELS[1:])], label
 
 
 def draw_overview(index: int, config: SyntheticConfig, level: int) -> FloatArray:
@@ -247,7 +248,7 @@ def _draw_concentric_radii(config: SyntheticConfig, rng: np.random.Generator) ->
 
 
 def _ring_offset(
-    centers: NDArray[np.float64], radii: NDArray[np.float64], points: NDArray[np.float64], config: SyntheticConfig
+    centers: NDArray[np.float64], radii: NDArray[np.float64], points: NDArray[np.floating], config: SyntheticConfig
 ) -> FloatArray:
     """Distance of the points (y, x) of a square grid from the nearest ring, (N, N); positive outside of it."""
     nearest: FloatArray | None = None
@@ -259,7 +260,7 @@ def _ring_offset(
     return nearest
 
 
-def _around(distance: NDArray[np.float64], config: SyntheticConfig) -> NDArray[np.float64]:
+def _around(distance: NDArray[np.floating], config: SyntheticConfig) -> NDArray[np.floating]:
     """Distances along an axis; with scattered rings, the shorter ones through the opposite edge."""
     if config.layout == "concentric":
         return distance
