@@ -8,7 +8,16 @@ from pathlib import Path
 import pytest
 
 from muvit import durable
-from muvit.durable import make_folder, partial_files, remove_whole, scratch_folder, whole_folder, write_whole
+from muvit.durable import (
+    make_folder,
+    partial_files,
+    remove_whole,
+    scratch_folder,
+    swap_in,
+    whole_folder,
+    without_flushing,
+    write_whole,
+)
 from muvit.errors import ExistsError
 
 
@@ -43,6 +52,30 @@ def test_a_full_disk_is_told_by_the_file_and_an_interrupt_leaves_nothing(tmp_pat
     with pytest.raises(KeyboardInterrupt):
         write_whole(file, b"bytes")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("num_files", [3, 300])
+def test_a_scratch_folder_is_flushed_at_once_before_it_is_named(tmp_path, monkeypatch, num_files):
+    """Its files need no flush of their own; many are flushed with all of the file system, few one by one."""
+    events, fsync, whole, rename = [], os.fsync, durable._sync_file_system, type(tmp_path).rename
+    monkeypatch.setattr(os, "fsync", lambda handle: (events.append("file"), fsync(handle))[1])
+    monkeypatch.setattr(durable, "_sync_file_system", lambda folder: (events.append("all"), whole(folder))[1])
+    monkeypatch.setattr(type(tmp_path), "rename", lambda path, to: (events.append("named"), rename(path, to))[1])
+    with scratch_folder(tmp_path / "set") as scratch:
+        events.clear()
+        with without_flushing():
+            for number in range(num_files):
+                write_whole(scratch / "fresh" / f"{number}", b"bytes")
+        assert not events
+        swap_in(scratch / "fresh", tmp_path / "set")
+    before = events[: events.index("named")]
+    one_by_one = ["file"] * (num_files + 1)
+    many = ["all"] if sys.platform == "linux" else ["all", *one_by_one]
+    assert before == (one_by_one if num_files == 3 else many)
+    assert len(list((tmp_path / "set").iterdir())) == num_files
+    events.clear()
+    write_whole(tmp_path / "file", b"bytes")
+    assert events == ["file", "file"]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks Linux what a handle is")

@@ -21,6 +21,22 @@ with worker_pool(1) as pool:
 """
 
 
+CHILD = "from muvit.workers import exit_with_parent; exit_with_parent(); print('ready', flush=True); input()"
+GRANDPARENT = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {CHILD!r}])"
+
+
+def test_a_child_exits_with_its_parent():
+    parent = subprocess.Popen(
+        [sys.executable, "-c", GRANDPARENT], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert parent.stdout.readline() == "ready\n"
+    parent.kill()
+    assert parent.stdout.read() == ""  # which ends when the child has closed it
+    parent.wait()
+    parent.stdin.close()
+    parent.stdout.close()
+
+
 def disobey(started: Path) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     started.touch()

@@ -19,13 +19,16 @@ if TYPE_CHECKING:
     from muvit.errors import MuViTError
     from muvit.evaluation.scores.segmentation import Evaluation, evaluate_slides
     from muvit.inference.classify import classify_slide
+    from muvit.inference.explain import explain_point
     from muvit.inference.features import extract_features
     from muvit.inference.loaded import load_model
     from muvit.inference.predict import predict_slide
     from muvit.inference.run.execution import Execution
     from muvit.inference.run.plan import PredictOptions
+    from muvit.inference.suggest import suggest_regions
     from muvit.losses import SegmentationLoss
     from muvit.mae import MuViTMAE2d, MuViTMAE3d, MuViTMAE4d
+    from muvit.models.attention_maps import attention_maps
     from muvit.models.classifier import Classifier, ClassifierConfig
     from muvit.models.encoder import EncoderConfig, MuViTEncoder
     from muvit.models.mae import MAEConfig, MuViTMAE
@@ -68,15 +71,18 @@ __all__ = [
     "TrainedModel",
     "Views",
     "__version__",
+    "attention_maps",
     "classify_slide",
     "convert_image",
     "evaluate_slides",
+    "explain_point",
     "extract_features",
     "load_model",
     "open_slide",
     "predict_slide",
     "pretrain_mae",
     "read_settings",
+    "suggest_regions",
     "train_segmenter",
 ]
 
@@ -111,11 +117,13 @@ _MODULES = (
         ),
     ),
     ("inference.classify", ("classify_slide",)),
+    ("inference.explain", ("explain_point",)),
     ("inference.features", ("extract_features",)),
     ("inference.loaded", ("load_model",)),
     ("inference.predict", ("predict_slide",)),
     ("inference.run.execution", ("Execution",)),
     ("inference.run.plan", ("PredictOptions",)),
+    ("inference.suggest", ("suggest_regions",)),
     ("losses", ("SegmentationLoss",)),
     (
         "mae",
@@ -125,6 +133,7 @@ _MODULES = (
             "MuViTMAE4d",
         ),
     ),
+    ("models.attention_maps", ("attention_maps",)),
     (
         "models.classifier",
         (

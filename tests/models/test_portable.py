@@ -62,11 +62,11 @@ def test_an_exported_model_stands_alone(kind, suffix, tmp_path, capfd):
 def test_a_file_whose_outputs_differ_is_refused(tmp_path):
     model, batches = torch.nn.Bilinear(1, 1, 1), [(torch.ones(1, 1), torch.ones(1, 1))]
     with torch.no_grad():
-        right = portable._compare(tmp_path, model, lambda img, bbox: model(img, bbox).numpy(), batches)
+        right = portable.compare_outputs(tmp_path, model, lambda img, bbox: model(img, bbox).numpy(), batches)
         assert right == 0
         for wrong in (1e-3, float("nan")):
             with pytest.raises(InputError, match=r"expected outputs within 0\.0001 of the model's"):
-                portable._compare(tmp_path, model, lambda *given, e=wrong: model(*given).numpy() + e, batches)
+                portable.compare_outputs(tmp_path, model, lambda *given, e=wrong: model(*given).numpy() + e, batches)
 
 
 def test_what_cannot_be_exported_is_refused(tmp_path, capfd):

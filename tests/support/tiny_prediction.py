@@ -41,6 +41,6 @@ def predict(folder, output, *more):
 
 
 def hashes(output):
-    """Hash of every file of an output, by its path."""
-    files = (path for path in output.rglob("*") if path.is_file())
+    """Hash of every file of an output, by its path, but for the page, which states how long it took."""
+    files = (path for path in output.rglob("*") if path.is_file() and path.name != "index.html")
     return {str(path.relative_to(output)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}

@@ -28,7 +28,7 @@ import muvit.training.fit  # every module that a verb needs is imported once, by
 from muvit.cli import main
 from muvit.data.crops.normalize import Range
 from muvit.data.crops.preprocessing import Preprocessing
-from muvit.models.classifier import ClassifierConfig
+from muvit.models.classifier import Classifier, ClassifierConfig
 from muvit.models.encoder import EncoderConfig
 from muvit.models.folder import plain
 from muvit.models.mae import MAEConfig
@@ -46,7 +46,7 @@ from muvit.training.resume import has_state
 from muvit.training.run_config import RunConfig
 
 TRAINING = ("train", "pretrain", "train-classifier")
-VERBS = (*TRAINING, "convert", "predict", "features", "export", "evaluate", "compare")
+VERBS = (*TRAINING, "convert", "predict", "features", "export", "evaluate", "classify", "compare")
 
 
 class Workshop:
@@ -62,10 +62,11 @@ class Workshop:
         pixels = np.random.default_rng(0).integers(0, 256, (1500, 1500), dtype=np.uint8)
         imwrite(folder / "image.tif", pixels)
         train, val = str(folder / "train"), str(folder / "val")
-        crops = {"crop_size": 16, "samples_per_epoch": 16, "val_samples": 2, "batch_size": 2, "train": train}
+        crops = {"crop_size": 16, "samples_per_epoch": 6, "val_samples": 2, "batch_size": 2, "train": train}
         encoder = EncoderConfig(in_channels=1, levels=(1, 4), patch_size=4, dim=16, num_layers=2, heads=2)
         run = RunConfig(epochs=3, accelerator="cpu", progress=False, pictures=0, save_every="0s")
         segmenter = SegmenterConfig(encoder=encoder, num_classes=2, decoder_widths=(8, 8, 4), stem_width=4)
+        classifier = ClassifierConfig(encoder=encoder, num_classes=2)
         classes = ClassifyDataConfig(**crops, val=val, classes=str(folder / "slides.csv"))
         mae = MAEConfig(encoder=encoder, dim_decoder=16)
         recipes = {
@@ -83,6 +84,7 @@ class Workshop:
             class_colors=((0, 0, 0), (9, 9, 9)),
         )
         TrainedModel(model=Segmenter(segmenter), preprocessing=preprocessing).save(folder / "model")
+        TrainedModel(model=Classifier(classifier), preprocessing=preprocessing).save(folder / "classifier")
         assert self.call("predict", folder / "prediction").code == 0
 
     def command(self, verb: str, output: Path) -> list[str]:
@@ -108,6 +110,18 @@ class Workshop:
             return [verb, prediction, *target, "--geojson", "--areas", "--overview", "--overwrite"]
         if verb == "evaluate":
             return [verb, prediction, str(folder / "val" / "labels" / "val0.ome.zarr"), *target, "--overwrite"]
+        if verb == "classify":
+            return [
+                verb,
+                str(folder / "classifier"),
+                slide,
+                *target,
+                "--device",
+                "cpu",
+                "--num_crops",
+                "9",
+                "--overwrite",
+            ]
         return [verb, str(folder / "image.tif"), *target, "--overwrite"]
 
     def start(self, verb: str, output: Path, *more: str, renames: int | None = None, cold: bool = False) -> "Call":
@@ -129,8 +143,8 @@ class Workshop:
         return call
 
 
-_CONTEXT = multiprocessing.get_context("forkserver")  # whose server has imported everything: a call begins at once
-_CONTEXT.set_forkserver_preload(["muvit.evaluation.comparison", "muvit.training.fit", "muvit.cli.predict"])
+CONTEXT = multiprocessing.get_context("forkserver")  # whose server has imported everything: a call begins at once
+CONTEXT.set_forkserver_preload(["muvit.evaluation.comparison", "muvit.training.fit", "muvit.cli.predict"])
 
 
 class Call:
@@ -145,18 +159,13 @@ class Call:
 
     def __init__(self, arguments: list[str], file: Path, renames: int | None = None, cold: bool = False) -> None:
         self.file = file
-        self.process = _CONTEXT.Process(target=_run, args=(arguments, file, renames, cold))
+        self.process = CONTEXT.Process(target=_run, args=(arguments, file, renames, cold))
         self.process.start()
 
     def others(self) -> list[int]:
-        """Processes that are in the session of this one, itself left out: its workers, and theirs."""
-        found = []
-        for folder in Path("/proc").glob("[0-9]*"):
-            with suppress(OSError):
-                state, _, _, session = (folder / "stat").read_text().rpartition(")")[2].split()[:4]
-                if int(session) == self.process.pid and state != "Z":
-                    found.append(int(folder.name))
-        return [pid for pid in found if pid != self.process.pid]
+        """Workers, and theirs."""
+        assert self.process.pid is not None
+        return [pid for pid in members(self.process.pid) if pid != self.process.pid]
 
     @property
     def code(self) -> int | None:
@@ -167,6 +176,17 @@ class Call:
     def said(self) -> str:
         """All that was written to standard error."""
         return self.file.read_text()
+
+
+def members(session: int) -> list[int]:
+    """Processes of a session that have not ended."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            state, _, _, of, *_ = (folder / "stat").read_text().rpartition(")")[2].split()
+            if int(of) == session and state != "Z":
+                found.append(int(folder.name))
+    return sorted(found)
 
 
 def _run(arguments: list[str], file: Path, renames: int | None, cold: bool) -> None:

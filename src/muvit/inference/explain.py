@@ -221,7 +221,8 @@ class _LabelledPoint:
             return self._logits(img, bbox).softmax(1).cpu()
 
     def _logits(self, img: Tensor, bbox: Tensor | None) -> Tensor:
-        return self.model.label_logits(img, bbox)[(..., *self.pixel)].float()
+        pixel: tuple[Any, ...] = (..., *self.pixel)
+        return self.model.label_logits(img, bbox)[pixel].float()
 
     def maps(self) -> dict[str, Tensor]:
         """Share of every token, ``(N,)`` of sum 1 on the CPU, for each of `MAPS`."""

@@ -45,7 +45,8 @@ def attention_maps(
     maps: list[Tensor] = []
 
     def record(module: Attention, inputs: Inputs, options: dict[str, Any], output: Tensor) -> Tensor | None:
-        q, k, v = module.project(*inputs, options.get("context_kv"))
+        x, *rotation = inputs
+        q, k, v = module.project(x, rotation[0] if rotation else None, options.get("context_kv"))
         weights = attention_weights(q, k, options.get("mask"))
         if differentiable and not weights.requires_grad:  # nothing before it is to be learned
             weights.requires_grad_()

@@ -105,6 +105,15 @@ def read_card(folder: Path) -> ModelCard:
         raise ReadError(folder / CARD, expected="the facts of a model", got=f"others ({error})") from error
 
 
+def card_text(folder: Path) -> str:
+    """The text of a card, without the YAML in its first lines.
+
+    Raises:
+        ReadError: there is no card.
+    """
+    return _split(folder)[1].lstrip()
+
+
 def with_license(folder: Path, license: str) -> str:
     """The text of a card with this licence in its first lines, everything else as it is.
 

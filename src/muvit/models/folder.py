@@ -22,6 +22,8 @@ from muvit.models.upgrade import FORMAT, is_format_0, load_old_weights, parse_co
 from muvit.plain_yaml import read_text, yaml_problem
 
 CONFIG, WEIGHTS = "config.yaml", "model.safetensors"
+PACKAGED = Path(__file__).with_name("packaged")
+"""Folder of the models that are part of this package; the name of each stands for it in place of a path."""
 _MAX_HEADER = 2**23
 """Most bytes of names and shapes of tensors; a model of a thousand tensors has about 100,000."""
 
@@ -66,8 +68,8 @@ def save_folder(
 def model_folder(path: Path | str) -> Path:
     """The folder of the model that ``path`` stands for: itself, or the best (else the last) model of a run.
 
-    What is no folder may be the name of a model on huggingface.co, which is then downloaded: see
-    `muvit.models.hub.hub_name`.
+    What is no folder may be the name of a model of this package (a folder in `PACKAGED`), or of one on huggingface.co,
+    which is then downloaded: see `muvit.models.hub.hub_name`.
 
     Raises:
         CheckpointError: there is no such model there.
@@ -76,7 +78,11 @@ def model_folder(path: Path | str) -> Path:
     if (folder / CONFIG).exists():
         return folder
     found = next((folder / name for name in ("best", "last") if (folder / name / CONFIG).exists()), folder)
-    name = None if found.exists() else hub_name(path)
+    if found.exists():
+        return found
+    if folder.parts == (folder.name,) and (PACKAGED / folder / CONFIG).is_file():
+        return PACKAGED / folder
+    name = hub_name(path)
     return found if name is None else download_model(name)
 
 

@@ -32,7 +32,8 @@ _INPUTS = ("img", "bbox")
 _CHECKED_BATCHES = (1, 3)
 _MAX_ONNX_BYTES = 2**31
 
-Outputs = Callable[[Tensor, Tensor], np.ndarray]
+Outputs = Callable[..., np.ndarray]
+"""Output of an exported model for its inputs."""
 
 
 def export_model(trained: TrainedModel[FolderModel], file: Path | str, *, overwrite: bool = False) -> float:
@@ -72,10 +73,10 @@ def export_model(trained: TrainedModel[FolderModel], file: Path | str, *, overwr
     whole = _Logits(copy.deepcopy(model)).cpu().eval()
     batch = torch.export.Dim("batch", min=1, max=MAX_BATCH)
     dynamic = {name: {0: batch} for name in _INPUTS}
-    with _quiet(), torch.no_grad():
+    with quiet(), torch.no_grad():
         program = torch.export.export(whole, _views(views, size, 2), dynamic_shapes=dynamic)
-        content, run = (_onnx if file.suffix == ONNX else _program)(program, text)
-        difference = _compare(file, whole, run, [_views(views, size, n) for n in _CHECKED_BATCHES])
+        content, run = write_onnx(program, _INPUTS, "logits", text) if file.suffix == ONNX else _program(program, text)
+        difference = compare_outputs(file, whole, run, [_views(views, size, n) for n in _CHECKED_BATCHES])
     with whole_file(file) as stream:
         stream.write(content)
     return difference
@@ -109,8 +110,20 @@ def _program(program: torch.export.ExportedProgram, preprocessing: str) -> tuple
     return stream.getvalue(), lambda img, bbox: module(img, bbox).numpy()
 
 
-def _onnx(program: torch.export.ExportedProgram, preprocessing: str) -> tuple[bytes, Outputs]:
-    """Content of the file, and the outputs of what it holds."""
+def write_onnx(
+    program: torch.export.ExportedProgram, inputs: Sequence[str], output: str, preprocessing: str
+) -> tuple[bytes, Outputs]:
+    """Content of an ONNX file, and the outputs of what it holds.
+
+    Args:
+        program: the model.
+        inputs: names of its inputs.
+        output: name of its output.
+        preprocessing: text to keep in the metadata.
+
+    Raises:
+        InputError: the weights are too large for such a file.
+    """
     import onnx
     import onnxruntime
 
@@ -118,7 +131,7 @@ def _onnx(program: torch.export.ExportedProgram, preprocessing: str) -> tuple[by
     if size >= _MAX_ONNX_BYTES:
         expected = f"a model of less than 2 GiB, which an {ONNX} file can hold"
         raise InputError("model", expected=expected, got=f"{size / 2**30:.1f} GiB", hint=f"Write a {PROGRAM} file.")
-    exported = torch.onnx.export(program, input_names=_INPUTS, output_names=["logits"], verbose=False, optimize=False)
+    exported = torch.onnx.export(program, input_names=inputs, output_names=[output], verbose=False, optimize=False)
     assert exported is not None
     proto = exported.model_proto
     onnx.helper.set_model_props(proto, {PREPROCESSING: preprocessing})
@@ -126,15 +139,20 @@ def _onnx(program: torch.export.ExportedProgram, preprocessing: str) -> tuple[by
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     taken = {one.name for one in session.get_inputs()}
 
-    def run(img: Tensor, bbox: Tensor) -> np.ndarray:
-        given = zip(_INPUTS, (img, bbox), strict=True)
-        logits: np.ndarray = session.run(None, {name: value.numpy() for name, value in given if name in taken})[0]
-        return logits
+    def run(*tensors: Tensor) -> np.ndarray:
+        given = zip(inputs, tensors, strict=True)
+        found: np.ndarray = session.run(None, {name: value.numpy() for name, value in given if name in taken})[0]
+        return found
 
     return content, run
 
 
-def _compare(file: Path, model: nn.Module, run: Outputs, batches: Sequence[tuple[Tensor, Tensor]]) -> float:
+def compare_outputs(file: Path, model: nn.Module, run: Outputs, batches: Sequence[tuple[Tensor, ...]]) -> float:
+    """Largest difference between the outputs of an exported model and of the model itself.
+
+    Raises:
+        InputError: it is more than 1e-4 of the largest output; names the file.
+    """
     logits = [model(*views).numpy() for views in batches]
     errors = [np.abs(run(*views) - expected).max() for views, expected in zip(batches, logits, strict=True)]
     difference, largest = float(np.max(errors)), max(float(np.abs(one).max()) for one in logits)
@@ -147,7 +165,7 @@ def _compare(file: Path, model: nn.Module, run: Outputs, batches: Sequence[tuple
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Suppress warnings and messages of the exporter on its own making."""
     log = logging.getLogger("torch.onnx")
     before = log.level

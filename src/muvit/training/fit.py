@@ -2,6 +2,7 @@
 
 import logging
 from argparse import Namespace
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -58,7 +59,7 @@ def train_segmenter(
     *,
     resume: bool = False,
     overwrite: bool = False,
-    callbacks: list[Callback] | None = None,
+    callbacks: Sequence[Callback] | None = None,
     slides: SlideSets | None = None,
 ) -> Path:
     """Train a model that labels pixels.
@@ -120,7 +121,7 @@ def train_classifier(
     *,
     resume: bool = False,
     overwrite: bool = False,
-    callbacks: list[Callback] | None = None,
+    callbacks: Sequence[Callback] | None = None,
 ) -> Path:
     """Train a classifier.
 
@@ -162,7 +163,7 @@ def train_classifier(
             recipe=recipe,
             slides=data.slides,
         ),
-        *(callbacks or []),
+        *(callbacks or ()),
     ]
     if run.early_stop is not None:
         keep.append(EarlyStopping(metric, mode="min" if metric == "val_loss" else "max", patience=run.early_stop))
@@ -177,7 +178,7 @@ def pretrain_mae(
     *,
     resume: bool = False,
     overwrite: bool = False,
-    callbacks: list[Callback] | None = None,
+    callbacks: Sequence[Callback] | None = None,
 ) -> Path:
     """Pre-train a masked autoencoder on unlabelled slides.
 
@@ -210,7 +211,7 @@ def pretrain_mae(
         SaveBestAndLast(
             output, data.preprocessing, metric="val_loss", lower_is_better=True, recipe=recipe, slides=data.slides
         ),
-        *(callbacks or []),
+        *(callbacks or ()),
     ]
     if val_crops is not None and run.pictures:
         keep.append(ReconstructionPictures(output / "pictures", val_crops, run.pictures))

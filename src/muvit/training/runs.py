@@ -36,6 +36,7 @@ from muvit.training.recipes import ClassifyRecipe, PretrainRecipe, Recipe
 from muvit.training.resume import SaveState, StateFiles, has_state, newest_state, unfit_state
 from muvit.training.run_config import RunConfig
 from muvit.training.slides import AnyRecipe, complete
+from muvit.workers import exit_with_parent
 
 RECIPE = "recipe.yaml"
 SLIDES = "slides.csv"
@@ -158,6 +159,8 @@ def fit(
         CheckpointError: the state to resume from is that of another run.
     """
     run = recipe.run
+    if not is_first_process():
+        exit_with_parent()  # the process that has started this one, or a launcher
     with quiet(), stoppable(output):
         often = log_interval(data.train_dataloader(), run.devices * run.num_nodes)
         trainer = build_trainer(run, output, callbacks, data=data, log_every_n_steps=often)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from muvit.data.synthetic.images import fractal_noise
+from muvit.data.synthetic.perlin import fractal_noise
 
 
 def test_gradient_noise_equals_its_definition():

@@ -199,17 +199,38 @@ class FakeClient:
         return future
 
 
-def test_a_block_is_tried_four_times_and_then_listed(work, tmp_path):
+def begun_job(work, tmp_path):
     model, slide = Segmenter.from_folder(work / "model"), OmeZarrSlide(work / "image.ome.zarr")
     options = PredictOptions(block_px=32)
     job = plan_prediction(model, slide, tmp_path / "a.ome.zarr", PREPROCESSING, options=options)
     assert job.store.begin()
+    return job
+
+
+def test_a_block_is_tried_four_times_and_then_listed(work, tmp_path):
+    job = begun_job(work, tmp_path)
     client, execution = FakeClient({1: 3, 2: 4}), Execution(backend="dask")
     with job.store.ledger() as ledger:
         with pytest.raises(MuViTError, match=r"1 of 3 blocks failed 4 times each\. block 2: bad luck with 2"):
             _distribute(client, job, [0, 1, 2], execution, ledger, lambda _: None, workerless_s=1)
         assert set(ledger.entries) == {"block 0", "block 1"}
     assert [client.calls.count(number) for number in range(3)] == [1, 4, 4]
+
+
+def test_a_lost_scheduler_ends_the_run_and_one_that_is_not_there_does_not_begin_it(work, tmp_path, capfd):
+    class Lost(FakeClient):
+        def nthreads(self):
+            raise OSError("Timed out trying to connect")
+
+    job = begun_job(work, tmp_path)
+    with (
+        job.store.ledger() as ledger,
+        pytest.raises(MuViTError, match=r"the scheduler of the cluster was lost \(OSError: Timed out"),
+    ):
+        _distribute(Lost({}), job, [1], Execution(backend="dask"), ledger, lambda _: None, workerless_s=1)
+    capfd.readouterr()
+    assert predict(work, tmp_path / "out", "--backend", "dask", "--scheduler", "nowhere://a") == 1
+    assert "muvit: scheduler: expected the address of a running Dask scheduler, got " in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(("room", "state"), [(0, "missing"), (1, "missing"), (6, "missing"), (70, "unfinished")])
@@ -313,3 +334,6 @@ def test_no_process_of_a_device_outlives_its_run(work, tmp_path, monkeypatch, ca
     assert multiprocessing.active_children() == []
     status = prediction_status(tmp_path / "image.ome.zarr")
     assert (status.state, status.blocks < status.num_blocks) == ("unfinished", True)
+    monkeypatch.undo()
+    assert predict(work, tmp_path) == 0
+    assert hashes(tmp_path) == hashes(work / "whole")

@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from muvit.data.pyramids.ngff import Color
 from muvit.data.pyramids.spec import WholeLevel
 from muvit.data.pyramids.writer import PyramidWriter
-from muvit.durable import scratch_folder, swap_in, write_whole
+from muvit.durable import scratch_folder, swap_in, without_flushing, write_whole
 from muvit.errors import ExistsError, InputError
 from muvit.progress import Progress
 from muvit.workers import without_interrupts, worker_pool
@@ -120,7 +120,7 @@ def write_data_set(
             for kind in ("images", "labels"):
                 (scratch / split / kind).mkdir(parents=True)
         jobs = [(index, scratch / split) for split, chosen in indices.items() for index in chosen]
-        write_pairs(jobs, draw, store, workers=workers, progress=progress)
+        write_pairs(jobs, draw, store, workers=workers, flush_each=False, progress=progress)
         folder.mkdir(exist_ok=True)
         (folder / RECORD_NAME).unlink(missing_ok=True)
         for split in indices:
@@ -135,6 +135,7 @@ def write_pairs(
     store: Store,
     *,
     workers: int | None = None,
+    flush_each: bool = True,
     progress: Progress | None = None,
 ) -> None:
     """Draw images and store each with its label as ``{images,labels}/<index>.ome.zarr`` below its folder.
@@ -145,12 +146,13 @@ def write_pairs(
         store: how they are stored.
         workers: number of processes, by default one per CPU core. They are spawned, so a script that calls this with
             more than one must guard its own start by ``if __name__ == "__main__"``.
+        flush_each: have each image on disk before the next; false leaves that to the caller.
         progress: called with the number of images done and of all after each image.
 
     Raises:
         InputError: ``workers`` is not positive.
     """
-    write = partial(_write_pair, draw=draw, store=store)
+    write = partial(_write_pair, draw=draw, store=store, flush_each=flush_each)
     with _mapping(min(_checked_workers(workers), len(jobs))) as apply:
         for done, _ in enumerate(apply(write, jobs), start=1):
             if progress is not None:
@@ -179,13 +181,14 @@ def _checked_workers(workers: int | None) -> int:
     return workers
 
 
-def _write_pair(job: tuple[int, Path], draw: Draw, store: Store) -> None:
+def _write_pair(job: tuple[int, Path], draw: Draw, store: Store, flush_each: bool) -> None:
     index, folder = job
     image, label = draw(index)
     levels = [_grey(level) for level in image] if isinstance(image, list) else [_grey(image)]
     names: dict[str, Any] = {"label_names": store.label_names, "label_colors": store.label_colors}
-    _write(folder / "images" / f"{index:05d}.ome.zarr", levels, "image", store, channel_names=("cells",))
-    _write(folder / "labels" / f"{index:05d}.ome.zarr", [label], "label", store, **names)
+    with nullcontext() if flush_each else without_flushing():
+        _write(folder / "images" / f"{index:05d}.ome.zarr", levels, "image", store, channel_names=("cells",))
+        _write(folder / "labels" / f"{index:05d}.ome.zarr", [label], "label", store, **names)
 
 
 def _grey(image: Pixels) -> Pixels:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
 from muvit.data.synthetic.folders import Store, describe, split_indices, write_data_set
-from muvit.data.synthetic.images import fractal_noise
+from muvit.data.synthetic.perlin import fractal_noise
 from muvit.errors import InputError
 from muvit.progress import Progress
 

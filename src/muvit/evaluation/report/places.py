@@ -79,7 +79,7 @@ def find_places(
 
 
 def _score_windows(
-    result: Evaluation, truth: NDArray[np.generic], prediction: NDArray[np.generic]
+    result: Evaluation, truth: NDArray[np.integer], prediction: NDArray[np.integer]
 ) -> list[tuple[float, NDArray[np.int64]]]:
     """Scores and boxes of the squares of a label image that hold foreground."""
     side = max(1, min(truth.shape) // _WINDOW_FRACTION)

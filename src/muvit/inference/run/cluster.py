@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from muvit.data.slides.slide import Slide
-from muvit.errors import InputError, MuViTError
+from muvit.errors import InputError, MuViTError, first_line
 from muvit.inference.run.blocks import BlockMaker, CountTiles, Job, Setup
 from muvit.inference.run.execution import Execution
 from muvit.inference.run.plan import hash_model
@@ -66,7 +66,12 @@ def run_dask(job: Job, blocks: Sequence[int], execution: Execution, ledger: Ledg
         ) from error
     _save_model(job)
     if execution.scheduler is not None:
-        with Client(execution.scheduler) as client:
+        try:
+            client = Client(execution.scheduler)
+        except (OSError, ValueError) as error:
+            expected = "the address of a running Dask scheduler"
+            raise InputError("scheduler", expected=expected, got=first_line(error)) from error
+        with client:
             _distribute(client, job, blocks, execution, ledger, count, workerless_s=math.inf)
         return
     num_devices = 1 if execution.device is None else len(execution.device.split(","))
@@ -111,7 +116,8 @@ def _distribute(
     """Submit blocks, as many at a time as there are workers, and record those that are done.
 
     Raises:
-        MuViTError: blocks failed in every attempt, or the cluster had no worker for ``workerless_s``.
+        MuViTError: blocks failed in every attempt, the scheduler is lost, or the cluster had no worker for
+            ``workerless_s``.
     """
     last_seen = time.monotonic()
     waiting, failures, failed = deque(blocks), Counter[int](), dict[int, BaseException]()
@@ -128,7 +134,7 @@ def _distribute(
         devices=(None,) if execution.device is None else tuple(execution.device.split(",")),
     )
     while waiting or running:
-        capacity = sum(client.nthreads().values())
+        capacity = _capacity(client, path)
         last_seen = time.monotonic() if capacity else last_seen
         if time.monotonic() - last_seen > workerless_s:
             raise MuViTError(f"{path}: all workers of the cluster died, and none came back in {workerless_s:g} s")
@@ -152,6 +158,18 @@ def _distribute(
     if failed:
         listed = "; ".join(f"block {number}: {error}" for number, error in sorted(failed.items()))
         raise MuViTError(f"{path}: {len(failed)} of {len(blocks)} blocks failed {RETRIES + 1} times each. {listed}")
+
+
+def _capacity(client: Any, path: Path) -> int:
+    """Number of threads of all workers.
+
+    Raises:
+        MuViTError: the scheduler is lost.
+    """
+    try:
+        return sum(client.nthreads().values())
+    except (OSError, RuntimeError) as error:  # the client has waited for it
+        raise MuViTError(f"{path}: the scheduler of the cluster was lost ({first_line(error)}).") from error
 
 
 def _save_model(job: Job) -> None:
