@@ -46,7 +46,7 @@ def draw_points(trained: TrainedModel[Segmenter], data: Path, count: int, seed: 
     """Points on cells, each in a crop of its own."""
     levels = trained.model.views.levels
     config = trained.preprocessing.crops(levels, num_classes=trained.model.num_classes)
-    pairs = open_labelled_folder(data, levels, levels[:1], None, trained.preprocessing.size)
+    pairs = open_labelled_folder(data, levels, levels[:1], None, trained.preprocessing.pixels)
     crops = NestedCrops(
         pairs, config, samples_per_epoch=count, seed=seed, balance="foreground", foreground_fraction=1.0
     )
