@@ -178,6 +178,8 @@ def test_the_command_writes_a_recipe_that_trains(folder, tmp_path, monkeypatch, 
     assert main(["init", str(folder), "--output", str(file)]) == 0
     out = capfd.readouterr().out
     assert "1 slides (.png) of 320 x 480 px" in out and out.endswith(f"{file}\n")
+    with Image.open(tmp_path / "recipe.png") as picture:  # three samples of two levels with their labels, each twice
+        assert picture.height > 3 * 256 and np.asarray(picture).std() > 0
     values = yaml.safe_load(file.read_text())
     assert values["data"]["val"] == str(folder / "val") and values["model"]["encoder"]["levels"] == [1, 4]
     step = ["--data.samples_per_epoch", "2", "--data.batch_size", "2", "--data.val_samples", "2", "--run.epochs", "1"]

@@ -16,7 +16,9 @@ def add_arguments(parser: ArgumentParser) -> None:
         type=Path,
         help="folder with images and labels to train on, or with such folders train and val; or a table of slides",
     )
-    parser.add_argument("--output", type=Path, required=True, help="recipe to write")
+    parser.add_argument(
+        "--output", type=Path, required=True, help="recipe to write; beside it, a picture of its first samples (.png)"
+    )
     parser.add_argument(
         "--val", type=Path | None, default=None, help="folder to validate on (default: val beside train)"
     )
@@ -27,13 +29,16 @@ def add_arguments(parser: ArgumentParser) -> None:
         help="pre-trained model to start from; its levels and sizes are taken (default: none)",
     )
     parser.add_argument("--hours", type=float, default=1.0, help="time to train for, on this machine")
-    parser.add_argument("--overwrite", action="store_true", help="replace a recipe that is there already")
+    parser.add_argument("--overwrite", action="store_true", help="replace a recipe or picture that is there already")
 
 
 def run(arguments: Namespace) -> None:
-    """Look at the data, measure the machine, write the recipe and print what was found."""
-    if arguments.output.exists() and not arguments.overwrite:
-        raise ExistsError(arguments.output)
+    """Look at the data, measure the machine, write recipe and picture, and print what was found."""
+    picture = arguments.output.with_suffix(".png")
+    for file in (arguments.output, picture):
+        if file.exists() and not arguments.overwrite:
+            raise ExistsError(file)
+    from muvit.cli.samples import write_samples
     from muvit.errors import InputError
     from muvit.models.trained import load_encoder
     from muvit.training.proposal import describe, propose, render, this_machine
@@ -55,7 +60,8 @@ def run(arguments: Namespace) -> None:
         *facts,
     ]
     write_whole(arguments.output, render(choices, head).encode())
-    print(*facts, arguments.output, sep="\n")
+    write_samples(arguments.output, picture)
+    print(*facts, picture, arguments.output, sep="\n")
 
 
 def _folders(data: Path, val: Path | None) -> tuple[Path, Path | None]:

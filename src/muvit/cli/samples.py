@@ -39,13 +39,18 @@ def run(arguments: Namespace) -> None:
         if arguments[name] < 1:
             raise InputError(name, expected="a whole number of at least 1", got=arguments[name])
 
+    write_samples(arguments.recipe, output, task=arguments.task, count=arguments.count, size=arguments.size)
+    print(output)
+
+
+def write_samples(recipe: Path, output: Path, *, task: str = "train", count: int = 3, size: int = 256) -> None:
+    """Write the picture of a recipe's first samples; arguments as of the verb."""
     from muvit.durable import whole_file
     from muvit.training.samples import draw_samples
 
-    picture = draw_samples(_open(arguments.recipe, arguments.task), arguments.count, size=arguments.size)
+    picture = draw_samples(_open(recipe, task), count, size=size)
     with whole_file(output) as stream:
         picture.save(stream, format="png")
-    print(output)
 
 
 def _open(file: Path, task: str) -> "AnyData":

@@ -66,13 +66,27 @@ def run(tmp_path):
         log = folder / "logs" / f"version_{version}" / "metrics.csv"
         log.parent.mkdir(parents=True)
         with log.open("w", newline="") as lines:
-            names = ["epoch", "step", "train_loss", "val_loss", "val_mdsc", "val_dice/cell", "lr-AdamW"]
+            names = [
+                "epoch",
+                "step",
+                "train_loss",
+                "val_loss",
+                "val_mdsc",
+                "val_dice/cell",
+                "val_loss/level_4",
+                "lr-AdamW",
+            ]
             writer = csv.DictWriter(lines, names)
             writer.writeheader()
             for step in steps:
                 values = {"train_loss": 1 / (step + 1), "lr-AdamW": 1e-3}
                 if step % 10 == 9:
-                    values |= {"val_loss": 0.5, "val_mdsc": 0.9 - abs(step - 29) / 100, "val_dice/cell": 0.7}
+                    values |= {
+                        "val_loss": 0.5,
+                        "val_mdsc": 0.9 - abs(step - 29) / 100,
+                        "val_dice/cell": 0.7,
+                        "val_loss/level_4": 0.3,
+                    }
                 writer.writerow({"epoch": step // 10, "step": step} | values)
     scores = {"val_mdsc": 0.9, "val_dice/cell": 0.7125}
     card = ModelCard(
@@ -92,7 +106,7 @@ def test_the_page_of_a_run_shows_curves_scores_pictures_and_recipe(run):
     page = check(write_run_page(run, 75.0).read_text())
     assert page.text.count("Training run first") == 2  # title and headline
     assert "40 steps in 1 min 15 s. The best mDSC, 0.900, was reached after step 29." in page.text
-    assert page.tags.count("svg") == 4 and "Learning rate" in page.text
+    assert page.tags.count("svg") == 5 and "Learning rate" in page.text
     assert "cell 0.8889 0.800 to 1.000" in page.text and "glass 12 pixels 83.3% 16.7%" in page.text
     assert "Validation crops after epoch 3, whose weights were kept" in page.text and "1,234" in page.text
     assert "data: {train: <here>}" in page.text and environment()["torch"] in page.text
@@ -168,6 +182,13 @@ def test_the_page_of_scores_has_classes_with_intervals_and_the_confusion():
     assert all(name in page.text for name in ("s0", "s1", "s2", "Confusion", "96 pixels"))
     alone = check(scores_page(evaluate_slides(pairs[:1], 2), bootstrap))
     assert "interval" not in alone.text.replace("Of the pixels", "")
+
+
+def test_pages_tell_the_command_that_made_them(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["/bin/muvit", "study", "noise", "a b"])
+    assert environment()["command"] == "muvit study noise 'a b'"
+    monkeypatch.setattr("sys.argv", ["own_script.py"])
+    assert "command" not in environment()
 
 
 def test_shares_of_a_confusion_matrix_are_of_the_true_class():

@@ -5,7 +5,10 @@ import io
 import math
 import platform
 import re
+import shlex
+import sys
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from html import escape
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -182,8 +185,11 @@ def details(title: str, text: str) -> str:
 
 
 def environment() -> dict[str, str]:
-    """Versions of the software that this process runs on."""
-    found = {"muvit": __version__, "Python": platform.python_version(), "system": platform.system()}
+    """Versions of the software that this process runs on, the time, and the command if it is one of muvit."""
+    found = {"written": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")}
+    if Path(sys.argv[0]).name in ("muvit", "__main__.py"):
+        found["command"] = shlex.join(["muvit", *sys.argv[1:]])
+    found |= {"muvit": __version__, "Python": platform.python_version(), "system": platform.system()}
     for package in _PACKAGES:
         try:
             found[package] = version(package)

@@ -39,7 +39,7 @@ _CHARTS = {
     "Loss": ("train_loss", "val_loss"),
     "Validation scores": ("val_mdsc", "val_mean_iou", "val_mean_foreground_iou", "val_accuracy"),
 }
-_PER_CLASS = "val_dice/"
+_PER_CLASS, _PER_LEVEL = "val_dice/", "val_loss/"
 
 
 def write_page(file: Path, text: str) -> None:
@@ -97,6 +97,8 @@ def write_run_page(run: Path, seconds: float | None = None, *, is_live: bool = F
     ]
     per_class = {name.removeprefix(_PER_CLASS): curve for name, curve in curves.items() if name.startswith(_PER_CLASS)}
     charts.append(parts.line_chart(per_class, xlabel="step", title="Validation Dice of each class"))
+    per_level = {n.removeprefix(_PER_LEVEL): curve for n, curve in curves.items() if n.startswith(_PER_LEVEL)}
+    charts.append(parts.line_chart(per_level, xlabel="step", title="Validation loss of each level"))
     rates = {name: curve for name, curve in curves.items() if name.startswith("lr")}
     charts.append(parts.line_chart(rates, xlabel="step", title="Learning rate"))
     best = next((run / name for name in ("best", "last") if (run / name / CARD).is_file()), None)
