@@ -8,7 +8,9 @@ are left out.
 
     python benchmarks/suggest.py --data data/mouse_sections --output runs/suggest
 
-The model is small, and sees levels 4 and 16 of the sections, so that all seven trainings take minutes.
+The model is small, and sees levels 4 and 16 of the sections, so that all six trainings take minutes. With ``--errors
+MODEL`` nothing is trained: how many pixels of a trained model's labels are wrong is measured in the regions that are
+proposed on the held-out sections, and in random ones.
 """
 
 import argparse
@@ -124,6 +126,39 @@ def propose(run: Path, slides: Sequence[Slide], count: int, side: int, taken: Re
     return chosen
 
 
+def compare_errors(model: Path, data: Path, output: Path, side: int, share: float, seed: int) -> list[list[str]]:
+    """Share of wrong pixels in proposed regions of labelled sections, by diversity, and in random regions."""
+    trained = load_model(model, kind=SegmentationModel)
+    slides = [open_slide(file) for file in image_files([data])]
+    truth = {s.name: open_slide(data / "labels" / s.path.name).read(1, (0, 0), s.shape)[0] for s in slides}
+    count = round(share * sum(slide.shape[0] * slide.shape[1] for slide in slides) / side**2)
+
+    def wrong(regions: Regions) -> float:
+        parts = [
+            (predicted[name][cut] != truth[name][cut])[truth[name][cut] != IGNORED]
+            for name, boxes in regions.items()
+            for cut in (np.s_[int(b[0]) : int(b[2]), int(b[1]) : int(b[3])] for b in boxes)
+        ]
+        return float(np.concatenate(parts).mean())
+
+    chosen: dict[str, Regions] = {}
+    for diversity in (0.0, 1.0):
+        config = SuggestConfig(n=count, region_px=side, spacing=0, diversity=diversity)
+        regions: Regions = {}
+        for one in suggest_regions(trained, slides, output, config):
+            regions.setdefault(one.slide, []).append(one.box)
+        chosen[f"proposed, diversity {diversity:g}"] = regions
+    predicted = {s.name: open_slide(output / f"{s.name}.ome.zarr").read(1, (0, 0), s.shape)[0] for s in slides}
+    rng = np.random.default_rng(seed)
+    draws = [wrong(random_regions(slides, count, side, {}, rng)) for _ in range(20)]
+    everywhere: Regions = {slide.name: [(0, 0, *map(float, slide.shape))] for slide in slides}
+    rows = [[name, f"{wrong(regions):.3f}"] for name, regions in chosen.items()]
+    rows.append(
+        ["random on tissue, mean and range of 20 draws", f"{np.mean(draws):.3f} ({min(draws):.3f} to {max(draws):.3f})"]
+    )
+    return [*rows, ["everywhere", f"{wrong(everywhere):.3f}"]]
+
+
 def main() -> None:
     """Train all rounds that are not done yet, and print a table in Markdown."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -136,7 +171,13 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=0.1, help="of the area of all sections, labelled in each round")
     parser.add_argument("--region_px", type=int, default=128)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--errors", type=Path, metavar="MODEL", help="measure the errors of this model instead")
     arguments = parser.parse_args()
+    if arguments.errors is not None:
+        chosen = (arguments.region_px, arguments.share, arguments.seed)
+        rows = compare_errors(arguments.errors, arguments.data / "test", arguments.output / "errors", *chosen)
+        print(markdown_table(["regions", "share of wrong pixels"], rows))
+        return
     recipe = small_recipe(arguments)
     slides = [open_slide(file) for file in image_files([arguments.data / "train"])]
     side = arguments.region_px

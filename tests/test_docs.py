@@ -94,7 +94,7 @@ def snippets(page: Path) -> list[Snippet]:
     ]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What a reader has before the first command: own pictures, names for the values of their masks, an old model."""
     folder = tmp_path_factory.mktemp("reader")

@@ -10,9 +10,10 @@ from muvit.models.layers.attention import Attention, attention_weights, level_sp
 from muvit.models.segmenter import Segmenter, SegmenterConfig
 
 
-def segmenter(**changes):
+def segmenter(mode="all", **changes):
     torch.manual_seed(0)
-    encoder = EncoderConfig(in_channels=2, levels=(1, 4), patch_size=4, dim=32, num_layers=3, heads=2)
+    sizes = {"in_channels": 2, "levels": (1, 4), "patch_size": 4, "dim": 32, "num_layers": 3, "heads": 2}
+    encoder = EncoderConfig(**sizes, attention_mode=mode)
     small = {"decoder_widths": (8, 8, 4), "stem_width": 4, "query_heads": 2, "num_queries": 4} | changes
     model = Segmenter(SegmenterConfig(encoder=encoder, num_classes=3, **small)).eval()
     with torch.no_grad():
@@ -103,8 +104,9 @@ def test_the_gradient_reaches_the_maps_and_weighs_them():
     torch.testing.assert_close(relevance[0], (full - torch.eye(16, 32)).sum(0))
 
 
-def test_a_hidden_token_has_no_influence_on_others():
-    model, img, bbox = segmenter()
+@pytest.mark.parametrize("mode", ["all", "coarse_to_fine"])
+def test_a_hidden_token_has_no_influence_on_others(mode):
+    model, img, bbox = segmenter(mode)
     hidden = torch.zeros(1, 32, dtype=torch.bool)
     hidden[:, 20] = True
     changed = img.clone()

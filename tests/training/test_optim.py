@@ -1,4 +1,3 @@
-import copy
 import math
 from itertools import pairwise
 
@@ -9,7 +8,7 @@ from torch import nn
 from muvit.errors import InputError
 from muvit.models.encoder import EncoderConfig
 from muvit.models.segmenter import Segmenter, SegmenterConfig
-from muvit.training.optim import Joined, OptimConfig, build_optimizer, build_schedule
+from muvit.training.optim import OptimConfig, build_optimizer, build_schedule
 
 
 @pytest.fixture(scope="module")
@@ -116,62 +115,3 @@ def test_settings_that_do_not_fit_are_refused(field, value):
 def test_the_defaults_are_the_papers():
     config = OptimConfig()
     assert (config.lr, config.encoder_lr_factor, config.gradient_clip) == (1e-4, 0.1, 0.5)
-
-
-MUON = OptimConfig(optimizer="muon", lr=1e-2, weight_decay=0.1, encoder_lr_factor=0.5)
-
-
-def learning(model, optimizer, num_steps):
-    """Steps on gradients that follow from the weights and their number."""
-    for step in range(num_steps):
-        for i, p in enumerate(p for p in model.parameters() if p.requires_grad):
-            p.grad = torch.cos(100 * p.detach() + i + step)
-        optimizer.step()
-
-
-def test_muon_takes_linear_layers_and_adamw_the_others(model):
-    optimizer = build_optimizer(model, model.encoder, MUON)
-    assert isinstance(optimizer, Joined)
-    muon, adamw = ({id(p) for group in part.param_groups for p in group["params"]} for part in optimizer.parts)
-    linear = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear)}
-    assert muon == linear
-    assert adamw == {id(p) for p in model.parameters() if p.requires_grad} - linear
-    assert [group["lr"] for group in optimizer.param_groups] == [5e-3, 1e-2, 5e-3, 1e-2]
-    convolutions = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
-    assert isinstance(build_optimizer(convolutions, None, MUON), torch.optim.AdamW)
-
-
-def test_a_step_of_muon_turns_a_matrix_as_far_as_one_of_adamw():
-    torch.manual_seed(0)
-    layer = nn.Linear(48, 16)
-    before = layer.weight.detach().clone()
-    optimizer = build_optimizer(layer, None, MUON)
-    layer.weight.grad, layer.bias.grad = torch.randn(16, 48), torch.randn(16)
-    optimizer.step()
-    moved = before * (1 - 1e-2 * 0.1) - layer.weight.detach()
-    stretch = torch.linalg.svdvals(moved) / (1e-2 * 0.2 * math.sqrt(48))
-    # a few Newton-Schulz steps bring singular values near 1; entries move by 0.2 lr on average, as in AdamW
-    assert (stretch > 0.6).all() and (stretch < 1.3).all()
-    assert (torch.linalg.svdvals(layer.weight.grad) / torch.linalg.svdvals(layer.weight.grad).mean()).max() > 1.3
-
-
-def test_joined_optimisers_follow_one_schedule_and_resume_where_they_were(model):
-    runs = [copy.deepcopy(model) for _ in range(2)]
-    whole = build_optimizer(runs[0], runs[0].encoder, MUON)
-    schedule = build_schedule(whole, 10, 0.5)
-    assert [group["lr"] for part in whole.parts for group in part.param_groups] == [1e-3, 2e-3, 1e-3, 2e-3]
-    learning(runs[0], whole, 2)
-    schedule.step()
-    assert [group["lr"] for part in whole.parts for group in part.param_groups] == [2e-3, 4e-3, 2e-3, 4e-3]
-    runs[1].load_state_dict(runs[0].state_dict())
-    resumed = build_optimizer(runs[1], runs[1].encoder, MUON)
-    resumed.load_state_dict(copy.deepcopy(whole.state_dict()))
-    learning(runs[0], whole, 2)
-    learning(runs[1], resumed, 2)
-    for a, b in zip(runs[0].parameters(), runs[1].parameters(), strict=True):
-        assert torch.equal(a, b)
-    # without the state it is another run
-    forgetful = build_optimizer(runs[1], runs[1].encoder, MUON)
-    learning(runs[0], whole, 1)
-    learning(runs[1], forgetful, 1)
-    assert not torch.equal(runs[0].encoder.layers[0].attn.qkv.weight, runs[1].encoder.layers[0].attn.qkv.weight)

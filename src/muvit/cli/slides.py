@@ -46,6 +46,15 @@ def selection(arguments: Namespace) -> dict[str, Any]:
     return {name: arguments[name] for name in ("series", "z", "t", "channels")}
 
 
+def open_selected(arguments: Namespace, path: Path, *, backend: str = "local") -> "Slide":
+    """Open a slide as these arguments say; for workers of Dask, which start elsewhere, by its whole path."""
+    from muvit.data.pyramids.remote import as_remote
+    from muvit.data.slides.open import open_slide
+
+    place = path.resolve() if backend == "dask" and as_remote(path) is None else path
+    return open_slide(place, pixel_size_um=arguments.pixel_size_um, **selection(arguments))
+
+
 def add_nonfinite(parser: ArgumentParser) -> None:
     """Add the option that says what becomes of pixels that are NaN or infinite."""
     parser.add_argument(
@@ -61,15 +70,6 @@ def with_nonfinite(preprocessing: "Preprocessing", arguments: Namespace) -> "Pre
     if arguments.nonfinite is None:
         return preprocessing
     return replace(preprocessing, nonfinite=arguments.nonfinite)
-
-
-def open_selected(arguments: Namespace, path: Path, *, backend: str = "local") -> "Slide":
-    """Open a slide as these arguments say; for workers of Dask, which start elsewhere, by its whole path."""
-    from muvit.data.pyramids.remote import as_remote
-    from muvit.data.slides.open import open_slide
-
-    place = path.resolve() if backend == "dask" and as_remote(path) is None else path
-    return open_slide(place, pixel_size_um=arguments.pixel_size_um, **selection(arguments))
 
 
 def slide_targets(paths: Sequence[Path], output: Path, suffix: str) -> dict[Path, Path]:

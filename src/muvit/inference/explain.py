@@ -24,9 +24,9 @@ from muvit.models.segmenter import Segmenter
 from muvit.models.trained import TrainedModel, as_trained
 
 MAPS = {
-    "attention": "attention of the last block, mean of its heads",
-    "rollout": "attention rollout: content that reaches the token through all blocks",
-    "relevance": "gradient-weighted rollout: what raises the probability of the class",
+    "attention": "attention: last block, mean of its heads",
+    "rollout": "rollout: content that reaches the point",
+    "relevance": "relevance: what raises the class",
 }
 """Kinds of maps by name."""
 
@@ -109,7 +109,7 @@ def explain_point(
     """Explain the label that a model gives to one point of a slide.
 
     The finest view is centred on the point, as far as the image allows, and the coarser ones lie as in prediction.
-    Memory: about 12 bytes for each head, block and pair of tokens.
+    Attention of all blocks and its gradients are held at once, 8 bytes for each block, head and pair of tokens.
 
     Args:
         model: a multi-resolution segmenter; it is moved to ``device``. A `TrainedModel`, as `muvit.load_model` returns,

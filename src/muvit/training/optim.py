@@ -2,13 +2,12 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import islice
 from math import cos, pi, sqrt
 from typing import Annotated, Any, Literal
 
 import torch
 from torch import nn
-from torch.optim import AdamW, Muon, Optimizer
+from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR, LinearLR, ReduceLROnPlateau
 
 from muvit.checks import Bounds, NonNegative, Positive, Share, check_fields, freeze_lists
@@ -16,11 +15,8 @@ from muvit.checks import Bounds, NonNegative, Positive, Share, check_fields, fre
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """Optimiser and schedule; the defaults are the paper's for segmentation (MuViT supplement B)."""
+    """AdamW with a cosine schedule; the defaults are the paper's for segmentation (MuViT supplement B)."""
 
-    optimizer: Literal["adamw", "muon"] = "adamw"
-    """AdamW on all parameters; or Muon on the matrices of linear layers, in steps as long as AdamW's, and AdamW on the
-    others."""
     lr: Positive = 1e-4
     """Peak learning rate of the decoder."""
     encoder_lr_factor: NonNegative = 0.1
@@ -77,53 +73,21 @@ class PretrainOptimConfig:
         return 1e-4 * sqrt(total_batch / 128) if self.lr is None else self.lr
 
 
-def build_optimizer(model: nn.Module, encoder: nn.Module | None, config: OptimConfig) -> Optimizer:
-    """Optimiser of the trainable parameters of ``model``; those of its ``encoder`` have their own learning rate."""
+def build_optimizer(model: nn.Module, encoder: nn.Module | None, config: OptimConfig) -> AdamW:
+    """AdamW over the trainable parameters of ``model``; those of its ``encoder`` have their own learning rate."""
     in_encoder = set() if encoder is None else {id(p) for p in encoder.parameters()}
     named = list(model.named_parameters())
-    groups = [
-        *_groups(((n, p) for n, p in named if id(p) in in_encoder), config.lr * config.encoder_lr_factor, config),
-        *_groups(((n, p) for n, p in named if id(p) not in in_encoder), config.lr, config),
-    ]
-    return _adamw(groups) if config.optimizer == "adamw" else _muon(groups)
+    return _adamw(
+        [
+            *_groups(((n, p) for n, p in named if id(p) in in_encoder), config.lr * config.encoder_lr_factor, config),
+            *_groups(((n, p) for n, p in named if id(p) not in in_encoder), config.lr, config),
+        ]
+    )
 
 
 def build_pretrain_optimizer(model: nn.Module, config: PretrainOptimConfig, total_batch: int) -> AdamW:
     """AdamW over all parameters, for steps of ``total_batch`` samples over all devices."""
     return _adamw(_groups(model.named_parameters(), config.peak_lr(total_batch), config), betas=config.betas)
-
-
-class Joined(Optimizer):
-    """Several optimisers as one, each with its own parameter groups.
-
-    Args:
-        parts: the optimisers; from here on they share the groups and the state of this one.
-    """
-
-    def __init__(self, *parts: Optimizer) -> None:
-        self.parts = parts
-        super().__init__([group for part in parts for group in part.param_groups], {})
-        self._share()
-
-    def step(self, closure: Any = None) -> Any:
-        """One step of each part, after ``closure``, which computes the loss and its gradient."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for part in self.parts:
-            part.step()
-        return loss
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from a saved state."""
-        super().load_state_dict(state_dict)
-        self._share()
-
-    def _share(self) -> None:
-        groups = iter(self.param_groups)
-        for part in self.parts:
-            part.state, part.param_groups = self.state, list(islice(groups, len(part.param_groups)))
 
 
 def build_schedule(
@@ -177,16 +141,6 @@ _VECTORS = (
 
 def _is_matrix(name: str, parameter: nn.Parameter) -> bool:
     return parameter.ndim > 1 and name.rpartition(".")[2] not in _VECTORS
-
-
-def _muon(groups: list[dict[str, Any]]) -> Optimizer:
-    """Muon on matrices with two axes, AdamW on the rest of pairs of groups with and without weight decay."""
-    decayed, others = groups[::2], groups[1::2]
-    linear = [group | {"params": [p for p in group["params"] if p.ndim == 2]} for group in decayed]
-    kernels = [group | {"params": [p for p in group["params"] if p.ndim != 2]} for group in decayed]
-    rest = _adamw([*kernels, *others])
-    linear = [group for group in linear if group["params"]]
-    return Joined(Muon(linear, adjust_lr_fn="match_rms_adamw"), rest) if linear else rest
 
 
 _FUSED = ("cpu", "cuda")

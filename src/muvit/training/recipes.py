@@ -236,7 +236,8 @@ class Recipe:
     init: InitConfig | None = None
     """A pre-trained encoder to start from; unset, training starts from scratch."""
     preset: Preset = "paper"
-    """Values of model and optim that are left at their defaults: the paper's, or modern (see `with_preset`)."""
+    """Values of model.encoder that are left at their defaults: the paper's; or modern, with rotary_base from crop size
+    and levels and level_embed_std 0.02, which small models and worlds want."""
 
     upgrade = staticmethod(upgrade_recipe)
     kind_of = staticmethod(kind_of)
@@ -318,7 +319,8 @@ class PretrainRecipe:
     run: RunConfig = field(default_factory=RunConfig)
     """Duration, seed and devices."""
     preset: Preset = "paper"
-    """Values of model and optim that are left at their defaults: the paper's, or modern (see `with_preset`)."""
+    """Values of model.encoder that are left at their defaults: the paper's; or modern, with rotary_base from crop size
+    and levels and level_embed_std 0.02, which small models and worlds want."""
 
     upgrade = staticmethod(upgrade_recipe)
 
@@ -358,7 +360,8 @@ class ClassifyRecipe:
     init: InitConfig | None = None
     """A pre-trained encoder to start from; unset, training starts from scratch."""
     preset: Preset = "paper"
-    """Values of model and optim that are left at their defaults: the paper's, or modern (see `with_preset`)."""
+    """Values of model.encoder that are left at their defaults: the paper's; or modern, with rotary_base from crop size
+    and levels and level_embed_std 0.02, which small models and worlds want."""
 
     upgrade = staticmethod(upgrade_recipe)
 

@@ -21,7 +21,6 @@ from muvit.levels import Level
 from muvit.models.baselines import BaselineConfig
 from muvit.models.relay.config import RelayConfig
 from muvit.models.segmenter import SegmenterConfig
-from muvit.training.optim import OptimConfig
 from muvit.training.recipes import (
     ClassifyDataConfig,
     ClassifyRecipe,
@@ -67,11 +66,7 @@ def complete(recipe: AnyRecipe) -> AnyRecipe:
 
 def _with_preset(recipe: AnyRecipe) -> AnyRecipe:
     """The recipe with the values of the preset ``modern``, if that is its own, where it has the paper's."""
-    if recipe.preset == "paper":
-        return recipe
-    if isinstance(recipe.optim, OptimConfig):
-        recipe = replace(recipe, optim=_changed(recipe.optim, optimizer="muon"))
-    if isinstance(recipe.model, BaselineConfig | RelayConfig):
+    if recipe.preset == "paper" or isinstance(recipe.model, BaselineConfig | RelayConfig):
         return recipe
     encoder = recipe.model.encoder
     periods = encoder.periods(all_axes(recipe.data.crop_size, encoder.ndim))

@@ -254,7 +254,8 @@ def test_coarse_levels_of_scattered_rings_show_what_they_enclose_and_share_no_no
         inside, outside = pixels[offset < -level], pixels[offset > level]
         assert inside.mean() - outside.mean() == pytest.approx(SCATTERED.shade, abs=0.03)
         is_free = offset > SCATTERED.half_width_px + SCATTERED.warp_amplitude_px
-        assert abs(np.corrcoef(means[is_free], pixels[is_free])[0, 1]) < 0.3
+        changes = [np.diff(a)[is_free[:, 1:]] for a in (means, pixels)]  # but for the smooth background, a few waves
+        assert abs(np.corrcoef(*changes)[0, 1]) < 0.1
 
 
 def test_negative_index_is_refused():

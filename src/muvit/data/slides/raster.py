@@ -177,19 +177,19 @@ def _opened(path: Path) -> Image.Image:
         raise ReadError(path, expected="a PNG or JPEG image", got=first_line(error)) from error
 
 
+def _color_table(path: Path) -> np.ndarray[Any, Any]:
+    """Red, green and blue of each index ``(256, 3)`` of an image with a colour table."""
+    with _opened(path) as image:
+        table = np.frombuffer(bytes(image.getpalette() or ()), np.uint8).reshape(-1, 3)
+    return np.concatenate([table, np.zeros((256 - len(table), 3), np.uint8)])
+
+
 def _check_chunks(image: Image.Image) -> None:
     """Compare the chunks of a PNG with their checksums, which Pillow does not do when it decodes pixels."""
     try:
         image.verify()
     except SyntaxError as error:
         raise ValueError(first_line(error)) from error
-
-
-def _color_table(path: Path) -> np.ndarray[Any, Any]:
-    """Red, green and blue of each index ``(256, 3)`` of an image with a colour table."""
-    with _opened(path) as image:
-        table = np.frombuffer(bytes(image.getpalette() or ()), np.uint8).reshape(-1, 3)
-    return np.concatenate([table, np.zeros((256 - len(table), 3), np.uint8)])
 
 
 def _png_bit_depth(path: Path) -> int:

@@ -10,7 +10,8 @@ import math
 import multiprocessing
 import time
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -71,7 +72,7 @@ def run_dask(job: Job, blocks: Sequence[int], execution: Execution, ledger: Ledg
         except (OSError, ValueError) as error:
             expected = "the address of a running Dask scheduler"
             raise InputError("scheduler", expected=expected, got=first_line(error)) from error
-        with client:
+        with _quiet_client(), client:
             _distribute(client, job, blocks, execution, ledger, count, workerless_s=math.inf)
         return
     num_devices = 1 if execution.device is None else len(execution.device.split(","))
@@ -158,6 +159,20 @@ def _distribute(
     if failed:
         listed = "; ".join(f"block {number}: {error}" for number, error in sorted(failed.items()))
         raise MuViTError(f"{path}: {len(failed)} of {len(blocks)} blocks failed {RETRIES + 1} times each. {listed}")
+
+
+@contextmanager
+def _quiet_client() -> Iterator[None]:
+    """Let the client not log what it also raises, with its tracebacks."""
+    logs = [logging.getLogger(f"distributed.{part}") for part in ("client", "utils")]
+    levels = [log.level for log in logs]
+    for log in logs:
+        log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for log, level in zip(logs, levels, strict=True):
+            log.setLevel(level)
 
 
 def _capacity(client: Any, path: Path) -> int:
