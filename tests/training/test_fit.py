@@ -1,4 +1,5 @@
 import csv
+import json
 import os
 import shutil
 import signal
@@ -19,7 +20,7 @@ from muvit.data.slides.open import open_slide
 from muvit.data.synthetic.images import STORE, SyntheticConfig, write_synthetic
 from muvit.errors import ExistsError, InputError, MuViTError, ReadError
 from muvit.geometry import box_size
-from muvit.metrics import Scores
+from muvit.metrics import Scores, scores
 from muvit.models.baselines import BaselineConfig
 from muvit.models.card import read_card
 from muvit.models.encoder import EncoderConfig
@@ -116,6 +117,9 @@ def test_a_run_leaves_its_models_settings_logs_and_pictures(finished, recipe):
         assert recipe.data.train not in (output / name / "README.md").read_text()  # where it lies is nobody's business
     pictures = sorted((output / "pictures").iterdir())
     assert [f.name for f in pictures] == ["epoch_0000.png", "epoch_0001.png", "worst_and_best.png"]
+    detail, kept = json.loads((output / "validation.json").read_text()), read_card(output / "best").scores
+    confusion = np.sum([slide["confusion"] for slide in detail["slides"]], axis=0)
+    assert scores(confusion).mean_dice == pytest.approx(kept["val_mdsc"])  # of the weights that were kept
     with Image.open(pictures[0]) as picture:
         assert np.asarray(picture).std() > 0
     settings = yaml.safe_load((output / "recipe.yaml").read_text())
