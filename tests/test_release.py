@@ -13,6 +13,7 @@ from muvit.models.mae import DecoderConfig, MAEConfig, MuViTDecoder, MuViTMAE
 from muvit.models.masking import draw_mask
 
 TINY = {"in_channels": 2, "levels": (1, 4), "patch_size": 4, "dim": 32, "num_layers": 2, "heads": 2}
+PERIODS = {"rotary_base": (8.0, 128.0)}
 DECODER = {"in_channels": 24, "dim": 32, "num_layers": 2, "heads": 2}
 
 
@@ -37,6 +38,7 @@ def sample():
         (MuViTEncoder3d, MuViTEncoder, EncoderConfig(**TINY, ndim=3), TINY),
         (MuViTEncoder4d, MuViTEncoder, EncoderConfig(**TINY, ndim=4), TINY),
         (MuViTMAE2d, MuViTMAE, MAEConfig(encoder=EncoderConfig(**TINY)), TINY),
+        (MuViTMAE2d, MuViTMAE, MAEConfig(encoder=EncoderConfig(**TINY, **PERIODS)), TINY | PERIODS),
         (MuViTMAE3d, MuViTMAE, MAEConfig(encoder=EncoderConfig(**TINY, ndim=3)), TINY),
         (MuViTMAE4d, MuViTMAE, MAEConfig(encoder=EncoderConfig(**TINY, ndim=4)), TINY),
         (MuViTDecoder2d, MuViTDecoder, DecoderConfig(**DECODER), DECODER),

@@ -17,7 +17,8 @@ def through_a_dense_mask(encoder, img, bbox):
 
 @pytest.mark.parametrize("offset", [0.0, 1_000_000.0])
 @pytest.mark.parametrize("ndim, changes", [(2, {}), (2, {"rotary_mode": "shared"}), (2, {"patch_spacing": "corner"}),
-                                           (2, {"rotary_mode": "none"}), (3, {})])  # fmt: skip
+                                           (2, {"rotary_mode": "none"}), (2, {"rotary_base": (8.0, 128.0)}),
+                                           (3, {})])  # fmt: skip
 @torch.no_grad()
 def test_a_context_encoded_once_gives_what_masked_attention_over_all_views_gives(ndim, changes, offset):
     encoder, img, bbox = scene(ndim, offset=offset, side=16 if ndim == 2 else 8, **changes)

@@ -349,6 +349,8 @@ def test_shapes_that_do_not_fit_are_refused(img_shape, bbox_shape, message):
         ("attention_mode", "backwards"),
         ("ndim", 5),
         ("rotary_base", float("inf")),
+        ("rotary_base", (64.0, 8.0)),
+        ("rotary_base", (0.0, 8.0)),
         ("level_embed_std", -1.0),
         ("dropout", 1.5),
     ],
@@ -359,7 +361,7 @@ def test_settings_that_do_not_fit_are_refused(field, value):
 
 
 def test_a_saved_encoder_comes_back_equal(sample, tmp_path):
-    encoder = tiny(rotary_mode="shared")
+    encoder = tiny(rotary_mode="shared", rotary_base=(8.0, 128.0))
     encoder.save(tmp_path / "model")
     back = MuViTEncoder.from_folder(tmp_path / "model")
     assert asdict(back.config) == asdict(encoder.config)

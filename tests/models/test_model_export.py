@@ -18,6 +18,7 @@ from muvit.models.relay.segmenter import RelaySegmenter
 from muvit.models.segmenter import Segmenter, SegmenterConfig
 
 ENCODER = {"in_channels": 1, "levels": (1, 4), "patch_size": 2, "num_layers": 1, "dim": 16, "heads": 2}
+PERIODS = {"rotary_base": (4.0, 128.0)}
 SEGMENTER = {"encoder": EncoderConfig(**ENCODER), "num_classes": 2, "decoder_widths": (8, 4), "stem_width": 4}
 QUERIES = {"decoder": "mask2former", "num_queries": 2, "query_heads": 1, "query_layers": 1}
 RELAY = {"in_channels": 1, "num_classes": 2, "levels": (1, 4), "size": (16, 16)}
@@ -50,7 +51,7 @@ class Tokens(nn.Module):
 
 MODELS = {
     "encoder": Tokens,
-    "encoder of cached contexts": lambda: Tokens(attention_mode="coarse_to_fine"),
+    "encoder of cached contexts": lambda: Tokens(attention_mode="coarse_to_fine", **PERIODS),
     "mae": Reconstruction,
     "unetr": lambda: Segmenter(SegmenterConfig(**SEGMENTER)),
     "mask2former": lambda: Segmenter(SegmenterConfig(**SEGMENTER | QUERIES)),

@@ -101,7 +101,7 @@ def test_only_the_exchange_brings_what_stands_at_a_place(relay_tokens, exchange)
         "swinv2_tiny_window8_256", timm_options=options, relay_tokens=relay_tokens, exchange=exchange, **fields
     ).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0)
-    for step in range(60):
+    for step in range(40):
         optimizer.zero_grad()
         model.training_loss(place_task(model, step), cross_entropy)[0].backward()
         optimizer.step()
