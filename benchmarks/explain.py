@@ -5,8 +5,8 @@ hidden from all other tokens, in all blocks, and the probability of the class th
 compared with that before; random tenths, five for each point, are the reference. What is lost with all coarse tokens
 hidden is the most that there is to lose. Every seed draws other points, crops and random tokens.
 
-    muvit demo --output demo
-    python benchmarks/explain.py demo/runs/muvit_1_4 --data demo/data/test
+    muvit synthetic --kind scattered --size_px 512 --output data/scattered --train 1 --val 1 --test 16
+    python benchmarks/explain.py src/muvit/models/packaged/muvit-synthetic-small --data data/scattered/test
 """
 
 import argparse
@@ -108,7 +108,7 @@ def main() -> None:
     """Print a table in Markdown."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
-    parser.add_argument("--data", type=Path, default=Path("demo/data/test"))
+    parser.add_argument("--data", type=Path, default=Path("data/scattered/test"))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--points", type=int, default=200)
     arguments = parser.parse_args()

@@ -244,7 +244,8 @@ def result(verb: str, output: Path) -> dict[str, bytes]:
     names = {"train": "*/model.safetensors", "pretrain": "*/model.safetensors"}
     names |= {"train-classifier": "*/model.safetensors", "compare": "**/*.safetensors", "demo": "runs/**/*.safetensors"}
     names |= {"study": "noise.[cj]s*"}
-    files = sorted(path for path in output.glob(names.get(verb, "**/*")) if path.is_file())
+    found = output.glob(names.get(verb, "**/*"))
+    files = sorted(path for path in found if path.is_file() and path.suffix != ".html")  # pages name durations
     return {str(path.relative_to(output)): path.read_bytes() for path in files}
 
 

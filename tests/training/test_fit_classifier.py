@@ -14,6 +14,8 @@ from muvit.data.crops.placement import FreeViews
 from muvit.data.crops.preprocessing import Preprocessing
 from muvit.data.pyramids.writer import PyramidWriter
 from muvit.data.slides.open import open_slide
+from muvit.data.splits import SplitConfig
+from muvit.data.tables import read_column, write_slides
 from muvit.encoders import MuViTEncoder2d
 from muvit.errors import ExistsError, InputError
 from muvit.inference.classify import classify_slide
@@ -27,6 +29,7 @@ from muvit.training.fit import train_classifier
 from muvit.training.optim import OptimConfig
 from muvit.training.recipes import ClassifyDataConfig, ClassifyRecipe, InitConfig
 from muvit.training.run_config import RunConfig
+from muvit.training.slides import recipe_slides
 from muvit.training.tasks import ClassificationTask
 
 KINDS = ("along", "across", "plain")
@@ -262,3 +265,19 @@ def test_levels_that_a_slide_lacks_are_computed_as_a_pyramid_would_store_them(da
     )
     np.testing.assert_array_equal(found.crops, expected.crops)
     assert [message.count("`muvit convert --levels` would store them") for message in caplog.messages] == [1]
+
+
+def test_slides_are_divided_by_class_and_listed_in_tables(recipe, data, tmp_path):
+    split = change(recipe, "data", val=None, split=SplitConfig(val=0.5, by="slide"))
+    sets = recipe_slides(split)
+    classes = read_column(data / "slides.csv", "group")
+    for slides in (sets["train"], sets["val"]):
+        assert sorted(classes[slide.name] for slide in slides) == sorted(KINDS)
+    slides = [replace(one, split=name) for name in ("train", "val") for one in sets[name]]
+    write_slides(tmp_path / "slides.csv", slides)
+    listed = recipe_slides(change(recipe, "data", train=str(tmp_path / "slides.csv"), val=None))
+    assert [[one.name for one in listed[k]] for k in ("train", "val")] == [
+        [one.name for one in sets[k]] for k in ("train", "val")
+    ]
+    with pytest.raises(InputError, match=r"run\.folds: expected none, but in the training of a segmentation model"):
+        change(recipe, "run", folds=3)

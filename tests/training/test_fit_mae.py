@@ -1,8 +1,10 @@
 import csv
 import logging
+import shutil
 from argparse import Namespace
 from dataclasses import replace
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from torch.utils.data import DataLoader, default_collate
 from muvit.data.crops.augment import Augmentation
 from muvit.data.crops.dataset import MuViTDataset
 from muvit.data.crops.preprocessing import Preprocessing
+from muvit.data.splits import SplitConfig
 from muvit.data.synthetic.images import SyntheticConfig, write_synthetic
 from muvit.errors import ExistsError, InputError, ReadError
 from muvit.geometry import naive_boxes
@@ -27,6 +30,7 @@ from muvit.training.optim import PretrainOptimConfig, build_pretrain_optimizer, 
 from muvit.training.recipes import PretrainDataConfig, PretrainRecipe
 from muvit.training.run_config import RunConfig
 from muvit.training.runs import prepare_folder
+from muvit.training.slides import recipe_slides
 from muvit.training.tasks import PretrainTask
 
 TINY = {"levels": (1, 4), "patch_size": 4, "dim": 16, "num_layers": 1, "heads": 2, "dim_decoder": 16}
@@ -506,3 +510,15 @@ def test_a_training_step_never_waits_for_the_device(use_boxes, changes):
             task.on_train_batch_end(None, None, 0)
         finally:
             torch.cuda.set_sync_debug_mode("default")
+
+
+def test_pretraining_divides_its_slides(recipe, tmp_path):
+    source = Path(recipe.data.train) / "images"
+    (image,) = source.iterdir()
+    for number in range(4):
+        shutil.copytree(image, tmp_path / "images" / f"{number}.ome.zarr")
+    data = replace(recipe.data, train=str(tmp_path), val=None, split=SplitConfig(val=0.25, test=0.25, by="slide"))
+    sets = recipe_slides(replace(recipe, data=data))
+    assert [len(sets[name]) for name in ("train", "val", "test")] == [2, 1, 1]
+    with pytest.raises(InputError, match=r"run\.folds: expected none, but in the training of a segmentation model"):
+        replace(recipe, run=replace(recipe.run, folds=3))

@@ -186,6 +186,6 @@ def recipe(data: Path, seed: int = 0, *, quick: bool = False) -> "Recipe":
         ),
         # as long as the cells cannot be told apart, soft Dice favours one label for all of them and delays learning
         loss=LossConfig(dice_weight=0.0),
-        optim=OptimConfig(lr=1e-3, encoder_lr_factor=1.0),
+        optim=OptimConfig(lr=2e-3, encoder_lr_factor=1.0),
         run=RunConfig(epochs=2 if quick else 8, seed=seed, progress=False),
     )

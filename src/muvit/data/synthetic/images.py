@@ -117,7 +117,7 @@ class SyntheticConfig:
     @classmethod
     def scattered(cls) -> "SyntheticConfig":
         """The variant that no model solves without true boxes, for views of levels 1 and 8 (256 px of 2048 px)."""
-        return cls(layout="scattered", radius_px=(460.0, 620.0), warp_amplitude_px=160.0)
+        return cls(layout="scattered", radius_px=(430.0, 560.0), warp_amplitude_px=150.0)
 
     def at_size(self, size_px: int) -> "SyntheticConfig":
         """The same at another size of the image, all lengths in proportion: at 512 px a quarter, for crops of 64 px."""
