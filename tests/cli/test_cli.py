@@ -262,7 +262,7 @@ def test_a_run_is_resumed_and_its_result_named(work, capfd):
     out, complaints = said(capfd)
     assert out.split() == [str(work / "run" / "best")]
     assert complaints == []
-    assert len(list((work / "run" / "pictures").iterdir())) == 2
+    assert len(list((work / "run" / "pictures").glob("epoch_*.png"))) == 2
 
 
 # -- bad input ---------------------------------------------------------------------------------------------------------
