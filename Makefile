@@ -1,5 +1,5 @@
 # Everything sets itself up: a bare machine needs only Python 3.11+, pip, git and make.
-#   make demo          from nothing to a report with pictures (about ten minutes on two cores)
+#   make demo          from nothing to a report with pictures (about six minutes on two cores)
 #   make test          the test suite                  make check   format, lint, types, import rules
 #   make test-long     the tests that take longer
 #   make docs          the documentation site         make bench   the benchmarks that fit a CPU
