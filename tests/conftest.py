@@ -9,3 +9,7 @@ from hypothesis import settings
 # how long an example takes says nothing about whether the code is right, least of all on a busy machine
 settings.register_profile("muvit", deadline=None)
 settings.load_profile("muvit")
+
+# no machine fails while tests run: to wait for its disk takes a third of the time of tests that write pyramids. That
+# everything is flushed, and in which order, is tested by the calls (test_durable.py)
+os.fsync = lambda handle: None

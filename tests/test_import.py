@@ -97,11 +97,13 @@ TRAINS = {"torch", "lightning", "torchmetrics", "torchvision"}
         ("convert image.tif --output out", 0, TRAINS | {"matplotlib", "scipy"}),
         ("export labels.tif --geojson --output out", 0, TRAINS),
         ("evaluate labels.tif labels.tif --num_classes 2", 0, TRAINS | {"matplotlib"}),
-        *((f"{verb} --help", 0, TRAINS) for verb in ("info", "convert", "export", "evaluate", "prepare", "synthetic")),
-        *((f"{verb} --help", 0, TRAINS) for verb in ("classify", "study", "convert-checkpoint")),
+        *(
+            pytest.param(f"{verb} --help", 0, TRAINS, marks=pytest.mark.long)
+            for verb in ("info", "convert", "export", "evaluate", "prepare", "synthetic", "classify", "study")
+        ),
         *((f"{verb} --help", 0, TRAINS | {"scipy", "tensorstore"}) for verb in ("predict", "features", "demo")),
         ("train --help", 0, TRAINS - {"torch"}),
-        ("compare --help", 0, TRAINS - {"torch"}),
+        pytest.param("compare --help", 0, TRAINS - {"torch"}, marks=pytest.mark.long),
         ("train --config broken.yaml --output out", 2, TRAINS),
         ("train --config typo.yaml --output out", 2, TRAINS - {"torch"}),
         ("train --config huge.yaml --output out", 1, TRAINS - {"torch"}),

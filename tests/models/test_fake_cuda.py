@@ -269,7 +269,9 @@ BASELINES = {
 }
 
 
-@pytest.mark.parametrize("name", BASELINES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.long] * (name != "unet")) for name in BASELINES]
+)
 def test_baselines(name):
     task = {"in_channels": 1, "num_classes": 3, "levels": (1, 4)}
     segment(Baseline(BaselineConfig(**task, **BASELINES[name])), 64, 64)

@@ -29,6 +29,14 @@ def test_curves_are_read_in_the_order_of_the_runs_parts(tmp_path):
     }
 
 
+@pytest.mark.parametrize("content", ["", "epoch,st", "epoch,st0,9,1.5\n0,19,1.25\n", "epoch,step,train_loss\n0,19,1."])
+def test_a_log_that_a_full_disk_cut_is_read_as_far_as_it_is_whole(tmp_path, content):
+    log(tmp_path, 0, [{"step": 9, "train_loss": 1.5}])
+    (tmp_path / "logs" / "version_1").mkdir()
+    (tmp_path / "logs" / "version_1" / "metrics.csv").write_text(content)
+    assert read_curves(tmp_path, ("train_loss",)) == {"train_loss": ([9], [1.5])}
+
+
 def test_steps_that_a_resumed_run_repeated_are_drawn_once(tmp_path):
     log(tmp_path, 2, [{"step": s, "train_loss": float(s)} for s in (9, 19, 29)])
     log(tmp_path, 10, [{"step": s, "train_loss": s + 0.5} for s in (19, 29, 39)])

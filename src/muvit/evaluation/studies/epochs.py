@@ -17,11 +17,13 @@ def read_curves(run: Path, names: Sequence[str]) -> dict[str, tuple[list[float],
     # a complete run that is resumed has a log without a step, and no file
     logs = sorted((run / "logs").glob("version_*/metrics.csv"), key=lambda file: int(file.parent.name.split("_")[1]))
     for log in logs:
-        with log.open(newline="") as lines:
-            for row in csv.DictReader(lines):
-                for name in names:
-                    if row.get(name):  # a resumed run repeats the steps after its last checkpoint
-                        curves[name][float(row["step"])] = float(row[name])
+        rows = csv.DictReader(_whole_lines(log))
+        if "step" not in (rows.fieldnames or ()):  # the disk was full when its head was written
+            continue
+        for row in rows:
+            for name in names:
+                if row.get(name):  # a resumed run repeats the steps after its last checkpoint
+                    curves[name][float(row["step"])] = float(row[name])
     return {name: (sorted(curve), [curve[step] for step in sorted(curve)]) for name, curve in curves.items()}
 
 
@@ -29,9 +31,13 @@ def log_names(run: Path) -> list[str]:
     """Names of the quantities that a run logged, steps and epochs apart."""
     names: dict[str, None] = {}
     for log in sorted((run / "logs").glob("version_*/metrics.csv")):
-        with log.open(newline="") as lines:
-            names |= dict.fromkeys(next(csv.reader(lines), []))
+        names |= dict.fromkeys(next(csv.reader(_whole_lines(log)), []))
     return [name for name in names if name not in ("step", "epoch")]
+
+
+def _whole_lines(log: Path) -> list[str]:
+    """Lines of a log but for the last one if it is cut, as where a process was killed or a disk was full."""
+    return [line for line in log.read_text().splitlines(keepends=True) if line.endswith("\n")]
 
 
 def read_epochs(run: Path, metric: str = "val_mdsc") -> dict[int, float]:
