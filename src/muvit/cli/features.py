@@ -12,8 +12,8 @@ from muvit.cli.slides import (
     add_nonfinite,
     add_pixel_size,
     add_selection,
+    file_or_folder_targets,
     open_selected,
-    slide_targets,
     with_nonfinite,
 )
 from muvit.cli.terminal import Progress
@@ -70,7 +70,7 @@ def run(arguments: Namespace) -> None:
         raise InputError(arguments.model, expected="a model that knows where its views lie", got="one with naive boxes")
     stored = Preprocessing.load(model_folder(arguments.preprocessing or folder))
     preprocessing = with_nonfinite(stored, arguments)
-    targets, encoder = _targets(arguments), encoder_of(model, folder)
+    targets, encoder = file_or_folder_targets(arguments.slide, arguments.output, _SUFFIX), encoder_of(model, folder)
     execution = Execution(**{field.name: arguments[field.name] for field in fields(Execution)})
     planned = {}
     failures = SlideFailures(len(targets))
@@ -89,16 +89,3 @@ def run(arguments: Namespace) -> None:
                 verify_job(job, execution)
                 print(f"{target.name}: verified, every byte is as it was written", file=sys.stderr)
     failures.require_none("encoded")
-
-
-def _targets(arguments: Namespace) -> dict[Path, Path]:
-    """The slide that belongs to each output."""
-    from muvit.data.folders import image_files
-
-    output: Path = arguments.output
-    if output.suffix != _SUFFIX:
-        return slide_targets(arguments.slide, output, _SUFFIX)
-    files = image_files(arguments.slide)
-    if len(files) > 1:
-        raise InputError("--output", expected="a folder, for several images", got=output)
-    return {output: files[0]}

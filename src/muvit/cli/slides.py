@@ -97,6 +97,21 @@ def slide_targets(paths: Sequence[Path], output: Path, suffix: str) -> dict[Path
     return targets
 
 
+def file_or_folder_targets(paths: Sequence[Path], output: Path, suffix: str) -> dict[Path, Path]:
+    """The slide that belongs to each output: as `slide_targets`, or for one slide ``output`` itself, if it has the suffix.
+
+    Raises:
+        InputError: ``output`` has the suffix, but there are several slides; or as `slide_targets`.
+        ReadError: a folder holds no slide.
+    """
+    if output.suffix != suffix:
+        return slide_targets(paths, output, suffix)
+    files = image_files(paths)
+    if len(files) > 1:
+        raise InputError("--output", expected="a folder, for several images", got=output)
+    return {output: files[0]}
+
+
 class SlideFailures:
     """Slides that failed while the work on others goes on. An error of the only slide is raised as it is.
 

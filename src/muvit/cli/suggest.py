@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
 
-from muvit.cli.slides import add_pixel_size, add_selection, selection, slide_targets
+from muvit.cli.slides import add_pixel_size, add_selection, file_or_folder_targets, selection
 from muvit.cli.terminal import Progress
 from muvit.errors import ExistsError, InputError
 from muvit.inference.run.execution import Execution
@@ -55,7 +55,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(arguments: Namespace) -> None:
     """Propose regions, write a file for each slide that has some, and print them by rank."""
-    targets = _targets(arguments)
+    targets = file_or_folder_targets(arguments.slide, arguments.output, _SUFFIX)
     for target in targets:
         if target.exists() and not arguments.overwrite:
             raise ExistsError(target)
@@ -96,19 +96,6 @@ def run(arguments: Namespace) -> None:
     for target, slide in opened.items():
         if slide.name in chosen:
             print(target)
-
-
-def _targets(arguments: Namespace) -> dict[Path, Path]:
-    """The slide that belongs to each output."""
-    from muvit.data.folders import image_files
-
-    output: Path = arguments.output
-    if output.suffix != _SUFFIX:
-        return slide_targets(arguments.slide, output, _SUFFIX)
-    files = image_files(arguments.slide)
-    if len(files) > 1:
-        raise InputError("--output", expected="a folder, for several images", got=output)
-    return {output: files[0]}
 
 
 def _annotated_files(arguments: Namespace, targets: dict[Path, Path]) -> dict[Path, Path]:

@@ -38,7 +38,7 @@ class Ablation(NamedTuple):
     """The label of the point after something was taken from the model."""
 
     case: str
-    """What was taken, in words."""
+    """The part that was taken, in words."""
     probability: float
     """Probability of the explained class."""
     change: float

@@ -396,6 +396,5 @@ def check_replaceable(path: Path, overwrite: bool) -> None:
         raise ExistsError(path)
     is_store = any((path / name).is_file() for name in ("zarr.json", ".zgroup", UNFINISHED))
     if not is_store and not (path.is_dir() and not any(path.iterdir())):
-        raise ExistsError(
-            path, hint="It is no OME-Zarr store, so not even overwriting replaces it: choose another output."
-        )
+        hint = "It is no OME-Zarr store, so not even overwriting replaces it: choose another output."
+        raise ExistsError(path, hint=hint)
