@@ -98,7 +98,7 @@ def slide_targets(paths: Sequence[Path], output: Path, suffix: str) -> dict[Path
 
 
 def file_or_folder_targets(paths: Sequence[Path], output: Path, suffix: str) -> dict[Path, Path]:
-    """The slide that belongs to each output: as `slide_targets`, or for one slide ``output`` itself, if it has the suffix.
+    """The slide that belongs to each output: as `slide_targets`, or ``output`` itself if it has the suffix.
 
     Raises:
         InputError: ``output`` has the suffix, but there are several slides; or as `slide_targets`.
