@@ -259,6 +259,7 @@ def test_version_is_stated_alike_everywhere() -> None:
     assert latest and latest[1] == muvit.__version__
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=lambda file: file.stem)
 def test_examples_run(example: Path, tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, example, "--output", tmp_path], cwd=tmp_path, capture_output=True, text=True)

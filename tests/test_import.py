@@ -75,7 +75,11 @@ def test_public_names_are_the_same_for_python_and_type_checkers(package):
         ("muvit.data.slides.slide", set(HEAVY) - {"numpy"}),
         ("muvit.data.pyramids.convert", {"torch", "lightning", "matplotlib", "jsonargparse"}),
         ("muvit.training.recipes", {"lightning", "torchmetrics", "torchvision", "matplotlib", "jsonargparse"}),
-        ("muvit.models.segmenter", {"lightning", "matplotlib", "tensorstore", "jsonargparse"}),
+        pytest.param(
+            "muvit.models.segmenter",
+            {"lightning", "matplotlib", "tensorstore", "jsonargparse"},
+            marks=pytest.mark.long,
+        ),
         ("muvit.inference.predict", {"lightning", "matplotlib", "jsonargparse", "scipy"}),
     ],
 )

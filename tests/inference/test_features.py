@@ -180,7 +180,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same_bytes(tmp_path, slide, mode):
     assert files(output) == files(whole)
 
 
-@pytest.mark.parametrize("mode", ["all", "coarse_to_fine"])
+@pytest.mark.parametrize("mode", [pytest.param("all", marks=pytest.mark.long), "coarse_to_fine"])
 def test_features_do_not_depend_on_devices_and_parts(tmp_path, slide, mode):
     def made(name, **options):
         execution = Execution(**{"device": "cpu"} | options)

@@ -63,7 +63,7 @@ MODELS = {
         RelayConfig(backbone="swinv2_tiny_window8_256", timm_options=SWIN, exchange="world", exchange_cells=2, **RELAY)
     ),
 }
-SLOW_TO_EXPORT = ("mae", "mask2former", "relay swin")
+SLOW_TO_EXPORT = ("encoder", "mae", "mask2former", "relay swin", "relay vit")
 
 
 def build(name):

@@ -62,10 +62,11 @@ def num_files(output):
     return sum(len(files) for _, _, files in os.walk(output))  # which folders may leave meanwhile
 
 
+@pytest.mark.long
 def test_a_run_that_is_killed_again_and_again_makes_the_same_bytes(server, work, tmp_path):
     """SIGKILL at random moments of everything that a run does, from creating the stores to publishing them."""
     draw, kills, trial, expected = random.Random(0), 0, 0, hashes(work / "whole")
-    while kills < 5:  # 20, of the whole command: tests/faults/test_killed.py
+    while kills < 10:
         trial += 1
         output = tmp_path / str(trial)
         while True:
