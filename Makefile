@@ -3,7 +3,7 @@
 #   make test          the test suite                  make check   format, lint, types, import rules
 #   make test-long     the tests that take longer
 #   make docs          the documentation site         make bench   the benchmarks that fit a CPU
-# Without an NVIDIA driver, the CPU build of torch is taken if its index can be reached: the CUDA packages are 6 GB. Another
+# At first, without an NVIDIA driver, the CPU build of torch is taken if its index can be reached (the CUDA packages are 6 GB). Another
 # build, at first or later: make setup TORCH=cpu (or cu128, ... as uv names them).
 
 PYTHON ?= python3
@@ -32,6 +32,7 @@ $(STAMP): pyproject.toml | $(UV)
 	$(UV) venv --quiet $(if $(OTHER),--clear,--allow-existing) --python $(PYTHON) $(VENV)
 	@build="$(BUILD)"; \
 	if [ -z "$$build" ] && [ "$$(uname)" = Linux ] && ! command -v nvidia-smi >/dev/null \
+	  && ! $(UV) pip show --quiet --python $(BIN)/python torch 2>/dev/null \
 	  && UV_HTTP_TIMEOUT=5 UV_HTTP_RETRIES=0 $(UV) pip install --quiet --dry-run --no-deps --python $(BIN)/python \
 	     --torch-backend cpu torch 2>/dev/null; then build=cpu; fi; \
 	$(UV) pip install --quiet --python $(BIN)/python $${build:+--torch-backend $$build} --editable . --group dev
