@@ -25,7 +25,7 @@ from torch._subclasses.fake_tensor import (
 from torch.nn.functional import cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from muvit.data.crops.degrade import Defects
+from muvit.data.crops.defects import Defects
 from muvit.data.crops.placement import Window
 from muvit.data.crops.stored import DTYPES, Look
 from muvit.encoders import MuViTEncoder2d, MuViTEncoder3d, MuViTEncoder4d

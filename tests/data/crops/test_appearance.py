@@ -10,7 +10,7 @@ from scipy.stats import kstest
 from muvit.data.crops.appearance import Appearance
 from muvit.data.crops.augment import Augmentation
 from muvit.data.crops.crops import NestedCrops
-from muvit.data.crops.degrade import degrade, normal_numbers
+from muvit.data.crops.defects import degrade, normal_numbers
 from muvit.data.crops.normalize import Range
 from muvit.data.crops.preprocessing import CropConfig
 from muvit.errors import InputError

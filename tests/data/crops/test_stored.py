@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, default_collate
 from muvit.data.crops.augment import Augmentation
 from muvit.data.crops.classified import ClassifiedTiles
 from muvit.data.crops.crops import GridCrops, NestedCrops
-from muvit.data.crops.degrade import Defects
+from muvit.data.crops.defects import Defects
 from muvit.data.crops.normalize import Percentile, Range, Standardize
 from muvit.data.crops.preprocessing import CropConfig
 from muvit.data.crops.stored import DTYPES, Look, collate, finish

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from muvit.checks import Bounds, NonNegative
-from muvit.data.crops.degrade import Defects
+from muvit.data.crops.defects import Defects
 from muvit.data.crops.stain import StainMap, from_density, hed_map, to_density
 
 Drawn = TypeVar("Drawn")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate, get_worker_info
 
-from muvit.data.crops.degrade import Defects, degrade
+from muvit.data.crops.defects import Defects, degrade
 
 Stored = dict[str, Any]
 """A sample or a batch as models take it, but ``img`` is in one of `DTYPES` and has its `Look` as ``look``. ``inside``,
