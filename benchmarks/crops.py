@@ -15,6 +15,7 @@ rates as JSON, ``--before`` shows those of such a file of another commit beside 
 import argparse
 import json
 import re
+import resource
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -112,6 +113,35 @@ def measure(slide: Slide, seconds: float) -> dict[str, float]:
     return rates
 
 
+def measure_processes(path: Path, batches: int = 20) -> str:
+    """A sentence on the processor time of all processes for batches of one worker process, and their finishing."""
+    config = CropConfig(levels=LEVELS, size=(SIZE, SIZE), cache_mib=CACHE_MIB)
+    spent = []
+    for count in (4, 4 + batches):  # the difference is without what it takes to start
+        crops = NestedCrops(
+            [(with_levels(open_slide(path), LEVELS), None)],
+            config,
+            samples_per_epoch=count * BATCH,
+            augmentation=Augmentation(),
+        )
+        options: dict[str, Any] = {"num_workers": 1, "multiprocessing_context": "spawn", "collate_fn": collate}
+        begin = processor_seconds()
+        for batch in DataLoader(crops.as_stored(), BATCH, **options):
+            finish(batch)["img"].sum()
+        spent.append(processor_seconds() - begin)
+    own, all_processes = 1000 * (spent[1] - spent[0]) / batches / BATCH
+    mib = batch["img"].numpy().nbytes / 2**20
+    return (
+        f"{all_processes:.1f} ms a sample, {own:.1f} of them in the training process; {mib:.0f} MiB of pixels a batch"
+    )
+
+
+def processor_seconds() -> np.ndarray:
+    """Seconds of this process, and of it and its children that have ended."""
+    own, children = (sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return np.array([own, own + children])
+
+
 @contextmanager
 def served(folder: Path, latency: float) -> Iterator[str]:
     """The address of a folder behind HTTP whose server waits before each answer, in seconds."""
@@ -183,7 +213,9 @@ def main() -> None:
     before = json.loads(arguments.before.read_text()) if arguments.before else {}
     rates: dict[str, dict[str, float]] = {}
     with TemporaryDirectory() as folder:
-        for name, path in (write_slides(Path(folder)) | {file.name: file for file in arguments.slides}).items():
+        slides = write_slides(Path(folder))
+        print("With one worker:", measure_processes(slides["OME-Zarr, generated"]))
+        for name, path in (slides | {file.name: file for file in arguments.slides}).items():
             rates[name] = measure(with_levels(open_slide(path), LEVELS), arguments.seconds)
             print(name, {task: round(rate) for task, rate in rates[name].items()}, flush=True)
     if arguments.rates:
