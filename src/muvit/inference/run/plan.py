@@ -169,7 +169,7 @@ class Plan(ABC):
         raise IndexError(f"block {block} of {self.num_blocks}")
 
     def num_computed(self, block: int) -> int:
-        """Number of tiles that are computed for a block."""
+        """Number of tiles that are computed for a block; with refinement, at most."""
         index, number = self.locate(block)
         return self.tilings[index].num_computed(number)
 
