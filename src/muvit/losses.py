@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.ndimage import distance_transform_edt
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot
 
@@ -65,6 +64,8 @@ def signed_distance(labels: NDArray[np.integer], label: int) -> NDArray[np.float
         labels: ``space``, `IGNORE` where unlabelled.
         label: of the class.
     """
+    from scipy.ndimage import distance_transform_edt  # takes a second to import
+
     inside, outside = labels == label, (labels != label) & (labels != IGNORE)
     if not (inside.any() and outside.any()):
         return np.zeros(labels.shape, np.float32)
