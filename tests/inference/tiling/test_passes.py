@@ -1,12 +1,15 @@
 from dataclasses import replace
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from muvit.errors import InputError
+from muvit.inference.run.refinement import Refinement
 from muvit.inference.tiling.passes import Passes
 from muvit.inference.tiling.tiles import TilePlan, mask_runs
 
@@ -58,6 +61,25 @@ def test_the_first_pass_computes_the_tiles_side_by_side_and_those_that_decide_in
         assert len({*numbers}) == len(numbers)
         assert {tiles[number].place for number in numbers} == deciding | written
         assert {tiles[number].place for number in numbers if plan.writes(tiles[number], block)} == written
+
+
+@settings(deadline=None, max_examples=30)
+@given(plans(), st.integers(0, 10**6))
+def test_a_tile_of_the_first_pass_that_is_uncertain_wants_all_tiles_that_share_pixels_with_it(plan, draw):
+    passes, tiles = Passes(plan), list(plan)
+    first = sorted({tile.place for tile in tiles if passes.is_first(tile.place)})
+    uncertain = next(tile for tile in tiles if tile.place == first[draw % len(first)])
+    kinds = torch.tensor([[0.5, 1.0], [0.5, 0.0]]).reshape(2, 2, *(1,) * len(plan.shape))
+    for block in range(plan.num_blocks):
+        refinement = Refinement(
+            SimpleNamespace(tiling=plan, options=SimpleNamespace(refine=0)), block, torch.device("cpu")
+        )
+        for tile in (tiles[number] for number in passes.first_tiles(block)):
+            refinement.add(tile, kinds[:, int(tile.place != uncertain.place)].expand(2, *plan.crop_size))
+        own = (tiles[number] for number in plan.tiles_of(block))
+        between = [tile for tile in own if plan.computed[tile.place] and not passes.is_first(tile.place)]
+        chosen = {tiles[number] for number in refinement.choose()}
+        assert chosen == {tile for tile in between if share_pixels(tile, uncertain)}
 
 
 def test_tiles_that_share_coarse_crops_are_consecutive_in_the_first_pass():
