@@ -143,12 +143,13 @@ def hidden_tokens(model: nn.Module, hidden: Tensor) -> Iterator[None]:
     def hide(module: nn.Module, inputs: Inputs, options: dict[str, Any]) -> tuple[Inputs, dict[str, Any]]:
         (x, *_), context = inputs, options.get("context_kv")
         num_keys = x.shape[1] if context is None else context[0].shape[2]
-        absent = hidden
-        if module in own and copied:
-            absent = torch.cat([hidden.expand(len(x), -1), hidden.take_along_dim(copied[0], 1)], dim=1)
-        if num_keys != absent.shape[-1]:
-            count = num_keys - absent.shape[-1] + hidden.shape[-1]
+        copies = copied[0] if module in own and copied else None
+        count = num_keys - (0 if copies is None else copies.shape[1])
+        if count != hidden.shape[-1]:
             raise ShapeError("hidden", expected=f"(B, N={count}), one for each token", got=tuple(hidden.shape))
+        absent = hidden
+        if copies is not None:
+            absent = torch.cat([hidden.expand(len(copies), -1), hidden.take_along_dim(copies, 1)], dim=1)
         visible, mask = ~absent[:, None, None, :], options.get("mask")
         allowed = visible if mask is None else visible & dense_mask(mask, num_keys, x.device)
         if module in own:

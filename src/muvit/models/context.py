@@ -159,7 +159,9 @@ def _run_blocks(
     for i, (block, rotation) in enumerate(encoder.rotated_blocks(positions)):
         own = block.keys_values(tokens, rotation)
         keys, values = zip(own, *(coarse.keys_values[i] for coarse in outer), strict=True)
-        tokens = block(tokens, rotation, context_kv=(torch.cat(keys, dim=2), torch.cat(values, dim=2)))
+        seen = torch.cat(keys, dim=2), torch.cat(values, dim=2)
+        queries = slice(count) if i == len(encoder.layers) - 1 else None  # no block reads the last copies
+        tokens = block(tokens, rotation, context_kv=seen, queries=queries)
         yield tokens[:, :count], own
 
 

@@ -76,7 +76,7 @@ class EncoderConfig:
             raise InputError("rotary_base", expected="a shorter and a longer period", got=self.rotary_base)
         if self.coarse_copies != "none" and self.attention_mode != "coarse_to_fine":
             expected = f"none, as attention_mode is {self.attention_mode}"
-            raise InputError("coarse_copies", expected=expected, got=self.coarse_copies)
+            raise InputError("coarse_copies", expected=expected, got=repr(self.coarse_copies))
         if len(self.patch) != self.ndim:
             raise InputError("patch_size", expected=f"a number, or {self.ndim} of them", got=self.patch_size)
 

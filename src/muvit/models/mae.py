@@ -138,7 +138,7 @@ class MAEConfig:
         check_fields(self)
         if self.encoder.coarse_copies != "none":  # a copy of a masked patch would show it
             hint = "Set them in the training that starts from this encoder."
-            raise InputError("encoder.coarse_copies", expected="none", got=self.encoder.coarse_copies, hint=hint)
+            raise InputError("encoder.coarse_copies", expected="none", got=repr(self.encoder.coarse_copies), hint=hint)
 
     @property
     def decoder(self) -> DecoderConfig:

@@ -38,8 +38,8 @@ class TokenCopies(nn.Module):
         Returns:
             The copies ``(B, c, D)`` and their places ``(B, c, ndim)``.
         """
-        chosen = indices[..., None]
-        return torch.take_along_dim(tokens, chosen, 1) + self.vector, torch.take_along_dim(positions, chosen, 1)
+        copies, at = (t.gather(1, indices[..., None].expand(-1, -1, t.shape[2])) for t in (tokens, positions))
+        return copies + self.vector, at
 
 
 def copies_per_axis(patches: CopiedPatches, levels: Sequence[Level], grid: Sequence[int]) -> list[tuple[int, ...]]:
