@@ -41,7 +41,7 @@ FULL, FINEST, SLICED, CACHED, COPIES = "full", "full, finest", "coarse to fine",
 def contexts_per_tile() -> list[float]:
     """How many crops of each coarse level are encoded for each tile of the slide, finest of them first."""
     shapes = tuple((SIDE // level,) * 2 for level in LEVELS)
-    plan = TilePlan(shapes=shapes, levels=LEVELS, crop_size=(CROP,) * 2, block_size=(BLOCK,) * 2, context="grid")
+    plan = TilePlan(shapes=shapes, levels=LEVELS, crop_size=(CROP,) * 2, block_size=(BLOCK,) * 2, placement="grid")
     counts = [0] * (len(LEVELS) - 1)
     for block in range(plan.num_blocks):
         windows = [plan.tile(number).windows for number in plan.computed_tiles(block)]
