@@ -103,7 +103,8 @@ def _patch_offsets(n: int, extent: Tensor, spacing: PatchSpacing) -> Tensor:
 def nearest_patches(bbox: Tensor, outer: Tensor, grid: Sequence[int], count: Sequence[int]) -> Tensor:
     """Row-major indices of a block of patches of each box ``outer``, as near to the centre of ``bbox`` as it fits.
 
-    One patch more than the longest row that fits into ``bbox`` covers it, if it lies inside of ``outer``.
+    Inside of ``outer``, the block covers ``bbox`` if along each axis it has one patch more than fill the extent of
+    ``bbox``, rounded up.
 
     Args:
         bbox: ``(..., 2, ndim)``.
