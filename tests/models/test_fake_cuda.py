@@ -44,6 +44,7 @@ from muvit.training.tasks import ClassificationTask, PretrainTask, SegmentationT
 
 ENCODER = {"in_channels": 1, "levels": (1, 4), "patch_size": 4, "num_layers": 2, "dim": 16, "heads": 2}
 SEGMENTER = {"num_classes": 3, "decoder_widths": (8, 4, 4), "stem_width": 4}
+COPIES = {"attention_mode": "coarse_to_fine", "coarse_copies": "under"}
 QUERIES = {"decoder": "mask2former", "num_queries": 3, "query_heads": 1}
 RELAY = {"in_channels": 1, "num_classes": 3, "levels": (1, 4), "size": (32, 32)}
 VIT = {
@@ -141,15 +142,16 @@ def test_copies_that_need_no_waiting_pass(device):
 
 
 @pytest.mark.parametrize("boxes", [True, False])
-@pytest.mark.parametrize("mode", ["all", "causal", "same", "random", "coarse_to_fine"])
+@pytest.mark.parametrize("mode", ["all", "causal", "same", "random", "coarse_to_fine", "copies"])
 def test_encoders(mode, boxes):
+    attention = COPIES if mode == "copies" else {"attention_mode": mode}
     for build, space, device in (
         (MuViTEncoder4d, (4, 4, 4, 4), "cuda"),
         (MuViTEncoder3d, (4, 8, 8), "cuda"),
         (MuViTEncoder2d, (8, 8), "cuda"),
         (MuViTEncoder2d, (8, 8), "lazy"),
     ):
-        with on_fake(device, build(**ENCODER | {"dim": 32}, attention_mode=mode)) as model:
+        with on_fake(device, build(**ENCODER | {"dim": 32} | attention)) as model:
             img, bbox = views(*space, device=device)
             tokens, coords, level, kept = model(img, bbox if boxes else None, return_intermediate_idxs=(0,))
             assert {t.device.type for t in (tokens, coords, level, *kept)} == {device}
@@ -291,7 +293,7 @@ def test_classifiers(pooling):
 
 @pytest.mark.parametrize("settings", [{}, QUERIES, {"boxes": "naive"}])
 def test_cached_contexts(settings):
-    encoder = ENCODER | {"levels": (1, 4, 16), "attention_mode": "coarse_to_fine"}
+    encoder = ENCODER | {"levels": (1, 4, 16)} | COPIES
     with on_fake("cuda", segmenter(encoder, **settings).eval()) as model, torch.no_grad():
         img, bbox = views(8, 8, levels=3)
         windows = [[Window(1, (i, 0), (8, 8)), Window(4, (0, 0), (8, 8)), Window(16, (0, 0), (8, 8))] for i in range(2)]
