@@ -97,6 +97,7 @@ def compare(
     legend = Preprocessing.load(trained[0].folder)
     labels = {training.name: open_label_images([output / "predictions" / training.slug]) for training in trainings}
     ignore = variants[0].recipe.data.ignore_labels
+    first, *coarse = variants[0].recipe.model.levels
     scored = [
         evaluate_slides(
             [(found[truth.name], truth) for _, truth in pairs],
@@ -104,6 +105,7 @@ def compare(
             ignore=ignore,
             class_names=legend.class_names,
             has_background=legend.has_background,
+            levels=coarse if first == 1 else (),  # true labels lie on the pixels of the first
         )
         for found in labels.values()
     ]
@@ -243,7 +245,9 @@ def _write_table(path: Path, results: Sequence[ModelResult], scored: Sequence[Se
     rows: list[Row] = []
     for result, own in zip(results, scored, strict=True):
         slide_mean = float(np.mean([one.mean_slide_dice for one in own]))
-        dice = {"mDSC": result.mean_dice} | dict(result.dice) | {"mean slide mDSC": slide_mean}
+        at_levels = zip(*(one.level_table()[1:] for one in own), strict=True)
+        coarse = {f"mDSC level {at[0]['level']}": float(np.mean([row["mDSC"] for row in at])) for at in at_levels}
+        dice = {"mDSC": result.mean_dice} | dict(result.dice) | {"mean slide mDSC": slide_mean} | coarse
         low, high = seed_interval(result.by_seed) or (None, None)
         seeds = {"mDSC low": low, "mDSC high": high} if result.by_seed else {}
         rows.append(
