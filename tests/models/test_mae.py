@@ -165,6 +165,23 @@ def test_with_everything_visible_the_encoder_is_the_encoder(sample, attention):
     torch.testing.assert_close(encoded, model.encoder(img, bbox)[0], atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("context", ["visible", "all"])
+def test_fixed_positions_tell_masked_tokens_apart(sample, context):
+    img, bbox, mask = sample
+    without = {"rotary_mode": "none"}
+    blank = tiny(encoder=without, decoder_context=context)(img, bbox, mask=mask)["output"][0, mask.masked[0]]
+    model = tiny(encoder=without | {"fixed_positions": "grid"}, decoder_context=context)
+    found = model(img, bbox, mask=mask)["output"][0, mask.masked[0]]
+    of_first = mask.masked[0] < 16
+    assert (blank[of_first] - blank[of_first][:1]).abs().max() < 1e-5
+    assert (found[of_first][1:] - found[of_first][:1]).abs().amax(1).min() > 1e-3
+    # whatever the order of the visible tokens, each has its own place
+    shuffled = TokenMask(torch.cat([mask.visible.flip(1), mask.masked], 1), mask.num_visible)
+    assert torch.allclose(model(img, bbox, mask=shuffled)["output"][0, mask.masked[0]], found, atol=1e-5)
+    fixed = model.fixed_positions(model.encoder.offsets(img, bbox))
+    assert fixed.shape == (2, 32, 16) and "fixed_positions.freq" not in model.state_dict()
+
+
 def test_translation_changes_nothing_and_boxes_do(sample):
     img, bbox, mask = sample
     model = tiny()

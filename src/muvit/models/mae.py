@@ -8,13 +8,13 @@ from typing import Annotated, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from muvit.checks import Bounds, NonNegative, PositiveInt, Share, check_fields, freeze_lists
+from muvit.checks import Bounds, NonNegative, Positive, PositiveInt, Share, check_fields, freeze_lists
 from muvit.levels import Level
 from muvit.models.encoder import EncoderConfig, MuViTEncoder, RotaryBase
 from muvit.models.folder import FolderModel
 from muvit.models.layers.attention import Block, level_mask
 from muvit.models.layers.patch import patch_grid, unpatchify
-from muvit.models.layers.rope import RotaryMode, build_ropes
+from muvit.models.layers.rope import FixedPositions, RotaryMode, build_ropes
 from muvit.models.masking import TokenMask, draw_mask
 
 
@@ -127,8 +127,12 @@ class MAEConfig:
     (older checkpoints)."""
     masking_ratio: Annotated[float, Bounds(above=0, below=1)] = 0.75
     """Share of all tokens that is masked."""
-    masking_mode: Literal["dirichlet", "random"] | tuple[NonNegative, ...] = "dirichlet"
-    """Allocation of the visible tokens to the levels; numbers are weights of the levels."""
+    masking_mode: Literal["dirichlet", "counts", "random"] | tuple[NonNegative, ...] = "dirichlet"
+    """Allocation of the visible tokens to the levels: a draw from a Dirichlet distribution gives each level its weight
+    (dirichlet), or its share of the visible tokens (counts, as MultiMAE); random treats all tokens alike; numbers are
+    weights of the levels."""
+    masking_alpha: Positive = 0.5
+    """Concentration of that distribution: the lower, the more uneven; MultiMAE has 1."""
     share_masking_draw: bool = False
     """One Dirichlet draw for the whole batch (older checkpoints) instead of one per sample."""
 
@@ -168,6 +172,8 @@ class MuViTMAE(FolderModel):
         num_decoders = 1 if config.decoder_mode == "single" else len(encoder.levels)
         self.decoder = nn.ModuleList(MuViTDecoder(config.decoder) for _ in range(num_decoders))
         self.mask_token = nn.Parameter(torch.randn(1, num_decoders, encoder.dim))
+        has_fixed = encoder.fixed_positions != "none"
+        self.fixed_positions = FixedPositions(config.decoder.dim, encoder.patch) if has_fixed else None
         self.final = nn.Linear(config.decoder.dim, prod(encoder.patch) * encoder.channels)
 
     @property
@@ -193,10 +199,11 @@ class MuViTMAE(FolderModel):
         """
         patches = self.encoder.patches(x)
         mask = self.draw_mask(x.shape[0], x.shape[3:], device=x.device) if mask is None else mask
-        tokens = self.encoder.embed(patches)
+        offsets = self.encoder.offsets(x, bbox)
+        tokens = self.encoder.embed(patches, offsets)
         _, positions = self.encoder.place(x, bbox)
         encoded = self.encode_visible(tokens, positions, mask)
-        decoded = self.decode(encoded, positions, mask)
+        decoded = self.decode(encoded, positions, mask, offsets)
         output, truth = self.final(decoded), patches.flatten(1, 2)
         per_level, loss = self.loss(output, truth, mask, eps)
         result = {"input": truth, "output": output, "encoded": encoded, "decoded": decoded}
@@ -228,6 +235,7 @@ class MuViTMAE(FolderModel):
             prod(patch_grid(space, config.encoder.patch)),
             ratio=config.masking_ratio,
             mode=config.masking_mode,
+            alpha=config.masking_alpha,
             share_draw=config.share_masking_draw,
             generator=generator,
             device=device,
@@ -240,17 +248,24 @@ class MuViTMAE(FolderModel):
         may_see = level_mask(self.config.encoder.attention_mode, seen // per_level, seen // per_level)
         return self.encoder.run_blocks(_take(tokens, seen), _take(positions, seen), may_see)[0]
 
-    def decode(self, encoded: Tensor, positions: Tensor, mask: TokenMask) -> Tensor:
-        """Decoded tokens ``(B, N, D_dec)`` of all levels from the encoded visible ones ``(B, N_vis, D)``."""
+    def decode(self, encoded: Tensor, positions: Tensor, mask: TokenMask, offsets: Tensor | None = None) -> Tensor:
+        """Decoded tokens ``(B, N, D_dec)`` of all levels from the encoded visible ones ``(B, N_vis, D)``.
+
+        ``positions`` as of `MuViTEncoder.place`, ``offsets`` as of `MuViTEncoder.offsets`.
+        """
+        fixed = None if self.fixed_positions is None else self.fixed_positions(offsets).to(encoded.dtype)
+        sees_all = self.config.decoder_mode == "multi" and self.config.decoder_context == "all"
         seen_at, per_decoder = _take(positions, mask.visible), positions.shape[1] // len(self.decoder)
         decoded = []
         for i, decoder in enumerate(self.decoder):
             assert isinstance(decoder, MuViTDecoder)
             own = slice(i * per_decoder, (i + 1) * per_decoder)
             tokens, seen = self._projected(decoder, encoded, mask, own)
+            if fixed is not None:
+                tokens, seen = tokens + fixed[:, own], seen + (fixed if sees_all else _take(fixed, mask.visible))
             context: tuple[Tensor | None, Tensor | None] = (None, None)
             if self.config.decoder_mode == "multi":
-                context = (seen, positions if self.config.decoder_context == "all" else seen_at)
+                context = (seen, positions if sees_all else seen_at)
             decoded.append(decoder.run_blocks(tokens, positions[:, own], *context))
         return torch.cat(decoded, dim=1)
 

@@ -47,6 +47,9 @@ class RelayConfig:
     share_patch_embed: bool = False
     """All branches use one patch embedding and one position table; else each context branch has its own, which start as
     copies of the local ones."""
+    share_blocks: bool = True
+    """All branches run through the same blocks (the paper), or each context branch through a copy of its own, which
+    starts equal: the paper's control with a backbone for each branch."""
     fusion: Literal["relay", "decision"] = "relay"
     """Path of the context to the local prediction: relay tokens, or the paper's control without them, whose context
     logits are up-sampled and added to the local ones (decision)."""

@@ -48,6 +48,10 @@ class RelaySegmenter(SegmentationModel):
         if num_contexts and not is_coupled and not self._reads_context:
             raise InputError("relay_tokens", expected="at least 1, or a weight of the context branches' losses", got=0)
         backbone = build_backbone(config, num_relay, 0 if config.share_patch_embed else num_contexts)
+        if not config.share_blocks:
+            backbone.unshare(num_contexts)
+            for twin in backbone.twins if not self._reads_context else ():
+                twin.timm.norm.requires_grad_(False)  # nothing comes out of these branches but relay tokens
         self.trunk = RelayTrunk(backbone, num_relay, config.update, build_exchanges(backbone, config))
         self.decoder = build_decoder(backbone, config)
         self.cells = [cells_of(config.size, config.levels[0], level) for level in config.levels[1:]]
