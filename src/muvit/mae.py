@@ -44,7 +44,7 @@ class _MAE(MuViTMAE):
         dim_decoder: int | None = 256,
         heads: int = 8,
         decoder_mode: Literal["multi", "multi_iso", "single"] = "multi",
-        loss: Literal["mse", "norm_mse"] = "mse",
+        loss: Literal["mse", "norm_mse", "laplacian"] = "mse",
         masking_ratio: float = 0.75,
         use_level_embed: bool = True,
         rotary_mode: RotaryMode = "per_layer",

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch.nn.functional import avg_pool2d
 
 from muvit.errors import CheckpointError, InputError, ShapeError
 from muvit.geometry import naive_boxes
@@ -101,6 +102,17 @@ def test_normalised_targets_use_the_unbiased_deviation(sample):
     torch.testing.assert_close(result["loss"], error[mask.is_masked].mean())
 
 
+def test_the_laplacian_loss_squares_the_means_of_patches_and_takes_the_rest_absolutely(sample):
+    img, bbox, mask = sample
+    result = tiny(loss="laplacian", loss_average="token")(img, bbox, mask=mask)
+    views = tiny().to_views((result["output"] - patchify(img, (4, 4)).flatten(1, 2)), (16, 16)).flatten(0, 1)
+    low = avg_pool2d(views, 4)  # of each patch and channel
+    high = views - low.repeat_interleave(4, 2).repeat_interleave(4, 3)
+    error = low.square().mean(1) + avg_pool2d(high.abs(), 4).mean(1)
+    hidden = mask.is_masked.reshape(4, 4, 4)
+    torch.testing.assert_close(result["loss"], error[hidden].mean())
+
+
 def test_constant_views_have_a_finite_normalised_loss(sample):
     _, bbox, mask = sample
     model = tiny(loss="norm_mse")
@@ -110,7 +122,7 @@ def test_constant_views_have_a_finite_normalised_loss(sample):
     assert all(p.grad.isfinite().all() for p in model.parameters())
 
 
-@pytest.mark.parametrize("loss", ["mse", "norm_mse"])
+@pytest.mark.parametrize("loss", ["mse", "norm_mse", "laplacian"])
 def test_restored_patches_keep_what_is_visible(sample, loss):
     img, bbox, mask = sample
     model = tiny(loss=loss)
@@ -119,7 +131,7 @@ def test_restored_patches_keep_what_is_visible(sample, loss):
     hidden = mask.is_masked
     assert torch.equal(restored[~hidden], result["input"][~hidden])
     mean, scale = result["input"].mean(-1, keepdim=True), result["input"].std(-1, keepdim=True) + 0.01
-    expected = result["output"] if loss == "mse" else result["output"] * scale + mean
+    expected = result["output"] if loss != "norm_mse" else result["output"] * scale + mean
     assert torch.equal(restored[hidden], expected[hidden])
     views = model.to_views(result["input"], img.shape[3:])
     assert torch.equal(views, img)

@@ -120,8 +120,9 @@ class MAEConfig:
     """A decoder per level that looks at the context (multi) or at its own level only (multi_iso), or one for all."""
     decoder_context: Literal["visible", "all"] = "visible"
     """Tokens that decoders look at: the encoded visible ones (paper), or all with mask tokens (older checkpoints)."""
-    loss: Literal["mse", "norm_mse"] = "mse"
-    """Squared error of the pixels, or of the pixels normalised per patch."""
+    loss: Literal["mse", "norm_mse", "laplacian"] = "mse"
+    """Squared error of the pixels (mse), or of the pixels normalised per patch (norm_mse); or squared error of the mean
+    of each patch plus absolute error of what its pixels differ from it by (laplacian, after Scale-MAE)."""
     loss_average: Literal["level", "token"] = "level"
     """Mean over the masked tokens of each level, then over the levels (paper), or over all masked tokens at once
     (older checkpoints)."""
@@ -301,11 +302,20 @@ class MuViTMAE(FolderModel):
         if self.config.loss == "norm_mse":
             mean, scale = patch_statistics(patches, eps)
             target = (target - mean) / scale
-        error = (output.float() - target).square().mean(-1)
+        error = self._error(output.float() - target)
         by_level = (error.shape[0], len(self.levels), -1)
         weight = mask.is_masked.to(error.dtype)
         total = (error * weight).reshape(by_level).sum((0, 2))
         return self.average(total, weight.reshape(by_level).sum((0, 2)))
+
+    def _error(self, difference: Tensor) -> Tensor:
+        """Error of each patch ``(B, N)`` from what its prediction is off by ``(B, N, P...C)``."""
+        if self.config.loss != "laplacian":
+            return difference.square().mean(-1)
+        # squared in the low band and absolute in the high one; low is the area mean of a patch, as at 1/P of the pixels
+        by_channel = difference.unflatten(-1, (-1, self.config.encoder.channels))
+        low = by_channel.mean(-2, keepdim=True)
+        return low.square().mean((-2, -1)) + (by_channel - low).abs().mean((-2, -1))
 
     def average(self, total: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
         """Loss of each level ``(L)`` and of all, from the summed errors and the number of its masked tokens ``(L)``."""

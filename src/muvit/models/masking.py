@@ -156,7 +156,7 @@ def _log_weights(
     if mode in ("dirichlet", "counts"):
         shape = (1 if share_draw else batch, num_levels)
         # Gamma(alpha) = Gamma(alpha + 1) * U ** (1 / alpha), whose logarithm is finite for any alpha
-        gamma = torch._standard_gamma(torch.full(shape, alpha + 1, device=device), generator)
+        gamma = torch._standard_gamma(torch.full(shape, float(alpha + 1), device=device), generator)
         logs = gamma.log() - _exponential(shape, generator, device) / alpha
         return (logs - logs.amax(dim=1, keepdim=True)).expand(batch, -1)
     _check_numbers(mode, num_levels)

@@ -203,6 +203,7 @@ def test_skips_come_from_spaced_blocks_or_from_stages():
         {"share_patch_embed": True},
         {"share_blocks": False},
         {"exchange": "world"},
+        {"exchange": "late"},
     ],
 )
 def test_a_saved_model_comes_back_equal(tmp_path, changes):

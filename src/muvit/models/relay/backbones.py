@@ -296,7 +296,7 @@ class RelayTrunk(nn.Module):
         backbone: the backbone.
         num_relay: relay tokens; 0 leaves the branches independent.
         update: ``sequential`` or ``mean``, see `RelayConfig.update`.
-        exchanges: of tokens by place, see `muvit.models.relay.exchange.build_exchanges`.
+        exchanges: of tokens, see `muvit.models.relay.exchange.build_exchanges`.
     """
 
     def __init__(
@@ -355,17 +355,18 @@ class RelayTrunk(nn.Module):
                     for maps, stream in zip(kept, streams, strict=True):
                         maps.insert(0, self.backbone.to_map(stage, stream))
         last = len(self.backbone.depths) - 1
-        normed = [self.backbone.branch(level).normalize(stream) for level, stream in enumerate(streams)]
-        outputs = [self.backbone.to_map(last, stream) for stream in normed]
+        streams = self.exchange(last, self.backbone.depths[last], streams, bbox)
+        ends = (self.backbone.branch(level).normalize(stream) for level, stream in enumerate(streams))
+        outputs = [self.backbone.to_map(last, stream) for stream in ends]
         return [[output, *maps] for output, maps in zip(outputs, kept, strict=True)]
 
     def exchange(self, stage: int, index: int, streams: Sequence[Stream], bbox: Tensor) -> list[Stream]:
-        """The branches after the exchange by place that precedes a block, if there is one."""
+        """The branches after the exchange that precedes a block, or follows the last, if there is one."""
         key = f"{stage}_{index}"
         if key not in self.exchanges:
             return list(streams)
-        updates = self.exchanges[key]([self.backbone.to_map(stage, stream) for stream in streams], bbox)
-        return [self.backbone.add(stream, update) for stream, update in zip(streams, updates, strict=True)]
+        gains = self.exchanges[key]([self.backbone.to_map(stage, stream) for stream in streams], bbox)
+        return [s if gain is None else self.backbone.add(s, gain) for s, gain in zip(streams, gains, strict=True)]
 
     def couple(
         self, stage: int, index: int, streams: Sequence[Stream], relay: Tensor | None

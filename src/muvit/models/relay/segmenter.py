@@ -44,7 +44,7 @@ class RelaySegmenter(SegmentationModel):
         assert config.size is not None
         num_contexts = len(config.levels) - 1
         num_relay = config.relay_tokens if num_contexts and config.fusion == "relay" else 0
-        is_coupled = num_relay > 0 or config.exchange == "world"
+        is_coupled = num_relay > 0 or config.exchange != "none"
         if num_contexts and not is_coupled and not self._reads_context:
             raise InputError("relay_tokens", expected="at least 1, or a weight of the context branches' losses", got=0)
         backbone = build_backbone(config, num_relay, 0 if config.share_patch_embed else num_contexts)
