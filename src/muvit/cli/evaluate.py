@@ -44,7 +44,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     add_pair_arguments(parser)
     parser.add_argument(
         "--levels",
-        type=list[float],
+        type=list[float | list[float]],
         default=[],
         help="coarser levels to score as well, such as [8,32]: majority votes of true and of predicted labels",
     )

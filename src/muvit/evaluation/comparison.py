@@ -25,7 +25,7 @@ from muvit.evaluation.scores.bootstrap import Interval, bootstrap_intervals, see
 from muvit.evaluation.scores.segmentation import Evaluation, evaluate_slides
 from muvit.evaluation.side_by_side import Trained, choose_devices, train_and_label
 from muvit.evaluation.variants import Variant
-from muvit.levels import level_name
+from muvit.levels import Level, level_factors, level_name
 from muvit.progress import Progress
 from muvit.training.recipes import DataConfig, Recipe
 from muvit.training.slides import complete
@@ -97,7 +97,6 @@ def compare(
     legend = Preprocessing.load(trained[0].folder)
     labels = {training.name: open_label_images([output / "predictions" / training.slug]) for training in trainings}
     ignore = variants[0].recipe.data.ignore_labels
-    first, *coarse = variants[0].recipe.model.levels
     scored = [
         evaluate_slides(
             [(found[truth.name], truth) for _, truth in pairs],
@@ -105,7 +104,7 @@ def compare(
             ignore=ignore,
             class_names=legend.class_names,
             has_background=legend.has_background,
-            levels=coarse if first == 1 else (),  # true labels lie on the pixels of the first
+            levels=_coarse_levels(variants[0].recipe),
         )
         for found in labels.values()
     ]
@@ -184,6 +183,13 @@ def check_test_slides(recipe: Recipe, pairs: Sequence[LabelledSlide]) -> None:
             raise InputError(truth.path, expected=f"shape {finest}, as {image.path} has", got=f"shape {truth.shape}")
     # the truth scored against itself: one channel of known classes
     evaluate_slides([(truth, truth) for _, truth in pairs], _num_classes(recipe), ignore=recipe.data.ignore_labels)
+
+
+def _coarse_levels(recipe: Recipe) -> list[Level]:
+    """Levels of a model at which any labels can be read; they lie on the pixels of its finest."""
+    first, *coarse = recipe.model.levels
+    is_whole = [all(f == int(f) for f in level_factors(level, recipe.model.ndim)) for level in coarse]
+    return [level for level, whole in zip(coarse, is_whole, strict=True) if whole and first == 1]
 
 
 def _num_classes(recipe: Recipe) -> int:

@@ -271,8 +271,8 @@ def evaluate_slides(
         class_names: one per class, by default their numbers.
         has_background: whether class 0 is background.
         levels: coarser levels to score as well: true and predicted labels are both read there, where a pixel is the
-            majority vote of the finest ones that it covers. What is wrong along outlines alone is right again from some
-            level on.
+            majority vote of the finest ones that it covers (or what the store of other make has there). What is wrong
+            along outlines alone is right again from some level on.
         boundary: how to compare the outlines of the classes; None leaves them out.
         progress: called after each block.
 
@@ -298,7 +298,7 @@ def evaluate_slides(
     pairs = [
         (with_levels(prediction, coarse, "label"), with_levels(truth, coarse, "label")) for prediction, truth in pairs
     ]
-    total = sum(count_blocks(truth.level_shape(level)) for _, truth in pairs for level in (1, *coarse))
+    total = sum(count_blocks(_common_shape(*pair, level)) for pair in pairs for level in (1, *coarse))
     done, counted = 0, []
     for prediction, truth in pairs:
         confusions = np.zeros((1 + len(coarse), num_classes, num_classes), np.int64)
@@ -341,11 +341,16 @@ def _check_pair(prediction: Slide, truth: Slide) -> None:
         )
 
 
+def _common_shape(prediction: Slide, truth: Slide, level: Level) -> tuple[int, ...]:
+    """Pixels of a level that both have; stores of other make may leave out a last one that is not full."""
+    return tuple(map(min, truth.level_shape(level), prediction.level_shape(level)))
+
+
 def _confusions(
     prediction: Slide, truth: Slide, num_classes: int, ignore: Sequence[int], level: Level
 ) -> Iterator[NDArray[np.int64]]:
     """Confusion matrix of each block of a level."""
-    for start, size in blocks(truth.level_shape(level)):
+    for start, size in blocks(_common_shape(prediction, truth, level)):
         true, predicted = (slide.read(level, start, size)[0] for slide in (truth, prediction))
         counted = ~np.isin(true, tuple(ignore))
         for slide, labels in ((truth, true), (prediction, predicted)):
