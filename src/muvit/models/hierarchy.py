@@ -148,7 +148,7 @@ def _transformer(size: int, patch: int, channels: int, dim: int, depth: int, hea
 
 def _renamed(state: dict[str, Tensor], model: Any) -> dict[str, Tensor]:
     """Weights by the names of a model, and with a position table of its size."""
-    from timm.layers import resample_abs_pos_embed
+    from timm.layers.pos_embed import resample_abs_pos_embed
 
     found = {}
     for name, value in state.items():

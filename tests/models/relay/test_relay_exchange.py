@@ -169,8 +169,8 @@ def place_task(model, seed):
     return {"img": img, "bbox": bbox, "label": label[:, None, None].expand(-1, 16, 16).contiguous()}
 
 
-@pytest.mark.parametrize("relay_tokens, exchange", [(4, "none"), (0, "world")])
-def test_only_the_exchange_brings_what_stands_at_a_place(relay_tokens, exchange):
+@pytest.mark.parametrize("relay_tokens, exchange", [(4, "none"), (0, "world"), (0, "late")])
+def test_only_an_exchange_by_place_brings_what_stands_at_a_place(relay_tokens, exchange):
     fields = {"in_channels": 1, "num_classes": 2, "size": (16, 16), "drop_path": 0.0, "context_weight": 0.0}
     options = SWIN | {"window_size": 2}
     model = build(
@@ -184,4 +184,4 @@ def test_only_the_exchange_brings_what_stands_at_a_place(relay_tokens, exchange)
     test = place_task(model, 1000)
     with torch.no_grad():
         loss = cross_entropy(model.eval()(test["img"], test["bbox"]), test["label"])
-    assert (loss < 0.2) if exchange == "world" else (loss > 0.4)
+    assert (loss > 0.4) if exchange == "none" else (loss < 0.2)

@@ -149,10 +149,11 @@ class LateExchange(nn.Module):
 
     def __init__(self, dim: int, heads: int, periods: Periods) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(Block(dim, heads, AxialRope(dim // heads, 2, periods)) for _ in range(LATE_BLOCKS))
-        for block in self.blocks:
-            for start in (block.attn.out.weight, block.ff[-1].weight, block.ff[-1].bias):  # type: ignore
-                nn.init.zeros_(start)
+        blocks = [Block(dim, heads, AxialRope(dim // heads, 2, periods)) for _ in range(LATE_BLOCKS)]
+        for block in blocks:
+            for parameter in (block.attn.out.weight, *block.ff[-1].parameters()):
+                nn.init.zeros_(parameter)
+        self.blocks = nn.ModuleList(blocks)
 
     def forward(self, maps: Sequence[Tensor], bbox: Tensor) -> list[Tensor]:
         """Gains of the tokens of every view."""

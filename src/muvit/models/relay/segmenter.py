@@ -50,8 +50,8 @@ class RelaySegmenter(SegmentationModel):
         backbone = build_backbone(config, num_relay, 0 if config.share_patch_embed else num_contexts)
         if not config.share_blocks:
             backbone.unshare(num_contexts)
-            for twin in backbone.twins if not self._reads_context else ():
-                twin.timm.norm.requires_grad_(False)  # nothing comes out of these branches but relay tokens
+            for level in range(1, len(config.levels)) if not self._reads_context else ():
+                backbone.branch(level).timm.norm.requires_grad_(False)  # only relay tokens come out of these branches
         self.trunk = RelayTrunk(backbone, num_relay, config.update, build_exchanges(backbone, config))
         self.decoder = build_decoder(backbone, config)
         self.cells = [cells_of(config.size, config.levels[0], level) for level in config.levels[1:]]
