@@ -23,6 +23,7 @@ def plans(draw):
         block_size=tuple(draw(st.integers(4, 40)) for _ in range(ndim)),
         overlap=tuple(draw(st.integers(0, n - 1)) for n in crop),
         blend=draw(st.sampled_from(["linear", "cosine", "center"])),
+        half_stride=draw(st.booleans()),
     )
 
 
