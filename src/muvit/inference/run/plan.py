@@ -38,8 +38,8 @@ class PredictOptions:
     """Overlap of neighbouring tiles: below 1 a fraction of the crop, from 1 on pixels; 0 is the paper's and the
     fastest."""
     blend: Blend = "cosine"
-    """Blending of overlapping tiles: averaged with a linear or cosine ramp, or each writes only its central part
-    (center, as Relay Tokens do)."""
+    """Blending of overlapping tiles: averaged with a linear or cosine ramp or all alike (uniform, as the winner of the
+    KPIs challenge), or each writes only its central part (center, as Relay Tokens do)."""
     flips: tuple[int, ...] = ()
     """Test-time augmentation: axes to flip, counted from the last (-1). Predictions are averaged over all combinations
     of flips."""
