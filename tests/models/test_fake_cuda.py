@@ -266,6 +266,9 @@ def test_relay_tokens(name):
 BASELINES = {
     "unet": {"kind": "unet", "encoder_name": "resnet18"},
     "deeplabv3": {"kind": "deeplabv3", "encoder_name": "resnet18"},
+    "deeplabv3plus": {"kind": "deeplabv3plus", "encoder_name": "tu-convnext_atto"},
+    "upernet": {"kind": "upernet", "encoder_name": "tu-convnext_atto"},
+    "fpn": {"kind": "fpn", "encoder_name": "tu-pvt_v2_b0"},
     "segformer": {"kind": "segformer", "encoder_name": "mit_b0"},
     "residual_unet": {"kind": "residual_unet", "width": 2},
     "swinunetr": {"kind": "swinunetr", "width": 12},

@@ -38,8 +38,8 @@ class PredictOptions:
     """Overlap of neighbouring tiles: below 1 a fraction of the crop, from 1 on pixels; 0 is the paper's and the
     fastest."""
     blend: Blend = "cosine"
-    """Blending of overlapping tiles: averaged with a linear or cosine ramp, or each writes only its central part
-    (center, as Relay Tokens do)."""
+    """Blending of overlapping tiles: averaged with a linear or cosine ramp or all alike (uniform, as the winner of the
+    KPIs challenge), or each writes only its central part (center, as Relay Tokens do)."""
     refine: Annotated[float, Bounds(min=0, max=1)] | None = None
     """Compute first the tiles that lie side by side, and those that overlap them only where the mean entropy of the
     first, from 0 (certain) to 1 (all classes equally likely), is above this; unset, all are computed."""

@@ -4,7 +4,7 @@ Tiles of the size of a training crop lie on a regular grid from the first pixel 
 image they are moved back into it, as no training crop leaves a larger image. A grid of half strides instead begins half
 a step before the first pixel, and ends as far beyond the last as its steps take it. Boundaries half-way through the
 overlap of neighbours divide the image into cells, one for each tile. A tile writes its cell (no overlap, or blend
-``center``), or all of its pixels, weighted against its neighbours (blend ``linear`` and ``cosine``). The output is
+``center``), or all of its pixels, weighted against its neighbours (the other blends). The output is
 divided into blocks, and every block lists all tiles that intersect it, so that blocks can be computed independently and
 in any order.
 
@@ -29,8 +29,8 @@ from muvit.errors import InputError
 from muvit.inference.tiling.blend import Neighbor, axis_weights
 from muvit.levels import Level, check_levels, level_factors
 
-Blend = Literal["linear", "cosine", "center"]
-"""Blending of overlapping tiles: by a linear or cosine ramp, or each writes its central part only."""
+Blend = Literal["linear", "cosine", "uniform", "center"]
+"""Blending of overlapping tiles: by a linear or cosine ramp, all alike, or each writes its central part only."""
 
 
 class Block(NamedTuple):
