@@ -28,7 +28,8 @@ from muvit.data.slides.open import open_slide
 from muvit.data.slides.slide import Slide
 from muvit.data.tables import SlideFiles, write_slides
 from muvit.evaluation.studies.epochs import read_epochs
-from muvit.inference.suggest import SuggestConfig, suggest_regions
+from muvit.inference.suggest import suggest_regions
+from muvit.inference.tiling.suggestions import SuggestConfig
 from muvit.inference.tiling.tissue import find_tissue
 from muvit.models.segmentation_model import SegmentationModel
 from muvit.models.segmenter import SegmenterConfig

@@ -65,7 +65,7 @@ def test_what_the_type_allows_is_accepted(fields):
         ({"mode": "some"}, "mode: expected all or same or 2, got 'some'."),
         ({"mode": True}, "mode: expected all or same or 2, got True."),
         ({"mode": 2.0}, "mode: expected all or same or 2, got 2.0."),
-        ({"sides": 0}, "sides: expected a whole number >= 1 or several, each a whole number >= 1, got 0."),
+        ({"sides": 0}, "sides: expected a whole number >= 1 or a list, each item a whole number >= 1, got 0."),
         ({"sides": (1, 0)}, "got (1, 0)."),
         ({"sides": 1.5}, "got 1.5."),
         ({"sides": True}, "got True."),
@@ -81,7 +81,7 @@ def test_what_the_type_allows_is_accepted(fields):
         ({"share": 1}, "share: expected a number >= 0 and < 1, got 1."),
         ({"year": 5}, "year: expected a whole number >= 2 and <= 4, got 5."),
         ({"any_number": -math.inf}, "any_number: expected a number that is finite, got -inf."),
-        ({"widths": "slim"}, "widths: expected paper or several, each a whole number, got 'slim'."),
+        ({"widths": "slim"}, "widths: expected paper or a list, each item a whole number, got 'slim'."),
         ({"inner": {"side": 1}}, "inner: expected Inner, got {'side': 1}."),
     ],
 )

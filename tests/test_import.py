@@ -103,7 +103,18 @@ TRAINS = {"torch", "lightning", "torchmetrics", "torchvision"}
         ("evaluate labels.tif labels.tif --num_classes 2", 0, TRAINS | {"matplotlib"}),
         *(
             pytest.param(f"{verb} --help", 0, TRAINS, marks=pytest.mark.long)
-            for verb in ("info", "convert", "export", "evaluate", "prepare", "synthetic", "classify", "study")
+            for verb in (
+                "info",
+                "convert",
+                "export",
+                "evaluate",
+                "prepare",
+                "synthetic",
+                "classify",
+                "study",
+                "suggest",
+                "push",
+            )
         ),
         *((f"{verb} --help", 0, TRAINS | {"scipy", "tensorstore"}) for verb in ("predict", "features", "demo")),
         ("train --help", 0, TRAINS - {"torch"}),

@@ -135,7 +135,7 @@ def _describe(kind: Any) -> str:
         return f"{_describe(arguments[0])} {_bounds(kind) or ''}".rstrip()
     if origin is tuple:
         parts = [_describe(part) for part in arguments if part is not Ellipsis]
-        return f"several, each {parts[0]}" if Ellipsis in arguments else f"({', '.join(parts)})"
+        return f"a list, each item {parts[0]}" if Ellipsis in arguments else f"({', '.join(parts)})"
     return {int: "a whole number", float: "a number"}.get(kind, getattr(kind, "__name__", str(kind)))
 
 

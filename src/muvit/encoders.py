@@ -9,6 +9,7 @@ from muvit.geometry import PatchSpacing
 from muvit.levels import Level
 from muvit.models.encoder import EncoderConfig, MuViTEncoder
 from muvit.models.layers.attention import AttentionMode
+from muvit.models.layers.copies import CopiedPatches
 from muvit.models.layers.rope import Periods, RotaryMode, RotaryParam
 
 __all__ = ["MuViTEncoder", "MuViTEncoder2d", "MuViTEncoder3d", "MuViTEncoder4d"]
@@ -39,6 +40,7 @@ class _Encoder(MuViTEncoder):
         input_space: Literal["real"] = "real",
         dropout: float = 0.0,
         *,
+        coarse_copies: CopiedPatches = "none",
         level_embed_std: float = 1.0,
         rotary_param: RotaryParam = "freq",
         patch_spacing: PatchSpacing = "center",
@@ -53,6 +55,7 @@ class _Encoder(MuViTEncoder):
                 dim=dim,
                 heads=heads,
                 attention_mode=attention_mode,
+                coarse_copies=coarse_copies,
                 use_level_embed=use_level_embed,
                 level_embed_std=level_embed_std,
                 rotary_mode=rotary_mode,

@@ -23,7 +23,8 @@ class InputError(MuViTError, ValueError):
     """
 
     def __init__(self, subject: object, *, expected: str, got: object, hint: str = "") -> None:
-        message = f"{subject}: expected {expected}, got {got}."
+        # of an error inside, whose sentence has its own full stop
+        message = f"{subject}: expected {expected}, got {str(got).removesuffix('.')}."
         super().__init__(f"{message} {hint}".rstrip())
 
 

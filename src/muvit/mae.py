@@ -97,6 +97,7 @@ class _MAE(MuViTMAE):
     @property
     def _config(self) -> dict[str, Any]:
         settings = asdict(self.config)
+        del settings["encoder"]["coarse_copies"]
         return settings.pop("encoder") | settings | {"input_space": "real"}
 
     @classmethod
@@ -104,7 +105,7 @@ class _MAE(MuViTMAE):
         check_ndim(cls, config.encoder.ndim, source)
         arguments = asdict(config)
         arguments |= arguments.pop("encoder")
-        del arguments["ndim"]
+        del arguments["ndim"], arguments["coarse_copies"]
         return cls(**arguments)
 
     def forward(

@@ -12,7 +12,8 @@ from muvit.data.crops.normalize import Range
 from muvit.data.crops.preprocessing import Preprocessing
 from muvit.data.slides.open import open_slide
 from muvit.errors import InputError
-from muvit.inference.suggest import SuggestConfig, suggest_regions, write_suggestions
+from muvit.inference.suggest import suggest_regions
+from muvit.inference.tiling.suggestions import SuggestConfig, write_suggestions
 from muvit.models.encoder import EncoderConfig
 from muvit.models.segmenter import Segmenter, SegmenterConfig
 from muvit.models.trained import TrainedModel

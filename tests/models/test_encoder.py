@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_encoders import nested_boxes, scene, tiny
+from tiny_encoders import LEVELS, nested_boxes, scene, tiny
 from torch.nn.functional import gelu, layer_norm
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -140,9 +140,9 @@ def test_features_are_the_tokens_laid_out_as_maps(sample):
         assert torch.equal(maps[:, level, :, row, column], tokens[:, n])
 
 
-@pytest.mark.parametrize("mode", ["all", "causal", "same", "random", "coarse_to_fine"])
+@pytest.mark.parametrize("mode", ["all", "causal", "same", "random", "coarse_to_fine", "copies"])
 def test_the_finest_tokens_alone_are_those_of_the_whole(mode):
-    encoder, img, bbox = scene(attention_mode=mode)
+    encoder, img, bbox = scene(**{"coarse_copies": "under"} if mode == "copies" else {"attention_mode": mode})
     torch.manual_seed(2)
     expected = encoder(img, bbox, return_intermediate_idxs=(0, 2))[3]
     torch.manual_seed(2)
@@ -254,6 +254,38 @@ def test_attention_modes_say_which_levels_a_level_reaches(mode, reached):
     assert all(change[level] == 0 for level in range(3) if level not in reached)
 
 
+@torch.no_grad()
+def test_copies_learn_the_detail_that_their_originals_must_not():
+    encoder, img, bbox = scene(coarse_copies="under")
+    without = scene()[0]
+    without.load_state_dict(encoder.state_dict(), strict=False)
+    before, other = encoder(img, bbox)[0], img.clone()
+    other[:, 0] += 1
+    assert torch.equal(encoder(other, bbox)[0][:, 16:], before[:, 16:])
+    change = (before - without(img, bbox)[0]).abs()
+    assert change[:, 16:].max() < 1e-5 and change[:, :16].max() > 1e-2
+    # copied are the patches that the finest view meets, and few others
+    copied = torch.zeros(2, 48, dtype=torch.bool).scatter(1, encoder.copied_tokens(img, bbox), True)
+    assert 0 < copied.sum() < 2 * 32 and not copied[:, :16].any()
+    centers, (lower, upper) = encoder.place(img, bbox)[0], bbox[:, 0, :, None].unbind(1)
+    half = 2 * torch.tensor(LEVELS).repeat_interleave(16)[:, None]
+    meets = ((centers + half > lower) & (centers - half < upper)).all(-1)
+    assert copied[:, 16:][meets[:, 16:]].all()
+
+
+def test_copies_lie_at_their_places_under_naive_boxes_too(sample):
+    encoder = tiny(attention_mode="coarse_to_fine", coarse_copies="under")
+    copied = encoder.copied_tokens(sample[0], encoder.boxes(sample[0], None))
+    assert copied.tolist() == 2 * [[16 + 4 * y + x for y in (1, 2) for x in (1, 2)]]
+
+
+def test_copies_stay_with_coarse_levels():
+    encoder = scene(coarse_copies="ring")[0]
+    two, one = encoder.extract_levels((1, 4)), encoder.extract_levels((4,))
+    assert torch.equal(two.copies.vector, encoder.copies.vector)
+    assert one.copies is None and "copies.vector" not in MuViTEncoder(one.config).state_dict()
+
+
 def test_the_random_mode_draws_anew(sample):
     encoder = tiny(attention_mode="random")
     first, second = encoder(*sample)[0], encoder(*sample)[0]
@@ -347,6 +379,8 @@ def test_shapes_that_do_not_fit_are_refused(img_shape, bbox_shape, message):
         ("rotary_base", 0),
         ("patch_spacing", "middle"),
         ("attention_mode", "backwards"),
+        ("coarse_copies", "over"),
+        ("coarse_copies", "under"),  # of full attention
         ("ndim", 5),
         ("rotary_base", float("inf")),
         ("rotary_base", (64.0, 8.0)),

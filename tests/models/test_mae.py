@@ -165,6 +165,11 @@ def test_with_everything_visible_the_encoder_is_the_encoder(sample, attention):
     torch.testing.assert_close(encoded, model.encoder(img, bbox)[0], atol=1e-5, rtol=1e-5)
 
 
+def test_copies_would_show_masked_patches_and_are_refused():
+    with pytest.raises(InputError, match=r"encoder\.coarse_copies: expected none, got 'under'"):
+        tiny(encoder={"attention_mode": "coarse_to_fine", "coarse_copies": "under"})
+
+
 def test_translation_changes_nothing_and_boxes_do(sample):
     img, bbox, mask = sample
     model = tiny()

@@ -5,8 +5,6 @@ from pathlib import Path
 from jsonargparse import ArgumentParser, Namespace
 
 from muvit.durable import write_whole
-from muvit.models.card import with_license
-from muvit.models.folder import model_folder
 from muvit.models.hub import CARD, push_model
 
 
@@ -26,6 +24,9 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(arguments: Namespace) -> None:
     """Upload the model, and print its address."""
+    from muvit.models.card import with_license
+    from muvit.models.folder import model_folder
+
     folder = model_folder(arguments.folder)
     if arguments.license is not None:
         write_whole(folder / CARD, with_license(folder, arguments.license).encode())

@@ -10,7 +10,7 @@ from muvit.cli.slides import add_pixel_size, add_selection, file_or_folder_targe
 from muvit.cli.terminal import Progress
 from muvit.errors import ExistsError, InputError
 from muvit.inference.run.execution import Execution
-from muvit.inference.suggest import SuggestConfig
+from muvit.inference.tiling.suggestions import SuggestConfig, write_suggestions
 
 if TYPE_CHECKING:
     import shapely
@@ -62,7 +62,7 @@ def run(arguments: Namespace) -> None:
     annotated_files = _annotated_files(arguments, targets)
 
     from muvit.data.slides.open import open_slide
-    from muvit.inference.suggest import suggest_regions, write_suggestions
+    from muvit.inference.suggest import suggest_regions
     from muvit.models.segmentation_model import SegmentationModel
     from muvit.models.trained import load_model
 

@@ -20,6 +20,7 @@ from muvit.evaluation.report.content import ModelResult
 from muvit.evaluation.report.examples import LabelledSlide, read_examples, spread
 from muvit.evaluation.report.page import write_report
 from muvit.evaluation.report.places import places_section
+from muvit.evaluation.report.runs import LiveComparison
 from muvit.evaluation.results import Row, write_rows
 from muvit.evaluation.scores.bootstrap import Interval, bootstrap_intervals, seed_interval
 from muvit.evaluation.scores.segmentation import Evaluation, evaluate_slides
@@ -55,7 +56,8 @@ def compare(
         variants: the models, the one in question first.
         test: folder with ``images`` and ``labels`` that none of them was trained on, or a table of slides.
         output: receives ``runs/<slug>``, ``predictions/<slug>/<slide>.ome.zarr``, ``metrics.json``, ``metrics.csv``
-            and ``index.html``; with several seeds a slug ends in ``_seed_<seed>``.
+            and ``index.html``, which shows the trainings as long as they go on; with several seeds a slug ends in
+            ``_seed_<seed>``.
         title: headline of the report.
         intro: its first paragraph.
         settings: facts for the report, added to those that the recipe tells.
@@ -91,9 +93,22 @@ def compare(
     for variant in variants:
         check_test_slides(variant.recipe, pairs)
     slides = [image.path for image, _ in pairs]
-    trained = train_and_label(
-        trainings, slides, output, devices=places[0], resume=resume, overwrite=overwrite, progress=progress
-    )
+    runs_of = {training.name: f"runs/{training.slug}" for training in trainings}
+    page = LiveComparison(output, title, runs_of)
+    try:
+        trained = train_and_label(
+            trainings,
+            slides,
+            output,
+            devices=places[0],
+            resume=resume,
+            overwrite=overwrite,
+            progress=progress,
+            watch=page.update,
+        )
+    except BaseException:
+        page.close()
+        raise
     legend = Preprocessing.load(trained[0].folder)
     labels = {training.name: open_label_images([output / "predictions" / training.slug]) for training in trainings}
     ignore = variants[0].recipe.data.ignore_labels
@@ -134,14 +149,14 @@ def compare(
             [(labels[trainings[0].name][truth.name], truth) for _, truth in pairs],
             {truth.name: image for image, truth in pairs},
         ),
-        runs={training.name: f"runs/{training.slug}" for training in trainings},
+        runs=runs_of,
         outputs={"image": os.path.relpath(pairs[0][0].path, output)}
         | {
             f"labels by {name}": f"predictions/{training.slug}/{pairs[0][0].name}.ome.zarr"
             for name, training in shown.items()
         },
         ignore=ignore,
-        overwrite=resume or overwrite,
+        overwrite=True,  # of the page of the trainings; an earlier report was checked at the start
     )
     return results
 

@@ -3,7 +3,7 @@
 import multiprocessing
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -105,11 +105,14 @@ def train_and_label(
     resume: bool,
     overwrite: bool,
     progress: Progress | None,
+    watch: Callable[[list[tuple[int, int]]], None],
 ) -> list[Trained]:
     """Train each variant into ``runs/<slug>``, and label slides into ``predictions/<slug>/<slide>.ome.zarr``.
 
     Each device has a process that takes the next variant when it has done one, those with most work first; a CPU alone
     has a process for each core, and the last variants share all cores if they are fewer.
+
+    ``watch`` is called again and again with the steps of each variant that are done, and all.
 
     Raises:
         MuViTError: that of the first variant that fails, or a process died; the others end with it.
@@ -117,7 +120,7 @@ def train_and_label(
     job = _Job(output, tuple(slides), resume, overwrite)
     places = _places(devices, len(variants))
     order = sorted(range(len(variants)), key=lambda index: -_work_of(variants[index].recipe))
-    total = sum(_num_steps(variant.recipe) for variant in variants)
+    totals = [_num_steps(variant.recipe) for variant in variants]
     context = multiprocessing.get_context("spawn")
     free = context.SimpleQueue()
     for place in places:
@@ -131,7 +134,7 @@ def train_and_label(
                     index: pool.submit(_train_and_label, variants[index], job, index, share)
                     for index, share in zip(order, threads, strict=True)
                 }
-            _follow(jobs.values(), steps, total, progress)
+            _follow(jobs.values(), steps, totals, progress, watch)
             return [jobs[index].result() for index in range(len(variants))]
     except BaseException as error:
         died = isinstance(error, BrokenExecutor)
@@ -162,14 +165,21 @@ def _threads(num_variants: int, num_places: int) -> list[int]:
     return [_num_cores() // num_places] * (num_variants - last) + [_num_cores() // max(last, 1)] * last
 
 
-def _follow(jobs: Iterable[Future[Trained]], steps: Iterable[int], total: int, progress: Progress | None) -> None:
+def _follow(
+    jobs: Iterable[Future[Trained]],
+    steps: Iterable[int],
+    totals: Sequence[int],
+    progress: Progress | None,
+    watch: Callable[[list[tuple[int, int]]], None],
+) -> None:
     running = set(jobs)
     while running:
         finished, running = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
         for future in finished:
             future.result()  # a failure ends the comparison at once
         if progress is not None:
-            progress(sum(steps), total)
+            progress(sum(steps), sum(totals))
+        watch(list(zip(steps, totals, strict=True)))
 
 
 def _num_steps(recipe: Recipe) -> int:

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from muvit.checks import Bounds, NonNegative, Positive, PositiveInt, Share, check_fields, freeze_lists
 from muvit.errors import InputError, ShapeError
-from muvit.geometry import PatchSpacing, naive_boxes, patch_centers
+from muvit.geometry import PatchSpacing, naive_boxes, nearest_patches, patch_centers
 from muvit.levels import Level, level_factors, plain_level
 from muvit.models.folder import FolderModel
-from muvit.models.layers.attention import AttentionMode, Block, Spans, level_spans, random_key_mask
+from muvit.models.layers.attention import AttentionMode, Block, Spans, level_spans, mask_of_queries, random_key_mask
+from muvit.models.layers.copies import CopiedPatches, TokenCopies, copies_per_axis
 from muvit.models.layers.patch import patch_grid, patchify
 from muvit.models.layers.rope import Periods, RotaryMode, RotaryParam, Rotation, build_ropes, periods_between
 
@@ -42,6 +43,9 @@ class EncoderConfig:
     """Attention heads."""
     attention_mode: AttentionMode = "all"
     """Levels that a token sees: all; causal (own and finer); same; random; coarse_to_fine (own and coarser)."""
+    coarse_copies: CopiedPatches = "none"
+    """Under coarse_to_fine, coarse patches with a second token that sees finer ones too: none; under, those that the
+    finest view can meet; ring, also those around them."""
     use_level_embed: bool = True
     """Add a learnable vector per level to its tokens."""
     level_embed_std: NonNegative = 1.0
@@ -70,6 +74,9 @@ class EncoderConfig:
             raise InputError("levels", expected="distinct positive downsampling factors", got=self.levels)
         if isinstance(self.rotary_base, tuple) and self.rotary_base[0] >= self.rotary_base[1]:
             raise InputError("rotary_base", expected="a shorter and a longer period", got=self.rotary_base)
+        if self.coarse_copies != "none" and self.attention_mode != "coarse_to_fine":
+            expected = f"none, as attention_mode is {self.attention_mode}"
+            raise InputError("coarse_copies", expected=expected, got=repr(self.coarse_copies))
         if len(self.patch) != self.ndim:
             raise InputError("patch_size", expected=f"a number, or {self.ndim} of them", got=self.patch_size)
 
@@ -133,6 +140,7 @@ class MuViTEncoder(FolderModel):
             if config.use_level_embed
             else None
         )
+        self.copies = TokenCopies(config.dim) if config.coarse_copies != "none" and num_levels > 1 else None
         ropes = build_ropes(
             config.rotary_mode,
             config.num_layers,
@@ -190,7 +198,13 @@ class MuViTEncoder(FolderModel):
         tokens = self.embed(self.patches(x))
         coords, positions = self.place(x, bbox)
         queries = slice(tokens.shape[1] // len(self.levels)) if only_finest else None
-        tokens, kept = self.run_blocks(tokens, positions, self.level_mask(tokens), keep, queries)
+        if self.copies is None:
+            tokens, kept = self.run_blocks(tokens, positions, self.level_mask(tokens), keep, queries)
+            return Encoding(tokens, kept, coords, positions)
+        added, at = self.copies(tokens, positions, self.copied_tokens(x, self.boxes(x, bbox)))
+        mask = self.level_mask(tokens, added.shape[1])
+        both = torch.cat([tokens, added], dim=1), torch.cat([positions, at], dim=1)
+        tokens, kept = self.run_blocks(*both, mask, keep, queries or slice(tokens.shape[1]))
         return Encoding(tokens, kept, coords, positions)
 
     def compute_features(self, x: Tensor, bbox: Tensor | None = None) -> Tensor:
@@ -227,13 +241,13 @@ class MuViTEncoder(FolderModel):
         Raises:
             ShapeError: the boxes have the wrong shape.
         """
+        boxes = self.boxes(x, bbox)
         if bbox is None:
-            coords = self.centers(x, self._naive_boxes(x)).flatten(1, 2)
+            coords = self.centers(x, boxes).flatten(1, 2)
             return coords, coords.float()
-        bbox = self.check_boxes(x, bbox)
-        origin = bbox[:, :1, :1]
+        origin = boxes[:, :1, :1]
         # subtracted before the division by patches, corners are whole pixels and the difference is exact
-        local = self.centers(x, bbox - origin).flatten(1, 2)
+        local = self.centers(x, boxes - origin).flatten(1, 2)
         return local + origin[:, 0], local.float()
 
     def centers(self, x: Tensor, bbox: Tensor) -> Tensor:
@@ -241,6 +255,15 @@ class MuViTEncoder(FolderModel):
         return patch_centers(
             bbox, patch_grid(x.shape[-self.config.ndim :], self.config.patch), self.config.patch_spacing
         )
+
+    def copied_tokens(self, x: Tensor, boxes: Tensor) -> Tensor:
+        """Indices ``(B, c)`` of the coarse tokens that `copies` copies, of views in ``boxes`` ``(B, L, 2, ndim)``."""
+        grid = patch_grid(x.shape[-self.config.ndim :], self.config.patch)
+        counts = copies_per_axis(self.config.coarse_copies, self.levels, grid)
+        chosen = [
+            nearest_patches(boxes[:, 0], boxes[:, i], grid, count) + i * prod(grid) for i, count in enumerate(counts, 1)
+        ]
+        return torch.cat(chosen, dim=1)
 
     def run_blocks(
         self,
@@ -257,8 +280,7 @@ class MuViTEncoder(FolderModel):
             positions: ``(B, N, ndim)``, see `place`.
             mask: keys that each query may see.
             keep: indices of blocks (0-based).
-            queries: tokens of the first level, the only ones that are returned, and computed in the last block; unset,
-                all.
+            queries: the only tokens that are returned, and computed in the last block, from the first on; unset, all.
 
         Returns:
             Tokens ``(B, N, D)`` after the last block, and after each of the blocks in ``keep``, in block order.
@@ -267,8 +289,7 @@ class MuViTEncoder(FolderModel):
         last = len(self.layers) - 1
         for i, (block, rotation) in enumerate(self.rotated_blocks(positions)):
             if i == last and queries is not None:
-                may_see = mask[:, :, queries] if isinstance(mask, Tensor) else mask and mask[:1]
-                tokens = block(tokens, rotation, mask=may_see, queries=queries)
+                tokens = block(tokens, rotation, mask=mask_of_queries(mask, queries), queries=queries)
             else:
                 tokens = block(tokens, rotation, mask=mask)
             if i in keep:
@@ -285,12 +306,13 @@ class MuViTEncoder(FolderModel):
                 rotations = {rope: block.rotation(positions)}
             yield block, rotations[rope]
 
-    def level_mask(self, tokens: Tensor) -> Tensor | Spans | None:
-        """Keys that each of the tokens ``(B, N, D)`` of all levels may see; None where it sees all."""
+    def level_mask(self, tokens: Tensor, num_copies: int = 0) -> Tensor | Spans | None:
+        """Keys that each of the tokens ``(B, N, D)`` of all levels may see, and copies after them; None where each sees
+        all."""
         mode, count = self.config.attention_mode, tokens.shape[1]
         if mode == "random":
             return random_key_mask(count, count, tokens.device)
-        return level_spans(mode, len(self.levels), count // len(self.levels))
+        return level_spans(mode, len(self.levels), count // len(self.levels), num_copies)
 
     def to_maps(self, tokens: Tensor, space: Sequence[int]) -> Tensor:
         """Arrange tokens ``(B, N, D)`` of L views of shape ``space`` as maps ``(B, L, D, *grid)``."""
@@ -321,6 +343,8 @@ class MuViTEncoder(FolderModel):
         other.proj = nn.ModuleList(other.proj[i] for i in chosen)
         if other.level_embed is not None:
             other.level_embed = nn.Parameter(other.level_embed.detach()[chosen])
+        if len(levels) == 1:
+            other.copies = None
         return other
 
     def check_images(self, x: Tensor, num_levels: int) -> None:
@@ -345,6 +369,13 @@ class MuViTEncoder(FolderModel):
             raise ShapeError("bbox", expected=f"shape (B, L, 2, ndim) = {expected}", got=tuple(bbox.shape))
         return bbox if bbox.is_floating_point() else bbox.double()
 
-    def _naive_boxes(self, x: Tensor) -> Tensor:
+    def boxes(self, x: Tensor, bbox: Tensor | None) -> Tensor:
+        """Boxes ``(B, L, 2, ndim)`` of views ``(B, L, C, *space)``, arguments as in `forward`.
+
+        Raises:
+            ShapeError: the boxes have the wrong shape.
+        """
+        if bbox is not None:
+            return self.check_boxes(x, bbox)
         boxes = naive_boxes(self.levels, x.shape[3:], self.config.patch_spacing)
         return boxes.to(x.device, non_blocking=True).expand(x.shape[0], *boxes.shape)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from muvit.checks import Bounds, NonNegative, PositiveInt, Share, check_fields, freeze_lists
+from muvit.errors import InputError
 from muvit.levels import Level
 from muvit.models.encoder import EncoderConfig, MuViTEncoder, RotaryBase
 from muvit.models.folder import FolderModel
@@ -135,6 +136,9 @@ class MAEConfig:
     def __post_init__(self) -> None:
         freeze_lists(self)
         check_fields(self)
+        if self.encoder.coarse_copies != "none":  # a copy of a masked patch would show it
+            hint = "Set them in the training that starts from this encoder."
+            raise InputError("encoder.coarse_copies", expected="none", got=repr(self.encoder.coarse_copies), hint=hint)
 
     @property
     def decoder(self) -> DecoderConfig:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from muvit.data.pyramids.writer import PyramidWriter
 from muvit.evaluation.report.parts import confusion_table, environment, line_chart, rows_table
-from muvit.evaluation.report.runs import LivePage, write_page, write_prediction_page, write_run_page
+from muvit.evaluation.report.runs import LiveComparison, LivePage, write_page, write_prediction_page, write_run_page
 from muvit.evaluation.report.scores import results_page, scores_page
 from muvit.evaluation.scores.bootstrap import BootstrapConfig
 from muvit.evaluation.scores.segmentation import evaluate_slides
@@ -123,6 +123,24 @@ def test_the_page_of_a_run_that_goes_on_is_loaded_again(run):
     live.close()
     text = (run / "index.html").read_text()
     assert "refresh" not in text and "It goes on" not in check(text).text
+
+
+def test_the_page_of_models_side_by_side_shows_their_scores_so_far(run):
+    write_run_page(run)
+    live = LiveComparison(run.parent, "Two models", {"one": "first", "two": "later"})
+    live.update([(40, 60), (0, 60)])
+    page = run.parent / "index.html"
+    text = page.read_text()
+    shown = check(text)
+    assert '<meta http-equiv="refresh"' in text and "40 of 120 steps are done." in shown.text
+    # the best of three validations was not the last
+    assert "one 40 60 0.8 0.9" in shown.text and "two 0 60" in shown.text
+    assert shown.links == ["first/index.html"] and shown.tags.count("svg") == 1
+    live.update([(60, 60), (0, 60)])
+    assert page.read_text() == text  # it is not written anew before browsers load it again
+    live.close()
+    text = page.read_text()
+    assert "refresh" not in text and "60 of 120 steps are done." in check(text).text and "--resume" in text
 
 
 def test_a_run_without_validation_or_pictures_has_a_page(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,7 @@ from muvit.durable import write_whole
 from muvit.errors import CheckpointError, MuViTError, ReadError
 from muvit.evaluation.report import parts
 from muvit.evaluation.report.content import format_duration, format_score, join_lines, warn_if_it_fails
-from muvit.evaluation.report.parts import render_page
+from muvit.evaluation.report.parts import REFRESH_S, render_page
 from muvit.evaluation.report.scores import classes_table
 from muvit.evaluation.report.viewer import SCRIPT, TILES, VIEW_PX, render_viewer
 from muvit.evaluation.scores.bootstrap import BootstrapConfig
@@ -117,6 +118,58 @@ def write_run_page(run: Path, seconds: float | None = None, *, is_live: bool = F
         intro += " It goes on; this page is written anew after each epoch."
     write_page(page, render_page(title, intro, _findings(curves, seconds), sections, is_live=is_live))
     return page
+
+
+class LiveComparison:
+    """The page of models that are trained side by side, until the results replace it: their steps and scores so far.
+
+    Args:
+        folder: of the comparison.
+        title: headline.
+        runs: folder of each training relative to ``folder``, by its name.
+    """
+
+    def __init__(self, folder: Path, title: str, runs: Mapping[str, str]) -> None:
+        self.folder, self.title, self.runs = folder, title, runs
+        self.steps: Sequence[tuple[int, int]] = [(0, 0)] * len(runs)
+        self._written = -math.inf
+
+    def update(self, steps: Sequence[tuple[int, int]]) -> None:
+        """Write the page, if browsers would load it again by now.
+
+        Args:
+            steps: of each training, those that are done, and all.
+        """
+        self.steps = steps
+        if time.monotonic() - self._written >= REFRESH_S:
+            self._write(f"It goes on; this page is written anew every {REFRESH_S} seconds.", is_live=True)
+            self._written = time.monotonic()
+
+    def close(self) -> None:
+        """Write the page of a comparison that was stopped."""
+        self._write("It was stopped, and goes on with --resume.", is_live=False)
+
+    def _write(self, state: str, *, is_live: bool) -> None:
+        with warn_if_it_fails(f"the report of {self.folder}"):
+            rows, scores, links = [], {}, []
+            for (name, run), (done, total) in zip(self.runs.items(), self.steps, strict=True):
+                curve = read_curves(self.folder / run, ("val_mdsc",))["val_mdsc"]
+                last, best = (curve[1][-1], max(curve[1])) if curve[1] else (None, None)
+                rows.append({"model": name, "steps": done, "of": total, "last mDSC": last, "best mDSC": best})
+                scores |= {name: curve} if curve[0] else {}
+                if (self.folder / run / PAGE).is_file():
+                    links.append(f'<li><a href="{quote(f"{run}/{PAGE}")}">{escape(name)}</a></li>')
+            chart = parts.line_chart(scores, xlabel="step", title="Validation mDSC")
+            listed = f"<ul>\n{join_lines(links)}\n</ul>" if links else ""
+            sections = [
+                parts.section("training", "Training", parts.rows_table(rows) + chart),
+                parts.section("runs", "Reports of the trainings", listed),
+            ]
+            done, total = map(sum, zip(*self.steps, strict=True))
+            self.folder.mkdir(parents=True, exist_ok=True)
+            found = [f"{done} of {total} steps are done."]
+            intro = f"Models that are trained side by side. {state}"
+            write_page(self.folder / PAGE, render_page(self.title, intro, found, sections, is_live=is_live))
 
 
 def _validation_sections(run: Path) -> list[str]:

@@ -40,6 +40,9 @@ class PredictOptions:
     blend: Blend = "cosine"
     """Blending of overlapping tiles: averaged with a linear or cosine ramp, or each writes only its central part
     (center, as Relay Tokens do)."""
+    refine: Annotated[float, Bounds(min=0, max=1)] | None = None
+    """Compute first the tiles that lie side by side, and those that overlap them only where the mean entropy of the
+    first, from 0 (certain) to 1 (all classes equally likely), is above this; unset, all are computed."""
     flips: tuple[int, ...] = ()
     """Test-time augmentation: axes to flip, counted from the last (-1). Predictions are averaged over all combinations
     of flips."""
@@ -118,7 +121,7 @@ def upgrade_plan(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _upgrade_tiling(tiling: Mapping[str, Any]) -> dict[str, Any]:
-    upgraded = dict(tiling)
+    upgraded = {"refines": False} | dict(tiling)
     if "context" in upgraded:
         placement = {"centered": "nested"}.get(upgraded["context"], upgraded["context"])
         upgraded["placement"] = "free" if upgraded.get("free_views") is not None else placement
@@ -166,7 +169,7 @@ class Plan(ABC):
         raise IndexError(f"block {block} of {self.num_blocks}")
 
     def num_computed(self, block: int) -> int:
-        """Number of tiles that are computed for a block."""
+        """Number of tiles that are computed for a block; with refinement, at most."""
         index, number = self.locate(block)
         return self.tilings[index].num_computed(number)
 

@@ -78,6 +78,7 @@ def plan_labels(
         blend=options.blend,
         placement=placement,
         free_views=preprocessing.free_views,
+        refines=options.refine is not None,
     )
     tiling, tissue = _choose_tiles(tiling, slide, options)
     return LabelPlan(

@@ -5,6 +5,9 @@ image they are moved back into it, as no training crop leaves a larger image. Bo
 neighbours divide the image into cells, one for each tile. A tile writes its cell (no overlap, or blend ``center``), or
 all of its pixels, weighted against its neighbours (blend ``linear`` and ``cosine``). The output is divided into blocks,
 and every block lists all tiles that intersect it, so that blocks can be computed independently and in any order.
+
+Where a plan refines, the tiles that lie side by side are computed first, and of the tiles between them only those that
+this first pass leaves uncertain (`muvit.inference.tiling.passes`).
 """
 
 from bisect import bisect_right
@@ -90,6 +93,8 @@ class TilePlan:
     runs: tuple[int, ...] = ()
     """Skipped and computed tiles of the row-major grid as lengths of alternating runs, the first of skipped tiles (0 if
     the first tile is computed). By default all are computed."""
+    refines: bool = False
+    """Whether tiles are computed in two passes: first those side by side, then some of those between them."""
 
     def __post_init__(self) -> None:
         ndim = len(self.shapes[0])
@@ -111,6 +116,14 @@ class TilePlan:
             raise InputError("overlap", expected=f"from 0 px to less than the crop {self.crop_size}", got=self.overlap)
         if self.runs and (sum(self.runs) != prod(self.grid) or min(self.runs) < 0):
             raise InputError("runs", expected=f"numbers of sum {prod(self.grid)}", got=sum(self.runs))
+        if self.refines and not (
+            self.is_blended and not any(n % s for n, s in zip(self.crop_size, self.step, strict=True))
+        ):
+            raise InputError(
+                "refine",
+                expected="tiles that blend, and an overlap that leaves a half, a third, ... of them, as 0.5 does",
+                got=f"tiles of {self.crop_size} px, overlap {self.overlap} px, blend {self.blend}",
+            )
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -140,17 +153,35 @@ class TilePlan:
 
     def computed_tiles(self, block: int) -> list[int]:
         """Numbers of the tiles that are computed for a block; tiles that share coarse crops are consecutive."""
-        first, counts = self._tile_grid(self.block(block))
-        inside = self.computed[tuple(slice(f, f + n) for f, n in zip(first, counts, strict=True))]
-        numbers = (np.flatnonzero(inside) + self._tile_offsets[block]).tolist()
+        inside = self.computed[self.places(block)]
+        return self.in_order((np.flatnonzero(inside) + self._tile_offsets[block]).tolist())
+
+    def in_order(self, numbers: list[int]) -> list[int]:
+        """Numbers of tiles in the order of computation: those that share coarse crops are consecutive."""
         if self.placement == "grid":
-            numbers.sort(key=lambda number: [w.start for w in self.tile(number).windows[:0:-1]])
+            return sorted(numbers, key=lambda number: [w.start for w in self.tile(number).windows[:0:-1]])
         return numbers
 
     def num_computed(self, block: int) -> int:
-        """Number of tiles that are computed for a block."""
+        """Number of tiles that are computed for a block; where the plan refines, at most."""
+        return int(self.computed[self.places(block)].sum())
+
+    def places(self, block: int) -> tuple[slice, ...]:
+        """The part of the grid of tiles that intersects a block."""
+        return tuple(slice(f, f + n) for f, n in zip(*self._tile_grid(self.block(block)), strict=True))
+
+    def writes(self, tile: Tile, block: int) -> bool:
+        """Whether a tile fills a part of a block, rather than only decide about tiles that do."""
+        return tile.block == block and bool(self.computed[tile.place])
+
+    def number(self, place: tuple[int, ...], block: int) -> int:
+        """Number of a tile of the grid in a block, or in that of its first pixel if it does not intersect the block."""
         first, counts = self._tile_grid(self.block(block))
-        return int(self.computed[tuple(slice(f, f + n) for f, n in zip(first, counts, strict=True))].sum())
+        if not all(0 <= i - f < n for i, f, n in zip(place, first, counts, strict=True)):
+            corner = (self.corner(axis, i) for axis, i in enumerate(place))
+            block = _ravel([a // n for a, n in zip(corner, self.block_size, strict=True)], self._block_grid)
+            first, counts = self._tile_grid(self.block(block))
+        return self._tile_offsets[block] + _ravel([i - f for i, f in zip(place, first, strict=True)], counts)
 
     def __len__(self) -> int:
         return self._tile_offsets[-1]
@@ -208,11 +239,16 @@ class TilePlan:
 
     # -- the grid of tiles along one axis ------------------------------------------------------------------------------
 
+    @property
+    def step(self) -> tuple[int, ...]:
+        """Pixels from one tile to the next along each axis."""
+        return tuple(n - o for n, o in zip(self.crop_size, self.overlap, strict=True))
+
     @cached_property
     def grid(self) -> tuple[int, ...]:
         """Number of tiles along each axis."""
-        sizes = zip(self.shape, self.crop_size, self.overlap, strict=True)
-        return tuple(1 + max(0, -(-(extent - n) // (n - o))) for extent, n, o in sizes)
+        sizes = zip(self.shape, self.crop_size, self.step, strict=True)
+        return tuple(1 + max(0, -(-(extent - n) // s)) for extent, n, s in sizes)
 
     def corner(self, axis: int, index: int) -> int:
         """First pixel of a tile."""
@@ -302,6 +338,13 @@ def _unravel(number: int, grid: Sequence[int]) -> tuple[int, ...]:
         number, i = divmod(number, n)
         index.append(i)
     return tuple(reversed(index))
+
+
+def _ravel(index: Sequence[int], grid: Sequence[int]) -> int:
+    number = 0
+    for i, n in zip(index, grid, strict=True):
+        number = number * n + i
+    return number
 
 
 def _slices(start: Sequence[int], size: Sequence[int], origin: Sequence[int]) -> tuple[slice, ...]:
