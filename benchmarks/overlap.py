@@ -1,4 +1,4 @@
-"""How far should tiles overlap, and how should they be joined? Dice, seams and time of one trained model.
+"""How far should tiles overlap, how are they joined, which are worth computing? Dice, seams and time of one model.
 
     muvit train --config recipes/mouse_sections.yaml --output runs/mouse
     python benchmarks/overlap.py runs/mouse --test data/mouse_sections/test --ignore_labels 14 --output runs/overlap
@@ -10,6 +10,7 @@ import argparse
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from markdown_table import markdown_table
@@ -29,12 +30,17 @@ from muvit.inference.tiling.tiles import TilePlan
 from muvit.models.folder import model_folder
 from muvit.models.trained import load_model
 
-RUNS = {
-    "0": PredictOptions(overlap=0.0, probabilities="float16"),
-    "0.25, linear": PredictOptions(overlap=0.25, blend="linear", probabilities="float16"),
-    "0.25, cosine": PredictOptions(overlap=0.25, blend="cosine", probabilities="float16"),
-    "0.5, linear": PredictOptions(overlap=0.5, blend="linear", probabilities="float16"),
-    "0.5, cosine": PredictOptions(overlap=0.5, blend="cosine", probabilities="float16"),
+RUNS: dict[str, dict[str, Any]] = {
+    "0": {"overlap": 0.0},
+    "0.25, linear": {"overlap": 0.25, "blend": "linear"},
+    "0.25, cosine": {"overlap": 0.25},
+    "0.5, linear": {"blend": "linear"},
+    "0.5, cosine": {},
+    "0.5, coarse crops on a grid": {"placement": "grid"},
+    "0, flips": {"overlap": 0.0, "flips": (-2, -1)},
+    "0.5, flips": {"flips": (-2, -1)},
+    **{f"0.5, refine {threshold}": {"refine": threshold} for threshold in (0.02, 0.05, 0.1, 0.2, 0.4)},
+    "0.5, flips, refine 0.05": {"flips": (-2, -1), "refine": 0.05},
 }
 
 
@@ -57,15 +63,17 @@ def bends(tiling: TilePlan, probabilities: NDArray[np.float32]) -> Iterator[tupl
 def measure(folder: Path, test: Path, output: Path, options: PredictOptions, ignore: list[int]) -> list[str]:
     """Scores, seams and processor time of a model on the slides of a folder."""
     model, preprocessing = load_model(folder), Preprocessing.load(folder)
-    pairs, seconds, seams, bent = [], 0.0, np.zeros(4, int), []
+    pairs, seconds, seams, bent, tiles = [], 0.0, np.zeros(4, int), [], 0
     for image, truth in open_labelled_folder(test):
         target, began = output / f"{image.name}.ome.zarr", time.process_time()
         predict_slide(model, image, target, preprocessing, options=options, batch_size=16, overwrite=True)
         seconds += time.process_time() - began
-        counts = prediction_status(target).seams
+        status = prediction_status(target)
+        counts = status.seams
         assert counts is not None
         seams += (counts.across, counts.across_pairs, counts.inside, counts.inside_pairs)
         tiling = LabelPlan.from_json(read_summary(target)["plan"]).tiling
+        tiles += status.tiles.computed if status.tiles else sum(map(tiling.num_computed, range(tiling.num_blocks)))
         stored = open_slide(store_path(target, "probabilities"))
         bent += bends(tiling, stored.read(1, (0,) * stored.ndim, stored.shape).astype(np.float32))
         pairs.append((open_slide(target), truth))
@@ -73,8 +81,9 @@ def measure(folder: Path, test: Path, output: Path, options: PredictOptions, ign
     total = Seams(**dict(zip(("across", "across_pairs", "inside", "inside_pairs"), seams.tolist(), strict=True)))
     edge, elsewhere = np.mean(bent, axis=0)
     return [
-        f"{scores.mean_dice:.3f}",
-        f"{scores.accuracy:.3f}",
+        f"{tiles / len(pairs):.0f}",
+        f"{scores.mean_dice:.4f}",
+        f"{scores.accuracy:.4f}",
         "" if total.ratio is None else f"{total.ratio:.2f}",
         f"{edge / elsewhere:.2f}",
         f"{seconds / len(pairs):.1f}",
@@ -94,9 +103,10 @@ def main() -> None:
     folder, rows = model_folder(arguments.model), []
     for name in arguments.runs:
         output = arguments.output / name.replace(", ", "-")
-        rows.append([name, *measure(folder, arguments.test, output, RUNS[name], arguments.ignore_labels)])
+        options = PredictOptions(probabilities="float16", **RUNS[name])
+        rows.append([name, *measure(folder, arguments.test, output, options, arguments.ignore_labels)])
         print(rows[-1], flush=True)
-    header = ["overlap", "mDSC", "accuracy", "seams", "bend at tile edges", "processor seconds per section"]
+    header = ["overlap", "tiles", "mDSC", "accuracy", "seams", "bend at tile edges", "processor seconds"]
     before = arguments.table.read_text().split("| overlap |")[0] if arguments.table.exists() else ""
     arguments.table.write_text(f"{before}{markdown_table(header, rows)}\n")
 

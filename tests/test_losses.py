@@ -1,11 +1,12 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from muvit.errors import InputError
 from muvit.labels import IGNORE
-from muvit.losses import SegmentationLoss, dice_loss
+from muvit.losses import SegmentationLoss, boundary_loss, dice_loss, signed_distance
 
 
 def logits_of(probabilities):
@@ -130,3 +131,57 @@ def test_weights_that_weigh_nothing_are_refused(weights):
 def test_class_weights_that_weigh_nothing_are_refused(class_weights):
     with pytest.raises(InputError, match="class_weights"):
         SegmentationLoss(class_weights=class_weights)
+
+
+# -- boundary loss -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(9,), (7, 8), (4, 5, 3)])
+def test_the_signed_distance_is_that_of_the_nearest_pixel_of_the_other_kind(shape):
+    labels = np.random.default_rng(0).integers(0, 3, shape)
+    labels[(*(slice(0, 2),) * len(shape),)] = IGNORE
+    pixels = list(np.ndindex(*shape))
+    found = signed_distance(labels, 1)
+    for pixel in pixels:
+        is_inside = labels[pixel] == 1
+        others = [other for other in pixels if labels[other] != IGNORE and (labels[other] == 1) != is_inside]
+        nearest = min(math.dist(pixel, other) for other in others) - 0.5
+        expected = 0 if labels[pixel] == IGNORE else -nearest if is_inside else nearest
+        assert found[pixel] == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_a_class_without_a_border_has_no_distance(label):
+    assert not signed_distance(np.zeros((3, 4), int), label).any()
+
+
+def test_the_boundary_loss_is_the_mean_of_distance_times_probability():
+    # class 1 is the second pixel, class 2 the third
+    first, second = (0.5 * 0.2 - 0.5 * 0.6 + 0.5 * 0.25), (1.5 * 0.1 + 0.5 * 0.3 - 0.5 * 0.5)
+    assert boundary_loss(THREE, TRUTH).item() == pytest.approx((first + second) / (3 * 2), abs=1e-6)
+    zeroth = -0.5 * 0.7 + 0.5 * 0.1 + 1.5 * 0.25
+    expected = (zeroth + first + second) / (3 * 3)
+    assert boundary_loss(THREE, TRUTH, has_background=False).item() == pytest.approx(expected, abs=1e-6)
+    both = SegmentationLoss(1, 0, boundary_weight=0.5)(THREE, TRUTH) - SegmentationLoss(1, 0)(THREE, TRUTH)
+    assert both.item() == pytest.approx(0.5 * (first + second) / 6, abs=1e-6)
+
+
+def test_the_boundary_loss_punishes_pixels_the_more_the_farther_they_lie_from_their_class():
+    truth = torch.zeros(1, 12, dtype=torch.int64)
+    truth[:, :3] = 1
+    logits = torch.zeros(1, 2, 12, requires_grad=True)
+    boundary_loss(logits, truth).backward()
+    slope = logits.grad[0, 1]
+    assert (slope[:3] < 0).all() and (slope[3:] > 0).all()
+    assert (slope.diff() > 0).all()
+
+
+def test_the_boundary_loss_ignores_unlabelled_pixels():
+    torch.manual_seed(0)
+    logits, truth = torch.randn(2, 3, 4, 4), torch.randint(3, (2, 4, 4))
+    truth[:, :, 2:] = IGNORE
+    expected = boundary_loss(logits[..., :2], truth[..., :2])
+    torch.testing.assert_close(boundary_loss(logits, truth), expected)
+    assert boundary_loss(logits, torch.full_like(truth, IGNORE)).item() == 0
+    with pytest.raises(InputError, match=r"boundary_weight: expected a weight >= 0, got -1"):
+        SegmentationLoss(boundary_weight=-1)

@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 
 import numpy as np
@@ -69,17 +70,22 @@ def careless(monkeypatch):
 
 
 def test_status_is_told_without_the_model(work, capfd):
+    refined = ("--overlap", "0.5", "--refine", "0.9")
     for part in ("1/2", "2/2"):
         (work / "model").rename(work / "hidden")
         assert predict(work, "--status") == 0
         (work / "hidden").rename(work / "model")
-        assert predict(work, "--part", part) == 0
+        assert predict(work, "--part", part, *refined) == 0
     assert predict(work, "--status") == 0
-    out = capfd.readouterr().out.splitlines()
+    out, err = (text.splitlines() for text in capfd.readouterr())
     assert out[0] == f"{work}/out/a.ome.zarr: not started"
     assert out[1] == f"{work}/out/a.ome.zarr"
     assert out[2].startswith(f"{work}/out/a.ome.zarr: unfinished, 5 of 9 blocks, 0 of ")
-    assert out[4].startswith(f"{work}/out/a.ome.zarr: complete, 9 of 9 blocks, 5 of 5 coarser shards; labels change ")
+    start, tiles, seams = out[4].split("; ")
+    assert start == f"{work}/out/a.ome.zarr: complete, 9 of 9 blocks, 5 of 5 coarser shards"
+    assert re.fullmatch(r"\d+ of \d+ tiles were computed, as labels are certain where the others lie", tiles)
+    assert seams.startswith("labels change ")
+    assert {f"a.ome.zarr: {tiles}", f"a.ome.zarr: {seams}"} <= {*err}
 
 
 @pytest.mark.usefixtures("careless")
@@ -188,6 +194,8 @@ def test_a_region_counts_from_the_scanned_part_of_slides_without_all_levels_too(
         (["--region", "nowhere.geojson"], "nowhere.geojson: expected a GeoJSON file with polygons"),
         (["--tissue", "nowhere.geojson"], "nowhere.geojson: expected a GeoJSON file with polygons"),
         (["--tissue", "drak"], "tissue: expected all or auto or dark or bright or stained, got 'drak'"),
+        (["--refine", "0.1"], "refine: expected tiles that blend, and an overlap that leaves a half"),
+        (["--refine", "1.5"], "refine: expected a number >= 0 and <= 1, got 1.5"),
         (["--overlap", "16"], "overlap: expected from 0 px to less than the crop"),
         (["--dask_workers", "0"], "dask_workers: expected a whole number >= 1"),
         (["--device", "cpu,abacus"], "device: expected a device of this machine"),

@@ -162,14 +162,15 @@ def test_every_view_shows_what_its_box_says(tmp_path, shape):
 
 def test_labels_do_not_depend_on_batches_blocks_or_workers(tmp_path, slide):
     model, settings = Toy(), replace(PREPROCESSING, normalization=Percentile())
+    refined = PredictOptions(refine=0.9)
     runs = {
         "one": {"batch_size": 1},
         "many": {"batch_size": 64},
         "workers": {"batch_size": 5, "num_workers": 1},
-        "blocks": {"options": SMALL},
+        "blocks": {"options": replace(refined, block_px=40)},
     }
     labels = [
-        read(predict_slide(model, slide, tmp_path / f"{k}.ome.zarr", settings, **{"options": AS_PUBLISHED} | v))
+        read(predict_slide(model, slide, tmp_path / f"{k}.ome.zarr", settings, **{"options": refined} | v))
         for k, v in runs.items()
     ]
     assert len(np.unique(labels[0])) > 1

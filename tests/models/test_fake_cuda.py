@@ -25,7 +25,9 @@ from torch._subclasses.fake_tensor import (
 from torch.nn.functional import cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from muvit.data.crops.defects import Defects
 from muvit.data.crops.placement import Window
+from muvit.data.crops.stored import DTYPES, Look
 from muvit.encoders import MuViTEncoder2d, MuViTEncoder3d, MuViTEncoder4d
 from muvit.inference.run.context import ContextCaching
 from muvit.losses import SegmentationLoss
@@ -264,6 +266,9 @@ def test_relay_tokens(name):
 BASELINES = {
     "unet": {"kind": "unet", "encoder_name": "resnet18"},
     "deeplabv3": {"kind": "deeplabv3", "encoder_name": "resnet18"},
+    "deeplabv3plus": {"kind": "deeplabv3plus", "encoder_name": "tu-convnext_atto"},
+    "upernet": {"kind": "upernet", "encoder_name": "tu-convnext_atto"},
+    "fpn": {"kind": "fpn", "encoder_name": "tu-pvt_v2_b0"},
     "segformer": {"kind": "segformer", "encoder_name": "mit_b0"},
     "residual_unet": {"kind": "residual_unet", "width": 2},
     "swinunetr": {"kind": "swinunetr", "width": 12},
@@ -298,6 +303,26 @@ def test_cached_contexts(settings):
         logits = ContextCaching(model).label_logits(img, bbox, windows)
         assert logits.device.type == "cuda"
         assert logits.shape == (2, 3, 8, 8)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("space", [(8, 8), (4, 8, 8)])
+def test_stored_pixels_are_finished_where_they_are(dtype, space):
+    tasks = segmentation_task(), pretrain_task()
+    for device in DEVICES:
+        with on_fake(device, torch.nn.Linear(1, 1)):
+            numbers = torch.empty(2, 2, device=device)
+            channels = torch.empty(2, 2, 3, device=device)
+            defects = Defects(
+                torch.empty(2, 2, 5, device=device), numbers, numbers, numbers.int(), torch.empty_like(channels).bool()
+            )
+            img = torch.empty(2, 2, 3, *space, dtype=dtype, device=device)
+            inside = torch.empty(2, 2, *space, dtype=torch.bool, device=device)
+            look = Look(channels, channels, numbers, numbers, defects)
+            for task in tasks:
+                batch = task.on_after_batch_transfer({"img": img, "look": look, "inside": inside}, 0)
+                assert batch.keys() == {"img"} and batch["img"].dtype == torch.float32
+                assert batch["img"].device.type == device and batch["img"].shape == img.shape
 
 
 CLIPPED = {"gradient_clip": 0.5, "zero_nonfinite_gradients": True}

@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # imported where they are used, so that the help needs no tor
     from muvit.data.crops.preprocessing import Preprocessing
     from muvit.data.slides.slide import Slide
     from muvit.inference.run.blocks import Job
+    from muvit.inference.run.label_blocks import Status
     from muvit.models.trained import TrainedModel
 
 _TTA_FLIPS = (-2, -1)
@@ -136,7 +137,8 @@ def _write_page(
 
     if seconds is None and arguments.view_px is None and (arguments.output / PAGE).exists():
         return
-    given = {name: arguments[name] for name in ("model", "overlap", "blend", "tissue", "region", "placement", "tta")}
+    shown = ("model", "overlap", "blend", "refine", "tissue", "region", "placement", "tta")
+    given = {name: arguments[name] for name in shown}
     facts = {name: value for name, value in given.items() if value not in (None, False)}
     facts["classes"] = ", ".join(trained.preprocessing.class_names)
     facts |= {} if seconds is None else {"time": format_duration(seconds)}
@@ -153,10 +155,15 @@ def _label(target: Path, job: "Job", execution: Execution, *, overwrite: bool) -
     from muvit.inference.predict import run_prediction
 
     with Progress(job.slide.name, "tile") as progress:
-        seams = run_prediction(job, execution, overwrite=overwrite, progress=progress)
+        status = run_prediction(job, execution, overwrite=overwrite, progress=progress)
     print(target)
-    if seams is not None and str(seams):
-        print(f"{target.name}: {seams}", file=sys.stderr)
+    for line in () if status is None else _counts(status):
+        print(f"{target.name}: {line}", file=sys.stderr)
+
+
+def _counts(status: "Status") -> list[str]:
+    """Sentences about the tiles of a prediction."""
+    return [str(counts) for counts in (status.tiles, status.seams) if counts is not None and str(counts)]
 
 
 def _plan(
@@ -203,5 +210,4 @@ def _status(target: Path) -> str:
     if status.state in ("missing", "foreign"):
         return f"{target}: {'not started' if status.state == 'missing' else 'not a prediction'}"
     done = f"{status.blocks} of {status.num_blocks} blocks, {status.shards} of {status.num_shards} coarser shards"
-    seams = f"; {status.seams}" if status.seams is not None and str(status.seams) else ""
-    return f"{target}: {status.state}, {done}{seams}"
+    return "; ".join([f"{target}: {status.state}, {done}", *_counts(status)])

@@ -12,11 +12,10 @@ from muvit.inference.inputs import check_target, prepare_slide
 from muvit.inference.run.blocks import Job
 from muvit.inference.run.engine import run_job
 from muvit.inference.run.execution import Execution
-from muvit.inference.run.label_blocks import LabelStore, predict_blocks, prediction_status
+from muvit.inference.run.label_blocks import LabelStore, Status, predict_blocks, prediction_status
 from muvit.inference.run.plan import PredictOptions
 from muvit.inference.run.planning import plan_labels
 from muvit.inference.run.reading import SlideTiles
-from muvit.inference.tiling.seams import Seams
 from muvit.models.segmentation_model import SegmentationModel
 from muvit.models.trained import TrainedModel, as_trained
 from muvit.progress import Progress
@@ -62,7 +61,7 @@ def predict_slide(
             must guard its own start by ``if __name__ == "__main__"``.
         execution: all settings of devices and processes, in place of the three before.
         overwrite: replace a store at ``output``, complete or not.
-        progress: called after each batch.
+        progress: called after each batch. With refinement, tiles that turn out not to be needed count as done.
 
     Returns:
         ``output``.
@@ -111,13 +110,14 @@ def plan_prediction(
 
 def run_prediction(
     job: Job, execution: Execution | None = None, *, overwrite: bool = False, progress: Progress | None = None
-) -> Seams | None:
+) -> Status | None:
     """The second half of `predict_slide`: executes a job of `plan_prediction`, or the rest of it.
 
     Returns:
-        Label changes across the seams of tiles; None if other parts have to complete the output.
+        Label changes across the seams of tiles, and tiles that were left out by refinement; None if other parts have to
+        complete the output.
     """
     if not run_job(job, execution, overwrite=overwrite, progress=progress):
         return None
     _LOG.info("labels of %s are in %s", job.slide.path, job.store.path)
-    return prediction_status(job.store.path).seams
+    return prediction_status(job.store.path)

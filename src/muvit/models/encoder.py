@@ -4,7 +4,7 @@ import copy as copying
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import prod
-from typing import Annotated, ClassVar, NamedTuple, Self
+from typing import Annotated, ClassVar, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,15 @@ from muvit.models.folder import FolderModel
 from muvit.models.layers.attention import AttentionMode, Block, Spans, level_spans, mask_of_queries, random_key_mask
 from muvit.models.layers.copies import CopiedPatches, TokenCopies, copies_per_axis
 from muvit.models.layers.patch import patch_grid, patchify
-from muvit.models.layers.rope import Periods, RotaryMode, RotaryParam, Rotation, build_ropes, periods_between
+from muvit.models.layers.rope import (
+    FixedPositions,
+    Periods,
+    RotaryMode,
+    RotaryParam,
+    Rotation,
+    build_ropes,
+    periods_between,
+)
 
 RotaryBase = Annotated[float, Bounds(above=1)] | tuple[Positive, Positive]
 """Base of rotary frequencies, or their shortest and longest period in world pixels."""
@@ -57,6 +65,10 @@ class EncoderConfig:
     rotary_base: RotaryBase = 10000.0
     """Initial base of the frequencies, made for worlds of 1e5 px; about 100 suits worlds of 1e3 px. Or the shortest and
     longest period in world pixels, such as [16, 512], with the others evenly between them on a logarithmic scale."""
+    fixed_positions: Literal["none", "grid", "scaled"] = "none"
+    """Sines and cosines added to the tokens, for controls without world coordinates (rotary_mode none): none (paper);
+    place of a patch in the grid of its own view, alike at all levels (grid, as MultiMAE); or the same times the size of
+    the view's pixels (scaled, as Scale-MAE)."""
     patch_spacing: PatchSpacing = "center"
     """Coordinates of patches: true centres (paper), or spread from corner to corner of the box (older checkpoints)."""
     dropout: Share = 0.0
@@ -77,6 +89,9 @@ class EncoderConfig:
         if self.coarse_copies != "none" and self.attention_mode != "coarse_to_fine":
             expected = f"none, as attention_mode is {self.attention_mode}"
             raise InputError("coarse_copies", expected=expected, got=repr(self.coarse_copies))
+        if self.fixed_positions != "none" and self.attention_mode == "coarse_to_fine":
+            got = f"{self.fixed_positions} with attention_mode coarse_to_fine, whose levels are placed in the world"
+            raise InputError("fixed_positions", expected="none", got=got)
         if len(self.patch) != self.ndim:
             raise InputError("patch_size", expected=f"a number, or {self.ndim} of them", got=self.patch_size)
 
@@ -141,6 +156,8 @@ class MuViTEncoder(FolderModel):
             else None
         )
         self.copies = TokenCopies(config.dim) if config.coarse_copies != "none" and num_levels > 1 else None
+        has_fixed = config.fixed_positions != "none"
+        self.fixed_positions = FixedPositions(config.dim, config.patch) if has_fixed else None
         ropes = build_ropes(
             config.rotary_mode,
             config.num_layers,
@@ -195,7 +212,7 @@ class MuViTEncoder(FolderModel):
         Raises:
             ShapeError: images or boxes have the wrong shape.
         """
-        tokens = self.embed(self.patches(x))
+        tokens = self.embed(self.patches(x), self.offsets(x, bbox))
         coords, positions = self.place(x, bbox)
         queries = slice(tokens.shape[1] // len(self.levels)) if only_finest else None
         if self.copies is None:
@@ -222,9 +239,10 @@ class MuViTEncoder(FolderModel):
         self.check_images(x, len(self.levels))
         return patchify(x, self.config.patch)
 
-    def embed(self, patches: Tensor) -> Tensor:
-        """Tokens ``(B, N, D)`` before the first block, from the `patches` of all levels."""
-        return torch.cat([self.embed_level(i, level) for i, level in enumerate(patches.unbind(1))], dim=1)
+    def embed(self, patches: Tensor, offsets: Tensor | None = None) -> Tensor:
+        """Tokens ``(B, N, D)`` before the first block, from the `patches` of all levels and their `offsets`."""
+        tokens = torch.cat([self.embed_level(i, level) for i, level in enumerate(patches.unbind(1))], dim=1)
+        return tokens if self.fixed_positions is None else tokens + self.fixed_positions(offsets).to(tokens.dtype)
 
     def embed_level(self, level: int, patches: Tensor) -> Tensor:
         """Tokens ``(B, n, D)`` of the patches ``(B, n, P...C)`` of the level with index ``level``."""
@@ -249,6 +267,22 @@ class MuViTEncoder(FolderModel):
         # subtracted before the division by patches, corners are whole pixels and the difference is exact
         local = self.centers(x, boxes - origin).flatten(1, 2)
         return local + origin[:, 0], local.float()
+
+    def offsets(self, x: Tensor, bbox: Tensor | None = None) -> Tensor | None:
+        """Places of patches in their own views, as fixed positions count them; None without these.
+
+        Pixels ``(B, N, ndim)`` from the lower corner of the view to the centre of the patch: those of the view (grid),
+        or of the world (scaled, so times ``g / G``, the size of the view's pixels over that of level 1); arguments as
+        in `forward`.
+        """
+        if self.fixed_positions is None:
+            return None
+        if self.config.fixed_positions == "grid":
+            boxes = naive_boxes((1,) * len(self.levels), x.shape[3:], self.config.patch_spacing)
+            boxes = boxes.to(x.device, non_blocking=True).expand(x.shape[0], *boxes.shape)
+        else:
+            boxes = self._naive_boxes(x) if bbox is None else self.check_boxes(x, bbox)
+        return self.centers(x, boxes - boxes[..., :1, :]).flatten(1, 2)
 
     def centers(self, x: Tensor, bbox: Tensor) -> Tensor:
         """Patch centres ``(..., n, ndim)`` of views ``(..., C, *space)`` in boxes ``(..., 2, ndim)``."""

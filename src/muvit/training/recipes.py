@@ -153,6 +153,9 @@ class LossConfig:
     """Weight of the Dice loss."""
     class_weights: tuple[NonNegative, ...] | None = None
     """Weight of each class in the cross entropy."""
+    boundary_weight: NonNegative = 0.0
+    """Weight of the boundary loss (Kervadec et al. 2019): the mean distance of predicted pixels from the true class, in
+    pixels; about 0.01. Not in the MuViT paper."""
 
     def __post_init__(self) -> None:
         freeze_lists(self)

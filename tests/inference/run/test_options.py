@@ -10,11 +10,14 @@ from array_slide import ArraySlide
 from muvit.data.crops.normalize import Percentile, Range
 from muvit.data.crops.preprocessing import Preprocessing
 from muvit.data.slides.open import open_slide
-from muvit.inference.predict import plan_prediction, predict_slide
+from muvit.inference.predict import plan_prediction, predict_slide, run_prediction
 from muvit.inference.run.blocks import Setup, ready
 from muvit.inference.run.canvas import BlockCanvas
+from muvit.inference.run.execution import Execution
 from muvit.inference.run.label_blocks import predict_blocks, prediction_status
 from muvit.inference.run.plan import PredictOptions
+from muvit.inference.run.reading import SlideTiles
+from muvit.inference.run.refinement import TileCounts
 from muvit.inference.tiling.seams import Seams
 from muvit.models.encoder import EncoderConfig
 from muvit.models.segmenter import Segmenter, SegmenterConfig
@@ -128,17 +131,20 @@ def test_scores_do_not_depend_on_blocks_or_batches(slide, options):
         assert np.abs(other - whole).max() < 1e-5
 
 
-@pytest.mark.parametrize("flips", [(), (-1,), (-2, -1)])
-def test_shared_coarse_crops_give_what_each_tile_gives_by_itself(slide, flips, monkeypatch):
-    model = Net(attention_mode="coarse_to_fine")
-    cached = final_scores(model, slide, overlap=0.25, average="logits", flips=flips, block_px=80)
+@pytest.mark.parametrize("options", [{}, {"flips": (-1,)}, {"flips": (-2, -1), "overlap": 0.5, "refine": 0.5}])
+def test_shared_coarse_crops_give_what_each_tile_gives_by_itself(slide, options, monkeypatch):
+    model, options = (
+        Net(attention_mode="coarse_to_fine"),
+        {"overlap": 0.25, "average": "logits", "block_px": 80} | options,
+    )
+    cached = final_scores(model, slide, **options)
     monkeypatch.setattr("muvit.inference.run.label_blocks.shares_contexts", lambda *_: False)
-    plain = final_scores(model, slide, overlap=0.25, average="logits", flips=flips, block_px=80, placement="grid")
+    plain = final_scores(model, slide, **options, placement="grid")
     assert np.abs(cached - plain).max() < 1e-5 * np.abs(plain).max()
     assert plain.std() > 0.1
 
 
-@pytest.mark.parametrize("options", [{}, {"overlap": 0.25}, {"overlap": 5, "blend": "center"}, {"flips": (-2, -1)}])
+@pytest.mark.parametrize("options", [{}, {"overlap": 0.25}, {"overlap": 5, "blend": "uniform"}, {"flips": (-2, -1)}])
 def test_what_depends_on_the_pixel_alone_comes_out_however_tiles_lie(tmp_path, slide, options):
     settings = replace(PREPROCESSING, normalization=Range(high=255))
     output = predict(
@@ -245,8 +251,9 @@ def test_flipped_views_show_the_mirrored_scene_at_true_places(tmp_path):
     assert len(model.seen) == 4 * 36
 
 
-def test_inside_a_region_all_is_as_in_a_whole_run_and_outside_nothing_is_computed(tmp_path, slide):
-    options = {"overlap": 0.25, "probabilities": "uint8"}
+@pytest.mark.parametrize("options", [{"overlap": 0.25}, {"overlap": 0.5, "refine": 0.6}])
+def test_inside_a_region_all_is_as_in_a_whole_run_and_outside_nothing_is_written(tmp_path, slide, options):
+    options = {"probabilities": "uint8", **options}
     whole = predict(Net(), slide, tmp_path / "whole.ome.zarr", **options)
     region = "POLYGON ((8 20, 30 20, 30 44, 8 44, 8 20))"
     model = Net()
@@ -257,6 +264,103 @@ def test_inside_a_region_all_is_as_in_a_whole_run_and_outside_nothing_is_compute
         assert (read(part, name)[:, 60:] == 0).all()
         assert (read(part, name)[:, :, 46:] == 0).all()
     assert prediction_status(part).seams.across_pairs < prediction_status(whole).seams.across_pairs
+
+
+# -- refinement --------------------------------------------------------------------------------------------------------
+
+
+def mean_entropies(plan, probabilities):
+    """Of each tile between those of the first pass, by its place in the grid: the definition, pixel by pixel."""
+    along = [{*range(0, n, 2), n - 1} for n in plan.grid]
+    first = [number for number, tile in enumerate(plan) if all(i in a for i, a in zip(tile.place, along, strict=True))]
+    decided = {}
+    for tile in (tile for number, tile in enumerate(plan) if number not in first):
+        own = np.outer(*(plan.weights_along(axis, i) for axis, i in enumerate(tile.place)))
+        total = weight = 0.0
+        for number in first:
+            shift = np.subtract(plan.tile(number).windows[0].start, tile.windows[0].start)
+            if abs(shift).max() >= 16:
+                continue
+            p = probabilities[number]
+            entropy = -(p * np.log(p)).sum(0) / np.log(NUM_CLASSES)
+            for y, x in np.ndindex(16, 16):
+                at = (y + shift[0], x + shift[1])
+                if min(at) >= 0 and max(at) < 16:
+                    total, weight = total + own[at] * entropy[y, x], weight + own[at]
+        decided[tile.place] = total / weight
+    return decided
+
+
+def test_refinement_computes_the_tiles_of_high_mean_entropy_whatever_the_blocks(slide):
+    model = Net()
+    job = plan_prediction(model, slide, "none.ome.zarr", PREPROCESSING, options=PredictOptions(block_px=80))
+    plan, reader = job.store.plan.tiling, SlideTiles(job.slide, job.store.plan.tiling, PREPROCESSING)
+    shown = [reader[number] for number in range(len(plan))]
+    with torch.inference_mode(), ready(model, torch.device("cpu")):
+        logits = model.label_logits(*(torch.stack([tile[name] for tile in shown]) for name in ("img", "bbox")))
+        probabilities = logits.softmax(1).numpy()
+    decided = mean_entropies(plan, probabilities)
+    low, high = np.quantile([*decided.values()], [0.5, 0.6], method="lower")
+    threshold = (low + high) / 2
+    sums, weights = np.zeros((NUM_CLASSES, *SHAPE)), np.zeros(SHAPE)
+    for tile, p in zip(plan, probabilities, strict=True):
+        if decided.get(tile.place, 1) > threshold:
+            box = tuple(slice(a, a + n) for a, n in zip(tile.start, tile.size, strict=True))
+            weight = np.outer(*plan.weights(tile))
+            sums[(slice(None), *box)] += weight * p[(slice(None), *tile.source)]
+            weights[box] += weight
+    for block_px, batch_size in ((80, 8), (40, 3), (24, 64)):
+        scores = final_scores(model, slide, batch_size=batch_size, block_px=block_px, overlap=0.5, refine=threshold)
+        assert np.abs(scores - sums / weights).max() < 1e-5
+
+
+@pytest.mark.parametrize(("refine", "same"), [(0, {"overlap": 0.5}), (1, {"overlap": 0.0})])
+def test_refinement_of_all_or_nothing_is_a_run_with_overlap_or_without(tmp_path, slide, refine, same):
+    steps, model = [], Net()
+    options = {"probabilities": "float16", "block_px": 80}
+    one = predict(model, slide, tmp_path / "one.ome.zarr", **options, **same)
+    two = predict_slide(
+        model,
+        slide,
+        tmp_path / "two.ome.zarr",
+        PREPROCESSING,
+        options=PredictOptions(**options, refine=refine),
+        progress=lambda *step: steps.append(step),
+    )
+    alone = (..., slice(59), slice(45))  # behind, the last tiles overlap those before them
+    np.testing.assert_allclose(read(one, "probabilities")[alone], read(two, "probabilities")[alone], atol=2e-3)
+    assert (read(one) == read(two))[alone].mean() > 0.999
+    all_tiles, first = 9 * 7, 5 * 4
+    assert steps[-1] == (all_tiles, all_tiles)
+    done = prediction_status(two)
+    assert done.tiles == TileCounts(computed=first if refine else all_tiles, planned=all_tiles)
+    assert prediction_status(one).tiles is None
+    if refine:
+        assert str(done.tiles) == "20 of 63 tiles were computed, as labels are certain where the others lie"
+
+
+def test_the_seam_metric_looks_where_tiles_of_the_first_pass_meet(tmp_path):
+    slide = ArraySlide(np.zeros((1, 80, 64), np.uint8), levels=(1, 4))
+    plain = predict(Tilted(), slide, tmp_path / "plain.ome.zarr", overlap=0, block_px=80)
+    refined = predict(Tilted(), slide, tmp_path / "refined.ome.zarr", overlap=0.5, refine=1, block_px=80)
+    assert prediction_status(refined).seams == prediction_status(plain).seams
+
+
+def test_a_refined_run_resumes_and_does_not_believe_counts_of_another(tmp_path, slide):
+    options = PredictOptions(refine=0.6, block_px=40)
+    jobs = [plan_prediction(Net(), slide, tmp_path / f"{n}.ome.zarr", PREPROCESSING, options=options) for n in range(2)]
+    run_prediction(jobs[0], Execution(batch_size=3))
+    assert run_prediction(jobs[1], Execution(batch_size=3, part="2/2")) is None
+    done = jobs[1].store.done()
+    with jobs[1].store.ledger("read-last") as ledger:
+        ledger.record("block 1", {**done["block 1"], "tiles": [3, 4]})  # of no run of this plan
+        assert [*done, *jobs[1].store.done()] == ["block 1", "block 3", "block 3"]
+        ledger.path.unlink()
+    status = run_prediction(jobs[1], Execution(batch_size=3))
+    first, second = (job.store.path for job in jobs)
+    assert (read(first) == read(second)).all()
+    assert status.tiles == prediction_status(first).tiles
+    assert status.tiles.computed < status.tiles.planned
 
 
 def test_empty_glass_is_background_and_costs_nothing(tmp_path):

@@ -11,7 +11,8 @@ from torch import Tensor
 from muvit.data.slides.slide import Slide
 from muvit.inference.run.reading import SlideTiles, read_tiles
 from muvit.inference.run.store import BlockPixels, BlockStore
-from muvit.inference.tiling.tiles import Tile, TilePlan
+from muvit.inference.tiling.passes import Passes
+from muvit.inference.tiling.tiles import Tile
 from muvit.models.folder import FolderModel
 
 CountTiles = Callable[[int], None]
@@ -68,11 +69,12 @@ class Job:
 class Canvas(Protocol):
     """Pixels of a block while its tiles are computed."""
 
-    missing: int
-    """Tiles that are still to be added."""
-
     def add(self, tile: Tile, values: Any) -> None:
         """Paint the values of one tile."""
+
+    def choose_tiles(self) -> list[int]:
+        """Numbers of the tiles of the second pass, those of the first having been added."""
+        ...
 
     def finish(self) -> BlockPixels:
         """The finished block."""
@@ -101,21 +103,31 @@ def fill_blocks(
     Raises:
         MuViTError: pixels could not be read, or results are not finite.
     """
-    numbers = _batches(tiles.tiling, blocks, setup.batch_size)
+    tiling, passes, chosen = tiles.tiling, Passes(tiles.tiling), dict[int, list[int]]()
+    numbers = _batches(passes, blocks, setup.batch_size, chosen)
     batches = read_tiles(tiles, numbers, device=setup.device, num_workers=setup.num_workers)
-    for number in blocks:
-        canvas = new_canvas(number)
-        if not canvas.missing:
-            yield number, None
-            continue
-        compute = new_compute()
-        while canvas.missing:
+
+    def paint(canvas: Canvas, compute: Compute, block: int, missing: int) -> None:
+        while missing:
             batch = next(batches)
             img, bbox = (batch[name].to(setup.device, non_blocking=True) for name in ("img", "bbox"))
             batched = batch["tile"].tolist()
-            for tile, values in zip(batched, compute(img, bbox, batched), strict=True):
-                canvas.add(tiles.tiling.tile(tile), values)
-            setup.count(len(batched))
+            added = [tiling.tile(number) for number in batched]
+            for tile, values in zip(added, compute(img, bbox, batched), strict=True):
+                canvas.add(tile, values)
+            missing -= len(batched)
+            setup.count(sum(tiling.writes(tile, block) for tile in added))
+
+    for number in blocks:
+        if not tiling.num_computed(number):
+            yield number, None
+            continue
+        canvas, compute = new_canvas(number), new_compute()
+        paint(canvas, compute, number, len(passes.first_tiles(number)))
+        if tiling.refines:
+            further = chosen[number] = canvas.choose_tiles()
+            setup.count(int(passes.is_between(number).sum()) - len(further))  # the others are done with
+            paint(canvas, compute, number, len(further))
         pixels = canvas.finish()
         del canvas  # the consumer of the pixels decides how long they stay in memory
         yield number, pixels
@@ -136,8 +148,21 @@ def ready(model: torch.nn.Module, device: torch.device) -> Iterator[None]:
         model.to(home)
 
 
-def _batches(tiling: TilePlan, blocks: Sequence[int], batch_size: int) -> Iterator[list[int]]:
-    """Numbers of tiles, batch by batch, block by block."""
-    for block in blocks:
-        tiles = tiling.computed_tiles(block)
-        yield from (tiles[first : first + batch_size] for first in range(0, len(tiles), batch_size))
+def _batches(
+    passes: Passes, blocks: Sequence[int], batch_size: int, chosen: dict[int, list[int]]
+) -> Iterator[list[int]]:
+    """Numbers of tiles, batch by batch, block by block.
+
+    Those of a second pass are taken from ``chosen``. As batches are asked for ahead of time, they are empty until the
+    block is there.
+    """
+
+    def split(tiles: list[int]) -> Iterator[list[int]]:
+        return (tiles[first : first + batch_size] for first in range(0, len(tiles), batch_size))
+
+    for block in filter(passes.tiling.num_computed, blocks):
+        yield from split(passes.first_tiles(block))
+        if passes.tiling.refines:
+            while block not in chosen:
+                yield []
+            yield from split(chosen.pop(block))

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from muvit.errors import InputError
 from muvit.inference.run.plan import LabelPlan
+from muvit.inference.run.refinement import Refinement, entropy
 from muvit.inference.run.store import BlockPixels
 from muvit.inference.tiling.seams import count_seams
 from muvit.inference.tiling.tiles import Tile
@@ -32,7 +33,8 @@ class BlockCanvas:
     def __init__(self, plan: LabelPlan, number: int, device: torch.device) -> None:
         self.plan = plan
         self.number = number
-        self.missing = plan.tiling.num_computed(number)
+        self._refinement = Refinement(plan, number, device) if plan.tiling.refines else None
+        self._num_computed = 0
         self._block = plan.tiling.block(number)
         self._finite = torch.ones((), dtype=torch.bool, device=device)
         size = self._block.size
@@ -47,13 +49,18 @@ class BlockCanvas:
         """Paint one tile.
 
         Args:
-            tile: a tile of this block.
+            tile: a tile of this block, or one that decides about tiles of this block.
             scores: ``(K, *crop_size)``: probabilities or logits, as `LabelPlan.averages_probabilities` says.
         """
+        scores = scores.float()
+        self._num_computed += 1
+        if self._refinement is not None:
+            self._refinement.add(tile, self._probabilities(scores))
+        if not self.plan.tiling.writes(tile, self.number):
+            return
         part, place = (slice(None), *tile.source), tile.target(self._block)
-        scores = scores[part].float()
+        scores = scores[part]
         self._finite &= torch.isfinite(scores).all()
-        self.missing -= 1
         if self._scores is not None and self._weight is not None:
             weight = torch.ones((), device=scores.device)
             for axis, (index, written) in enumerate(zip(tile.place, tile.source, strict=True)):
@@ -66,6 +73,10 @@ class BlockCanvas:
             if name not in self._outputs:
                 self._outputs[name] = _zeros((len(pixels), *self._block.size), pixels.dtype, pixels.device)
             self._outputs[name][(slice(None), *place)] = pixels
+
+    def choose_tiles(self) -> list[int]:
+        """Numbers of the tiles of the second pass, those of the first having been added."""
+        return [] if self._refinement is None else self._refinement.choose()
 
     def finish(self) -> BlockPixels:
         """The finished block.
@@ -86,8 +97,12 @@ class BlockCanvas:
             self._outputs = {name: pixels.mul_(self._seen) for name, pixels in self._outputs_of(self._scores).items()}
         stores = {name: pixels.cpu().numpy() for name, pixels in self._outputs.items()}
         stores["labels"] = stores["labels"].astype(self.plan.stores["labels"].dtype, copy=False)
-        seams = count_seams(self.plan.tiling, self._block, stores["labels"][0], self._seen.cpu().numpy())
-        return BlockPixels(stores=stores, notes={"seams": seams})
+        tiling, counts = self.plan.tiling, {}
+        if self._refinement is not None:
+            counts["tiles"] = [self._num_computed, tiling.num_computed(self.number)]
+            tiling = self._refinement.passes.side_by_side
+        counts["seams"] = count_seams(tiling, self._block, stores["labels"][0], self._seen.cpu().numpy())
+        return BlockPixels(stores=stores, notes=counts)
 
     def _weights_along(self, axis: int, index: int) -> Tensor:
         """Weights of a row of tiles, on the device; remembered."""
@@ -103,15 +118,17 @@ class BlockCanvas:
         outputs = {"labels": scores.argmax(dim=0, keepdim=True).to(dtype)}
         if not options.needs_scores:
             return outputs
-        probabilities = scores if self.plan.averages_probabilities else scores.softmax(dim=0)
+        probabilities = self._probabilities(scores)
         if options.probabilities == "uint8":
             outputs["probabilities"] = (probabilities * 255).round().to(torch.uint8)
         elif options.probabilities == "float16":
             outputs["probabilities"] = probabilities.half()
         if options.entropy:
-            entropy = torch.special.entr(probabilities).sum(dim=0, keepdim=True) / math.log(num_classes)
-            outputs["entropy"] = entropy.clamp(0, 1).half()
+            outputs["entropy"] = entropy(probabilities)[None].half()
         return outputs
+
+    def _probabilities(self, scores: Tensor) -> Tensor:
+        return scores if self.plan.averages_probabilities else scores.softmax(dim=0)
 
 
 def _zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -109,7 +109,6 @@ class FeatureCanvas:
 
     def __init__(self, features: LevelFeatures, number: int) -> None:
         self.features = features
-        self.missing = features.tiling.num_computed(number)
         self._block = features.tiling.block(number)
         size = features.shard(number).size
         self._pixels = np.zeros((features.store.num_channels, *size), features.store.dtype)
@@ -119,7 +118,10 @@ class FeatureCanvas:
         source, target = (self._in_patches(part) for part in (tile.source, tile.target(self._block)))
         with np.errstate(over="ignore"):  # `finish` refuses overflows
             self._pixels[(slice(None), *target)] = values[(slice(None), *source)]
-        self.missing -= 1
+
+    def choose_tiles(self) -> list[int]:
+        """None: there is one pass."""
+        return []
 
     def finish(self) -> BlockPixels:
         """The finished block.

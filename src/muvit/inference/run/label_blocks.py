@@ -24,6 +24,7 @@ from muvit.inference.run.canvas import BlockCanvas
 from muvit.inference.run.context import ContextCaching, shares_contexts
 from muvit.inference.run.plan import LabelPlan
 from muvit.inference.run.reading import SlideTiles
+from muvit.inference.run.refinement import TileCounts, add_counts
 from muvit.inference.run.resume import PLAN, WORK, as_plan, is_abandoned, is_empty, read_plan, read_summary
 from muvit.inference.run.store import BlockPixels, BlockStore
 from muvit.inference.tiling.seams import Seams, add_seams
@@ -49,6 +50,8 @@ class Status:
     """All shards of coarser levels."""
     seams: Seams | None = None
     """Label changes across the seams of tiles, as far as blocks are done."""
+    tiles: TileCounts | None = None
+    """Tiles that were computed, as far as blocks are done; None where all are."""
 
 
 class LabelStore(BlockStore[LabelPlan]):
@@ -67,6 +70,7 @@ class LabelStore(BlockStore[LabelPlan]):
             shards=len(done) - blocks,
             num_shards=self.num_shards,
             seams=_seams(done),
+            tiles=self._tiles(done),
         )
 
     @property
@@ -122,16 +126,23 @@ class LabelStore(BlockStore[LabelPlan]):
 
     def _publish(self, done: Mapping[str, Any]) -> None:
         summary = {"plan": self.plan.to_json(), "seams": _seams(done).to_json()}
+        tiles = self._tiles(done)
+        summary |= {} if tiles is None else {"tiles": tiles.to_json()}
         # the labels last: once they can be read, the prediction counts as complete
         for name in sorted(self.writers, key=lambda name: name == "labels"):
             self.writers[name].publish({"muvit": summary} if name == "labels" else None)
 
+    def _tiles(self, done: Mapping[str, Any]) -> TileCounts | None:
+        counted = (entry for entry in done.values() if "tiles" in entry)
+        return add_counts(entry["tiles"] for entry in counted) if self.plan.tiling.refines else None
+
     def _is_plausible(self, block: int, entry: Mapping[str, Any]) -> bool:
-        seams = entry.get("seams")
-        is_counted = isinstance(seams, list) and len(seams) == 4 and all(type(n) is int and n >= 0 for n in seams)
+        seams, tiles, tiling = entry.get("seams"), entry.get("tiles", ()), self.plan.tiling
+        if tiling.refines and not (_are_numbers(tiles, 2) and tiles[1] == tiling.num_computed(block)):
+            return False
         # of so few classes, one has a probability that uint8 does not round to 0
         is_certain = "probabilities" in self.writers and len(self.plan.preprocessing.class_names) < 256
-        return is_counted and not (is_certain and entry["probabilities"][0] == 0)
+        return _are_numbers(seams, 4) and not (is_certain and entry["probabilities"][0] == 0)
 
 
 def prediction_status(path: Path) -> Status:
@@ -154,6 +165,7 @@ def prediction_status(path: Path) -> Status:
     with as_plan(path / "zarr.json"):
         store = LabelStore(path, LabelPlan.from_json(summary["plan"]))
         counts = {name: count for name, count in summary["seams"].items() if name != "ratio"}
+        tiles = TileCounts(**summary["tiles"]) if "tiles" in summary else None
     store.verify()
     blocks, shards = store.plan.num_blocks, store.num_shards
     return Status(
@@ -163,7 +175,12 @@ def prediction_status(path: Path) -> Status:
         shards=shards,
         num_shards=shards,
         seams=Seams(**counts),
+        tiles=tiles,
     )
+
+
+def _are_numbers(value: Any, count: int) -> bool:
+    return isinstance(value, list) and len(value) == count and all(type(n) is int and n >= 0 for n in value)
 
 
 def _seams(done: Mapping[str, Any]) -> Seams:

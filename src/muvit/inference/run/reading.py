@@ -87,7 +87,7 @@ def read_tiles(
 
     Args:
         tiles: of one slide.
-        batches: the numbers of the tiles of each batch.
+        batches: the numbers of the tiles of each batch; empty batches are left out.
         device: where they are used.
         num_workers: processes that read ahead.
 
@@ -106,12 +106,15 @@ def read_tiles(
     for batch in loader:
         if isinstance(batch, MuViTError):
             raise batch
-        yield batch
+        if batch is not None:
+            yield batch
 
 
 def _collate(items: list[TileViews]) -> Any:
     errors = [item for item in items if isinstance(item, MuViTError)]
-    return errors[0] if errors else default_collate(items)
+    if errors or not items:
+        return errors[0] if errors else None
+    return default_collate(items)
 
 
 def _centred(window: Window, level: Level, shape: Sequence[int]) -> Window:

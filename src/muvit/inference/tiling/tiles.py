@@ -1,10 +1,15 @@
 """Tiles of a slide: the crops of each, and the part of the output that it writes. Plain data, no pixels.
 
 Tiles of the size of a training crop lie on a regular grid from the first pixel on; where the last ones would leave the
-image they are moved back into it, as no training crop leaves a larger image. Boundaries half-way through the overlap of
-neighbours divide the image into cells, one for each tile. A tile writes its cell (no overlap, or blend ``center``), or
-all of its pixels, weighted against its neighbours (blend ``linear`` and ``cosine``). The output is divided into blocks,
-and every block lists all tiles that intersect it, so that blocks can be computed independently and in any order.
+image they are moved back into it, as no training crop leaves a larger image. A grid of half strides instead begins half
+a step before the first pixel, and ends as far beyond the last as its steps take it. Boundaries half-way through the
+overlap of neighbours divide the image into cells, one for each tile. A tile writes its cell (no overlap, or blend
+``center``), or all of its pixels, weighted against its neighbours (the other blends). The output is
+divided into blocks, and every block lists all tiles that intersect it, so that blocks can be computed independently and
+in any order.
+
+Where a plan refines, the tiles that lie side by side are computed first, and of the tiles between them only those that
+this first pass leaves uncertain (`muvit.inference.tiling.passes`).
 """
 
 from bisect import bisect_right
@@ -24,8 +29,8 @@ from muvit.errors import InputError
 from muvit.inference.tiling.blend import Neighbor, axis_weights
 from muvit.levels import Level, check_levels, level_factors
 
-Blend = Literal["linear", "cosine", "center"]
-"""Blending of overlapping tiles: by a linear or cosine ramp, or each writes its central part only."""
+Blend = Literal["linear", "cosine", "uniform", "center"]
+"""Blending of overlapping tiles: by a linear or cosine ramp, all alike, or each writes its central part only."""
 
 
 class Block(NamedTuple):
@@ -83,6 +88,8 @@ class TilePlan:
     """Pixels that neighbouring tiles share along each axis; none by default."""
     blend: Blend = "cosine"
     """Joining of the overlap."""
+    half_stride: bool = False
+    """Begin the grid half a step before the image."""
     placement: Placement = "nested"
     """Placement of the coarse crops, see `muvit.data.crops.placement.place_views`."""
     free_views: FreeViews | None = None
@@ -90,6 +97,8 @@ class TilePlan:
     runs: tuple[int, ...] = ()
     """Skipped and computed tiles of the row-major grid as lengths of alternating runs, the first of skipped tiles (0 if
     the first tile is computed). By default all are computed."""
+    refines: bool = False
+    """Whether tiles are computed in two passes: first those side by side, then some of those between them."""
 
     def __post_init__(self) -> None:
         ndim = len(self.shapes[0])
@@ -111,6 +120,17 @@ class TilePlan:
             raise InputError("overlap", expected=f"from 0 px to less than the crop {self.crop_size}", got=self.overlap)
         if self.runs and (sum(self.runs) != prod(self.grid) or min(self.runs) < 0):
             raise InputError("runs", expected=f"numbers of sum {prod(self.grid)}", got=sum(self.runs))
+        if self.refines and not (
+            self.is_blended
+            and not self.half_stride
+            and not any(n % s for n, s in zip(self.crop_size, self.step, strict=True))
+        ):
+            raise InputError(
+                "refine",
+                expected="tiles that blend, and an overlap that leaves a half, a third, ... of them, as 0.5 does",
+                got=f"tiles of {self.crop_size} px, overlap {self.overlap} px, blend {self.blend}"
+                f"{', a grid of half strides' if self.half_stride else ''}",
+            )
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -140,17 +160,35 @@ class TilePlan:
 
     def computed_tiles(self, block: int) -> list[int]:
         """Numbers of the tiles that are computed for a block; tiles that share coarse crops are consecutive."""
-        first, counts = self._tile_grid(self.block(block))
-        inside = self.computed[tuple(slice(f, f + n) for f, n in zip(first, counts, strict=True))]
-        numbers = (np.flatnonzero(inside) + self._tile_offsets[block]).tolist()
+        inside = self.computed[self.places(block)]
+        return self.in_order((np.flatnonzero(inside) + self._tile_offsets[block]).tolist())
+
+    def in_order(self, numbers: list[int]) -> list[int]:
+        """Numbers of tiles in the order of computation: those that share coarse crops are consecutive."""
         if self.placement == "grid":
-            numbers.sort(key=lambda number: [w.start for w in self.tile(number).windows[:0:-1]])
+            return sorted(numbers, key=lambda number: [w.start for w in self.tile(number).windows[:0:-1]])
         return numbers
 
     def num_computed(self, block: int) -> int:
-        """Number of tiles that are computed for a block."""
+        """Number of tiles that are computed for a block; where the plan refines, at most."""
+        return int(self.computed[self.places(block)].sum())
+
+    def places(self, block: int) -> tuple[slice, ...]:
+        """The part of the grid of tiles that intersects a block."""
+        return tuple(slice(f, f + n) for f, n in zip(*self._tile_grid(self.block(block)), strict=True))
+
+    def writes(self, tile: Tile, block: int) -> bool:
+        """Whether a tile fills a part of a block, rather than only decide about tiles that do."""
+        return tile.block == block and bool(self.computed[tile.place])
+
+    def number(self, place: tuple[int, ...], block: int) -> int:
+        """Number of a tile of the grid in a block, or in that of its first pixel if it does not intersect the block."""
         first, counts = self._tile_grid(self.block(block))
-        return int(self.computed[tuple(slice(f, f + n) for f, n in zip(first, counts, strict=True))].sum())
+        if not all(0 <= i - f < n for i, f, n in zip(place, first, counts, strict=True)):
+            corner = (self.corner(axis, i) for axis, i in enumerate(place))
+            block = _ravel([a // n for a, n in zip(corner, self.block_size, strict=True)], self._block_grid)
+            first, counts = self._tile_grid(self.block(block))
+        return self._tile_offsets[block] + _ravel([i - f for i, f in zip(place, first, strict=True)], counts)
 
     def __len__(self) -> int:
         return self._tile_offsets[-1]
@@ -208,29 +246,42 @@ class TilePlan:
 
     # -- the grid of tiles along one axis ------------------------------------------------------------------------------
 
+    @property
+    def step(self) -> tuple[int, ...]:
+        """Pixels from one tile to the next along each axis."""
+        return tuple(n - o for n, o in zip(self.crop_size, self.overlap, strict=True))
+
     @cached_property
     def grid(self) -> tuple[int, ...]:
         """Number of tiles along each axis."""
-        sizes = zip(self.shape, self.crop_size, self.overlap, strict=True)
-        return tuple(1 + max(0, -(-(extent - n) // (n - o))) for extent, n, o in sizes)
+        # the last tile ends the image, or, of a grid that is not moved back, its cell does
+        beyond = [self._lead(axis) + o // 2 if self.half_stride else 0 for axis, o in enumerate(self.overlap)]
+        sizes = zip(self.shape, beyond, self.crop_size, self.step, strict=True)
+        return tuple(1 + max(0, -(-(extent + more - n) // s)) for extent, more, n, s in sizes)
+
+    def _lead(self, axis: int) -> int:
+        """Pixels before the image at which the grid begins."""
+        return self.step[axis] // 2 if self.half_stride else 0
 
     def corner(self, axis: int, index: int) -> int:
         """First pixel of a tile."""
         n = self.crop_size[axis]
-        return min(index * (n - self.overlap[axis]), max(0, self.shape[axis] - n))
+        start = index * (n - self.overlap[axis])
+        return start - self._lead(axis) if self.half_stride else min(start, max(0, self.shape[axis] - n))
 
     def cell(self, axis: int, index: int) -> tuple[int, int]:
         """First pixel of a tile's cell, and the one after its last."""
         n, o = self.crop_size[axis], self.overlap[axis]
-        low = index * (n - o) + o - o // 2 if index else 0
-        return low, self.shape[axis] if index == self.grid[axis] - 1 else index * (n - o) + n - o // 2
+        start = index * (n - o) - self._lead(axis)
+        low = start + o - o // 2 if index else 0
+        return low, self.shape[axis] if index == self.grid[axis] - 1 else start + n - o // 2
 
     def written(self, axis: int, index: int) -> tuple[int, int]:
         """First pixel that a tile writes, and the one after its last."""
         if not self.is_blended:
             return self.cell(axis, index)
         corner = self.corner(axis, index)
-        return corner, min(corner + self.crop_size[axis], self.shape[axis])
+        return max(corner, 0), min(corner + self.crop_size[axis], self.shape[axis])
 
     def weights(self, tile: Tile) -> tuple[NDArray[np.float64], ...]:
         """Along each axis, the weights of the pixels that a tile writes; their product is the weight of a pixel."""
@@ -280,13 +331,13 @@ class TilePlan:
     def _intersecting(self, axis: int, start: int, size: int) -> tuple[int, int]:
         """First and last tile that write to some pixels; the last pixel may lie beyond the image."""
         n, o, count = self.crop_size[axis], self.overlap[axis], self.grid[axis]
-        stop, step = min(start + size, self.shape[axis]), n - o
+        stop, step, lead = min(start + size, self.shape[axis]), n - o, self._lead(axis)
         if not self.is_blended:
-            margin = o - o // 2
+            margin = o - o // 2 - lead
             return tuple(min(max((pixel - margin) // step, 0), count - 1) for pixel in (start, stop - 1))  # type: ignore[return-value]
-        first = min(max((start - n) // step + 1, 0), count - 1)
+        first = min(max((start + lead - n) // step + 1, 0), count - 1)
         reaches_last = self.corner(axis, count - 1) < stop
-        return first, count - 1 if reaches_last else (stop - 1) // step
+        return first, count - 1 if reaches_last else (stop + lead - 1) // step
 
 
 def mask_runs(mask: NDArray[np.bool_]) -> tuple[int, ...]:
@@ -302,6 +353,13 @@ def _unravel(number: int, grid: Sequence[int]) -> tuple[int, ...]:
         number, i = divmod(number, n)
         index.append(i)
     return tuple(reversed(index))
+
+
+def _ravel(index: Sequence[int], grid: Sequence[int]) -> int:
+    number = 0
+    for i, n in zip(index, grid, strict=True):
+        number = number * n + i
+    return number
 
 
 def _slices(start: Sequence[int], size: Sequence[int], origin: Sequence[int]) -> tuple[slice, ...]:
