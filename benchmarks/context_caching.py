@@ -1,12 +1,13 @@
 """What it costs to encode one tile of a slide with all its context, and what is left when the context is cached.
 
 The paper's encoder (12 blocks of width 512), 256-px crops of levels 1, 8 and 32, on a virtual slide of random pixels of
-32768 x 32768 px, in four ways:
+32768 x 32768 px, in five ways:
 
 - ``full``: full attention.
 - ``full, finest``: full attention; the last block computes only the tokens that the decoder reads.
 - ``coarse to fine``: a token attends to its own and coarser levels; everything is computed for each tile.
 - ``cached``: the same, with the coarse crops on a grid of half-crop steps, each encoded once and then reused.
+- ``cached, copies``: the same, with copies of the coarse tokens under the tile, which see its tokens.
 
 A round encodes the same tile in every way, in an order that changes from round to round; the table has medians over the
 rounds. Seconds are those of the processor, summed over its cores, which other work does not change; on a GPU, those of
@@ -34,13 +35,13 @@ from muvit.models.encoder import EncoderConfig, MuViTEncoder
 
 LEVELS, CROP, SIDE, BLOCK = (1, 8, 32), 256, 32768, 4096
 TILES_PER_GIGAPIXEL = 1e9 / CROP**2
-FULL, FINEST, SLICED, CACHED = "full", "full, finest", "coarse to fine", "cached"
+FULL, FINEST, SLICED, CACHED, COPIES = "full", "full, finest", "coarse to fine", "cached", "cached, copies"
 
 
 def contexts_per_tile() -> list[float]:
     """How many crops of each coarse level are encoded for each tile of the slide, finest of them first."""
     shapes = tuple((SIDE // level,) * 2 for level in LEVELS)
-    plan = TilePlan(shapes=shapes, levels=LEVELS, crop_size=(CROP,) * 2, block_size=(BLOCK,) * 2, context="grid")
+    plan = TilePlan(shapes=shapes, levels=LEVELS, crop_size=(CROP,) * 2, block_size=(BLOCK,) * 2, placement="grid")
     counts = [0] * (len(LEVELS) - 1)
     for block in range(plan.num_blocks):
         windows = [plan.tile(number).windows for number in plan.computed_tiles(block)]
@@ -58,7 +59,9 @@ def scenes(batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     return img, torch.stack([lower, lower + CROP * torch.tensor(LEVELS)[:, None]], dim=2)
 
 
-def ways(full: MuViTEncoder, sliced: MuViTEncoder, img: Tensor, bbox: Tensor) -> dict[str, Callable[[], object]]:
+def ways(
+    full: MuViTEncoder, sliced: MuViTEncoder, copying: MuViTEncoder, img: Tensor, bbox: Tensor
+) -> dict[str, Callable[[], object]]:
     """Everything that is timed, by name; each call encodes the views, or for ``level 8`` and ``32`` one coarse crop."""
     one = slice(1)
     coarsest = encode_context(sliced, img[one, 2:], bbox[one, 2:])
@@ -68,6 +71,7 @@ def ways(full: MuViTEncoder, sliced: MuViTEncoder, img: Tensor, bbox: Tensor) ->
         FINEST: lambda: full.encode(img, bbox, only_finest=True),
         SLICED: lambda: sliced(img, bbox),
         CACHED: lambda: encode_in_context(sliced, img[:, :1], bbox[:, :1], context),
+        COPIES: lambda: encode_in_context(copying, img[:, :1], bbox[:, :1], context),
         "level 8": lambda: encode_context(sliced, img[one, 1:2], bbox[one, 1:2], coarsest),
         "level 32": lambda: encode_context(sliced, img[one, 2:], bbox[one, 2:]),
     }
@@ -94,9 +98,10 @@ def gflop(run: Callable[[], object]) -> float:
 
 
 def with_context(cost: dict[str, float], batch: int, shares: list[float]) -> dict[str, float]:
-    """Cost per tile of each way; for the cached one with its share of the coarse crops."""
-    tile = {name: cost[name] / batch for name in (FULL, FINEST, SLICED, CACHED)}
-    return tile | {f"{CACHED}, all told": tile[CACHED] + shares[0] * cost["level 8"] + shares[1] * cost["level 32"]}
+    """Cost per tile of each way; for the cached ones also with their share of the coarse crops."""
+    tile = {name: cost[name] / batch for name in (FULL, FINEST, SLICED, CACHED, COPIES)}
+    coarse = shares[0] * cost["level 8"] + shares[1] * cost["level 32"]
+    return tile | {f"{name}, all told": tile[name] + coarse for name in (CACHED, COPIES)}
 
 
 @torch.inference_mode()
@@ -113,12 +118,14 @@ def main() -> None:
     config = EncoderConfig(in_channels=3, levels=LEVELS)
     full = MuViTEncoder(config).to(device).eval()
     sliced = MuViTEncoder(replace(config, attention_mode="coarse_to_fine")).to(device).eval()
-    sliced.load_state_dict(full.state_dict())
+    copying = MuViTEncoder(replace(config, attention_mode="coarse_to_fine", coarse_copies="under")).to(device).eval()
+    for other in (sliced, copying):
+        other.load_state_dict(full.state_dict(), strict=False)  # copies have a vector of their own
     generator, times = torch.Generator().manual_seed(0), []
     half = torch.autocast(device.type, torch.bfloat16) if arguments.precision == "bfloat16" else nullcontext()
     with half:
         for number in range(arguments.rounds + 1):
-            runs = ways(full, sliced, *(t.to(device) for t in scenes(batch, generator)))
+            runs = ways(full, sliced, copying, *(t.to(device) for t in scenes(batch, generator)))
             names = list(runs)[number % len(runs) :] + list(runs)[: number % len(runs)]
             times.append({name: seconds(runs[name], device) for name in names})
         work = {name: gflop(run) for name, run in runs.items()}

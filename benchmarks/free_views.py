@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader
 from muvit.data.crops.crops import GridCrops
 from muvit.data.folders import open_labelled_folder
 from muvit.data.synthetic.free import write_legend
+from muvit.evaluation.scores.bootstrap import seed_interval
 from muvit.labels import IGNORE
 from muvit.metrics import Scores, confusion_matrix, scores
 from muvit.models.trained import build_model, load_model
@@ -73,8 +74,9 @@ def main() -> None:
     if not data.exists():
         write_legend(data, num_train=IMAGES[0], num_val=IMAGES[1], num_test=IMAGES[2])
     base = read_settings(RECIPE, Recipe)
-    rows = []
+    rows, means = [], []
     for name, views in variants(base).items():
+        found = []
         for seed in arguments.seeds:
             recipe = replace(
                 base,
@@ -85,9 +87,13 @@ def main() -> None:
             folder = run / "last" if (run / "last").exists() else train_segmenter(recipe, run)
             seconds = time.process_time() - begin
             result = score(recipe, folder, data / "test")
+            found.append(result.mean_dice)
             rows.append(
                 [name, str(seed), *(f"{d:.3f}" for d in (*result.dice[1:], result.mean_dice)), f"{seconds:.0f}"]
             )
+        interval = seed_interval(found)
+        bounds = "one seed" if interval is None else f"{interval[0]:.3f} to {interval[1]:.3f}"
+        means.append([name, f"{np.mean(found):.3f}", bounds])
     steps = base.run.epochs * base.data.samples_per_epoch // base.data.batch_size
     size = sum(p.numel() for p in build_model(complete(base).model).parameters()) / 1e6
     head = ["coarse view", "seed", "Dice, cells under dark", "Dice, cells under bright", "mDSC", "CPU seconds"]
@@ -101,6 +107,10 @@ The class of every cell stands in a legend at the upper edge of the image, which
 place along the edge. Without its true place the view says little: half of any stretch of the legend is dark.
 
 {markdown_table(head, rows)}
+
+Means over the seeds, with 95 % intervals by Student's t:
+
+{markdown_table(["coarse view", "mDSC", "95 % interval"], means)}
 """
     RESULT.write_text(text)
     print(text)

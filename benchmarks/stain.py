@@ -22,8 +22,8 @@ from torch.utils.data import DataLoader
 
 from muvit.data.crops.augment import Augmentation
 from muvit.data.crops.crops import GridCrops
-from muvit.data.crops.dataset import collate
 from muvit.data.crops.stain import from_density, hed_map, to_density
+from muvit.data.crops.stored import collate, finish
 from muvit.data.folders import open_labelled_folder
 from muvit.labels import IGNORE
 from muvit.losses import SegmentationLoss
@@ -102,7 +102,7 @@ def train(folder: Path, normalization: dict[str, Any], jitter: dict[str, Any]) -
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=STEPS)
     model.train()
-    for batch in crops.train_dataloader():
+    for batch in map(finish, crops.train_dataloader()):
         optimizer.zero_grad()
         model.training_loss(batch, loss)[0].backward()
         optimizer.step()

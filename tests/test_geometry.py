@@ -14,6 +14,7 @@ from muvit.geometry import (
     flip_boxes,
     is_inside,
     naive_boxes,
+    nearest_patches,
     nested_start_range,
     patch_centers,
     recenter,
@@ -270,3 +271,24 @@ def test_nested_start_of_a_crop_too_small_to_nest_centres_it():
 
 def test_equal_factors_nest_only_in_place():
     assert nested_start_range(5, 2.5, 2.5, 16, 100) == (5, 5)
+
+
+@given(st.data())
+@settings(max_examples=30)
+def test_nearest_patches_cover_a_box_inside_or_lie_at_the_border(data):
+    ndim = data.draw(st.integers(1, 4))
+    grid = data.draw(st.lists(st.integers(1, 6), min_size=ndim, max_size=ndim))
+    pitch, size = data.draw(st.sampled_from([4, 24])), data.draw(st.integers(1, 60))
+    start = torch.tensor(data.draw(st.lists(OFFSETS, min_size=ndim, max_size=ndim)), dtype=torch.float64)
+    shift = torch.tensor(data.draw(st.lists(st.integers(-40, 120), min_size=ndim, max_size=ndim)), dtype=torch.float64)
+    outer = torch.stack([start, start + pitch * torch.tensor(grid)])
+    box = torch.stack([start + shift, start + shift + size])
+    count = [min(n, math.ceil(size / pitch) + 1) for n in grid]
+    chosen = nearest_patches(box[None], outer[None], grid, count)[0]
+    assert torch.equal(nearest_patches(box - start, outer - start, grid, count), chosen)
+    assert chosen.tolist() == sorted(set(chosen.tolist())) and len(chosen) == math.prod(count)
+    places = patch_centers(outer, grid)[chosen]
+    lower, upper = places.amin(0) - pitch / 2, places.amax(0) + pitch / 2
+    assert torch.equal((upper - lower) / pitch, torch.tensor(count, dtype=torch.float64))
+    assert (lower <= torch.maximum(box[0], outer[0]).minimum(outer[1] - pitch)).all()
+    assert (upper >= torch.minimum(box[1], outer[1]).maximum(outer[0] + pitch)).all()

@@ -3,6 +3,7 @@
 import argparse
 import io
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -79,3 +80,18 @@ def test_the_benchmark_of_a_gpu_runs_dry_on_a_cpu(speed, tmp_path, monkeypatch):
     text = options.output.read_text()
     assert "| here |" in text and "| here, recomputed |" in text
     assert "samples/s with 0 processes" in text and "s per gigapixel" in text
+
+
+def test_the_benchmark_of_context_caching_counts_operations(speed, monkeypatch, capsys):
+    import context_caching
+
+    for name, value in {"CROP": 64, "SIDE": 1024, "BLOCK": 512}.items():
+        monkeypatch.setattr(context_caching, name, value)
+    config = partial(context_caching.EncoderConfig, dim=64, num_layers=1)
+    monkeypatch.setattr(context_caching, "EncoderConfig", config)
+    monkeypatch.setattr(sys, "argv", ["context_caching.py", "--rounds", "1"])
+    context_caching.main()
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| c")]
+    saved = {row[0].removeprefix("| "): float(row[4]) for row in rows}
+    assert list(saved) == ["coarse to fine", "cached", "cached, copies", "cached, all told", "cached, copies, all told"]
+    assert saved["cached"] > saved["cached, copies"] > saved["cached, copies, all told"] > saved["coarse to fine"] > 1

@@ -9,6 +9,7 @@ from muvit.geometry import PatchSpacing
 from muvit.levels import Level
 from muvit.models.encoder import EncoderConfig, MuViTEncoder
 from muvit.models.layers.attention import AttentionMode
+from muvit.models.layers.copies import CopiedPatches
 from muvit.models.layers.rope import Periods, RotaryMode, RotaryParam
 
 __all__ = ["MuViTEncoder", "MuViTEncoder2d", "MuViTEncoder3d", "MuViTEncoder4d"]
@@ -39,9 +40,11 @@ class _Encoder(MuViTEncoder):
         input_space: Literal["real"] = "real",
         dropout: float = 0.0,
         *,
+        coarse_copies: CopiedPatches = "none",
         level_embed_std: float = 1.0,
         rotary_param: RotaryParam = "freq",
         patch_spacing: PatchSpacing = "center",
+        fixed_positions: Literal["none", "grid", "scaled"] = "none",
     ) -> None:
         check_input_space(input_space)
         super().__init__(
@@ -53,12 +56,14 @@ class _Encoder(MuViTEncoder):
                 dim=dim,
                 heads=heads,
                 attention_mode=attention_mode,
+                coarse_copies=coarse_copies,
                 use_level_embed=use_level_embed,
                 level_embed_std=level_embed_std,
                 rotary_mode=rotary_mode,
                 rotary_param=rotary_param,
                 rotary_base=rotary_base,
                 patch_spacing=patch_spacing,
+                fixed_positions=fixed_positions,
                 dropout=dropout,
                 ndim=self.ndim,
             )

@@ -100,6 +100,32 @@ def _patch_offsets(n: int, extent: Tensor, spacing: PatchSpacing) -> Tensor:
     return index * extent / max(n - 1, 1) if spacing == "corner" else (2 * index + 1) * extent / (2 * n)
 
 
+def nearest_patches(bbox: Tensor, outer: Tensor, grid: Sequence[int], count: Sequence[int]) -> Tensor:
+    """Row-major indices of a block of patches of each box ``outer``, as near to the centre of ``bbox`` as it fits.
+
+    Inside of ``outer``, the block covers ``bbox`` if along each axis it has one patch more than fill the extent of
+    ``bbox``, rounded up.
+
+    Args:
+        bbox: ``(..., 2, ndim)``.
+        outer: ``(..., 2, ndim)``.
+        grid: number of patches of ``outer`` along each axis.
+        count: those in the block, at most as many.
+
+    Returns:
+        ``(..., prod(count))``, int64.
+    """
+    ndim = len(grid)
+    indices = torch.zeros((1,) * ndim, dtype=torch.int64, device=bbox.device)
+    for axis, (n, k) in enumerate(zip(grid, count, strict=True)):
+        # corners first: the difference of whole pixels is exact at any distance from the origin
+        offset = bbox[..., 0, axis] - outer[..., 0, axis] + box_size(bbox)[..., axis] / 2
+        first = (offset * n / box_size(outer)[..., axis] - (k - 1) / 2).floor().long().clamp(0, n - k)
+        along = first[..., None] + torch.arange(k, device=bbox.device)
+        indices = indices * n + along.unflatten(-1, [k if a == axis else 1 for a in range(ndim)])
+    return indices.flatten(-ndim)
+
+
 def naive_boxes(levels: Sequence[Level], size: Sequence[int], spacing: PatchSpacing = "center") -> Tensor:
     """Boxes ``(L, 2, ndim)`` of constant size around the origin, whatever was cropped: the paper's naive control.
 

@@ -142,8 +142,11 @@ class OffsetEverywhere(Augmentation):
     With it, today's samples are the recorded ones, so nothing else about them has changed.
     """
 
-    def __call__(self, sample: Mapping[str, Tensor], rng: np.random.Generator) -> dict[str, Tensor]:
-        return super().__call__({name: values for name, values in sample.items() if name != "inside"}, rng)
+    def draw(self, sample: Mapping[str, object], rng: np.random.Generator) -> dict[str, object]:
+        sample = dict(sample)
+        if "inside" in sample:  # what is not finite is 0 before gain and offset
+            sample["img"] = sample["img"].float().masked_fill(~sample.pop("inside")[:, None], torch.nan)
+        return super().draw(sample, rng)
 
 
 def write_slide(path: Path, pixels: np.ndarray, *, labels: Mapping[int, str] | None = None) -> None:

@@ -91,7 +91,9 @@ def test_what_cannot_be_explained_is_refused(trained, slide):
 
 def test_of_a_volume_the_planes_of_the_point_are_drawn():
     torch.manual_seed(0)
-    encoder = EncoderConfig(in_channels=1, levels=(1, 2), patch_size=4, num_layers=2, dim=16, heads=1, ndim=3)
+    attention = {"attention_mode": "coarse_to_fine", "coarse_copies": "under"}
+    sizes = {"levels": (1, 2), "patch_size": 4, "num_layers": 2, "dim": 16, "heads": 1, "ndim": 3}
+    encoder = EncoderConfig(in_channels=1, **sizes, **attention)
     model = Segmenter(SegmenterConfig(encoder=encoder, num_classes=3, decoder_widths=(4, 4, 4), stem_width=4))
     volume = ArraySlide(np.random.default_rng(0).integers(0, 256, (1, 20, 24, 28), dtype=np.uint8), levels=(1, 2))
     preprocessing = PREPROCESSING.__class__(**{**PREPROCESSING.__dict__, "crop_size": (8, 8, 8)})

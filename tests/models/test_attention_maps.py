@@ -4,7 +4,7 @@ from tiny_encoders import LEVELS, nested_boxes, scene, tiny
 from torch.nn.functional import scaled_dot_product_attention
 
 from muvit.errors import ShapeError
-from muvit.models.attention_maps import attention_maps, gradient_rollout, hidden_tokens, rollout
+from muvit.models.attention_maps import attention_maps, gradient_rollout, hidden_tokens, onto_originals, rollout
 from muvit.models.encoder import EncoderConfig
 from muvit.models.layers.attention import Attention, attention_weights, level_spans
 from muvit.models.segmenter import Segmenter, SegmenterConfig
@@ -12,8 +12,11 @@ from muvit.models.segmenter import Segmenter, SegmenterConfig
 
 def segmenter(mode="all", **changes):
     torch.manual_seed(0)
+    attention = {"attention_mode": mode}
+    if mode == "copies":
+        attention = {"attention_mode": "coarse_to_fine", "coarse_copies": "under"}
     sizes = {"in_channels": 2, "levels": (1, 4), "patch_size": 4, "dim": 32, "num_layers": 3, "heads": 2}
-    encoder = EncoderConfig(**sizes, attention_mode=mode)
+    encoder = EncoderConfig(**sizes, **attention)
     small = {"decoder_widths": (8, 8, 4), "stem_width": 4, "query_heads": 2, "num_queries": 4} | changes
     model = Segmenter(SegmenterConfig(encoder=encoder, num_classes=3, **small)).eval()
     with torch.no_grad():
@@ -104,7 +107,25 @@ def test_the_gradient_reaches_the_maps_and_weighs_them():
     torch.testing.assert_close(relevance[0], (full - torch.eye(16, 32)).sum(0))
 
 
-@pytest.mark.parametrize("mode", ["all", "coarse_to_fine"])
+@torch.no_grad()
+def test_what_goes_to_copies_is_counted_for_their_originals():
+    model, img, bbox = segmenter("copies")
+    with attention_maps(model.encoder, average_heads=True) as maps:
+        model.label_logits(img, bbox)
+    copied = model.encoder.copied_tokens(img, bbox)
+    count = copied.shape[1]
+    assert [tuple(weights.shape[1:]) for weights in maps] == [*2 * [(32 + count,) * 2], (16, 32 + count)]
+    for shares in (maps[-1][:, 5], rollout(maps)[:, 5]):
+        whole = onto_originals(shares, copied)
+        torch.testing.assert_close(whole.sum(1), torch.ones(2))
+        for sample, (tokens, original) in enumerate(zip(shares, copied, strict=True)):
+            expected = tokens[original[0]] + tokens[32]
+            torch.testing.assert_close(whole[sample, original[0]], expected)
+    assert (maps[0][:, 16:32, :16] == 0).all() and (maps[0][:, 16:32, 32:] == 0).all()
+    assert (maps[0][:, 32:, :16].sum(-1) > 0).all() and (maps[0][:, 32:, 32:].sum(-1) > 0).all()
+
+
+@pytest.mark.parametrize("mode", ["all", "coarse_to_fine", "copies"])
 def test_a_hidden_token_has_no_influence_on_others(mode):
     model, img, bbox = segmenter(mode)
     hidden = torch.zeros(1, 32, dtype=torch.bool)
@@ -122,10 +143,11 @@ def test_a_hidden_token_has_no_influence_on_others(mode):
             model.label_logits(img, bbox)
         with pytest.raises(ShapeError, match="one for each token"), hidden_tokens(model, hidden[:, 1:]):
             model.label_logits(img, bbox)
-    others = torch.arange(32) != 20
+    others = torch.arange(maps[0].shape[3]) != 20
     assert all((weights[:, :, others[: weights.shape[2]], 20] == 0).all() for weights in maps)
-    # hidden from all, every token still sees itself and the only visible one
-    assert (rest[0][:, :, 3, [3, 20]].sum(-1) - 1).abs().max() < 1e-6
+    # hidden from all, every token still sees itself and the only visible one, and its copy
+    seen = [3, 20] if mode != "copies" else [3, 20, 32 + model.encoder.copied_tokens(img, bbox)[0].tolist().index(20)]
+    assert (rest[0][:, :, 3, seen].sum(-1) - 1).abs().max() < 1e-6
 
 
 def test_queries_do_not_see_hidden_tokens_either():

@@ -9,24 +9,32 @@ from muvit.models.layers.attention import level_mask
 
 def through_a_dense_mask(encoder, img, bbox):
     """Outputs of all blocks under a bool mask over all tokens: the pattern from its definition."""
-    tokens = encoder.embed(encoder.patches(img))
-    level = (torch.arange(tokens.shape[1]) * len(LEVELS) // tokens.shape[1]).expand(len(tokens), -1)
-    mask = level_mask("coarse_to_fine", level, level)
-    return encoder.run_blocks(tokens, encoder.place(img, bbox)[1], mask, (0, 1, 2))[1]
+    tokens, positions = encoder.embed(encoder.patches(img)), encoder.place(img, bbox)[1]
+    count = tokens.shape[1]
+    level = torch.arange(count) * len(LEVELS) // count
+    if encoder.copies is not None:  # they attend, and are attended to, as tokens of the finest level
+        chosen = torch.arange(len(img))[:, None], encoder.copied_tokens(img, bbox)
+        tokens = torch.cat([tokens, tokens[chosen] + encoder.copies.vector], dim=1)
+        positions = torch.cat([positions, positions[chosen]], dim=1)
+        level = torch.cat([level, torch.zeros(tokens.shape[1] - count, dtype=torch.int64)])
+    mask = level_mask("coarse_to_fine", *2 * (level.expand(len(img), -1),))
+    return [output[:, :count] for output in encoder.run_blocks(tokens, positions, mask, (0, 1, 2))[1]]
 
 
 @pytest.mark.parametrize("offset", [0.0, 1_000_000.0])
 @pytest.mark.parametrize("ndim, changes", [(2, {}), (2, {"rotary_mode": "shared"}), (2, {"patch_spacing": "corner"}),
                                            (2, {"rotary_mode": "none"}), (2, {"rotary_base": (8.0, 128.0)}),
-                                           (3, {})])  # fmt: skip
+                                           (3, {}), (2, {"coarse_copies": "under"}), (2, {"coarse_copies": "ring"}),
+                                           (3, {"coarse_copies": "under", "patch_size": 2}),
+                                           (4, {"coarse_copies": "under"})])  # fmt: skip
 @torch.no_grad()
 def test_a_context_encoded_once_gives_what_masked_attention_over_all_views_gives(ndim, changes, offset):
-    encoder, img, bbox = scene(ndim, offset=offset, side=16 if ndim == 2 else 8, **changes)
+    encoder, img, bbox = scene(ndim, offset=offset, side={2: 16, 3: 8, 4: 8}[ndim], **changes)
     expected, coords = through_a_dense_mask(encoder, img, bbox), encoder(img, bbox)[1]
     context = encode_context(encoder, img[:, 1:], bbox[:, 1:])
     tokens, places, kept = encode_in_context(encoder, img[:, :1], bbox[:, :1], context, keep=(0, 1, 2))
     n = tokens.shape[1]
-    assert n == 4**ndim if ndim == 2 else 2**ndim
+    assert n == img[0, 0, 0].numel() // encoder.config.patch[0] ** ndim
     for got, whole in zip(kept, expected, strict=True):
         torch.testing.assert_close(got, whole[:, :n], rtol=0, atol=1e-5)
     assert torch.equal(tokens, kept[-1])
@@ -38,9 +46,10 @@ def test_a_context_encoded_once_gives_what_masked_attention_over_all_views_gives
     assert (encode_in_context(encoder, img[:, :1], bbox[:, :1], other)[0] - tokens).abs().max() > 1e-2
 
 
+@pytest.mark.parametrize("copies", ["none", "under"])
 @torch.no_grad()
-def test_a_context_grows_level_by_level_and_is_shared_by_all_views_inside_it():
-    encoder, img, bbox = scene(batch=3)
+def test_a_context_grows_level_by_level_and_is_shared_by_all_views_inside_it(copies):
+    encoder, img, bbox = scene(batch=3, coarse_copies=copies)
     whole, medium, fine = slice(2, 3), slice(1, 2), slice(0, 1)
     img[:, whole], bbox[:, whole] = img[:1, whole].clone(), bbox[:1, whole].clone()  # three tiles, one coarsest view
     coarsest = encode_context(encoder, img[:1, whole], bbox[:1, whole])
@@ -55,6 +64,14 @@ def test_a_context_grows_level_by_level_and_is_shared_by_all_views_inside_it():
         torch.testing.assert_close(context.tokens, expected[one, 16:32], rtol=0, atol=1e-5)
         tokens = encode_in_context(encoder, img[one, fine], bbox[one, fine], context)[0]
         torch.testing.assert_close(tokens, expected[one, :16], rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_the_finest_level_is_encoded_as_a_context_of_its_own():
+    encoder, img, bbox = scene(coarse_copies="under")
+    context = encode_context(encoder, img[:, 1:], bbox[:, 1:])
+    tokens = encode_context(encoder, img[:, :1], bbox[:, :1], context).tokens
+    torch.testing.assert_close(tokens, encoder(img, bbox)[0][:, :16], rtol=0, atol=1e-5)
 
 
 def test_sharing_a_context_copies_nothing():

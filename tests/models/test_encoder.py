@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_encoders import nested_boxes, scene, tiny
+from tiny_encoders import LEVELS, nested_boxes, scene, tiny
 from torch.nn.functional import gelu, layer_norm
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -124,6 +124,32 @@ def test_without_boxes_the_naive_ones_hold(sample):
     assert not torch.allclose(encoder(img)[0], encoder(img, sample[1])[0], atol=1e-2)
 
 
+def test_fixed_positions_know_places_in_a_view_and_pixel_sizes_but_not_the_world(sample):
+    img, bbox = sample
+    moved = bbox.clone()
+    moved[:, 1] += torch.tensor([10.0, -7.0])
+    wide = bbox.clone()
+    wide[:, 0, 1] += 8  # pixels of 1.5 world pixels instead of 1
+    for kind, sees_size in (("grid", False), ("scaled", True)):
+        encoder = tiny(fixed_positions=kind, rotary_mode="none")
+        here = encoder(img, bbox)[0]
+        assert torch.equal(encoder(img, moved)[0], here)
+        assert torch.allclose(encoder(img, wide)[0], here, atol=1e-4) != sees_size
+        torch.testing.assert_close(encoder(img)[0], here)
+        corner = torch.tensor([2.0, 2.0])
+        fine, coarse = encoder.offsets(img, bbox).unflatten(1, (2, 16)).unbind(1)
+        assert torch.equal(fine[0, 0], corner) and torch.equal(coarse, (4 if sees_size else 1) * fine)
+        # the tokens without, plus cos and sin of places, in patches of 4 px
+        omega = 10000 ** (-2 * torch.arange(8) / 16)
+        theta = torch.cat([fine[0, :, axis, None] / 4 * omega for axis in (0, 1)], dim=1)
+        expected = torch.stack([theta.cos(), theta.sin()], dim=2).flatten(1)
+        patches = encoder.patches(img)
+        gain = encoder.embed(patches, encoder.offsets(img, bbox))[:, :16] - encoder.embed_level(0, patches[:, 0])
+        torch.testing.assert_close(gain, expected.expand(2, -1, -1), rtol=0, atol=1e-5)
+    with pytest.raises(InputError, match="fixed_positions: expected none, got grid with attention_mode coarse_to_fine"):
+        tiny(fixed_positions="grid", attention_mode="coarse_to_fine")
+
+
 def test_permuting_the_samples_permutes_the_output(sample):
     encoder, (img, bbox) = tiny(), sample
     straight, swapped = encoder(img, bbox)[0], encoder(img.flip(0), bbox.flip(0))[0]
@@ -140,9 +166,9 @@ def test_features_are_the_tokens_laid_out_as_maps(sample):
         assert torch.equal(maps[:, level, :, row, column], tokens[:, n])
 
 
-@pytest.mark.parametrize("mode", ["all", "causal", "same", "random", "coarse_to_fine"])
+@pytest.mark.parametrize("mode", ["all", "causal", "same", "random", "coarse_to_fine", "copies"])
 def test_the_finest_tokens_alone_are_those_of_the_whole(mode):
-    encoder, img, bbox = scene(attention_mode=mode)
+    encoder, img, bbox = scene(**{"coarse_copies": "under"} if mode == "copies" else {"attention_mode": mode})
     torch.manual_seed(2)
     expected = encoder(img, bbox, return_intermediate_idxs=(0, 2))[3]
     torch.manual_seed(2)
@@ -254,6 +280,38 @@ def test_attention_modes_say_which_levels_a_level_reaches(mode, reached):
     assert all(change[level] == 0 for level in range(3) if level not in reached)
 
 
+@torch.no_grad()
+def test_copies_learn_the_detail_that_their_originals_must_not():
+    encoder, img, bbox = scene(coarse_copies="under")
+    without = scene()[0]
+    without.load_state_dict(encoder.state_dict(), strict=False)
+    before, other = encoder(img, bbox)[0], img.clone()
+    other[:, 0] += 1
+    assert torch.equal(encoder(other, bbox)[0][:, 16:], before[:, 16:])
+    change = (before - without(img, bbox)[0]).abs()
+    assert change[:, 16:].max() < 1e-5 and change[:, :16].max() > 1e-2
+    # copied are the patches that the finest view meets, and few others
+    copied = torch.zeros(2, 48, dtype=torch.bool).scatter(1, encoder.copied_tokens(img, bbox), True)
+    assert 0 < copied.sum() < 2 * 32 and not copied[:, :16].any()
+    centers, (lower, upper) = encoder.place(img, bbox)[0], bbox[:, 0, :, None].unbind(1)
+    half = 2 * torch.tensor(LEVELS).repeat_interleave(16)[:, None]
+    meets = ((centers + half > lower) & (centers - half < upper)).all(-1)
+    assert copied[:, 16:][meets[:, 16:]].all()
+
+
+def test_copies_lie_at_their_places_under_naive_boxes_too(sample):
+    encoder = tiny(attention_mode="coarse_to_fine", coarse_copies="under")
+    copied = encoder.copied_tokens(sample[0], encoder.boxes(sample[0], None))
+    assert copied.tolist() == 2 * [[16 + 4 * y + x for y in (1, 2) for x in (1, 2)]]
+
+
+def test_copies_stay_with_coarse_levels():
+    encoder = scene(coarse_copies="ring")[0]
+    two, one = encoder.extract_levels((1, 4)), encoder.extract_levels((4,))
+    assert torch.equal(two.copies.vector, encoder.copies.vector)
+    assert one.copies is None and "copies.vector" not in MuViTEncoder(one.config).state_dict()
+
+
 def test_the_random_mode_draws_anew(sample):
     encoder = tiny(attention_mode="random")
     first, second = encoder(*sample)[0], encoder(*sample)[0]
@@ -347,6 +405,8 @@ def test_shapes_that_do_not_fit_are_refused(img_shape, bbox_shape, message):
         ("rotary_base", 0),
         ("patch_spacing", "middle"),
         ("attention_mode", "backwards"),
+        ("coarse_copies", "over"),
+        ("coarse_copies", "under"),  # of full attention
         ("ndim", 5),
         ("rotary_base", float("inf")),
         ("rotary_base", (64.0, 8.0)),

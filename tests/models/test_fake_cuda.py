@@ -25,7 +25,9 @@ from torch._subclasses.fake_tensor import (
 from torch.nn.functional import cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from muvit.data.crops.defects import Defects
 from muvit.data.crops.placement import Window
+from muvit.data.crops.stored import DTYPES, Look
 from muvit.encoders import MuViTEncoder2d, MuViTEncoder3d, MuViTEncoder4d
 from muvit.inference.run.context import ContextCaching
 from muvit.losses import SegmentationLoss
@@ -42,6 +44,7 @@ from muvit.training.tasks import ClassificationTask, PretrainTask, SegmentationT
 
 ENCODER = {"in_channels": 1, "levels": (1, 4), "patch_size": 4, "num_layers": 2, "dim": 16, "heads": 2}
 SEGMENTER = {"num_classes": 3, "decoder_widths": (8, 4, 4), "stem_width": 4}
+COPIES = {"attention_mode": "coarse_to_fine", "coarse_copies": "under"}
 QUERIES = {"decoder": "mask2former", "num_queries": 3, "query_heads": 1}
 RELAY = {"in_channels": 1, "num_classes": 3, "levels": (1, 4), "size": (32, 32)}
 VIT = {
@@ -139,15 +142,16 @@ def test_copies_that_need_no_waiting_pass(device):
 
 
 @pytest.mark.parametrize("boxes", [True, False])
-@pytest.mark.parametrize("mode", ["all", "causal", "same", "random", "coarse_to_fine"])
+@pytest.mark.parametrize("mode", ["all", "causal", "same", "random", "coarse_to_fine", "copies"])
 def test_encoders(mode, boxes):
+    attention = COPIES if mode == "copies" else {"attention_mode": mode}
     for build, space, device in (
         (MuViTEncoder4d, (4, 4, 4, 4), "cuda"),
         (MuViTEncoder3d, (4, 8, 8), "cuda"),
         (MuViTEncoder2d, (8, 8), "cuda"),
         (MuViTEncoder2d, (8, 8), "lazy"),
     ):
-        with on_fake(device, build(**ENCODER | {"dim": 32}, attention_mode=mode)) as model:
+        with on_fake(device, build(**ENCODER | {"dim": 32} | attention)) as model:
             img, bbox = views(*space, device=device)
             tokens, coords, level, kept = model(img, bbox if boxes else None, return_intermediate_idxs=(0,))
             assert {t.device.type for t in (tokens, coords, level, *kept)} == {device}
@@ -262,6 +266,9 @@ def test_relay_tokens(name):
 BASELINES = {
     "unet": {"kind": "unet", "encoder_name": "resnet18"},
     "deeplabv3": {"kind": "deeplabv3", "encoder_name": "resnet18"},
+    "deeplabv3plus": {"kind": "deeplabv3plus", "encoder_name": "tu-convnext_atto"},
+    "upernet": {"kind": "upernet", "encoder_name": "tu-convnext_atto"},
+    "fpn": {"kind": "fpn", "encoder_name": "tu-pvt_v2_b0"},
     "segformer": {"kind": "segformer", "encoder_name": "mit_b0"},
     "residual_unet": {"kind": "residual_unet", "width": 2},
     "swinunetr": {"kind": "swinunetr", "width": 12},
@@ -289,13 +296,33 @@ def test_classifiers(pooling):
 
 @pytest.mark.parametrize("settings", [{}, QUERIES, {"boxes": "naive"}])
 def test_cached_contexts(settings):
-    encoder = ENCODER | {"levels": (1, 4, 16), "attention_mode": "coarse_to_fine"}
+    encoder = ENCODER | {"levels": (1, 4, 16)} | COPIES
     with on_fake("cuda", segmenter(encoder, **settings).eval()) as model, torch.no_grad():
         img, bbox = views(8, 8, levels=3)
         windows = [[Window(1, (i, 0), (8, 8)), Window(4, (0, 0), (8, 8)), Window(16, (0, 0), (8, 8))] for i in range(2)]
         logits = ContextCaching(model).label_logits(img, bbox, windows)
         assert logits.device.type == "cuda"
         assert logits.shape == (2, 3, 8, 8)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("space", [(8, 8), (4, 8, 8)])
+def test_stored_pixels_are_finished_where_they_are(dtype, space):
+    tasks = segmentation_task(), pretrain_task()
+    for device in DEVICES:
+        with on_fake(device, torch.nn.Linear(1, 1)):
+            numbers = torch.empty(2, 2, device=device)
+            channels = torch.empty(2, 2, 3, device=device)
+            defects = Defects(
+                torch.empty(2, 2, 5, device=device), numbers, numbers, numbers.int(), torch.empty_like(channels).bool()
+            )
+            img = torch.empty(2, 2, 3, *space, dtype=dtype, device=device)
+            inside = torch.empty(2, 2, *space, dtype=torch.bool, device=device)
+            look = Look(channels, channels, numbers, numbers, defects)
+            for task in tasks:
+                batch = task.on_after_batch_transfer({"img": img, "look": look, "inside": inside}, 0)
+                assert batch.keys() == {"img"} and batch["img"].dtype == torch.float32
+                assert batch["img"].device.type == device and batch["img"].shape == img.shape
 
 
 CLIPPED = {"gradient_clip": 0.5, "zero_nonfinite_gradients": True}

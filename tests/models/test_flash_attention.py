@@ -17,6 +17,7 @@ from muvit.models.relay.segmenter import RelaySegmenter
 from muvit.models.segmenter import Segmenter, SegmenterConfig
 
 SETTINGS = {"in_channels": 1, "levels": (1, 4), "patch_size": 4, "num_layers": 3, "dim": 32, "heads": 2}
+COPIES = {"attention_mode": "coarse_to_fine", "coarse_copies": "under"}
 ENCODER = EncoderConfig(**SETTINGS)
 SEGMENTER = {"num_classes": 2, "decoder_widths": (8, 8, 8), "stem_width": 4}
 VIT = {"patch_size": 4, "depth": 2, "embed_dim": 16, "num_heads": 2}
@@ -50,6 +51,7 @@ MODELS = {
         mode: lambda mode=mode: MuViTEncoder(EncoderConfig(**SETTINGS, attention_mode=mode))
         for mode in ("all", "causal", "same", "coarse_to_fine")
     },
+    "copies": lambda: MuViTEncoder(EncoderConfig(**SETTINGS, **COPIES)),
     "without rotation": lambda: MuViTEncoder(EncoderConfig(**SETTINGS, rotary_mode="none")),
     "mae": lambda: MuViTMAE(MAEConfig(encoder=ENCODER, dim_decoder=16)),
     "unetr": segmenter,
@@ -80,7 +82,7 @@ def test_models_attend_by_flash_kernels(name):
 
 
 def test_cached_contexts_attend_by_flash_kernels():
-    encoder = EncoderConfig(**SETTINGS, attention_mode="coarse_to_fine")
+    encoder = EncoderConfig(**SETTINGS, **COPIES)
     model = Segmenter(SegmenterConfig(encoder=encoder, **SEGMENTER)).eval()
     windows = [[Window(1, (0, 0), (16, 16)), Window(4, (0, 0), (16, 16))]]
     boxes = torch.tensor([[[[0.0, 0], [16, 16]], [[0, 0], [64, 64]]]])

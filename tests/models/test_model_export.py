@@ -51,7 +51,7 @@ class Tokens(nn.Module):
 
 MODELS = {
     "encoder": Tokens,
-    "encoder of cached contexts": lambda: Tokens(attention_mode="coarse_to_fine", **PERIODS),
+    "encoder of cached contexts": lambda: Tokens(attention_mode="coarse_to_fine", coarse_copies="under", **PERIODS),
     "mae": Reconstruction,
     "unetr": lambda: Segmenter(SegmenterConfig(**SEGMENTER)),
     "mask2former": lambda: Segmenter(SegmenterConfig(**SEGMENTER | QUERIES)),

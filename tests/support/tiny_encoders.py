@@ -26,5 +26,7 @@ def scene(ndim=2, batch=2, offset=0.0, side=16, **changes):
     with torch.no_grad():
         for block in encoder.layers:
             block.attn.qkv.weight[:64] *= 3
+        if encoder.copies is not None:
+            encoder.copies.vector.normal_()
     img = torch.randn(batch, 3, 2, *(side,) * ndim)
     return encoder, img, nested_boxes(LEVELS, side=side, batch=batch, ndim=ndim) + offset

@@ -15,6 +15,7 @@ from PIL import Image
 from muvit.data.crops.augment import Augmentation
 from muvit.data.crops.preprocessing import Preprocessing
 from muvit.data.crops.stain import Macenko, measure_stains
+from muvit.data.crops.stored import finish
 from muvit.data.pyramids.writer import PyramidWriter
 from muvit.data.slides.open import open_slide
 from muvit.data.synthetic.images import STORE, SyntheticConfig, write_synthetic
@@ -360,6 +361,14 @@ def test_augmentation_and_balance_reach_the_crops(recipe):
     assert all((crops[i]["label"] > 0).any() for i in range(8))
     widths = [crops[i]["bbox"][:, 1] - crops[i]["bbox"][:, 0] for i in range(4)]
     assert all(w.tolist() == [[32, 32], [128, 128]] for w in widths)
+
+
+def test_batches_hold_the_bytes_of_the_slides_until_the_task_finishes_them(recipe):
+    data = SegmentationData(recipe, build_model(recipe.model).views)
+    for loader, crops in ((data.train_dataloader(), data.train_crops), (data.val_dataloader(), data.val_crops)):
+        batch = next(iter(loader))
+        assert batch["img"].dtype == torch.uint8
+        assert torch.equal(finish(batch)["img"], torch.stack([crops[i]["img"] for i in range(len(batch["img"]))]))
 
 
 def bad_recipes():

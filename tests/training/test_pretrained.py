@@ -171,10 +171,19 @@ def test_sizes_that_do_not_fit_are_refused_in_one_sentence(pretrained, changes, 
         load_pretrained_encoder(model, InitConfig(encoder=str(pretrained[1])))
 
 
-def test_attention_and_dropout_may_differ_from_pretraining(pretrained):
-    model = segmenter(attention_mode="coarse_to_fine", dropout=0.2)
+def test_attention_copies_and_dropout_may_differ_from_pretraining(pretrained, tmp_path):
+    model = segmenter(attention_mode="coarse_to_fine", coarse_copies="under", dropout=0.2)
     load_pretrained_encoder(model, InitConfig(encoder=str(pretrained[1])))
     assert model.encoder.config.attention_mode == "coarse_to_fine"
+    assert torch.equal(model.encoder.copies.vector, torch.zeros(16))
+    with torch.no_grad():
+        model.encoder.copies.vector.fill_(3)
+    model.save(tmp_path / "copies")
+    plain, other = segmenter(), segmenter(attention_mode="coarse_to_fine", coarse_copies="ring")
+    for start in (plain, other):
+        load_pretrained_encoder(start, InitConfig(encoder=str(tmp_path / "copies")))
+    assert torch.equal(plain.encoder.proj[0][0].weight, model.encoder.proj[0][0].weight)
+    assert torch.equal(other.encoder.copies.vector, model.encoder.copies.vector)
 
 
 def test_a_missing_encoder_is_refused_before_anything_is_written(recipe, tmp_path):

@@ -21,10 +21,12 @@ DATASETS = {
     "urur": "land use in aerial images (URUR)",
     "cityscapes": "street scenes (Cityscapes)",
     "archaeoscape": "traces of old settlements in laser scans (Archaeoscape)",
+    "idrid": "lesions beside the optic disc in photographs of the retina (IDRiD)",
+    "axondeepseg": "axons and myelin in electron micrographs (AxonDeepSeg)",
 }
 """Data sets and their content."""
 
-_MAPPED = ("mouse", "gleason", "urur")
+_MAPPED = ("mouse", "gleason", "urur", "axondeepseg")
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -97,6 +99,24 @@ def _add_common(parser: ArgumentParser, name: str) -> None:
             default=["frankfurt"],
             help="cities of the validation set to test on instead, as the benchmark's own test labels are not public",
         )
+    if name == "idrid":
+        parser.add_argument(
+            "--lesions", type=list[str], default=["EX"], help="kinds of lesions to tell apart: some of MA, HE, EX, SE"
+        )
+        parser.add_argument(
+            "--test_images", type=list[str], default=[], help="photographs to test on, beside the published test set"
+        )
+        parser.add_argument("--val_images", type=list[str], default=[], help="photographs to validate on")
+        parser.add_argument("--factor", type=int, default=1, help="downsampling of the stored photographs")
+    if name == "axondeepseg":
+        parser.add_argument("--test_subjects", type=list[str], default=[], help="animals to test on")
+        parser.add_argument("--val_subjects", type=list[str], default=[], help="animals to validate on")
+        parser.add_argument(
+            "--test_part",
+            type=float,
+            default=0.0,
+            help="share of the width of each image left to train on, to test on instead (for a single image)",
+        )
 
 
 def run(arguments: Namespace) -> None:
@@ -139,6 +159,16 @@ def _find(dataset: str, chosen: Namespace) -> Source:
         from muvit.data.sources.archaeoscape import find_archaeoscape
 
         return find_archaeoscape(folder)
+    if dataset == "idrid":
+        from muvit.data.sources.idrid import find_idrid
+
+        return find_idrid(
+            folder,
+            lesions=chosen.lesions,
+            test_images=chosen.test_images,
+            val_images=chosen.val_images,
+            factor=chosen.factor,
+        )
     options = {} if chosen.label_map is None else {"label_map": LabelMap.read(chosen.label_map)}
     if dataset == "gleason":
         from muvit.data.sources.gleason import find_gleason
@@ -148,6 +178,16 @@ def _find(dataset: str, chosen: Namespace) -> Source:
         from muvit.data.sources.urur import find_urur
 
         return find_urur(folder, **options)
+    if dataset == "axondeepseg":
+        from muvit.data.sources.axondeepseg import find_axondeepseg
+
+        return find_axondeepseg(
+            folder,
+            test_subjects=chosen.test_subjects,
+            val_subjects=chosen.val_subjects,
+            test_part=chosen.test_part,
+            **options,
+        )
     from muvit.data.sources.mouse import find_mouse
 
     return find_mouse(

@@ -18,7 +18,7 @@ from muvit.errors import InputError
 from muvit.inference.inputs import prepare_slide
 from muvit.inference.run.execution import resolve_device
 from muvit.levels import Level, level_factors, level_name
-from muvit.models.attention_maps import attention_maps, gradient_rollout, hidden_tokens, rollout
+from muvit.models.attention_maps import attention_maps, gradient_rollout, hidden_tokens, onto_originals, rollout
 from muvit.models.layers.patch import patch_grid, patchify, unpatchify
 from muvit.models.segmenter import Segmenter
 from muvit.models.trained import TrainedModel, as_trained
@@ -231,12 +231,17 @@ class _LabelledPoint:
         with torch.enable_grad(), attention_maps(self.model.encoder, differentiable=True) as maps:
             log_probability = self._logits(self.img, self.bbox).log_softmax(1)[0, self.explained]
         found = {
-            "attention": averaged[-1][0, self.token],
-            "rollout": rollout(averaged)[0, self.token],
-            "relevance": gradient_rollout(maps, log_probability)[0],
+            "attention": averaged[-1][:, self.token],
+            "rollout": rollout(averaged)[:, self.token],
+            "relevance": gradient_rollout(maps, log_probability),
         }
+        encoder = self.model.encoder
+        if encoder.copies is not None:
+            bbox = self.bbox if self.model.config.boxes == "true" else None
+            copied = encoder.copied_tokens(self.img, encoder.boxes(self.img, bbox))
+            found = {name: onto_originals(shares, copied) for name, shares in found.items()}
         # where no attention raises the class at all, the relevance is 0 everywhere
-        return {name: (row / row.sum().clamp(min=1e-30)).double().cpu() for name, row in found.items()}
+        return {name: (row[0] / row[0].sum().clamp(min=1e-30)).double().cpu() for name, row in found.items()}
 
     def ablations(self, maps: dict[str, Tensor], draws: int, generator: torch.Generator) -> list[Ablation]:
         """The label without positions, without each level, and without the tokens that a map calls important."""

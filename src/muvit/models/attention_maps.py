@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from muvit.errors import ShapeError
 from muvit.models.layers.attention import Attention, Block, attention_weights, dense_mask
+from muvit.models.layers.copies import TokenCopies
 from muvit.models.mask2former import QueryLayer
 
 Inputs = tuple[Any, ...]
@@ -31,7 +32,8 @@ def attention_maps(
 
     Rows are queries, columns keys, both in the order of the tokens: by level, finest first, then row-major. Keys that a
     query may not see (``attention_mode``) have weight 0. A `Segmenter` that decodes the finest view alone computes no
-    other tokens in its last block, so the last map has the rows of the finest view alone.
+    other tokens in its last block, so the last map has the rows of the finest view alone. Copies of coarse tokens
+    (``coarse_copies``) come after all others; the last map has no rows of them.
 
     Args:
         encoder: a `MuViTEncoder`, or any module with its blocks inside.
@@ -108,12 +110,23 @@ def gradient_rollout(maps: Sequence[Tensor], target: Tensor) -> Tensor:
     return relevance.sum(1)
 
 
+def onto_originals(shares: Tensor, copied: Tensor) -> Tensor:
+    """Shares of tokens and of the copies after them, ``(B, N + c)``, as shares of the tokens alone, ``(B, N)``.
+
+    Args:
+        shares: a row of a map, or what follows from maps.
+        copied: tokens that were copied ``(B, c)``, from `MuViTEncoder.copied_tokens`.
+    """
+    count = shares.shape[1] - copied.shape[1]
+    return shares[:, :count].scatter_add(1, copied, shares[:, count:])
+
+
 @contextmanager
 def hidden_tokens(model: nn.Module, hidden: Tensor) -> Iterator[None]:
     """Hide some tokens from all others in the forward passes inside of a ``with`` block, as if they were not there.
 
     They are keys of no query in any block of the encoder, nor of the queries of a mask2former decoder; a hidden token
-    still sees itself, and is decoded if it belongs to the finest view.
+    still sees itself, and is decoded if it belongs to the finest view. With a coarse token its copy is hidden.
 
     Args:
         model: a `Segmenter`, or a `MuViTEncoder`.
@@ -122,14 +135,22 @@ def hidden_tokens(model: nn.Module, hidden: Tensor) -> Iterator[None]:
     Raises:
         ShapeError: the encoder has another number of tokens.
     """
-    visible = ~hidden[:, None, None, :]
+    copied: list[Tensor] = []
+
+    def note(module: nn.Module, inputs: Inputs) -> None:
+        copied[:] = inputs[2:]
 
     def hide(module: nn.Module, inputs: Inputs, options: dict[str, Any]) -> tuple[Inputs, dict[str, Any]]:
         (x, *_), context = inputs, options.get("context_kv")
         num_keys = x.shape[1] if context is None else context[0].shape[2]
-        if num_keys != hidden.shape[-1]:
-            raise ShapeError("hidden", expected=f"(B, N={num_keys}), one for each token", got=tuple(hidden.shape))
-        mask = options.get("mask")
+        copies = copied[0] if module in own and copied else None
+        count = num_keys - (0 if copies is None else copies.shape[1])
+        if count != hidden.shape[-1]:
+            raise ShapeError("hidden", expected=f"(B, N={count}), one for each token", got=tuple(hidden.shape))
+        absent = hidden
+        if copies is not None:
+            absent = torch.cat([hidden.expand(len(copies), -1), hidden.take_along_dim(copies, 1)], dim=1)
+        visible, mask = ~absent[:, None, None, :], options.get("mask")
         allowed = visible if mask is None else visible & dense_mask(mask, num_keys, x.device)
         if module in own:
             allowed = allowed | torch.eye(x.shape[1], num_keys, dtype=torch.bool, device=x.device)
@@ -138,6 +159,9 @@ def hidden_tokens(model: nn.Module, hidden: Tensor) -> Iterator[None]:
     own = [module.attn for module in model.modules() if isinstance(module, Block)]
     context = [module.cross_attn for module in model.modules() if isinstance(module, QueryLayer)]
     with ExitStack() as hooks:
+        for module in model.modules():
+            if isinstance(module, TokenCopies):
+                hooks.callback(module.register_forward_pre_hook(note).remove)
         for attention in (*own, *context):
             hooks.callback(attention.register_forward_pre_hook(hide, with_kwargs=True).remove)
         yield

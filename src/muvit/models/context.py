@@ -1,7 +1,8 @@
 """Coarse views encoded once for everything inside them, under the attention pattern ``coarse_to_fine``.
 
 There no coarse token depends on a finer one. So the coarse views of a scene are encoded by themselves, and views inside
-them against their keys and values, with the outputs that all views together would give.
+them against their keys and values, with the outputs that all views together would give. Copies of coarse tokens
+(``coarse_copies``) do depend on the finest view, and are made anew for each.
 """
 
 from collections.abc import Iterator, Sequence
@@ -27,6 +28,10 @@ class EncodedContext:
     """These tokens after the last block, ``(B, n, D)``."""
     coords: Tensor
     """World coordinates ``(B, n, ndim)`` of their patch centres."""
+    embedded: Tensor
+    """These tokens before the first block, ``(B, n, D)``."""
+    bbox: Tensor
+    """Box of the view ``(B, 2, ndim)``, world pixels, (t)(z)yx."""
     origin: Tensor
     """World coordinates ``(B, ndim)`` that rotations count from: the lower corner of the coarsest view."""
     outer: Self | None = None
@@ -49,6 +54,8 @@ class EncodedContext:
             keys_values=tuple((k.expand(batch, -1, -1, -1), v.expand(batch, -1, -1, -1)) for k, v in self.keys_values),
             tokens=self.tokens.expand(batch, -1, -1),
             coords=self.coords.expand(batch, -1, -1),
+            embedded=self.embedded.expand(batch, -1, -1),
+            bbox=self.bbox.expand(batch, -1, -1),
             origin=self.origin.expand(batch, -1),
             outer=None if self.outer is None else self.outer.expand(batch),
         )
@@ -87,11 +94,14 @@ def encode_context(
     if first < 0:
         raise InputError("img", expected=f"at most {x.shape[1] + first} views beside the context", got=x.shape[1])
     for i in reversed(range(x.shape[1])):
-        outputs, own = zip(*_run_level(encoder, first + i, x[:, i], bbox[:, i], context), strict=True)
+        embedded = _embed(encoder, first + i, x[:, i])
+        outputs, own = zip(*_run_blocks(encoder, embedded, x[:, i], bbox[:, i], context), strict=True)
         context = EncodedContext(
             keys_values=own,
             tokens=outputs[-1],
             coords=encoder.centers(x[:, i], bbox[:, i]),
+            embedded=embedded,
+            bbox=bbox[:, i],
             origin=bbox[:, i, 0] if context is None else context.origin.expand(x.shape[0], -1),
             outer=context,
         )
@@ -124,23 +134,35 @@ def encode_in_context(
     x, bbox = x[:, 0], encoder.check_boxes(x, bbox)[:, 0]
     if len(context.levels) != len(encoder.levels) - 1:
         raise InputError("context", expected=f"{len(encoder.levels) - 1} coarse levels", got=len(context.levels))
-    outputs = [tokens for tokens, _ in _run_level(encoder, 0, x, bbox, context)]
+    outputs = [tokens for tokens, _ in _run_blocks(encoder, _embed(encoder, 0, x), x, bbox, context)]
     return outputs[-1], encoder.centers(x, bbox), tuple(outputs[i] for i in sorted(set(keep)))
 
 
-def _run_level(
-    encoder: MuViTEncoder, level: int, x: Tensor, bbox: Tensor, context: EncodedContext | None
+def _embed(encoder: MuViTEncoder, level: int, x: Tensor) -> Tensor:
+    """Tokens ``(B, n, D)`` before the first block of views ``(B, C, *space)`` of one level."""
+    return encoder.embed_level(level, patchify(x[:, None], encoder.config.patch)[:, 0])
+
+
+def _run_blocks(
+    encoder: MuViTEncoder, tokens: Tensor, x: Tensor, bbox: Tensor, context: EncodedContext | None
 ) -> Iterator[tuple[Tensor, KeysValues]]:
-    """Outputs of each block for views ``(B, C, *space)`` of one level, and the keys and values of their tokens."""
+    """Outputs of each block for the tokens of views ``(B, C, *space)`` of one level, and their keys and values."""
     outer = () if context is None else context.expand(x.shape[0]).levels
-    tokens = encoder.embed_level(level, patchify(x[:, None], encoder.config.patch)[:, 0])
-    origin = bbox[:, 0] if context is None else context.origin
+    count, origin = tokens.shape[1], bbox[:, 0] if context is None else context.origin
     positions = encoder.centers(x, bbox - origin[:, None]).float()
+    if encoder.copies is not None and len(outer) == len(encoder.levels) - 1:
+        boxes = torch.stack([bbox, *(coarse.bbox for coarse in outer)], dim=1)
+        everywhere = encoder.centers(x, boxes - origin[:, None, None]).flatten(1, 2).float()
+        everything = torch.cat([tokens, *(coarse.embedded for coarse in outer)], dim=1)
+        added, at = encoder.copies(everything, everywhere, encoder.copied_tokens(x, boxes))
+        tokens, positions = torch.cat([tokens, added], dim=1), torch.cat([positions, at], dim=1)
     for i, (block, rotation) in enumerate(encoder.rotated_blocks(positions)):
         own = block.keys_values(tokens, rotation)
         keys, values = zip(own, *(coarse.keys_values[i] for coarse in outer), strict=True)
-        tokens = block(tokens, rotation, context_kv=(torch.cat(keys, dim=2), torch.cat(values, dim=2)))
-        yield tokens, own
+        seen = torch.cat(keys, dim=2), torch.cat(values, dim=2)
+        queries = slice(count) if i == len(encoder.layers) - 1 else None  # no block reads the last copies
+        tokens = block(tokens, rotation, context_kv=seen, queries=queries)
+        yield tokens[:, :count], own
 
 
 def _check_cachable(encoder: MuViTEncoder) -> None:

@@ -4,19 +4,28 @@ import copy as copying
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import prod
-from typing import Annotated, ClassVar, NamedTuple, Self
+from typing import Annotated, ClassVar, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
 from muvit.checks import Bounds, NonNegative, Positive, PositiveInt, Share, check_fields, freeze_lists
 from muvit.errors import InputError, ShapeError
-from muvit.geometry import PatchSpacing, naive_boxes, patch_centers
+from muvit.geometry import PatchSpacing, naive_boxes, nearest_patches, patch_centers
 from muvit.levels import Level, level_factors, plain_level
 from muvit.models.folder import FolderModel
-from muvit.models.layers.attention import AttentionMode, Block, Spans, level_spans, random_key_mask
+from muvit.models.layers.attention import AttentionMode, Block, Spans, level_spans, mask_of_queries, random_key_mask
+from muvit.models.layers.copies import CopiedPatches, TokenCopies, copies_per_axis
 from muvit.models.layers.patch import patch_grid, patchify
-from muvit.models.layers.rope import Periods, RotaryMode, RotaryParam, Rotation, build_ropes, periods_between
+from muvit.models.layers.rope import (
+    FixedPositions,
+    Periods,
+    RotaryMode,
+    RotaryParam,
+    Rotation,
+    build_ropes,
+    periods_between,
+)
 
 RotaryBase = Annotated[float, Bounds(above=1)] | tuple[Positive, Positive]
 """Base of rotary frequencies, or their shortest and longest period in world pixels."""
@@ -42,6 +51,9 @@ class EncoderConfig:
     """Attention heads."""
     attention_mode: AttentionMode = "all"
     """Levels that a token sees: all; causal (own and finer); same; random; coarse_to_fine (own and coarser)."""
+    coarse_copies: CopiedPatches = "none"
+    """Under coarse_to_fine, coarse patches with a second token that sees finer ones too: none; under, those that the
+    finest view can meet; ring, also those around them."""
     use_level_embed: bool = True
     """Add a learnable vector per level to its tokens."""
     level_embed_std: NonNegative = 1.0
@@ -53,6 +65,10 @@ class EncoderConfig:
     rotary_base: RotaryBase = 10000.0
     """Initial base of the frequencies, made for worlds of 1e5 px; about 100 suits worlds of 1e3 px. Or the shortest and
     longest period in world pixels, such as [16, 512], with the others evenly between them on a logarithmic scale."""
+    fixed_positions: Literal["none", "grid", "scaled"] = "none"
+    """Sines and cosines added to the tokens, for controls without world coordinates (rotary_mode none): none (paper);
+    place of a patch in the grid of its own view, alike at all levels (grid, as MultiMAE); or the same times the size of
+    the view's pixels (scaled, as Scale-MAE)."""
     patch_spacing: PatchSpacing = "center"
     """Coordinates of patches: true centres (paper), or spread from corner to corner of the box (older checkpoints)."""
     dropout: Share = 0.0
@@ -70,6 +86,12 @@ class EncoderConfig:
             raise InputError("levels", expected="distinct positive downsampling factors", got=self.levels)
         if isinstance(self.rotary_base, tuple) and self.rotary_base[0] >= self.rotary_base[1]:
             raise InputError("rotary_base", expected="a shorter and a longer period", got=self.rotary_base)
+        if self.coarse_copies != "none" and self.attention_mode != "coarse_to_fine":
+            expected = f"none, as attention_mode is {self.attention_mode}"
+            raise InputError("coarse_copies", expected=expected, got=repr(self.coarse_copies))
+        if self.fixed_positions != "none" and self.attention_mode == "coarse_to_fine":
+            got = f"{self.fixed_positions} with attention_mode coarse_to_fine, whose levels are placed in the world"
+            raise InputError("fixed_positions", expected="none", got=got)
         if len(self.patch) != self.ndim:
             raise InputError("patch_size", expected=f"a number, or {self.ndim} of them", got=self.patch_size)
 
@@ -133,6 +155,9 @@ class MuViTEncoder(FolderModel):
             if config.use_level_embed
             else None
         )
+        self.copies = TokenCopies(config.dim) if config.coarse_copies != "none" and num_levels > 1 else None
+        has_fixed = config.fixed_positions != "none"
+        self.fixed_positions = FixedPositions(config.dim, config.patch) if has_fixed else None
         ropes = build_ropes(
             config.rotary_mode,
             config.num_layers,
@@ -187,10 +212,16 @@ class MuViTEncoder(FolderModel):
         Raises:
             ShapeError: images or boxes have the wrong shape.
         """
-        tokens = self.embed(self.patches(x))
+        tokens = self.embed(self.patches(x), self.offsets(x, bbox))
         coords, positions = self.place(x, bbox)
         queries = slice(tokens.shape[1] // len(self.levels)) if only_finest else None
-        tokens, kept = self.run_blocks(tokens, positions, self.level_mask(tokens), keep, queries)
+        if self.copies is None:
+            tokens, kept = self.run_blocks(tokens, positions, self.level_mask(tokens), keep, queries)
+            return Encoding(tokens, kept, coords, positions)
+        added, at = self.copies(tokens, positions, self.copied_tokens(x, self.boxes(x, bbox)))
+        mask = self.level_mask(tokens, added.shape[1])
+        both = torch.cat([tokens, added], dim=1), torch.cat([positions, at], dim=1)
+        tokens, kept = self.run_blocks(*both, mask, keep, queries or slice(tokens.shape[1]))
         return Encoding(tokens, kept, coords, positions)
 
     def compute_features(self, x: Tensor, bbox: Tensor | None = None) -> Tensor:
@@ -208,9 +239,10 @@ class MuViTEncoder(FolderModel):
         self.check_images(x, len(self.levels))
         return patchify(x, self.config.patch)
 
-    def embed(self, patches: Tensor) -> Tensor:
-        """Tokens ``(B, N, D)`` before the first block, from the `patches` of all levels."""
-        return torch.cat([self.embed_level(i, level) for i, level in enumerate(patches.unbind(1))], dim=1)
+    def embed(self, patches: Tensor, offsets: Tensor | None = None) -> Tensor:
+        """Tokens ``(B, N, D)`` before the first block, from the `patches` of all levels and their `offsets`."""
+        tokens = torch.cat([self.embed_level(i, level) for i, level in enumerate(patches.unbind(1))], dim=1)
+        return tokens if self.fixed_positions is None else tokens + self.fixed_positions(offsets).to(tokens.dtype)
 
     def embed_level(self, level: int, patches: Tensor) -> Tensor:
         """Tokens ``(B, n, D)`` of the patches ``(B, n, P...C)`` of the level with index ``level``."""
@@ -227,20 +259,45 @@ class MuViTEncoder(FolderModel):
         Raises:
             ShapeError: the boxes have the wrong shape.
         """
+        boxes = self.boxes(x, bbox)
         if bbox is None:
-            coords = self.centers(x, self._naive_boxes(x)).flatten(1, 2)
+            coords = self.centers(x, boxes).flatten(1, 2)
             return coords, coords.float()
-        bbox = self.check_boxes(x, bbox)
-        origin = bbox[:, :1, :1]
+        origin = boxes[:, :1, :1]
         # subtracted before the division by patches, corners are whole pixels and the difference is exact
-        local = self.centers(x, bbox - origin).flatten(1, 2)
+        local = self.centers(x, boxes - origin).flatten(1, 2)
         return local + origin[:, 0], local.float()
+
+    def offsets(self, x: Tensor, bbox: Tensor | None = None) -> Tensor | None:
+        """Places of patches in their own views, as fixed positions count them; None without these.
+
+        Pixels ``(B, N, ndim)`` from the lower corner of the view to the centre of the patch: those of the view (grid),
+        or of the world (scaled, so times ``g / G``, the size of the view's pixels over that of level 1); arguments as
+        in `forward`.
+        """
+        if self.fixed_positions is None:
+            return None
+        if self.config.fixed_positions == "grid":
+            boxes = naive_boxes((1,) * len(self.levels), x.shape[3:], self.config.patch_spacing)
+            boxes = boxes.to(x.device, non_blocking=True).expand(x.shape[0], *boxes.shape)
+        else:
+            boxes = self._naive_boxes(x) if bbox is None else self.check_boxes(x, bbox)
+        return self.centers(x, boxes - boxes[..., :1, :]).flatten(1, 2)
 
     def centers(self, x: Tensor, bbox: Tensor) -> Tensor:
         """Patch centres ``(..., n, ndim)`` of views ``(..., C, *space)`` in boxes ``(..., 2, ndim)``."""
         return patch_centers(
             bbox, patch_grid(x.shape[-self.config.ndim :], self.config.patch), self.config.patch_spacing
         )
+
+    def copied_tokens(self, x: Tensor, boxes: Tensor) -> Tensor:
+        """Indices ``(B, c)`` of the coarse tokens that `copies` copies, of views in ``boxes`` ``(B, L, 2, ndim)``."""
+        grid = patch_grid(x.shape[-self.config.ndim :], self.config.patch)
+        counts = copies_per_axis(self.config.coarse_copies, self.levels, grid)
+        chosen = [
+            nearest_patches(boxes[:, 0], boxes[:, i], grid, count) + i * prod(grid) for i, count in enumerate(counts, 1)
+        ]
+        return torch.cat(chosen, dim=1)
 
     def run_blocks(
         self,
@@ -257,8 +314,7 @@ class MuViTEncoder(FolderModel):
             positions: ``(B, N, ndim)``, see `place`.
             mask: keys that each query may see.
             keep: indices of blocks (0-based).
-            queries: tokens of the first level, the only ones that are returned, and computed in the last block; unset,
-                all.
+            queries: the only tokens that are returned, and computed in the last block, from the first on; unset, all.
 
         Returns:
             Tokens ``(B, N, D)`` after the last block, and after each of the blocks in ``keep``, in block order.
@@ -267,8 +323,7 @@ class MuViTEncoder(FolderModel):
         last = len(self.layers) - 1
         for i, (block, rotation) in enumerate(self.rotated_blocks(positions)):
             if i == last and queries is not None:
-                may_see = mask[:, :, queries] if isinstance(mask, Tensor) else mask and mask[:1]
-                tokens = block(tokens, rotation, mask=may_see, queries=queries)
+                tokens = block(tokens, rotation, mask=mask_of_queries(mask, queries), queries=queries)
             else:
                 tokens = block(tokens, rotation, mask=mask)
             if i in keep:
@@ -285,12 +340,13 @@ class MuViTEncoder(FolderModel):
                 rotations = {rope: block.rotation(positions)}
             yield block, rotations[rope]
 
-    def level_mask(self, tokens: Tensor) -> Tensor | Spans | None:
-        """Keys that each of the tokens ``(B, N, D)`` of all levels may see; None where it sees all."""
+    def level_mask(self, tokens: Tensor, num_copies: int = 0) -> Tensor | Spans | None:
+        """Keys that each of the tokens ``(B, N, D)`` of all levels may see, and copies after them; None where each sees
+        all."""
         mode, count = self.config.attention_mode, tokens.shape[1]
         if mode == "random":
             return random_key_mask(count, count, tokens.device)
-        return level_spans(mode, len(self.levels), count // len(self.levels))
+        return level_spans(mode, len(self.levels), count // len(self.levels), num_copies)
 
     def to_maps(self, tokens: Tensor, space: Sequence[int]) -> Tensor:
         """Arrange tokens ``(B, N, D)`` of L views of shape ``space`` as maps ``(B, L, D, *grid)``."""
@@ -321,6 +377,8 @@ class MuViTEncoder(FolderModel):
         other.proj = nn.ModuleList(other.proj[i] for i in chosen)
         if other.level_embed is not None:
             other.level_embed = nn.Parameter(other.level_embed.detach()[chosen])
+        if len(levels) == 1:
+            other.copies = None
         return other
 
     def check_images(self, x: Tensor, num_levels: int) -> None:
@@ -345,6 +403,13 @@ class MuViTEncoder(FolderModel):
             raise ShapeError("bbox", expected=f"shape (B, L, 2, ndim) = {expected}", got=tuple(bbox.shape))
         return bbox if bbox.is_floating_point() else bbox.double()
 
-    def _naive_boxes(self, x: Tensor) -> Tensor:
+    def boxes(self, x: Tensor, bbox: Tensor | None) -> Tensor:
+        """Boxes ``(B, L, 2, ndim)`` of views ``(B, L, C, *space)``, arguments as in `forward`.
+
+        Raises:
+            ShapeError: the boxes have the wrong shape.
+        """
+        if bbox is not None:
+            return self.check_boxes(x, bbox)
         boxes = naive_boxes(self.levels, x.shape[3:], self.config.patch_spacing)
         return boxes.to(x.device, non_blocking=True).expand(x.shape[0], *boxes.shape)

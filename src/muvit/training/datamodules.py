@@ -16,7 +16,6 @@ from muvit.data.annotations.open import config_of
 from muvit.data.crops.balance import EpochSampler
 from muvit.data.crops.classified import ClassifiedCrops, ClassifiedTiles
 from muvit.data.crops.crops import GridCrops, NestedCrops
-from muvit.data.crops.dataset import collate
 from muvit.data.crops.normalize import (
     Normalization,
     lacks_measured_values,
@@ -25,6 +24,7 @@ from muvit.data.crops.normalize import (
 )
 from muvit.data.crops.preprocessing import CropConfig, Preprocessing
 from muvit.data.crops.slide_crops import LabelledSlide, SlideCrops
+from muvit.data.crops.stored import collate
 from muvit.data.folders import class_legend, open_images, open_pairs
 from muvit.data.slides.pixel_size import check_pixel_sizes
 from muvit.data.slides.slide import Slide
@@ -43,7 +43,7 @@ _LOG = logging.getLogger(__name__)
 
 
 class CropsData(LightningDataModule):
-    """Training and validation crops of a recipe as batches; base of three.
+    """Training and validation crops of a recipe, in batches that the task finishes on its device; base of three.
 
     Args:
         data: the slides and the crops.
@@ -96,14 +96,14 @@ class CropsData(LightningDataModule):
         epoch, done = self._position
         start = done % (samples // per_step) * per_step  # all batches are done in a state from between two epochs
         sampler = EpochSampler(samples, epoch=epoch, start=start, rank=rank, num_replicas=replicas)
-        return self._loader(self.train_crops, sampler=sampler, drop_last=True)
+        return self._loader(self.train_crops.as_stored(), sampler=sampler, drop_last=True)
 
     def val_dataloader(self) -> DataLoader | list[DataLoader]:
         """Batches of the validation crops, divided among the processes."""
         if self.val_crops is None:
             return []
         rank, replicas = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        return self._loader(Subset(self.val_crops, range(rank, len(self.val_crops), replicas)))
+        return self._loader(Subset(self.val_crops.as_stored(), range(rank, len(self.val_crops), replicas)))
 
     def _crop_config(self, views: Views, **labels: Any) -> CropConfig:
         size = all_axes(self.data.crop_size, views.ndim)

@@ -22,6 +22,7 @@ _MUST_AGREE = (
     "rotary_mode",
     "rotary_param",
     "patch_spacing",
+    "fixed_positions",
 )
 """Settings in which the recipe's encoder must equal the pre-trained one; the others may differ."""
 
@@ -46,7 +47,13 @@ def load_pretrained_encoder(model: Segmenter | Classifier, init: InitConfig) -> 
             raise InputError(
                 f"model.encoder.{setting}", expected=f"{has!r}, as the encoder in {init.encoder} has", got=repr(wants)
             )
-    model.encoder.load_state_dict(encoder.extract_levels(wanted.levels, copy=False).state_dict())
+    found = encoder.extract_levels(wanted.levels, copy=False).state_dict()
+    own = model.encoder.state_dict()
+    if "copies.vector" in own:  # an encoder without copies leaves the vector at zero
+        found = {"copies.vector": own["copies.vector"]} | found
+    else:
+        found.pop("copies.vector", None)
+    model.encoder.load_state_dict(found)
     if init.mode == "frozen":
         model.encoder.requires_grad_(False)
     elif init.mode == "lora":

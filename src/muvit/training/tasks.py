@@ -12,6 +12,7 @@ from torch.nn.utils import clip_grad_norm_, get_total_norm
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torchmetrics import CatMetric
 
+from muvit.data.crops.stored import finish
 from muvit.errors import InputError
 from muvit.levels import level_name
 from muvit.losses import SegmentationLoss
@@ -84,6 +85,10 @@ class BaseTask(LightningModule):
         """The model that is saved: plain weights, with low-rank additions merged into them."""
         return merge_lora(self.model)
 
+    def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Tensor]:
+        """Normalise and augment the pixels of the package's own data sets, on the device."""
+        return finish(batch)
+
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seed dropout and random attention by step and process, so that a resumed run repeats them."""
         torch.manual_seed(self.random_number(_MODEL, self.batch_number(batch_idx), self.global_rank))
@@ -154,9 +159,8 @@ class BaseTask(LightningModule):
     def _with_cosine(
         self, optimizer: torch.optim.Optimizer, warmup_fraction: float, warmup_start: float = 0.0
     ) -> dict[str, Any]:
-        schedule = build_schedule(
-            optimizer, int(self.trainer.estimated_stepping_batches), warmup_fraction, warmup_start
-        )
+        steps = int(self.trainer.estimated_stepping_batches)
+        schedule = build_schedule(optimizer, steps, warmup_fraction, warmup_start)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
@@ -220,9 +224,7 @@ class SegmentationTask(BaseTask):
         self.confusion.reset()
         # a class that is ignored, or neither occurs nor is predicted, has no score to log
         named = {f"val_dice/{name}": d for name, d in zip(self.class_names, result.dice, strict=True) if d == d}
-        self.log_dict(named)
-        self.log("val_accuracy", result.accuracy)
-        self.log("val_mean_iou", result.mean_iou)
+        self.log_dict(named | {"val_accuracy": result.accuracy, "val_mean_iou": result.mean_iou})
         self.log("val_mean_foreground_iou", result.mean_foreground_iou)
         self.log("val_mdsc", result.mean_dice, prog_bar=True)
 
@@ -232,12 +234,8 @@ class SegmentationTask(BaseTask):
             return super().configure_optimizers()
         optimizer = build_optimizer(self.model, self.encoder, self.optim)
         warmup, decay = build_plateau(optimizer, int(self.trainer.estimated_stepping_batches), self.optim)
-        plateau = {
-            "scheduler": decay,
-            "interval": "epoch",
-            "frequency": self.trainer.check_val_every_n_epoch,
-            "monitor": self.monitor,
-        }
+        every = self.trainer.check_val_every_n_epoch
+        plateau = {"scheduler": decay, "interval": "epoch", "frequency": every, "monitor": self.monitor}
         return [optimizer], [{"scheduler": warmup, "interval": "step"}, plateau]
 
 
@@ -279,20 +277,21 @@ class PretrainTask(BaseTask):
         """The model that is validated and saved: with averaged weights, if they are averaged."""
         return self.model if self.average is None else self.average
 
-    def on_before_batch_transfer(self, batch: dict[str, Tensor], dataloader_idx: int) -> dict[str, Tensor]:
+    def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         """Refuse invalid batches while they are on the CPU, where reading values does not wait for the device."""
         if not isinstance(batch, dict) or not {"img", "bbox"} <= set(batch):
             got = sorted(batch) if isinstance(batch, dict) else type(batch).__name__
             raise InputError("batch", expected="a dict with the keys 'img' and 'bbox'", got=got)
         img, bbox = batch["img"], batch["bbox"]
-        if not img.is_floating_point():
+        if not img.is_floating_point() and "look" not in batch:
             raise InputError("img", expected="floating-point pixels", got=img.dtype, hint="Normalise the images.")
         if bbox.device.type == "cpu" and not torch.isfinite(bbox).all():
             raise InputError("bbox", expected="finite coordinates", got="NaN or infinity")
-        return {"img": img, "bbox": bbox}
+        return {name: batch[name] for name in ("img", "bbox", "look", "inside") if name in batch}
 
-    def on_after_batch_transfer(self, batch: dict[str, Tensor], dataloader_idx: int) -> dict[str, Tensor]:
-        """Replace pixels that are not finite by 0."""
+    def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Tensor]:
+        """As `BaseTask`; then replace pixels that are not finite by 0."""
+        batch = finish(batch)
         return batch | {"img": torch.nan_to_num(batch["img"], nan=0.0, posinf=0.0, neginf=0.0)}
 
     def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:

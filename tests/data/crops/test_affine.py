@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from memory_slide import MemorySlide, label_slide, world_slide
 
-from muvit.data.crops.affine import Similarity, SimilarView, read_similar
+from muvit.data.crops.affine import Similarity, SimilarView, request_similar
 from muvit.data.crops.augment import Augmentation
 from muvit.data.crops.crops import GridCrops, NestedCrops
 from muvit.data.crops.normalize import Range
@@ -47,7 +47,7 @@ def test_quarter_turns_are_exact(degrees, turns, size):
     start = 116 if size == 16 else 117  # whose centre lies on a corner, or in the middle, of a coarse pixel
     center = (start + size / 2,) * 2
     levels = LEVELS if size == 16 else (1,)
-    pixels, valid = read_similar(slide, views_of(center, (size, size), Similarity(1, degrees), levels), "zero")
+    pixels, valid = request_similar(slide, views_of(center, (size, size), Similarity(1, degrees), levels), "zero")()
     for view, expected in zip(pixels, concentric_pixels(slide, (start, start), (size, size), levels), strict=True):
         assert np.array_equal(view, np.rot90(expected, turns, axes=(1, 2)))
     assert valid.all()
@@ -55,7 +55,7 @@ def test_quarter_turns_are_exact(degrees, turns, size):
 
 def test_scale_2_shows_twice_as_much_and_averages_it():
     slide = random_slide((256, 256))
-    pixels, _ = read_similar(slide, views_of((128, 128), (16, 16), Similarity(2)), "zero")
+    pixels, _ = request_similar(slide, views_of((128, 128), (16, 16), Similarity(2)), "zero")()
     for view, expected in zip(pixels, concentric_pixels(slide, (112, 112), (32, 32)), strict=True):
         assert np.allclose(view, expected.reshape(2, 16, 2, 16, 2).mean((2, 4)), atol=1e-4)
 
@@ -63,7 +63,7 @@ def test_scale_2_shows_twice_as_much_and_averages_it():
 def test_scale_half_interpolates_between_pixels():
     slide = world_slide((256, 256), LEVELS)
     views = views_of((128, 120), (16, 24), Similarity(0.5))
-    for view, pixels in zip(views, read_similar(slide, views, "zero")[0], strict=True):
+    for view, pixels in zip(views, request_similar(slide, views, "zero")()[0], strict=True):
         # what the slide holds is linear in place, which linear interpolation reads exactly
         centers = patch_centers(view.box, (16, 24)).reshape(16, 24, 2).permute(2, 0, 1)
         assert np.allclose(pixels, centers, atol=1e-4)
@@ -79,7 +79,7 @@ def test_every_pixel_shows_the_place_that_scale_and_turn_put_it_at(center, scale
     levels = (1, tuple(2.0 * f for f in anisotropy))
     slide = world_slide((400, 400), levels)
     views = views_of(center, (8, 12), Similarity(scale, degrees), levels)
-    pixels, valid = read_similar(slide, views, "zero")
+    pixels, valid = request_similar(slide, views, "zero")()
     angle = np.deg2rad(degrees)
     for view, shown, inside in zip(views, pixels, valid, strict=True):
         y, x = patch_centers(view.box, (8, 12)).reshape(8, 12, 2).permute(2, 0, 1).numpy()
@@ -97,7 +97,7 @@ def test_every_pixel_shows_the_place_that_scale_and_turn_put_it_at(center, scale
 def test_volumes_turn_in_the_plane_of_y_and_x():
     pixels = np.random.default_rng(2).integers(0, 99, (1, 12, 32, 32)).astype(np.uint8)
     view = SimilarView(1, (6, 16, 16), (4, 8, 8), Similarity(1, 90))
-    turned, _ = read_similar(MemorySlide({1: pixels}), [view], "zero")
+    turned, _ = request_similar(MemorySlide({1: pixels}), [view], "zero")()
     assert np.array_equal(turned[0], np.rot90(pixels[:, 4:8, 12:20, 12:20], axes=(2, 3)))
 
 

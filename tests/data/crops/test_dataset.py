@@ -1,8 +1,7 @@
 import pytest
 import torch
-from torch.utils.data import default_collate
 
-from muvit.data.crops.dataset import MuViTDataset, collate
+from muvit.data.crops.dataset import MuViTDataset
 from muvit.errors import InputError, ShapeError
 
 
@@ -76,23 +75,3 @@ def test_missing_key_and_empty_set_are_refused():
 def test_base_class_is_abstract():
     with pytest.raises(TypeError, match="abstract"):
         MuViTDataset()
-
-
-def test_a_batch_stacks_each_entry_as_torch_does():
-    rng = torch.Generator().manual_seed(0)
-    samples = [
-        {
-            "img": torch.rand(2, 3, 4, 5, generator=rng),
-            "bbox": torch.rand(2, 2, 2, generator=rng).double(),
-            "label": torch.randint(0, 9, (4, 5), generator=rng),
-            "inside": torch.rand(2, 4, 5, generator=rng) > 0.5,
-            "class": torch.tensor(number),
-        }
-        for number in range(3)
-    ]
-    batch, expected = collate(samples), default_collate(samples)
-    assert batch.keys() == expected.keys()
-    for name, values in expected.items():
-        assert batch[name].dtype == values.dtype and torch.equal(batch[name], values)
-    batch["img"].mul_(2)  # memory of its own, which can be written
-    assert torch.equal(samples[0]["img"], expected["img"][0])

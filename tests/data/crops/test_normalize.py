@@ -193,22 +193,22 @@ def test_percentiles_of_the_slide_are_the_same_for_all_its_crops(dtype):
     seen = sample_pixels(slide)
     assert seen.shape == (2, 4 * 256 * 256)  # all blocks of the only level that has at most 4 million pixels
     low, high = np.percentile(seen.astype(np.float32), (2, 95), axis=1)[..., None, None]
-    found = fitted(normalization, slide)(image[None])[0]
+    found = fitted(normalization, slide)(image[None]).apply()[0]
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, (image - low) / (high - low), rtol=1e-5, atol=1e-5)
     slide.windows.clear()
-    crop = fitted(normalization, slide)(image[None, :, 40:80, 9:50])[0]
+    crop = fitted(normalization, slide)(image[None, :, 40:80, 9:50]).apply()[0]
     np.testing.assert_array_equal(crop, found[:, 40:80, 9:50])
     assert not slide.windows  # the slide is looked at once
 
 
 def test_a_channel_without_contrast_in_the_slide_becomes_0():
     image = np.stack([np.full((64, 64), 7), np.arange(64 * 64).reshape(64, 64) % 250]).astype(np.uint8)
-    found = fitted(Percentile(scope="slide"), ArraySlide(image))(image[None])[0]
+    found = fitted(Percentile(scope="slide"), ArraySlide(image))(image[None]).apply()[0]
     assert not found[0].any() and found[1].any()
 
 
 def test_normalisations_that_need_no_slide_are_themselves():
     slide = ArraySlide(np.zeros((8, 8), np.uint8))
     for normalization in (Percentile(), Percentile(scope="sample"), Range(), Standardize((0,), (1,))):
-        assert fitted(normalization, slide) is normalization
+        assert fitted(normalization, slide) == normalization.measure

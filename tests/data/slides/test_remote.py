@@ -13,6 +13,9 @@ from jsonargparse import Namespace
 
 from muvit.cli import main
 from muvit.cli.slides import open_selected
+from muvit.data.crops.crops import GridCrops
+from muvit.data.crops.normalize import Range
+from muvit.data.crops.preprocessing import CropConfig
 from muvit.data.pyramids import remote
 from muvit.data.pyramids.convert import convert_image
 from muvit.data.slides.open import open_slide
@@ -31,6 +34,8 @@ def server(tmp_path, monkeypatch):
             fault = answers.pop(0) if answers else None
             if isinstance(fault, float):
                 time.sleep(fault)
+            if isinstance(fault, threading.Barrier):
+                fault.wait()
             file = tmp_path / "served" / self.path.lstrip("/")
             if isinstance(fault, int) or not file.is_file():
                 return self.send_error(fault if isinstance(fault, int) else 404)
@@ -99,6 +104,18 @@ def test_stores_are_read_from_s3(server, pixels, monkeypatch):
     monkeypatch.delenv("AWS_ACCESS_KEY_ID", raising=False)
     slide = open_slide("s3://bucket/a.ome.zarr")
     np.testing.assert_array_equal(slide.read(1, (0, 0), slide.shape), pixels)
+
+
+def test_windows_of_a_batch_are_asked_for_together(server, pixels):
+    """Neither of two chunks is sent before both have been asked for."""
+    slide = open_slide(f"http://127.0.0.1:{server.server_port}/bucket/b.ome.zarr")
+    crops = GridCrops([(slide, None)], CropConfig(levels=(1,), size=(64, 64), normalization=Range(), cache_mib=0))
+    both = threading.Barrier(2, timeout=5)
+    server.faults += [both, both]
+    first, second = crops.__getitems__([0, 5])
+    assert not both.broken and not server.faults
+    np.testing.assert_array_equal(first["img"][0], pixels[:, :64, :64])
+    np.testing.assert_array_equal(second["img"][0], pixels[:, :64, 320:384])
 
 
 def test_requests_that_fail_are_repeated_and_then_given_up(server, pixels, capfd):

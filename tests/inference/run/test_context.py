@@ -10,6 +10,7 @@ from muvit.models.encoder import EncoderConfig
 from muvit.models.segmenter import Segmenter, SegmenterConfig
 
 LEVELS, SIDE = (1, 2, 8), 8
+COPIES = {"encoder": {"coarse_copies": "under"}}
 QUERIES = {"decoder": "mask2former", "num_queries": 4, "query_heads": 2}
 
 
@@ -24,6 +25,8 @@ def model(encoder=(), **changes):
     with torch.no_grad():  # scores far from zero, so that it matters who attends to whom
         for block in segmenter.encoder.layers:
             block.attn.qkv.weight[:32] *= 3
+        if segmenter.encoder.copies is not None:
+            segmenter.encoder.copies.vector.normal_()
     return segmenter
 
 
@@ -61,7 +64,11 @@ def encoded(monkeypatch):
     return calls
 
 
-@pytest.mark.parametrize("changes", [{}, QUERIES, {"boxes": "naive"}, {"decode": "all"}], ids=str)
+@pytest.mark.parametrize(
+    "changes",
+    [{}, QUERIES, {"boxes": "naive"}, {"decode": "all"}, COPIES, COPIES | QUERIES, COPIES | {"boxes": "naive"}],
+    ids=str,
+)
 @torch.no_grad()
 def test_logits_are_those_without_a_memory_in_any_order_and_batch(changes):
     segmenter, (img, bbox, windows) = model(**changes), tiles()
@@ -76,7 +83,7 @@ def test_logits_are_those_without_a_memory_in_any_order_and_batch(changes):
 
 @torch.no_grad()
 def test_volumes_are_cached_alike():
-    segmenter, (img, bbox, windows) = model({"ndim": 3}), tiles(ndim=3, side=2)
+    segmenter, (img, bbox, windows) = model({"ndim": 3, "coarse_copies": "under"}), tiles(ndim=3, side=2)
     logits = ContextCaching(segmenter).label_logits(img, bbox, windows)
     torch.testing.assert_close(logits, segmenter.label_logits(img, bbox), rtol=0, atol=1e-5)
 

@@ -144,7 +144,7 @@ def test_shared_coarse_crops_give_what_each_tile_gives_by_itself(slide, options,
     assert plain.std() > 0.1
 
 
-@pytest.mark.parametrize("options", [{}, {"overlap": 0.25}, {"overlap": 5, "blend": "center"}, {"flips": (-2, -1)}])
+@pytest.mark.parametrize("options", [{}, {"overlap": 0.25}, {"overlap": 5, "blend": "uniform"}, {"flips": (-2, -1)}])
 def test_what_depends_on_the_pixel_alone_comes_out_however_tiles_lie(tmp_path, slide, options):
     settings = replace(PREPROCESSING, normalization=Range(high=255))
     output = predict(

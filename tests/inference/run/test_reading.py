@@ -21,9 +21,9 @@ class CountedSlide(ArraySlide):
         super().__init__(pixels, levels=LEVELS)
         self.reads = []
 
-    def read(self, level, start, size, **options):
+    def request(self, level, start, size, **options):
         self.reads.append((level, tuple(start)))
-        return super().read(level, start, size, **options)
+        return super().request(level, start, size, **options)
 
 
 @pytest.fixture
@@ -91,7 +91,7 @@ def test_what_cannot_be_read_is_told_by_its_own_error(slide, monkeypatch):
         raise ReadError("slide.tif", expected="pixels", got="a hole")
 
     tiles = SlideTiles(slide, tiling(slide, "grid"), preprocessing(Range(high=255)))
-    monkeypatch.setattr(CountedSlide, "read", broken)
+    monkeypatch.setattr(CountedSlide, "request", broken)
     with pytest.raises(ReadError, match=r"slide.tif: expected pixels, got a hole"):
         tiles.check()
     with pytest.raises(ReadError, match=r"slide.tif: expected pixels, got a hole"):

@@ -1,4 +1,5 @@
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -50,7 +51,12 @@ def step(model):
     return loss.item(), sum(storage.nbytes() for storage in kept.values())
 
 
-@pytest.mark.parametrize("build", [mae, segmenter])
+def copying():
+    encoder = replace(ENCODER, attention_mode="coarse_to_fine", coarse_copies="under")
+    return Segmenter(SegmenterConfig(encoder=encoder, num_classes=2, decoder_widths=(8, 8, 8), stem_width=4))
+
+
+@pytest.mark.parametrize("build", [mae, segmenter, copying])
 def test_recomputed_activations_give_the_same_step_and_are_not_kept(build):
     torch.manual_seed(0)
     plain = build().train()

@@ -5,7 +5,7 @@ images are interpolated linearly, labels take the nearest pixel.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -115,10 +115,10 @@ class SimilarView:
         return np.array(self.center) / level_factors(self.level, len(self.size)) - 0.5
 
 
-def read_similar(
+def request_similar(
     slide: Slide, views: Sequence[SimilarView], padding: Padding
-) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Read scaled and rotated views of one sample.
+) -> Callable[[], tuple[NDArray[np.float32], NDArray[np.bool_]]]:
+    """Ask for the scaled and rotated views of one sample (`Slide.request`).
 
     Args:
         slide: the image.
@@ -126,19 +126,23 @@ def read_similar(
         padding: pixels outside the image; with ``zero`` the nearest pixel, which the caller blanks after normalisation.
 
     Returns:
-        Native pixel values ``(L, C, *size)``, and whether they lie inside the image ``(L, *size)``.
+        A function that gives native pixel values ``(L, C, *size)``, and whether they lie inside the image
+        ``(L, *size)``.
     """
-    size = views[0].size
-    pixels = np.empty((len(views), slide.num_channels, *size), np.float32)
-    valid = np.empty((len(views), *size), bool)
-    for view, channels, inside in zip(views, pixels, valid, strict=True):
-        window = view.window
-        # zeros would bleed into the last pixels of the image
-        policy: Padding = "edge" if padding == "zero" else padding
-        stored = slide.read(view.level, window.start, window.size, padding=policy).astype(np.float32)
-        for channel, source in zip(channels, stored, strict=True):
-            channel[...] = view.sample(source, linear=True)
-        mask = np.zeros(window.size, np.uint8)
-        mask[window.slices_inside(slide.level_shape(view.level))] = 1
-        inside[...] = view.sample(mask, linear=False) > 0
-    return pixels, valid
+    # zeros would bleed into the last pixels of the image
+    policy: Padding = "edge" if padding == "zero" else padding
+    pending = [slide.request(view.level, view.window.start, view.window.size, padding=policy) for view in views]
+
+    def read() -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        size = views[0].size
+        pixels = np.empty((len(views), slide.num_channels, *size), np.float32)
+        valid = np.empty((len(views), *size), bool)
+        for view, stored, channels, inside in zip(views, pending, pixels, valid, strict=True):
+            for channel, source in zip(channels, stored().astype(np.float32), strict=True):
+                channel[...] = view.sample(source, linear=True)
+            mask = np.zeros(view.window.size, np.uint8)
+            mask[view.window.slices_inside(slide.level_shape(view.level))] = 1
+            inside[...] = view.sample(mask, linear=False) > 0
+        return pixels, valid
+
+    return read

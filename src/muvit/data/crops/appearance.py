@@ -11,9 +11,9 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from muvit.checks import Bounds, NonNegative
+from muvit.data.crops.defects import Defects
 from muvit.data.crops.stain import StainMap, from_density, hed_map, to_density
 
 Drawn = TypeVar("Drawn")
@@ -93,28 +93,24 @@ class Appearance:
 
         return recolor
 
-    def degrade(self, img: Tensor, inside: Tensor | None, rng: np.random.Generator) -> Tensor:
-        """Blur, gamma, noise and lost channels, in this order, of normalised pixels.
+    def draw_defects(self, rng: np.random.Generator, num_views: int, channels: int) -> Defects:
+        """Draw blur, gamma, noise and lost channels of a sample.
 
         Args:
-            img: float32 ``(L, C, *space)``; may be changed.
-            inside: bool ``(L, *space)``, the pixels in the image; others stay 0. None: all.
             rng: source of randomness.
+            num_views: views of the sample.
+            channels: channels of its images.
         """
-        views, channels = img.shape[:2]
-        drawn = self._for_each_view(views, lambda: self._draw_defects(rng, channels))
-        pixels, masks = img.numpy(), None if inside is None or bool(inside.all()) else inside.numpy()
-        for number, (view, (sigma, gamma, noise, kept)) in enumerate(zip(pixels, drawn, strict=True)):
-            mask = None if masks is None else masks[number].astype(np.float32)
-            if sigma > 0:
-                _blur(view, mask, sigma)
-            if gamma != 1:
-                np.power(view, np.float32(gamma), out=view, where=view > 0)
-            if noise > 0:
-                added = rng.standard_normal(view.shape, dtype=np.float32) * np.float32(noise)
-                view += added if mask is None else added * mask
-            view[~kept] = 0
-        return torch.from_numpy(pixels)
+        drawn = self._for_each_view(num_views, lambda: self._draw_defects(rng, channels))
+        sigma, gamma, noise, kept = (np.array(values) for values in zip(*drawn, strict=True))
+        has_gamma = tuple(self.gamma) != (1, 1)
+        return Defects(
+            kernel=torch.from_numpy(_gaussians(sigma, self.blur_px)) if self.blur_px else None,
+            gamma=torch.from_numpy(gamma).float() if has_gamma else None,
+            noise=torch.from_numpy(noise).float() if self.noise else None,
+            seed=torch.from_numpy(rng.integers(1 << 31, size=num_views, dtype=np.int32)) if self.noise else None,
+            kept=torch.from_numpy(kept) if self.channel_drop else None,
+        )
 
     def _for_each_view(self, num_views: int, draw: Callable[[], Drawn]) -> list[Drawn]:
         return [draw()] * num_views if self.appearance == "alike" else [draw() for _ in range(num_views)]
@@ -149,12 +145,11 @@ def _recolored(view: NDArray[Any], white: int, found: ColorMap) -> NDArray[Any]:
     return rounded.astype(view.dtype).reshape(view.shape)
 
 
-def _blur(view: NDArray[np.float32], mask: NDArray[np.float32] | None, sigma: float) -> None:
-    from scipy.ndimage import gaussian_filter  # takes a second to import
-
-    weight = None if mask is None else gaussian_filter(mask, sigma, mode="nearest")
-    for channel in view:
-        gaussian_filter(channel, sigma, mode="nearest", output=channel)
-        if mask is not None and weight is not None:
-            # zeros outside the image do not darken its border
-            channel *= np.divide(mask, weight, out=np.zeros_like(mask), where=mask > 0)
+def _gaussians(sigma: NDArray[np.float64], largest: float) -> NDArray[np.float32]:
+    """Weights of Gaussian blurs ``(L, K)``, each cut off at four of its deviations; K fits the largest."""
+    offsets = np.arange(2 * int(4 * largest + 0.5) + 1) - int(4 * largest + 0.5)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        weights = np.exp(-0.5 * (offsets / sigma[:, None]) ** 2)
+    weights[:, offsets == 0] = 1  # also of no blur
+    weights[np.abs(offsets) > np.floor(4 * sigma[:, None] + 0.5)] = 0
+    return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)

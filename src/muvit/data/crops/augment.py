@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -11,10 +11,11 @@ from torch import Tensor
 from muvit.checks import Bounds, NonNegative, check_fields
 from muvit.data.crops.affine import Similarity
 from muvit.data.crops.appearance import Appearance, Probability
+from muvit.data.crops.stored import Look, Stored, finish
 from muvit.errors import InputError
 from muvit.geometry import box_center, flip_boxes, scale_boxes, shift_boxes, transpose_boxes
 
-Sample = dict[str, Tensor]
+Sample = dict[str, Any]
 
 _PIXELS = (
     "img",
@@ -31,7 +32,7 @@ class Augmentation(Appearance):
     The paper names the kinds but not the magnitudes; the defaults are ours. Called as ``augmentation(sample, rng)``
     with a sample dict (``img``: ``(L, C, *space)``, ``bbox``: ``(L, 2, ndim)``, optionally ``label``: ``(*space)`` and
     ``labels``: ``(L, *space)``), it returns a new sample. Pixels that ``inside``, bool ``(L, *space)``, says lie beyond
-    the image stay 0, as in prediction. Colours, scale and rotation change as the data set reads the pixels, not by this
+    the image are 0, as in prediction. Colours, scale and rotation change as the data set reads the pixels, not by this
     call. ``Augmentation.geometric()`` moves pixels only and keeps every box true.
     """
 
@@ -90,21 +91,21 @@ class Augmentation(Appearance):
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
         """A new, augmented sample."""
+        shape = sample["img"].shape[:2]
+        return finish(self.draw({"look": Look(torch.zeros(shape), torch.ones(shape)), **sample}, rng))
+
+    def draw(self, sample: Stored, rng: np.random.Generator) -> Stored:
+        """A new sample whose pixels and boxes are moved, and whose look says how intensities change."""
         axes = [axis for axis in self.flip_axes if rng.random() < 0.5]
         sample = flip_sample(sample, axes)
         if self.quarter_turns and rng.random() < 0.5:
             sample = transpose_sample(sample)
-        gain, offset = rng.uniform(*self.gain), rng.uniform(*self.offset)
-        # a flip has made a copy
-        img = sample["img"].mul_(gain) if axes else sample["img"] * gain
-        if "inside" in sample and not sample["inside"].all():
-            img += offset * sample["inside"][:, None]
-        else:
-            img += offset
-        if self.has_defects:
-            # a generator of its own, so that all else is drawn as without
-            img = self.degrade(img, sample.get("inside"), rng.spawn(1)[0])
-        return sample | {"img": img, "bbox": self._perturb(sample["bbox"], rng)}
+        views, channels = sample["img"].shape[:2]
+        gain, offset = (torch.full((views,), rng.uniform(*limits)) for limits in (self.gain, self.offset))
+        # a generator of its own, so that all else is drawn as without
+        defects = self.draw_defects(rng.spawn(1)[0], views, channels) if self.has_defects else None
+        look = sample["look"]._replace(gain=gain, offset=offset, defects=defects)
+        return sample | {"look": look, "bbox": self._perturb(sample["bbox"], rng)}
 
     def _perturb(self, bbox: Tensor, rng: np.random.Generator) -> Tensor:
         boxes = bbox.double()

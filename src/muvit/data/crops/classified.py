@@ -7,11 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from muvit.data.crops.affine import SimilarView
-from muvit.data.crops.appearance import PixelMap
 from muvit.data.crops.augment import Augmentation
 from muvit.data.crops.crops import GridCrops, NestedCrops
-from muvit.data.crops.placement import Window
 from muvit.data.crops.preprocessing import CropConfig
 from muvit.data.slides.slide import Slide
 from muvit.errors import InputError
@@ -36,9 +33,8 @@ class ClassifiedTiles(GridCrops):
         self.classes = _checked(classes, slides)
         super().__init__([(slide, None) for slide in slides], config)
 
-    def read(self, slide: int, windows: Sequence[Window], recolor: PixelMap | None = None) -> dict[str, Tensor]:
-        """The sample at ``windows`` of one slide: ``img``, ``bbox``, ``slide`` and ``class``."""
-        return super().read(slide, windows, recolor) | _facts(slide, self.classes)
+    def _facts(self, slide: int) -> dict[str, Tensor]:
+        return _facts(slide, self.classes)
 
 
 class ClassifiedCrops(NestedCrops):
@@ -87,15 +83,8 @@ class ClassifiedCrops(NestedCrops):
             augmentation=augmentation,
         )
 
-    def read(self, slide: int, windows: Sequence[Window], recolor: PixelMap | None = None) -> dict[str, Tensor]:
-        """The sample at ``windows`` of one slide: ``img``, ``bbox``, ``slide`` and ``class``."""
-        return super().read(slide, windows, recolor) | _facts(slide, self.classes)
-
-    def read_similar(
-        self, slide: int, views: Sequence[SimilarView], recolor: PixelMap | None = None
-    ) -> dict[str, Tensor]:
-        """The sample of scaled and rotated views of one slide, as `read` gives that of windows."""
-        return super().read_similar(slide, views, recolor) | _facts(slide, self.classes)
+    def _facts(self, slide: int) -> dict[str, Tensor]:
+        return _facts(slide, self.classes)
 
     def _draw(self, index: int, rng: np.random.Generator) -> tuple[int, None]:
         """Index of the slide of a sample, without a pixel that it must hold."""

@@ -1,7 +1,7 @@
 """Data sets of crops: random ones for training (`NestedCrops`), every tile once for evaluation (`GridCrops`)."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import get_args
 
@@ -14,8 +14,9 @@ from muvit.data.crops.augment import Augmentation
 from muvit.data.crops.balance import Balance, ForegroundIndex
 from muvit.data.crops.placement import Window, draw_start
 from muvit.data.crops.preprocessing import CropConfig
-from muvit.data.crops.slide_crops import LabelledSlide, SlideCrops, without_inside
+from muvit.data.crops.slide_crops import LabelledSlide, SlideCrops
 from muvit.data.crops.stain import check_colors, white_of
+from muvit.data.crops.stored import Stored, finish
 from muvit.data.slides.slide import Slide
 from muvit.errors import InputError
 from muvit.geometry import box_center
@@ -106,18 +107,20 @@ class NestedCrops(SlideCrops):
     def __len__(self) -> int:
         return self.samples_per_epoch
 
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
+    def request(self, index: int) -> Callable[[], Stored]:
+        """As `SlideCrops.request`."""
         if index < 0:
             raise IndexError(f"sample numbers begin at 0, got {index}")
         rng = np.random.default_rng((self.seed, int(index)))
         slide, pixel = self._draw(int(index), rng)
-        similarity = Similarity() if self.augmentation is None else self.augmentation.draw_similarity(rng)
+        augmentation = self.augmentation
+        similarity = Similarity() if augmentation is None else augmentation.draw_similarity(rng)
         recolor = self._draw_colors(slide, rng)
         if similarity.is_identity:
-            sample = self.read_placed(slide, self.place(slide, rng=rng, contains=pixel), recolor)
+            read = self.request_placed(slide, self.place(slide, rng=rng, contains=pixel), recolor)
         else:
-            sample = self.read_similar(slide, self._place_similar(rng, slide, pixel, similarity), recolor)
-        return without_inside(sample if self.augmentation is None else self.augmentation(sample, rng))
+            read = self.request_similar(slide, self._place_similar(rng, slide, pixel, similarity), recolor)
+        return read if augmentation is None else lambda: augmentation.draw(read(), rng)
 
     def slide_of(self, index: int) -> Slide:
         """The slide of a sample."""
@@ -133,9 +136,11 @@ class NestedCrops(SlideCrops):
         slide, pixel = self._draw(int(index), rng)
         similarity = Similarity() if self.augmentation is None else self.augmentation.draw_similarity(rng)
         if similarity.is_identity:
-            return slide, without_inside(self.read_placed(slide, self.place(slide, rng=rng, contains=pixel)))
-        views = self._place_similar(rng, slide, pixel, similarity)
-        return slide, without_inside(self.read_similar(slide, [replace(v, similarity=Similarity()) for v in views]))
+            read = self.request_placed(slide, self.place(slide, rng=rng, contains=pixel))
+        else:
+            views = self._place_similar(rng, slide, pixel, similarity)
+            read = self.request_similar(slide, [replace(view, similarity=Similarity()) for view in views])
+        return slide, finish(read())
 
     def _place_similar(
         self, rng: np.random.Generator, slide: int, pixel: tuple[int, ...] | None, similarity: Similarity
@@ -191,19 +196,25 @@ class GridCrops(SlideCrops):
     def __len__(self) -> int:
         return int(self._ends[-1])
 
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
+    def request(self, index: int) -> Callable[[], Stored]:
+        """As `SlideCrops.request`."""
         slide = self._slide_number(index)
         grid, shapes, size = self._grids[slide], self.shapes[slide], self.config.size
         tile = np.unravel_index(index - int(self._ends[slide]) + math.prod(grid), grid)
         unseen = [int(i) * n for i, n in zip(tile, size, strict=True)]
         start = [min(a, max(0, extent - n)) for a, extent, n in zip(unseen, shapes[0], size, strict=True)]
-        sample = self.read_placed(slide, self.place(slide, start=start))
-        if self.labels:
-            for axis, (a, b) in enumerate(zip(start, unseen, strict=True)):
-                sample["label"].narrow(axis, 0, b - a).fill_(IGNORE)
-            if "labels" in sample:
-                sample["labels"][0] = sample["label"]
-        return without_inside(sample)
+        pending = self.request_placed(slide, self.place(slide, start=start))
+
+        def read() -> Stored:
+            sample = pending()
+            if self.labels:
+                for axis, (a, b) in enumerate(zip(start, unseen, strict=True)):
+                    sample["label"].narrow(axis, 0, b - a).fill_(IGNORE)
+                if "labels" in sample:
+                    sample["labels"][0] = sample["label"]
+            return sample
+
+        return read
 
     def slide_of(self, index: int) -> Slide:
         """The slide of a sample."""

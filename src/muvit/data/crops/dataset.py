@@ -1,34 +1,15 @@
-"""Base class of the data sets that models of this package train on: views of one scene, and their boxes; batches."""
+"""Base class of the data sets that models of this package train on: views of one scene, and their boxes."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import wraps
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor
-from torch.utils.data import Dataset, default_collate, get_worker_info
+from torch.utils.data import Dataset
 
 from muvit.errors import InputError, ShapeError
 from muvit.levels import Level
-
-
-def collate(samples: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """A batch of samples, each entry stacked along a new first axis.
-
-    As torch's own, but in the main process in memory that numpy asks for in huge pages: for large batches, the system
-    takes longer to hand out small ones than torch takes to copy the pixels.
-    """
-    if get_worker_info() is not None:
-        batch: dict[str, Tensor] = default_collate(list(samples))
-        return batch
-    return {name: _stacked([sample[name] for sample in samples]) for name in samples[0]}
-
-
-def _stacked(entries: list[Tensor]) -> Tensor:
-    shape = (len(entries), *entries[0].shape)
-    return torch.stack(entries, out=torch.from_numpy(np.empty(shape, entries[0].numpy().dtype)))
 
 
 class MuViTDataset(Dataset[dict[str, Tensor]], ABC):

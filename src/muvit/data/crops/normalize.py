@@ -5,6 +5,8 @@ A normalisation is a small frozen object called as ``normalization(img, valid)``
 * ``img``: array ``(L, C, *space)`` in native units and type; it is not changed;
 * ``valid``: bool array ``(L, *space)``, False where a view lies outside the image (default: valid everywhere);
 * result: float32 array of the same shape. Pixels that are NaN or infinite become 0.
+
+Data sets only measure (`Scaling`) as they read pixels, and leave the arithmetic to `muvit.data.crops.stored.finish`.
 """
 
 import math
@@ -12,7 +14,7 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
 from itertools import product
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 
@@ -21,8 +23,29 @@ from muvit.data.slides.slide import Slide, sample_pixels
 from muvit.errors import InputError
 from muvit.levels import Level
 
-Normalize = Callable[..., np.ndarray]
-"""``(img, valid) -> img``, see the module."""
+
+class Scaling(NamedTuple):
+    """Pixels and what normalises them: ``(pixels - low) / spread``."""
+
+    pixels: np.ndarray
+    """``(L, C, *space)``, uint8, uint16 or float32."""
+    low: np.ndarray
+    """Native value that becomes 0, of each view and channel: float32 ``(L, C)``."""
+    spread: np.ndarray
+    """Native units that become 1, likewise; infinity where there is no contrast."""
+
+    def apply(self) -> np.ndarray:
+        """The normalised pixels, float32; see the module."""
+        import torch  # the help of a command needs none
+
+        from muvit.data.crops.stored import Look, finish
+
+        pixels, low, spread = (torch.from_numpy(np.require(numbers, requirements="W")) for numbers in self)
+        return finish({"img": pixels, "look": Look(low, spread)})["img"].numpy()
+
+
+Measure = Callable[..., Scaling]
+"""``(img, valid) -> scaling``, see the module."""
 
 # a spread of this fraction of the largest value is rounding, not contrast
 _MIN_RELATIVE_SPREAD = 1e-6
@@ -59,46 +82,40 @@ class Percentile:
         Raises:
             InputError: the scope is the slide, see `fitted`.
         """
+        return self.measure(img, valid).apply()
+
+    def measure(self, img: np.ndarray, valid: np.ndarray | None = None) -> Scaling:
+        """The percentiles of the views, or of the sample.
+
+        Raises:
+            InputError: the scope is the slide, see `fitted`.
+        """
         if self.scope == "slide":
             raise InputError("scope", expected="'view' or 'sample', where no slide is known", got="'slide'")
         img = _as_numbers(img)
-        out = np.empty(img.shape, np.float32)
-        for channel in range(img.shape[1]):
-            groups = [slice(None)] if self.scope == "sample" else [slice(i, i + 1) for i in range(len(img))]
-            for views in groups:
-                self._stretch(img[views, channel], None if valid is None else valid[views], out[views, channel])
-        return out
+        low, spread = (np.empty(img.shape[:2], np.float32) for _ in range(2))
+        groups = [slice(None)] if self.scope == "sample" else [slice(i, i + 1) for i in range(len(img))]
+        for channel, views in product(range(img.shape[1]), groups):
+            seen = _seen(img[views, channel], None if valid is None else valid[views])
+            low[views, channel], spread[views, channel] = self._limits(seen)
+        return Scaling(img, low, spread)
 
-    def fit(self, slide: Slide) -> "Normalize":
+    def fit(self, slide: Slide) -> Measure:
         """The normalisation by the percentiles of a slide."""
-        ranges = []
-        for seen in _as_numbers(sample_pixels(slide)):
-            seen = seen[np.isfinite(seen)]
-            ranges.append(_percentiles(seen, (self.low, self.high)) if seen.size else (0.0, 0.0))
+        samples = _as_numbers(sample_pixels(slide))
+        low, spread = np.array([self._limits(_seen(pixels)) for pixels in samples], np.float32).T
 
-        def normalize(img: np.ndarray, valid: np.ndarray | None = None) -> np.ndarray:
+        def measure(img: np.ndarray, valid: np.ndarray | None = None) -> Scaling:
             img = _as_numbers(img)
-            out = np.empty(img.shape, np.float32)
-            for (low, high), pixels, scaled in zip(ranges, img.swapaxes(0, 1), out.swapaxes(0, 1), strict=True):
-                if _has_contrast(low, high):
-                    _scale(pixels, low, high - low, scaled)
-                else:
-                    scaled[...] = 0
-            return _without_infinity(out)
+            return Scaling(img, *(np.tile(numbers, (len(img), 1)) for numbers in (low, spread)))
 
-        return normalize
+        return measure
 
-    def _stretch(self, pixels: np.ndarray, valid: np.ndarray | None, out: np.ndarray) -> None:
-        finite = np.isfinite(pixels) if pixels.dtype.kind == "f" else None
-        masks = [mask for mask in (finite, valid) if mask is not None and not mask.all()]
-        seen = pixels[np.logical_and.reduce(masks)] if masks else pixels
+    def _limits(self, seen: np.ndarray) -> tuple[float, float]:
+        """What becomes 0, and how much becomes 1."""
         low, high = _percentiles(seen, (self.low, self.high)) if seen.size else (0.0, 0.0)
-        if not _has_contrast(low, high):
-            out[...] = 0
-            return
-        _scale(pixels, low, high - low, out)
-        if finite is not None and not finite.all():
-            out[~finite] = 0
+        has_contrast = high - low > _MIN_RELATIVE_SPREAD * max(abs(low), abs(high))
+        return (low, high - low) if has_contrast else (0.0, math.inf)
 
 
 @dataclass(frozen=True)
@@ -118,11 +135,12 @@ class Range:
 
     def __call__(self, img: np.ndarray, valid: np.ndarray | None = None) -> np.ndarray:
         """``(L, C, *space) -> (L, C, *space)``, float32; see the module."""
+        return self.measure(img, valid).apply()
+
+    def measure(self, img: np.ndarray, valid: np.ndarray | None = None) -> Scaling:
+        """The range, whatever the pixels."""
         img = _as_numbers(img)
-        out = np.empty(img.shape, np.float32)
-        for pixels, scaled in zip(img, out, strict=True):  # a view stays in the processor's cache
-            _scale(pixels, self.low, self.high - self.low, scaled)
-        return _without_infinity(out)
+        return Scaling(img, *(np.full(img.shape[:2], n, np.float32) for n in (self.low, self.high - self.low)))
 
 
 @dataclass(frozen=True)
@@ -157,45 +175,53 @@ class Standardize:
 
     def __call__(self, img: np.ndarray, valid: np.ndarray | None = None) -> np.ndarray:
         """``(L, C, *space) -> (L, C, *space)``, float32; see the module."""
+        return self.measure(img, valid).apply()
+
+    def measure(self, img: np.ndarray, valid: np.ndarray | None = None) -> Scaling:
+        """The means and deviations, some means of the views themselves.
+
+        Raises:
+            InputError: the image has another number of channels.
+        """
         img = _as_numbers(img)
         if img.shape[1] != len(self.mean):
             raise InputError("mean and std", expected=f"{img.shape[1]} channels, as the image has", got=len(self.mean))
-        per_channel = (-1, *(1,) * (img.ndim - 2))
-        mean, std = (np.asarray(v, dtype=np.float32).reshape(per_channel) for v in (self.mean, self.std))
-        if self.local_mean:
-            mean = np.broadcast_to(mean, (len(img), *mean.shape)).copy()
-            for view, channel in product(range(len(img)), self.local_mean):
-                seen = np.isfinite(img[view, channel])
-                seen = seen if valid is None else seen & valid[view]
-                mean[view, channel] = img[view, channel][seen].mean(dtype=np.float64) if seen.any() else 0
-        out = np.subtract(img, mean)
-        out /= std
-        return _without_infinity(out)
+        mean, std = (np.tile(np.array(values, np.float32), (len(img), 1)) for values in (self.mean, self.std))
+        for view, channel in product(range(len(img)), self.local_mean):
+            seen = _seen(img[view, channel], None if valid is None else valid[view])
+            mean[view, channel] = seen.mean(dtype=np.float64) if seen.size else 0
+        return Scaling(img, mean, std)
 
 
 Normalization = Percentile | Range | Standardize | Macenko | Reinhard
 
 
-_fitted: "weakref.WeakKeyDictionary[Slide, dict[Normalization, Normalize]]" = weakref.WeakKeyDictionary()
+_fitted: "weakref.WeakKeyDictionary[Slide, dict[Normalization, Measure]]" = weakref.WeakKeyDictionary()
 
 
-def fitted(normalization: Normalization, slide: Slide) -> Normalize:
-    """The normalisation of the pixels of one slide: itself, unless it depends on the slide as a whole.
+def fitted(normalization: Normalization, slide: Slide) -> Measure:
+    """The normalisation of the pixels of one slide, ``(img, valid) -> scaling``.
 
-    Each process looks at a slide once.
+    Each process looks at a slide once, and only if the normalisation depends on the slide as a whole. Those of stains
+    are applied here, since they are no scaling of channels.
 
     Raises:
         InputError: it is for stained sections, and the slide is none.
         ReadError: the slide cannot be read.
     """
     if isinstance(normalization, Range | Standardize):
-        return normalization
+        return normalization.measure
     if isinstance(normalization, Percentile) and normalization.scope != "slide":
-        return normalization
+        return normalization.measure
     fits = _fitted.setdefault(slide, {})
     if normalization not in fits:
-        fits[normalization] = normalization.fit(slide)
+        fit = normalization.fit(slide)
+        fits[normalization] = fit if isinstance(normalization, Percentile) else _measure_nothing(fit)
     return fits[normalization]
+
+
+def _measure_nothing(normalize: Callable[..., np.ndarray]) -> Measure:
+    return lambda img, valid=None: Range().measure(normalize(img, valid))
 
 
 _COUNTED = (np.uint8, np.uint16)
@@ -208,21 +234,11 @@ def _as_numbers(img: np.ndarray) -> np.ndarray:
     return img if img.dtype in _COUNTED else img.astype(np.float32, copy=False)
 
 
-def _without_infinity(out: np.ndarray) -> np.ndarray:
-    finite = np.isfinite(out)
-    if not finite.all():
-        out[~finite] = 0
-    return out
-
-
-def _has_contrast(low: float, high: float) -> bool:
-    return high - low > _MIN_RELATIVE_SPREAD * max(abs(low), abs(high))
-
-
-def _scale(pixels: np.ndarray, low: float, spread: float, out: np.ndarray) -> None:
-    out[...] = pixels
-    out -= np.float32(low)
-    out /= np.float32(spread)
+def _seen(pixels: np.ndarray, valid: np.ndarray | None = None) -> np.ndarray:
+    """Those pixels that are finite and valid."""
+    finite = np.isfinite(pixels) if pixels.dtype.kind == "f" else None
+    masks = [mask for mask in (finite, valid) if mask is not None and not mask.all()]
+    return pixels[np.logical_and.reduce(masks)] if masks else pixels
 
 
 def _percentiles(pixels: np.ndarray, percents: tuple[float, float]) -> tuple[float, float]:

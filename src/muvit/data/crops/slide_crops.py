@@ -1,15 +1,16 @@
 """Base of the data sets that cut crops out of slides, reading only the windows they need."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
-from muvit.data.crops.affine import SimilarView, read_similar
+from muvit.data.crops.affine import SimilarView, request_similar
 from muvit.data.crops.appearance import PixelMap
 from muvit.data.crops.balance import ClassPixels, locate_classes
 from muvit.data.crops.dataset import MuViTDataset
@@ -17,7 +18,9 @@ from muvit.data.crops.normalize import fitted
 from muvit.data.crops.placement import PlacedViews, Window, place_views
 from muvit.data.crops.preprocessing import CropConfig
 from muvit.data.crops.stain import StainNormalization, check_stained
-from muvit.data.slides.slide import BlockCache, Slide
+from muvit.data.crops.stored import Look, Stored, finish
+from muvit.data.slides.blocks import BlockCache
+from muvit.data.slides.slide import Slide
 from muvit.errors import InputError
 from muvit.labels import IGNORE
 from muvit.levels import Level, level_name
@@ -28,64 +31,61 @@ Finite = np.ndarray | None
 """Mask of pixels of views whose channels are all finite, bool ``(L, *space)``; None: everywhere."""
 
 
-def read_views(
-    slide: Slide, windows: Sequence[Window], config: CropConfig, recolor: PixelMap | None = None
-) -> dict[str, Tensor]:
+def read_views(slide: Slide, windows: Sequence[Window], config: CropConfig) -> dict[str, Tensor]:
     """Read the views of one sample.
 
     Args:
         slide: the image.
         windows: one crop per level; they may leave the image.
         config: normalisation and padding. Padding does not enter the percentiles of `Percentile`.
-        recolor: a change of the native pixels.
 
     Returns:
         ``img``: float32 ``(L, C, *space)``; ``bbox``: float32 ``(L, 2, ndim)``, the true boxes in world pixels, also
-        where a view leaves the image; under zero padding also ``inside``, bool ``(L, *space)``: whether pixels lie in
-        the image.
+        where a view leaves the image.
 
     Raises:
         InputError: a pixel is NaN or infinite, and ``config.nonfinite`` is ``error``.
     """
-    return _read_views(slide, windows, config, recolor)[0]
+    pixels, valid = request_windows(slide, windows, config)()
+    return finish(to_stored(slide, pixels, valid, [window.box for window in windows], config)[0])
 
 
-def _read_views(
-    slide: Slide, windows: Sequence[Window], config: CropConfig, recolor: PixelMap | None
-) -> tuple[dict[str, Tensor], Finite]:
-    """The views, and where their pixels are finite."""
+def request_windows(
+    slide: Slide, windows: Sequence[Window], config: CropConfig
+) -> Callable[[], tuple[np.ndarray, np.ndarray]]:
+    """Ask for the views of one sample (`Slide.request`).
+
+    Returns:
+        A function that gives native pixels ``(L, C, *space)``, and whether they lie in the image ``(L, *space)``.
+    """
     views = list(zip(config.levels, windows, strict=True))
-    pixels = np.stack([slide.read(level, w.start, w.size, padding=config.padding) for level, w in views])
-    valid = np.zeros((len(views), *config.size), dtype=bool)
-    for inside, (level, window) in zip(valid, views, strict=True):
-        inside[window.slices_inside(slide.level_shape(level))] = True
-    if recolor is not None:
-        pixels = recolor(pixels)
-    return to_sample(slide, pixels, valid, [w.box for w in windows], config)
+    pending = [slide.request(level, w.start, w.size, padding=config.padding) for level, w in views]
+
+    def read() -> tuple[np.ndarray, np.ndarray]:
+        valid = np.zeros((len(views), *config.size), dtype=bool)
+        for inside, (level, window) in zip(valid, views, strict=True):
+            inside[window.slices_inside(slide.level_shape(level))] = True
+        return np.stack([pixels() for pixels in pending]), valid
+
+    return read
 
 
-def without_inside(sample: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A sample as models take it, without the mask ``inside`` that augmentation needs."""
-    return {name: value for name, value in sample.items() if name != "inside"}
-
-
-def to_sample(
+def to_stored(
     slide: Slide, pixels: np.ndarray, valid: np.ndarray, boxes: list[Tensor], config: CropConfig
-) -> tuple[dict[str, Tensor], Finite]:
-    """Normalised ``img`` and ``bbox``, from native pixels ``(L, C, *space)`` and whether they lie in the image.
+) -> tuple[Stored, Finite]:
+    """``img`` with its look and ``bbox``, from native pixels ``(L, C, *space)`` and whether they lie in the image.
 
-    Under zero padding also ``inside``, bool ``(L, *space)``, for the augmentation, to leave the padding as it is.
+    Under zero padding also ``inside``, unless all views lie in the image.
     """
     finite = _finite_pixels(slide, pixels, boxes, config)
-    if finite is not None:  # one channel that is missing hides the pixel, which normalisation sets to 0
+    if finite is not None:  # one channel that is missing hides the pixel, which becomes 0
         pixels, valid = np.where(finite[:, None], pixels, np.float32(np.nan)), valid & finite
-    img = fitted(config.normalization, slide)(pixels, valid)
-    sample = {"img": torch.from_numpy(img), "bbox": torch.stack(boxes).float()}
-    if config.padding == "zero":
-        if not valid.all():
-            img *= valid[:, None]
-        sample["inside"] = torch.from_numpy(valid)
-    return sample, finite
+    scaling = fitted(config.normalization, slide)(pixels, valid)
+    img, low, spread = map(torch.from_numpy, scaling)
+    stored = {"img": img, "look": Look(low, spread), "bbox": torch.stack(boxes).float()}
+    if config.padding == "zero" and not valid.all():
+        stored["inside"] = torch.from_numpy(valid)
+    return stored, finite
 
 
 def _finite_pixels(slide: Slide, pixels: np.ndarray, boxes: list[Tensor], config: CropConfig) -> Finite:
@@ -120,19 +120,25 @@ def _report(slide: Path, place: str) -> None:
         _LOG.warning("%s: ignored are pixels that are NaN or infinite, first %s", slide, place)
 
 
-def read_label(label: Slide, window: Window, config: CropConfig) -> Tensor:
-    """Read the labels of a view: int64 ``(*space)``, `IGNORE` outside the image and at ignored labels.
+def request_label(label: Slide, window: Window, config: CropConfig) -> Callable[[], Tensor]:
+    """Ask for the labels of a view (`Slide.request`).
 
-    Raises:
-        InputError: a value is no class and not ignored.
+    Returns:
+        A function that gives int64 ``(*space)``, `IGNORE` outside the image and at ignored labels; it raises an
+        InputError if a value is no class and not ignored.
     """
-    inside = window.slices_inside(label.level_shape(window.level))
-    stored = label.read(window.level, window.start, window.size)[0][inside].astype(np.int64)
-    stored[np.isin(stored, config.ignore_labels)] = IGNORE
-    check_label_values(label, stored[stored != IGNORE], config)
-    classes = np.full(window.size, IGNORE, dtype=np.int64)
-    classes[inside] = stored
-    return torch.from_numpy(classes)
+    pending = label.request(window.level, window.start, window.size)
+
+    def read() -> Tensor:
+        inside = window.slices_inside(label.level_shape(window.level))
+        stored = pending()[0][inside].astype(np.int64)
+        stored[np.isin(stored, config.ignore_labels)] = IGNORE
+        check_label_values(label, stored[stored != IGNORE], config)
+        classes = np.full(window.size, IGNORE, dtype=np.int64)
+        classes[inside] = stored
+        return torch.from_numpy(classes)
+
+    return read
 
 
 def check_label_values(label: Slide, values: np.ndarray, config: CropConfig) -> None:
@@ -230,50 +236,116 @@ class SlideCrops(MuViTDataset):
             free_views=config.free_views,
         )
 
-    def read_placed(self, slide: int, placed: PlacedViews, recolor: PixelMap | None = None) -> dict[str, Tensor]:
-        """The sample of placed views of one slide, as `read` gives that of windows, at the boxes that they claim."""
-        return self.read(slide, placed.windows, recolor) | {"bbox": placed.boxes.float()}
+    def request(self, index: int) -> Callable[[], Stored]:
+        """Draw a sample and ask for its pixels and labels (`Slide.request`).
 
-    def read(self, slide: int, windows: Sequence[Window], recolor: PixelMap | None = None) -> dict[str, Tensor]:
-        """The sample at ``windows`` of one slide: ``img``, ``bbox`` and, if there are labels, ``label``.
-
-        ``recolor`` changes the native pixels.
-
-        With ``label_levels = "all"`` also ``labels``, int64 ``(L, *space)``: those of every view. Under zero padding
-        also ``inside``, bool ``(L, *space)``: whether pixels lie in the image.
+        Returns:
+            A function that gives the sample as it is stored, see `muvit.data.crops.stored`.
         """
-        config = self.config
-        sample, finite = _read_views(self.images[slide], windows, config, recolor)
-        if self.labels:
-            labels = [read_label(self.labels[slide], w, config) for w in windows[: len(config.labelled_levels)]]
-            self._put_labels(sample, labels, finite)
-        return sample
+        raise NotImplementedError
 
-    def read_similar(
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return finish(self.request(index)())
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Tensor]]:
+        """Samples of a batch, all of which are asked for before the first is waited for."""
+        if type(self).__getitem__ is not SlideCrops.__getitem__:  # a subclass of a user, with samples of its own
+            return [self[index] for index in indices]
+        return [finish(sample) for sample in self.as_stored().__getitems__(indices)]
+
+    def as_stored(self) -> "StoredCrops":
+        """This data set with samples as they are stored, to be finished on a device."""
+        return StoredCrops(self)
+
+    def request_placed(self, slide: int, placed: PlacedViews, recolor: PixelMap | None = None) -> Callable[[], Stored]:
+        """Ask for a sample of placed views of one slide, at the boxes that they claim.
+
+        Args:
+            slide: its index.
+            placed: the views.
+            recolor: a change of the native pixels.
+
+        Returns:
+            A function that gives the stored sample: ``img``, ``bbox`` and, if there are labels, ``label``; with
+            ``label_levels = "all"`` also ``labels``, int64 ``(L, *space)``: those of every view.
+        """
+        windows, boxes = placed.windows, [window.box for window in placed.windows]
+        pixels = request_windows(self.images[slide], windows, self.config)
+        labels = self._request_labels(slide, windows)
+
+        def read() -> Stored:
+            sample = self._put_together(slide, *pixels(), boxes, [label() for label in labels], recolor)
+            return sample | {"bbox": placed.boxes.float()}
+
+        return read
+
+    def request_similar(
         self, slide: int, views: Sequence[SimilarView], recolor: PixelMap | None = None
-    ) -> dict[str, Tensor]:
-        """The sample of scaled and rotated views of one slide, as `read` gives that of windows."""
-        config = self.config
-        image = self.images[slide]
-        pixels, valid = read_similar(image, views, config.padding)
-        if recolor is not None:
-            pixels = recolor(pixels)
-        sample, finite = to_sample(image, pixels, valid, [view.box for view in views], config)
-        if self.labels:
-            labels = []
-            for view in views[: len(config.labelled_levels)]:
-                stored = read_label(self.labels[slide], view.window, config).numpy()
-                labels.append(torch.from_numpy(view.sample(stored, linear=False)))
-            self._put_labels(sample, labels, finite)
-        return sample
+    ) -> Callable[[], Stored]:
+        """As `request_placed`, of scaled and rotated views."""
+        pixels = request_similar(self.images[slide], views, self.config.padding)
+        labels = self._request_labels(slide, [view.window for view in views])
 
-    def _put_labels(self, sample: dict[str, Tensor], labels: list[Tensor], finite: Finite) -> None:
+        def read() -> Stored:
+            sampled = [
+                torch.from_numpy(view.sample(label().numpy(), linear=False))
+                for view, label in zip(views, labels, strict=False)
+            ]
+            return self._put_together(slide, *pixels(), [view.box for view in views], sampled, recolor)
+
+        return read
+
+    def _request_labels(self, slide: int, windows: Sequence[Window]) -> list[Callable[[], Tensor]]:
+        """The labels of the finest views, as many as a sample holds."""
+        if not self.labels:
+            return []
+        labelled = windows[: len(self.config.labelled_levels)]
+        return [request_label(self.labels[slide], window, self.config) for window in labelled]
+
+    def _put_together(
+        self,
+        slide: int,
+        pixels: np.ndarray,
+        valid: np.ndarray,
+        boxes: list[Tensor],
+        labels: list[Tensor],
+        recolor: PixelMap | None,
+    ) -> Stored:
+        pixels = pixels if recolor is None else recolor(pixels)
+        sample, finite = to_stored(self.images[slide], pixels, valid, boxes, self.config)
         if finite is not None:
             for label, seen in zip(labels, torch.from_numpy(finite), strict=False):  # of the finest views
                 label[~seen] = IGNORE
-        sample["label"] = labels[0]
-        if self.config.label_levels == "all":
-            sample["labels"] = torch.stack(labels)
+        if labels:
+            sample["label"] = labels[0]
+            if self.config.label_levels == "all":
+                sample["labels"] = torch.stack(labels)
+        return sample | self._facts(slide)
+
+    def _facts(self, slide: int) -> dict[str, Tensor]:
+        """Further entries of the samples of a slide."""
+        return {}
+
+
+class StoredCrops(Dataset[Stored]):
+    """Samples of a data set of crops as they are stored, for batches that `muvit.data.crops.stored.finish` finishes.
+
+    Args:
+        crops: the data set.
+    """
+
+    def __init__(self, crops: SlideCrops) -> None:
+        self.crops = crops
+
+    def __len__(self) -> int:
+        return len(self.crops)
+
+    def __getitem__(self, index: int) -> Stored:
+        return self.crops.request(index)()
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Stored]:
+        """Samples of a batch, all of which are asked for before the first is waited for."""
+        return [read() for read in [self.crops.request(index) for index in indices]]
 
 
 def _keeping_coarse_levels(slides: Sequence[Slide], config: CropConfig) -> tuple[Slide, ...]:

@@ -1,4 +1,4 @@
-"""Windowed reading of one zarr array, by two implementations behind one `read`.
+"""Windowed reading of one zarr array, by two implementations behind one `request`.
 
 `ShardedArray` decodes the arrays that this package writes (sharded, zstd with checksum) by plain positional reads: no
 thread and no open file outlives a call, so it works in forked worker processes. `TensorStoreArray` reads every other
@@ -9,8 +9,8 @@ import itertools
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator
-from functools import cache, lru_cache
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -35,8 +35,11 @@ class ZarrArray(Protocol):
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
 
-    def read(self, start: tuple[int, ...], stop: tuple[int, ...]) -> np.ndarray[Any, Any]:
-        """The window ``start`` to ``stop``, which lies inside the array."""
+    def request(self, start: tuple[int, ...], stop: tuple[int, ...]) -> Callable[[], np.ndarray[Any, Any]]:
+        """A function that gives the window ``start`` to ``stop``, which lies inside the array.
+
+        The window is read meanwhile where that needs nothing of this thread.
+        """
         ...
 
 
@@ -154,6 +157,10 @@ class ShardedArray:
         self.__dict__.update(state)
         self._index = lru_cache(maxsize=_CACHED_INDICES)(self._read_index)
 
+    def request(self, start: tuple[int, ...], stop: tuple[int, ...]) -> Callable[[], np.ndarray[Any, Any]]:
+        """As `read`, which is called by the result."""
+        return partial(self.read, start, stop)
+
     def read(self, start: tuple[int, ...], stop: tuple[int, ...]) -> np.ndarray[Any, Any]:
         """The window ``start`` to ``stop``; a chunk that was never stored has the fill value.
 
@@ -240,18 +247,19 @@ class TensorStoreArray:
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_store": None}
 
-    def read(self, start: tuple[int, ...], stop: tuple[int, ...]) -> np.ndarray[Any, Any]:
-        """The window ``start`` to ``stop``.
+    def request(self, start: tuple[int, ...], stop: tuple[int, ...]) -> Callable[[], np.ndarray[Any, Any]]:
+        """A function that waits for the window ``start`` to ``stop``, which the threads of tensorstore read meanwhile.
 
         Raises:
             ReadError: this process was forked from one that had used tensorstore.
-            ValueError: tensorstore cannot read it.
+            ValueError: tensorstore cannot read it; raised by the result, too.
         """
         require_unforked(self.folder)
         if self._store is None:
             self._store = open_store(self.folder, {"driver": "zarr3" if self.zarr_format == 3 else "zarr"})
         window = tuple(slice(a, b) for a, b in zip(start, stop, strict=True))
-        return np.array(wait_for(self._store[window].read(), self.folder))
+        pending = self._store[window].read()
+        return lambda: np.array(wait_for(pending, self.folder))
 
 
 def encode_shard(metadata: dict[str, Any], pixels: np.ndarray[Any, Any]) -> bytes | None:

@@ -8,6 +8,7 @@ import logging
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -15,8 +16,9 @@ import numpy as np
 
 from muvit.data.pyramids.ngff import Kind
 from muvit.data.pyramids.reduction import reduce_window, resample_window
+from muvit.data.slides.blocks import BlockCache, Pending
 from muvit.data.slides.pixel_size import PIXEL_SIZE_TOLERANCE, size_name
-from muvit.data.slides.slide import BlockCache, Padding, Slide
+from muvit.data.slides.slide import Padding, Slide
 from muvit.errors import InputError
 from muvit.levels import Level, level_factors, plain_level
 
@@ -39,10 +41,11 @@ class BlockwiseSlide(Slide):
         self._cache = BlockCache(_CACHED_BYTES, self.block_bytes)
 
     def _read_window(self, level: Level, start: tuple[int, ...], stop: tuple[int, ...]) -> np.ndarray[Any, Any]:
-        return self._read_blocks(level, start, stop)
+        return self._request_blocks(level, start, stop)()
 
-    def _decode_block(self, level: Level, start: tuple[int, ...], stop: tuple[int, ...]) -> np.ndarray[Any, Any]:
-        return self._compute_block(level, start, [b - a for a, b in zip(start, stop, strict=True)])
+    def request_block(self, level: Level, start: tuple[int, ...], stop: tuple[int, ...]) -> Pending:
+        """As `Slide.request_block`."""
+        return partial(self._compute_block, level, start, [b - a for a, b in zip(start, stop, strict=True)])
 
     @abstractmethod
     def _compute_block(self, level: Level, start: Sequence[int], size: Sequence[int]) -> np.ndarray[Any, Any]:
@@ -308,14 +311,12 @@ class DerivedLevels(BlockwiseSlide):
         slide.slide = self.slide.keeping(same, cache)
         return slide
 
-    def read(
-        self, level: Level, start: Sequence[int], size: Sequence[int], *, padding: Padding = "zero"
-    ) -> np.ndarray[Any, Any]:
-        """As `Slide.read`."""
+    def request(self, level: Level, start: Sequence[int], size: Sequence[int], *, padding: Padding = "zero") -> Pending:
+        """As `Slide.request`."""
         level = plain_level(level)
         if level in self._sources and self._is_as_stored(level):
-            return self.slide.read(self._sources[level].level, start, size, padding=padding)
-        return super().read(level, start, size, padding=padding)
+            return self.slide.request(self._sources[level].level, start, size, padding=padding)
+        return super().request(level, start, size, padding=padding)
 
     def _is_as_stored(self, level: Level) -> bool:
         source = self._sources[level]

@@ -13,6 +13,7 @@ from muvit.data.pyramids.ngff import Multiscale, parse_multiscale, pixel_size_um
 from muvit.data.pyramids.remote import RemotePath
 from muvit.data.pyramids.spec import PyramidSpec
 from muvit.data.pyramids.writer import UNFINISHED, PyramidWriter
+from muvit.data.slides.blocks import Pending
 from muvit.data.slides.formats import file_version, whole_if_near
 from muvit.data.slides.slide import Padding, Slide, default_channel_names
 from muvit.errors import InputError, ReadError
@@ -100,14 +101,12 @@ class OmeZarrSlide(Slide):
         """As `Slide.version`."""
         return None if isinstance(self.path, RemotePath) else file_version(self.path)
 
-    def read(
-        self, level: Level, start: Sequence[int], size: Sequence[int], *, padding: Padding = "zero"
-    ) -> np.ndarray[Any, Any]:
-        """As `Slide.read`; where stored pixels lie off the world's grid, the nearest whole pixels are read."""
+    def request(self, level: Level, start: Sequence[int], size: Sequence[int], *, padding: Padding = "zero") -> Pending:
+        """As `Slide.request`; where stored pixels lie off the world's grid, the nearest whole pixels are read."""
         shift = self._shifts.get(plain_level(level), ())
         if len(shift) == len(start):
             start = tuple(int(a) - round(s) for a, s in zip(start, shift, strict=True))
-        return super().read(level, start, size, padding=padding)
+        return super().request(level, start, size, padding=padding)
 
     def labels(self) -> tuple[str, ...]:
         """Names of the label images stored inside this image."""
@@ -157,10 +156,17 @@ class OmeZarrSlide(Slide):
         )
 
     def _read_window(self, level: Level, start: tuple[int, ...], stop: tuple[int, ...]) -> np.ndarray[Any, Any]:
+        return self._request_window(level, start, stop)()
+
+    def _request_window(self, level: Level, start: tuple[int, ...], stop: tuple[int, ...]) -> Pending:
         bounds = dict(zip(self.axes, zip(start, stop, strict=True), strict=True))
         bounds["c"] = (0, self.num_channels)
         stored = [bounds.get(axis, (0, 1)) for axis in self._stored_axes]
-        pixels = self._arrays[level].read(tuple(a for a, _ in stored), tuple(b for _, b in stored))
+        pending = self._arrays[level].request(tuple(a for a, _ in stored), tuple(b for _, b in stored))
+        return lambda: self._ordered(pending())
+
+    def _ordered(self, pixels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """Pixels ``(C, *space)`` of stored ones, whose axes are those of the file."""
         order = [axis for axis in "c" + self.axes if axis in self._stored_axes]
         dropped = tuple(i for i, axis in enumerate(self._stored_axes) if axis not in order)
         kept = [axis for axis in self._stored_axes if axis in order]

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from muvit.data.slides.blocks import Pending
 from muvit.data.slides.slide import Slide
 from muvit.errors import InputError
 from muvit.levels import Level, level_factors, plain_level
@@ -98,6 +99,9 @@ class Selection(Slide):
         return None if version is None else f"{version}, {self._planes}, {self._channels}"
 
     def _read_window(self, level: Level, start: tuple[int, ...], stop: tuple[int, ...]) -> np.ndarray[Any, Any]:
+        return self._request_window(level, start, stop)()
+
+    def _request_window(self, level: Level, start: tuple[int, ...], stop: tuple[int, ...]) -> Pending:
         source = self._sources[plain_level(level)]
         factors = level_factors(source, self.slide.ndim)
         bounds = dict(zip(self.axes, zip(start, stop, strict=True), strict=True))
@@ -106,6 +110,6 @@ class Selection(Slide):
                 plane = min(int(self._planes[axis] / factor), extent - 1)
                 bounds[axis] = (plane, plane + 1)
         lower, upper = zip(*(bounds[axis] for axis in self.slide.axes), strict=True)
-        pixels = self.slide.read(source, lower, [b - a for a, b in zip(lower, upper, strict=True)])
+        pending = self.slide.request(source, lower, [b - a for a, b in zip(lower, upper, strict=True)])
         dropped = tuple(i for i, axis in enumerate(self.slide.axes, start=1) if axis in self._planes)
-        return np.ascontiguousarray(pixels[self._channels].squeeze(dropped))
+        return lambda: np.ascontiguousarray(pending()[self._channels].squeeze(dropped))

@@ -11,13 +11,15 @@ import itertools
 import math
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
 import numpy as np
 
+from muvit.data.slides.blocks import BLOCK, BlockCache, Pending
 from muvit.data.slides.formats import slide_name
 from muvit.errors import InputError, ReadError, first_line
 from muvit.levels import Level, level_factors, level_name, plain_level
@@ -25,7 +27,6 @@ from muvit.levels import Level, level_factors, level_name, plain_level
 Padding = Literal["zero", "edge", "reflect"]
 Palette = Literal["rgb", "index"]
 
-_BLOCK = {1: 1 << 16, 2: 256, 3: 64, 4: 16}
 _FINGERPRINT_PX = 1 << 20
 _WINDOWS = 4
 _WINDOW_PX = 64
@@ -33,25 +34,6 @@ _SAMPLED_LEVEL_PX = 1 << 22
 _SAMPLED_WINDOWS_PER_AXIS = {1: 64, 2: 8, 3: 4, 4: 3}
 
 _DECODING_ERRORS = (OSError, EOFError, ValueError, TypeError, LookupError, RuntimeError, zlib.error)
-
-
-class BlockCache:
-    """Decoded blocks of slides, the most recently used ones, in bounded memory.
-
-    Each process has its own: a cache that is sent to another process arrives empty. Several slides may share one.
-
-    Args:
-        num_bytes: most memory that the blocks take.
-        block_bytes: size of a block, of `Slide.block_bytes`.
-    """
-
-    def __init__(self, num_bytes: int, block_bytes: int) -> None:
-        self._sizes = num_bytes, block_bytes
-        # needs no lock of ours, which a forked process might inherit closed
-        self.block = lru_cache(maxsize=max(num_bytes // block_bytes, 1))(_decoded_block)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return BlockCache, self._sizes
 
 
 class Slide(ABC):
@@ -142,11 +124,11 @@ class Slide(ABC):
     @property
     def block_bytes(self) -> int:
         """Size in memory of a block of 256 x 256 pixels (64 along each of three axes, 16 of four), all channels."""
-        return _BLOCK[self.ndim] ** self.ndim * self.num_channels * self.dtype.itemsize
+        return BLOCK[self.ndim] ** self.ndim * self.num_channels * self.dtype.itemsize
 
     def num_blocks(self, level: Level) -> int:
         """Number of the blocks of one level."""
-        return math.prod(math.ceil(n / _BLOCK[self.ndim]) for n in self.level_shape(level))
+        return math.prod(math.ceil(n / BLOCK[self.ndim]) for n in self.level_shape(level))
 
     def keeping(self, levels: Sequence[Level], cache: BlockCache) -> Self:
         """This slide, with the same pixels, read block by block at some levels through a cache of decoded blocks.
@@ -218,6 +200,20 @@ class Slide(ABC):
             InputError: the level is not stored, or the window does not fit the slide's axes.
             ReadError: the pixels are corrupt or truncated; names file, level and window.
         """
+        return self.request(level, start, size, padding=padding)()
+
+    def request(self, level: Level, start: Sequence[int], size: Sequence[int], *, padding: Padding = "zero") -> Pending:
+        """Ask for a window, as `read` reads it, without waiting for it.
+
+        Servers and the threads of tensorstore answer several requests at once; other files are read when the result is
+        called.
+
+        Returns:
+            A function, to be called once: it waits for the pixels, and raises what `read` raises of them.
+
+        Raises:
+            InputError: the level is not stored, or the window does not fit the slide's axes.
+        """
         shape, level = self.level_shape(level), plain_level(level)
         start, size = tuple(int(v) for v in start), tuple(int(v) for v in size)
         if not len(start) == len(size) == self.ndim or min(size) < 1:
@@ -229,34 +225,56 @@ class Slide(ABC):
         if padding not in get_args(Padding):
             raise InputError("padding", expected=f"one of {', '.join(get_args(Padding))}", got=repr(padding))
         if all(a >= 0 and a + n <= extent for a, n, extent in zip(start, size, shape, strict=True)):
-            return self._read_inside(level, start, size)
+            return self._request_inside(level, start, size)
         if padding == "zero":
-            return self._read_zero_padded(level, start, size, shape)
+            return self._request_zero_padded(level, start, size, shape)
         sources = [_source_index(a, n, e, padding) for a, n, e in zip(start, size, shape, strict=True)]
         inner = tuple(int(index.min()) for index in sources)
-        pixels = self._read_inside(
+        pending = self._request_inside(
             level, inner, tuple(int(index.max()) + 1 - a for index, a in zip(sources, inner, strict=True))
         )
-        for axis, (index, a) in enumerate(zip(sources, inner, strict=True)):
-            pixels = pixels.take(index - a, axis=axis + 1)
-        return pixels
 
-    def _read_zero_padded(
+        def read() -> np.ndarray[Any, Any]:
+            pixels = pending()
+            for axis, (index, a) in enumerate(zip(sources, inner, strict=True)):
+                pixels = pixels.take(index - a, axis=axis + 1)
+            return pixels
+
+        return read
+
+    def _request_zero_padded(
         self, level: Level, start: tuple[int, ...], size: tuple[int, ...], shape: tuple[int, ...]
-    ) -> np.ndarray[Any, Any]:
-        pixels = np.zeros((self.num_channels, *size), self.dtype)
+    ) -> Pending:
         lower = tuple(max(a, 0) for a in start)
         upper = tuple(min(a + n, extent) for a, n, extent in zip(start, size, shape, strict=True))
-        if all(a < b for a, b in zip(lower, upper, strict=True)):
-            inside = tuple(slice(a - s, b - s) for a, b, s in zip(lower, upper, start, strict=True))
-            extent = tuple(b - a for a, b in zip(lower, upper, strict=True))
-            pixels[(slice(None), *inside)] = self._read_inside(level, lower, extent)
-        return pixels
+        extent = tuple(b - a for a, b in zip(lower, upper, strict=True))
+        pending = self._request_inside(level, lower, extent) if min(extent) > 0 else None
 
-    def _read_inside(self, level: Level, start: tuple[int, ...], size: tuple[int, ...]) -> np.ndarray[Any, Any]:
+        def read() -> np.ndarray[Any, Any]:
+            pixels = np.zeros((self.num_channels, *size), self.dtype)
+            if pending is not None:
+                inside = tuple(slice(a - s, b - s) for a, b, s in zip(lower, upper, start, strict=True))
+                pixels[(slice(None), *inside)] = pending()
+            return pixels
+
+        return read
+
+    def _request_inside(self, level: Level, start: tuple[int, ...], size: tuple[int, ...]) -> Pending:
         stop = tuple(a + n for a, n in zip(start, size, strict=True))
+        with self._reporting(level, start, stop):
+            pending = (self._request_blocks if level in self._kept else self._request_window)(level, start, stop)
+
+        def read() -> np.ndarray[Any, Any]:
+            with self._reporting(level, start, stop):
+                return pending()
+
+        return read
+
+    @contextmanager
+    def _reporting(self, level: Level, start: tuple[int, ...], stop: tuple[int, ...]) -> Iterator[None]:
+        """Errors of decoding as those for users, with the name of the file, level and window."""
         try:
-            return (self._read_blocks if level in self._kept else self._read_window)(level, start, stop)
+            yield
         except InputError:
             raise
         except _DECODING_ERRORS as error:
@@ -267,26 +285,38 @@ class Slide(ABC):
                 hint="The file is corrupt or truncated; restore it or make it again.",
             ) from error
 
+    def _request_window(self, level: Level, start: tuple[int, ...], stop: tuple[int, ...]) -> Pending:
+        """Ask for a window as `_read_window` reads it."""
+        return partial(self._read_window, level, start, stop)
+
     @abstractmethod
     def _read_window(self, level: Level, start: tuple[int, ...], stop: tuple[int, ...]) -> np.ndarray[Any, Any]:
         """Pixels ``(C, *(stop - start))`` of a window that lies inside a stored level, as a new array."""
 
-    def _read_blocks(self, level: Level, start: tuple[int, ...], stop: tuple[int, ...]) -> np.ndarray[Any, Any]:
-        """As `_read_window`, put together from blocks on a grid, so that a pixel is the same in every window."""
+    def _request_blocks(self, level: Level, start: tuple[int, ...], stop: tuple[int, ...]) -> Pending:
+        """As `_request_window`, put together from blocks on a grid, so that a pixel is the same in every window."""
         assert self._cache is not None
-        edge = _BLOCK[self.ndim]
-        pixels = np.empty((self.num_channels, *(b - a for a, b in zip(start, stop, strict=True))), self.dtype)
+        edge = BLOCK[self.ndim]
+        parts = []
         for index in itertools.product(*(range(a // edge, -(-b // edge)) for a, b in zip(start, stop, strict=True))):
             target, source = [slice(None)], [slice(None)]
             for i, a, b in zip(index, start, stop, strict=True):
                 low, high = max(a, i * edge), min(b, (i + 1) * edge)
                 target.append(slice(low - a, high - a))
                 source.append(slice(low - i * edge, high - i * edge))
-            pixels[tuple(target)] = self._cache.block(self, level, index)[tuple(source)]
-        return pixels
+            parts.append((tuple(target), tuple(source), self._cache.block(self, level, index)))
 
-    def _decode_block(self, level: Level, start: tuple[int, ...], stop: tuple[int, ...]) -> np.ndarray[Any, Any]:
-        return self._read_window(level, start, stop)
+        def read() -> np.ndarray[Any, Any]:
+            pixels = np.empty((self.num_channels, *(b - a for a, b in zip(start, stop, strict=True))), self.dtype)
+            for target, source, block in parts:
+                pixels[target] = block.pixels[source]
+            return pixels
+
+        return read
+
+    def request_block(self, level: Level, start: tuple[int, ...], stop: tuple[int, ...]) -> Pending:
+        """Ask for a block ``start`` to ``stop`` of a level, to be kept (`Slide.keeping`)."""
+        return self._request_window(level, start, stop)
 
     def _volume(self, level: Level) -> tuple[float, tuple[float, ...]]:
         factors = level_factors(level, len(self.shape))
@@ -312,12 +342,6 @@ def _check_level_shape(path: Path, level: Level, shape: tuple[int, ...], finest:
         )
 
 
-def _decoded_block(slide: Slide, level: Level, index: tuple[int, ...]) -> np.ndarray[Any, Any]:
-    start = tuple(i * _BLOCK[slide.ndim] for i in index)
-    stop = tuple(min(a + _BLOCK[slide.ndim], n) for a, n in zip(start, slide.level_shape(level), strict=True))
-    return slide._decode_block(level, start, stop)
-
-
 def sample_pixels(slide: Slide) -> np.ndarray[Any, Any]:
     """Pixels ``(C, n)`` of a slide, the same in every call.
 
@@ -328,7 +352,7 @@ def sample_pixels(slide: Slide) -> np.ndarray[Any, Any]:
     small = (level for level in levels if math.prod(slide.level_shape(level)) <= _SAMPLED_LEVEL_PX)
     level, most = next(small, levels[-1]), _SAMPLED_WINDOWS_PER_AXIS[slide.ndim]
     shape = slide.level_shape(level)
-    size = tuple(min(_BLOCK[slide.ndim], n) for n in shape)
+    size = tuple(min(BLOCK[slide.ndim], n) for n in shape)
     counts = [min(most, -(-n // m)) for n, m in zip(shape, size, strict=True)]
     starts = [[i * (n - m) // max(k - 1, 1) for i in range(k)] for n, m, k in zip(shape, size, counts, strict=True)]
     windows = [slide.read(level, start, size) for start in itertools.product(*starts)]

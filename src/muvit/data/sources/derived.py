@@ -81,6 +81,20 @@ def reduced(slide: Slide, factor: int, *, kind: Kind) -> Slide:
     )
 
 
+def columns(slide: Slide, bounds: tuple[int, int] | None) -> Slide:
+    """The slide from one column of its pixels up to another, exclusive; the slide itself without bounds."""
+    if bounds is None:
+        return slide
+    return DerivedSlide(
+        slide,
+        partial(_shifted_window, slide, bounds[0]),
+        num_channels=slide.num_channels,
+        dtype=slide.dtype,
+        channel_names=slide.channel_names,
+        shape=(*slide.shape[:-1], bounds[1] - bounds[0]),
+    )
+
+
 def joined(
     slides: Sequence[Slide], channel_names: tuple[str, ...], *, pixel_size_um: tuple[float, ...] | None = None
 ) -> Slide:
@@ -138,6 +152,10 @@ def _reduced_window(
     upper = tuple(min((a + n) * factor, extent) for a, n, extent in zip(start, size, slide.shape, strict=True))
     pixels = slide.read(1, lower, tuple(b - a for a, b in zip(lower, upper, strict=True)))
     return reduce_blocks(pixels, factor, kind)
+
+
+def _shifted_window(slide: Slide, first: int, start: tuple[int, ...], size: tuple[int, ...]) -> Pixels:
+    return slide.read(1, (*start[:-1], start[-1] + first), size)
 
 
 def _joined_window(slides: tuple[Slide, ...], dtype: Any, start: tuple[int, ...], size: tuple[int, ...]) -> Pixels:

@@ -151,9 +151,10 @@ def _store(output: Path, name: str, kind: Kind) -> Path:
 
 
 def _fingerprint(item: Item, folder: Path) -> dict[str, Any]:
-    """Fingerprint of the source of a slide: its files with their sizes in bytes."""
+    """Fingerprint of the source of a slide: its files with their sizes in bytes, and the part of them that it is."""
     files = {_relative(f, folder): f.stat().st_size for f in (*item.images, *item.labels) if f.is_file()}
-    return {"files": files, "factor": item.factor}
+    part = {} if item.columns is None else {"columns": list(item.columns)}
+    return {"files": files, "factor": item.factor, **part}
 
 
 def _relative(file: Path, folder: Path) -> str:

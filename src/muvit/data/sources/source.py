@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 from muvit.data.slides.open import open_slide
 from muvit.data.slides.slide import Palette, Slide
-from muvit.data.sources.derived import Decode, classified, reduced
+from muvit.data.sources.derived import Decode, classified, columns, reduced
 from muvit.data.sources.label_map import LabelMap
 from muvit.errors import InputError, ReadError
 
@@ -30,9 +30,13 @@ class Item:
     images: tuple[Path, ...]
     """File of the image; several make up its channels."""
     labels: tuple[Path, ...]
-    """File of the labels; of several, by several annotators, the majority decides."""
+    """File of the labels, or one mask for each class; of several by several annotators, the majority decides."""
     factor: int = 1
     """Downsampling factor of the stored slide relative to its files."""
+    columns: tuple[int, int] | None = None
+    """First column of the files' pixels that belong to the slide, and the one after the last; unset, all."""
+    pixel_size_um: float | None = None
+    """Micrometers per pixel of the files, where they do not state it."""
     group: str = ""
     """Group of the slide: a disease model, a city, a scanner."""
     animal: str = ""
@@ -40,8 +44,9 @@ class Item:
 
 
 def open_image(item: Item) -> Slide:
-    """The image of an item from its only file, reduced."""
-    return reduced(open_slide(item.images[0]), item.factor, kind="image")
+    """The image of an item from its only file: its columns, reduced."""
+    slide = open_slide(item.images[0], pixel_size_um=item.pixel_size_um)
+    return reduced(columns(slide, item.columns), item.factor, kind="image")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +92,7 @@ def labels_by(decode: Decode, num_classes: int, *, palette: Palette = "index") -
 
 
 def _open_labels(decode: Decode, num_classes: int, palette: Palette, item: Item) -> Slide:
-    stored = [open_slide(file, palette=palette) for file in item.labels]
+    stored = [columns(open_slide(file, palette=palette), item.columns) for file in item.labels]
     return reduced(classified(stored, decode, num_classes), item.factor, kind="label")
 
 

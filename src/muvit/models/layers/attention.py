@@ -112,8 +112,20 @@ def dense_mask(mask: Tensor | Spans, num_keys: int, device: torch.device) -> Ten
     return torch.cat(rows)[None, None]
 
 
-def level_spans(mode: AttentionMode, num_levels: int, tokens_per_level: int) -> Spans | None:
+def mask_of_queries(mask: Tensor | Spans | None, queries: slice) -> Tensor | Spans | None:
+    """The mask of the first queries, as many as ``queries`` takes."""
+    if mask is None:
+        return None
+    if isinstance(mask, Tensor):
+        return mask[:, :, queries]
+    return [(slice(run.start, min(run.stop, queries.stop)), keys) for run, keys in mask if run.start < queries.stop]
+
+
+def level_spans(mode: AttentionMode, num_levels: int, tokens_per_level: int, num_copies: int = 0) -> Spans | None:
     """Spans of a complete token sequence, level-major and finest first; None where every token sees every other.
+
+    Copies of coarse tokens stand at the end, under ``coarse_to_fine`` alone. They belong to the finest level: they see
+    all tokens, and only they and the finest see them.
 
     Raises:
         InputError: the mode is unknown, or cannot be told by spans (``random``).
@@ -128,7 +140,11 @@ def level_spans(mode: AttentionMode, num_levels: int, tokens_per_level: int) -> 
     }
     if mode not in seen:
         raise InputError("attention_mode", expected=f"all, {', '.join(seen)}", got=repr(mode))
-    return [(slice(edge[i], edge[i + 1]), seen[mode](i)) for i in range(num_levels)]
+    spans = [(slice(edge[i], edge[i + 1]), seen[mode](i)) for i in range(num_levels)]
+    if num_copies == 0:
+        return spans
+    everything = slice(0, edge[-1] + num_copies)
+    return [(spans[0][0], everything), *spans[1:], (slice(edge[-1], everything.stop), everything)]
 
 
 def level_mask(mode: AttentionMode, query_level: Tensor, key_level: Tensor) -> Tensor | None:

@@ -108,6 +108,29 @@ class AxialRope(nn.Module):
         return torch.stack((angles.cos(), angles.sin()), dim=-1).float()
 
 
+class FixedPositions(AxialRope):
+    """Sines and cosines of the places of tokens in their views, to be added to the tokens.
+
+    ``cos(p / P * omega_k)`` and ``sin(p / P * omega_k)`` of every axis, with ``omega_k = 10000 ** (-2k / d_a)``: places
+    ``p`` are pixels, patches of ``P`` pixels the unit.
+
+    Args:
+        dim: token width.
+        patch: side of a patch along each axis.
+
+    Raises:
+        InputError: the tokens are too narrow.
+    """
+
+    def __init__(self, dim: int, patch: Sequence[int]) -> None:
+        super().__init__(dim, len(patch), learn="none")
+        self.freq = nn.Buffer(self.freq / torch.tensor(patch)[self.axis], persistent=False)
+
+    def forward(self, coords: Tensor) -> Tensor:
+        """Embedding ``(B, N, dim)`` of places ``(B, N, ndim)``."""
+        return super().forward(coords).flatten(-2)
+
+
 def rotate(x: Tensor, rotation: Rotation) -> Tensor:
     """Rotate feature pairs of ``x`` ``(B, heads, N, head_dim)``: (u, v) -> (u cos - v sin, u sin + v cos)."""
     cos, sin = rotation.unsqueeze(1).unbind(-1)
