@@ -44,6 +44,7 @@ class _Encoder(MuViTEncoder):
         level_embed_std: float = 1.0,
         rotary_param: RotaryParam = "freq",
         patch_spacing: PatchSpacing = "center",
+        fixed_positions: Literal["none", "grid", "scaled"] = "none",
     ) -> None:
         check_input_space(input_space)
         super().__init__(
@@ -62,6 +63,7 @@ class _Encoder(MuViTEncoder):
                 rotary_param=rotary_param,
                 rotary_base=rotary_base,
                 patch_spacing=patch_spacing,
+                fixed_positions=fixed_positions,
                 dropout=dropout,
                 ndim=self.ndim,
             )

@@ -44,13 +44,13 @@ class _MAE(MuViTMAE):
         dim_decoder: int | None = 256,
         heads: int = 8,
         decoder_mode: Literal["multi", "multi_iso", "single"] = "multi",
-        loss: Literal["mse", "norm_mse"] = "mse",
+        loss: Literal["mse", "norm_mse", "laplacian"] = "mse",
         masking_ratio: float = 0.75,
         use_level_embed: bool = True,
         rotary_mode: RotaryMode = "per_layer",
         rotary_base: float | Periods = 10000.0,
         attention_mode: AttentionMode = "all",
-        masking_mode: Literal["dirichlet", "random"] | tuple[float, ...] = "dirichlet",
+        masking_mode: Literal["dirichlet", "counts", "random"] | tuple[float, ...] = "dirichlet",
         input_space: Literal["real"] = "real",
         dropout: float = 0.0,
         *,
@@ -60,6 +60,8 @@ class _MAE(MuViTMAE):
         decoder_context: Literal["visible", "all"] = "visible",
         loss_average: Literal["level", "token"] = "level",
         share_masking_draw: bool = False,
+        fixed_positions: Literal["none", "grid", "scaled"] = "none",
+        masking_alpha: float = 0.5,
     ) -> None:
         check_input_space(input_space)
         encoder = EncoderConfig(
@@ -76,6 +78,7 @@ class _MAE(MuViTMAE):
             rotary_param=rotary_param,
             rotary_base=rotary_base,
             patch_spacing=patch_spacing,
+            fixed_positions=fixed_positions,
             dropout=dropout,
             ndim=self.ndim,
         )
@@ -90,6 +93,7 @@ class _MAE(MuViTMAE):
                 loss_average=loss_average,
                 masking_ratio=masking_ratio,
                 masking_mode=masking_mode,
+                masking_alpha=masking_alpha,
                 share_masking_draw=share_masking_draw,
             )
         )

@@ -91,6 +91,8 @@ def test_a_resumed_comparison_trains_nothing_again_and_writes_its_results_anew(r
     first, weights = made()
     assert list(first.dice) == ["square"]  # and not the ignored class
     assert "nan" not in (output / "metrics.csv").read_text()
+    assert "mDSC level 4" in (output / "metrics.csv").read_text()
+    assert json.loads((output / "metrics.json").read_text())["short"]["pooled"]["mean_dice_level_4"] is not None
     pictures = re.findall(r'src="data:image/png;base64,([^"]+)"', (output / "index.html").read_text())
     with Image.open(io.BytesIO(base64.b64decode(pictures[2]))) as picture:
         assert picture.size == (52, 40)  # of level 1, which alone image, truth and prediction all store

@@ -1,16 +1,25 @@
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 import yaml
 
+from muvit.cli.compare import _variants as variants_of
 from muvit.data.crops.placement import FreeViews
+from muvit.data.sources.synthetic import prepare_synthetic
+from muvit.data.synthetic.images import SyntheticConfig
 from muvit.errors import InputError
+from muvit.evaluation.comparison import compare
 from muvit.evaluation.variants import PRESETS, preset, with_controls
+from muvit.models.baselines import BaselineConfig
 from muvit.models.encoder import EncoderConfig
-from muvit.models.folder import plain
+from muvit.models.folder import kinds_of, plain
 from muvit.models.segmenter import SegmenterConfig
 from muvit.settings import make_settings
 from muvit.training.recipes import DataConfig, Recipe
+from muvit.training.run_config import RunConfig
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -67,6 +76,47 @@ def test_views_that_are_free_stay_free_with_relay_tokens(recipe):
 def test_no_preset_follows_from_another_network(recipe):
     with pytest.raises(InputError, match="model: expected kind muvit"):
         preset(preset(recipe, "unet").recipe, "muvit")
+
+
+VARIANTS = sorted((ROOT / "benchmarks" / "models").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("file", VARIANTS, ids=lambda file: file.stem)
+def test_the_variants_of_the_benchmarks_are_read(recipe, file):
+    variants = variants_of(file, recipe)
+    assert len({variant.slug for variant in variants}) == len(variants) > 3
+    for variant in variants:
+        assert ("every level" in variant.description) == (len(variant.recipe.model.levels) > 1)
+    if file.stem == "all":
+        kinds = {variant.recipe.model.kind for variant in variants}
+        assert kinds == {"relay", *kinds_of(BaselineConfig)}
+
+
+@pytest.mark.long
+def test_every_kind_of_model_trains_and_labels_side_by_side(tmp_path):
+    """The variants of benchmarks/models/all.yaml on a replica of the Synthetic images, one step of each."""
+    data = prepare_synthetic(
+        tmp_path / "data", num_train=2, num_val=1, num_test=1, config=SyntheticConfig().at_size(512), workers=1
+    )
+    encoder = EncoderConfig(in_channels=1, levels=(1, 4), patch_size=8, dim=16, num_layers=3, heads=2)
+    recipe = Recipe(
+        data=DataConfig(
+            train=str(data / "train"),
+            crop_size=64,
+            normalization={"kind": "range", "low": 0, "high": 160},
+            samples_per_epoch=2,
+            val_samples=2,
+            batch_size=2,
+            num_workers=0,
+        ),
+        model=SegmenterConfig(encoder=encoder, num_classes=3, decoder_widths=(8, 8, 4, 4), stem_width=4),
+        run=RunConfig(epochs=1, accelerator="cpu", progress=False, pictures=0),
+    )
+    variants = [preset(recipe, "muvit"), *variants_of(ROOT / "benchmarks" / "models" / "all.yaml", recipe)]
+    results = compare(variants, data / "test", tmp_path / "out", title="", intro="", devices="cpu")
+    assert [result.name for result in results] == [variant.name for variant in variants]
+    assert all(0 <= result.mean_dice < 0.9 for result in results)
+    assert (tmp_path / "out" / "index.html").is_file()
 
 
 def test_an_unknown_preset_is_refused_with_the_known_ones(recipe):

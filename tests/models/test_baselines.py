@@ -1,6 +1,7 @@
 from dataclasses import asdict, replace
 
 import pytest
+import timm
 import torch
 import yaml
 from safetensors.torch import save_file
@@ -13,6 +14,9 @@ from muvit.models.trained import load_network
 SMALL = {
     "unet": {"encoder_name": "resnet18"},
     "deeplabv3": {"encoder_name": "resnet18"},
+    "deeplabv3plus": {"encoder_name": "tu-convnext_atto"},
+    "upernet": {"encoder_name": "tu-convnext_atto"},
+    "fpn": {"encoder_name": "tu-pvt_v2_b0"},
     "segformer": {"encoder_name": "mit_b0"},
     "residual_unet": {"width": 4},
     "swinunetr": {"width": 12},
@@ -35,6 +39,9 @@ def draw(levels=1, space=(64, 64), batch=2, seed=1):
     [
         ("unet", 24.4e6),
         ("deeplabv3", 39.6e6),
+        ("deeplabv3plus", 26.7e6),
+        ("upernet", 97.7e6),
+        ("fpn", 15.4e6),
         ("segformer", 24.7e6),
         ("residual_unet", 1.6e6),
         ("swinunetr", 7.2e6),
@@ -60,8 +67,7 @@ def test_every_trainable_parameter_gets_a_gradient(network):
 @pytest.mark.parametrize("network", SMALL)
 def test_a_saved_baseline_comes_back_equal(tmp_path, network):
     model, img = small(network), draw(batch=1)
-    if network != "deeplabv3":  # gives batch normalisation some statistics to keep
-        model.train()(img)
+    model.train()(draw())  # gives batch normalisation some statistics to keep
     model.eval().save(tmp_path / "model")
     assert yaml.safe_load((tmp_path / "model" / "config.yaml").read_text())["kind"] == network
     back = load_network(tmp_path / "model").eval()
@@ -109,6 +115,14 @@ def test_unetr_labels_volumes_of_its_size_alone():
         model(draw(space=(16, 32, 16)))
 
 
+def test_an_encoder_of_timm_with_windows_is_built_for_one_size():
+    fixed = small("upernet", encoder_name="tu-swin_tiny_patch4_window7_224", size=(32, 64))
+    assert fixed.views.size == (32, 64)
+    assert fixed(draw(space=(32, 64))).shape == (2, 3, 32, 64)
+    with pytest.raises(InputError, match=r"img: expected \(32, 64\), for which the model was built"):
+        fixed(draw())
+
+
 def test_the_view_says_what_the_network_takes():
     views = small("segformer", size=(96, 96)).views
     assert (views.levels, views.in_channels, views.ndim) == ((1,), 2, 2)
@@ -117,7 +131,9 @@ def test_the_view_says_what_the_network_takes():
     assert small("unet", num_classes=5).num_classes == 5
 
 
-@pytest.mark.parametrize("network, side", [("unet", 32), ("deeplabv3", 64)])
+@pytest.mark.parametrize(
+    "network, side", [("unet", 32), ("fpn", 32), ("deeplabv3", 64), ("deeplabv3plus", 64), ("upernet", 64)]
+)
 def test_one_value_cannot_be_normalised(network, side):
     model, img = small(network), draw(space=(side, side), batch=1)
     assert model(img).shape == (1, 3, side, side)
@@ -178,6 +194,27 @@ def test_published_weights_are_fetched_for_a_new_model_only(tmp_path, monkeypatc
         small("unet", encoder_weights="imagenet")
 
 
+def test_published_weights_of_timm_are_fetched_for_a_new_model_only(tmp_path, monkeypatch):
+    import timm.models._builder as builder
+
+    fetched = []
+
+    def fetch(model_id, filename=None, **kwargs):
+        fetched.append(model_id)
+        return {
+            name: torch.full_like(value, 0.5) for name, value in timm.create_model("pvt_v2_b0").state_dict().items()
+        }
+
+    monkeypatch.setattr(builder, "load_state_dict_from_hf", fetch)
+    model = small("fpn", in_channels=3, encoder_weights="timm")
+    assert fetched == ["timm/pvt_v2_b0.in1k"]
+    assert all((value == 0.5).all() for value in model.backbone.state_dict().values())
+    model.save(tmp_path / "model")
+    back = load_network(tmp_path / "model")
+    assert len(fetched) == 1
+    assert all(torch.equal(a, b) for a, b in zip(back.state_dict().values(), model.state_dict().values(), strict=True))
+
+
 def test_a_missing_library_is_named(monkeypatch):
     monkeypatch.setattr("muvit.errors.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"pip install 'muvit\[baselines\]'"):
@@ -211,7 +248,13 @@ def test_settings_that_do_not_fit_are_refused(changes, message):
         ("unet", {"in_channels": None}, "in_channels: expected a value"),
         ("unet", {"encoder_name": "resnet17"}, "encoder_name: expected an encoder of segmentation-models-pytorch"),
         ("deeplabv3", {"encoder_name": "densenet121"}, "encoder_name: expected one that deeplabv3 can use"),
+        ("deeplabv3plus", {"encoder_name": "tu-pvt_v2_b0"}, "encoder_name: expected one that deeplabv3plus can use"),
+        ("upernet", {"encoder_name": "tu-vit_tiny_patch16_224", "size": (64, 64)}, "one that upernet can use.*pattern"),
+        ("upernet", {"encoder_name": "tu-convnext"}, "encoder_name: expected tu- and the name of a model of timm"),
+        ("upernet", {"encoder_name": "tu-convnext_atto.moon"}, "encoder_name: expected tu- and the name"),
+        ("upernet", {"encoder_name": "tu-swin_tiny_patch4_window7_224"}, "size: expected a value, to build upernet"),
         ("unet", {"encoder_weights": "moon"}, "encoder_weights: expected imagenet.*published for resnet18"),
+        ("fpn", {"encoder_weights": "imagenet"}, "encoder_weights: expected timm.*published for tu-pvt_v2_b0"),
         ("unet", {"size": (48, 64)}, r"size: expected multiples of \(32, 32\)"),
         ("unetr", {"size": None}, "size: expected a value, to build unetr"),
         ("unetr", {"size": (60, 64)}, r"size: expected multiples of \(16, 16\)"),

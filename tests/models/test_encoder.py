@@ -124,6 +124,32 @@ def test_without_boxes_the_naive_ones_hold(sample):
     assert not torch.allclose(encoder(img)[0], encoder(img, sample[1])[0], atol=1e-2)
 
 
+def test_fixed_positions_know_places_in_a_view_and_pixel_sizes_but_not_the_world(sample):
+    img, bbox = sample
+    moved = bbox.clone()
+    moved[:, 1] += torch.tensor([10.0, -7.0])
+    wide = bbox.clone()
+    wide[:, 0, 1] += 8  # pixels of 1.5 world pixels instead of 1
+    for kind, sees_size in (("grid", False), ("scaled", True)):
+        encoder = tiny(fixed_positions=kind, rotary_mode="none")
+        here = encoder(img, bbox)[0]
+        assert torch.equal(encoder(img, moved)[0], here)
+        assert torch.allclose(encoder(img, wide)[0], here, atol=1e-4) != sees_size
+        torch.testing.assert_close(encoder(img)[0], here)
+        corner = torch.tensor([2.0, 2.0])
+        fine, coarse = encoder.offsets(img, bbox).unflatten(1, (2, 16)).unbind(1)
+        assert torch.equal(fine[0, 0], corner) and torch.equal(coarse, (4 if sees_size else 1) * fine)
+        # the tokens without, plus cos and sin of places, in patches of 4 px
+        omega = 10000 ** (-2 * torch.arange(8) / 16)
+        theta = torch.cat([fine[0, :, axis, None] / 4 * omega for axis in (0, 1)], dim=1)
+        expected = torch.stack([theta.cos(), theta.sin()], dim=2).flatten(1)
+        patches = encoder.patches(img)
+        gain = encoder.embed(patches, encoder.offsets(img, bbox))[:, :16] - encoder.embed_level(0, patches[:, 0])
+        torch.testing.assert_close(gain, expected.expand(2, -1, -1), rtol=0, atol=1e-5)
+    with pytest.raises(InputError, match="fixed_positions: expected none, got grid with attention_mode coarse_to_fine"):
+        tiny(fixed_positions="grid", attention_mode="coarse_to_fine")
+
+
 def test_permuting_the_samples_permutes_the_output(sample):
     encoder, (img, bbox) = tiny(), sample
     straight, swapped = encoder(img, bbox)[0], encoder(img.flip(0), bbox.flip(0))[0]

@@ -142,7 +142,7 @@ def test_copies_that_need_no_waiting_pass(device):
 
 
 @pytest.mark.parametrize("boxes", [True, False])
-@pytest.mark.parametrize("mode", ["all", "causal", "same", "random", "coarse_to_fine", "copies"])
+@pytest.mark.parametrize("mode", ["all", "causal", "same", "random", "copies"])
 def test_encoders(mode, boxes):
     attention = COPIES if mode == "copies" else {"attention_mode": mode}
     for build, space, device in (
@@ -266,6 +266,9 @@ def test_relay_tokens(name):
 BASELINES = {
     "unet": {"kind": "unet", "encoder_name": "resnet18"},
     "deeplabv3": {"kind": "deeplabv3", "encoder_name": "resnet18"},
+    "deeplabv3plus": {"kind": "deeplabv3plus", "encoder_name": "tu-convnext_atto"},
+    "upernet": {"kind": "upernet", "encoder_name": "tu-convnext_atto"},
+    "fpn": {"kind": "fpn", "encoder_name": "tu-pvt_v2_b0"},
     "segformer": {"kind": "segformer", "encoder_name": "mit_b0"},
     "residual_unet": {"kind": "residual_unet", "width": 2},
     "swinunetr": {"kind": "swinunetr", "width": 12},

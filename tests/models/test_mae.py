@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch.nn.functional import avg_pool2d
 
 from muvit.errors import CheckpointError, InputError, ShapeError
 from muvit.geometry import naive_boxes
@@ -101,6 +102,17 @@ def test_normalised_targets_use_the_unbiased_deviation(sample):
     torch.testing.assert_close(result["loss"], error[mask.is_masked].mean())
 
 
+def test_the_laplacian_loss_squares_the_means_of_patches_and_takes_the_rest_absolutely(sample):
+    img, bbox, mask = sample
+    result = tiny(loss="laplacian", loss_average="token")(img, bbox, mask=mask)
+    views = tiny().to_views((result["output"] - patchify(img, (4, 4)).flatten(1, 2)), (16, 16)).flatten(0, 1)
+    low = avg_pool2d(views, 4)  # of each patch and channel
+    high = views - low.repeat_interleave(4, 2).repeat_interleave(4, 3)
+    error = low.square().mean(1) + avg_pool2d(high.abs(), 4).mean(1)
+    hidden = mask.is_masked.reshape(4, 4, 4)
+    torch.testing.assert_close(result["loss"], error[hidden].mean())
+
+
 def test_constant_views_have_a_finite_normalised_loss(sample):
     _, bbox, mask = sample
     model = tiny(loss="norm_mse")
@@ -110,7 +122,7 @@ def test_constant_views_have_a_finite_normalised_loss(sample):
     assert all(p.grad.isfinite().all() for p in model.parameters())
 
 
-@pytest.mark.parametrize("loss", ["mse", "norm_mse"])
+@pytest.mark.parametrize("loss", ["mse", "norm_mse", "laplacian"])
 def test_restored_patches_keep_what_is_visible(sample, loss):
     img, bbox, mask = sample
     model = tiny(loss=loss)
@@ -119,7 +131,7 @@ def test_restored_patches_keep_what_is_visible(sample, loss):
     hidden = mask.is_masked
     assert torch.equal(restored[~hidden], result["input"][~hidden])
     mean, scale = result["input"].mean(-1, keepdim=True), result["input"].std(-1, keepdim=True) + 0.01
-    expected = result["output"] if loss == "mse" else result["output"] * scale + mean
+    expected = result["output"] if loss != "norm_mse" else result["output"] * scale + mean
     assert torch.equal(restored[hidden], expected[hidden])
     views = model.to_views(result["input"], img.shape[3:])
     assert torch.equal(views, img)
@@ -168,6 +180,23 @@ def test_with_everything_visible_the_encoder_is_the_encoder(sample, attention):
 def test_copies_would_show_masked_patches_and_are_refused():
     with pytest.raises(InputError, match=r"encoder\.coarse_copies: expected none, got 'under'"):
         tiny(encoder={"attention_mode": "coarse_to_fine", "coarse_copies": "under"})
+
+
+@pytest.mark.parametrize("context", ["visible", "all"])
+def test_fixed_positions_tell_masked_tokens_apart(sample, context):
+    img, bbox, mask = sample
+    without = {"rotary_mode": "none"}
+    blank = tiny(encoder=without, decoder_context=context)(img, bbox, mask=mask)["output"][0, mask.masked[0]]
+    model = tiny(encoder=without | {"fixed_positions": "grid"}, decoder_context=context)
+    found = model(img, bbox, mask=mask)["output"][0, mask.masked[0]]
+    of_first = mask.masked[0] < 16
+    assert (blank[of_first] - blank[of_first][:1]).abs().max() < 1e-5
+    assert (found[of_first][1:] - found[of_first][:1]).abs().amax(1).min() > 1e-3
+    # whatever the order of the visible tokens, each has its own place
+    shuffled = TokenMask(torch.cat([mask.visible.flip(1), mask.masked], 1), mask.num_visible)
+    assert torch.allclose(model(img, bbox, mask=shuffled)["output"][0, mask.masked[0]], found, atol=1e-5)
+    fixed = model.fixed_positions(model.encoder.offsets(img, bbox))
+    assert fixed.shape == (2, 32, 16) and "fixed_positions.freq" not in model.state_dict()
 
 
 def test_translation_changes_nothing_and_boxes_do(sample):

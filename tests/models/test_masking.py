@@ -28,7 +28,7 @@ def p_value(counts, expected):
     num_levels=st.integers(1, 4),
     tokens=st.integers(1, 40),
     ratio=st.floats(0, 1),
-    mode=st.sampled_from(["dirichlet", "random"]),
+    mode=st.sampled_from(["dirichlet", "counts", "random"]),
     share=st.booleans(),
     seed=st.integers(0, 2**31),
 )
@@ -72,13 +72,28 @@ def test_budgets_of_many_tokens_follow_draws_without_replacement():
         assert stats.chi2_contingency(table).pvalue > 1e-3
 
 
-@pytest.mark.parametrize("mode", ["dirichlet", "random", (1.0, 5.0)])
+@pytest.mark.parametrize("mode", ["dirichlet", "counts", "random", (1.0, 5.0)])
 def test_tokens_within_a_level_are_alike(mode):
     mask = draw_mask(4000, 2, 16, mode=mode, generator=seeded())
     seen = (~mask.is_masked).sum(0).reshape(2, 16).numpy()
     for level in range(2):
         # visibilities of one sample repel each other, which makes the statistic smaller than chi-square, not larger
         assert p_value(seen[level], np.ones(16)) > 1e-3
+
+
+def test_counts_are_the_rounded_shares_of_the_draw():
+    # of two levels, Dirichlet(1, 1) gives each a uniform share: of 8 tokens 0 to 8, those at the ends half as often
+    mask = draw_mask(4000, 2, 16, mode="counts", alpha=1, generator=seeded())
+    shares = np.array([0.5, *[1] * 7, 0.5])
+    assert p_value(np.bincount(budgets(mask, 2)[:, 0], minlength=9), shares) > 1e-3
+    weighted = draw_mask(4000, 2, 16, alpha=1, generator=seeded())
+    assert p_value(np.bincount(budgets(weighted, 2)[:, 0], minlength=9), shares) < 1e-6
+    # equal shares of 7 tokens round to 2 each, and chance adds the seventh; a level of 3 tokens gives no more than 3
+    even = budgets(draw_mask(900, 3, 9, ratio=0.72, mode="counts", alpha=1e9, generator=seeded()), 3)
+    assert {tuple(sorted(row)) for row in even.tolist()} == {(2, 2, 3)}
+    assert p_value(even.argmax(1).bincount().numpy(), np.ones(3)) > 1e-3
+    full = budgets(draw_mask(100, 2, 3, ratio=0.3, mode="counts", alpha=1e-6, generator=seeded()), 2)
+    assert {tuple(sorted(row)) for row in full.tolist()} == {(1, 3)}
 
 
 def test_random_mode_gives_hypergeometric_budgets():

@@ -24,9 +24,15 @@ def test_the_trunk_of_the_paper_has_its_number_of_parameters():
     assert count(trunk) == 4_782_284 - 3_084  # the head belongs to the segmenter
 
 
-def test_stages_follow_the_papers_forward_line_by_line():
+def test_concatenation_widens_the_first_convolution_of_three_stages():
+    trunk = PixelDecoder(2, 1, (8, 8), (256,) * 4, 64, "concatenate")
+    assert count(trunk) == 4_782_284 - 3_084 + 3 * 256 * 256 * 9
+
+
+@pytest.mark.parametrize("fusion", ["add", "concatenate"])
+def test_stages_follow_the_papers_forward_line_by_line(fusion):
     torch.manual_seed(0)
-    adapter, trunk = LevelAdapter(2, 16, (8, 8, 8)).train(), PixelDecoder(2, 3, (8, 8), (8,) * 4, 4).train()
+    adapter, trunk = LevelAdapter(2, 16, (8, 8, 8)).train(), PixelDecoder(2, 3, (8, 8), (8,) * 4, 4, fusion).train()
     s0, s5, s11 = torch.randn(3, 2, 16, 4, 3).unbind()
     image = torch.randn(2, 3, 32, 24)
 
@@ -37,6 +43,11 @@ def test_stages_follow_the_papers_forward_line_by_line():
     def res(x, residual):
         return cb(cb(x, residual.body[0]), residual.body[1]) + x
 
+    def fused(x, skip, residual):
+        if fusion == "add":
+            return res(x + skip, residual)
+        return cb(cb(torch.cat([x, skip], 1), residual.body[0]), residual.body[1]) + x
+
     def up(x, factor):
         return interpolate(x, scale_factor=factor, mode="bilinear", align_corners=False)
 
@@ -44,10 +55,10 @@ def test_stages_follow_the_papers_forward_line_by_line():
     neck, (res0, res1, res2, res3), stem = adapter.neck, trunk.stages, trunk.stem
     x = cb(cb(p11, neck.body[0]), neck.body[1]) + conv2d(p11, neck.shortcut.weight, neck.shortcut.bias)
     x = res(x, res0)
-    x = res(up(x, 2) + up(p5, 2), res1)
-    x = res(up(x, 2) + up(p0, 4), res2)
+    x = fused(up(x, 2), up(p5, 2), res1)
+    x = fused(up(x, 2), up(p0, 4), res2)
     stem_out = conv2d(cb(cb(image, stem[0]), stem[1]), stem[2].weight, stem[2].bias)
-    x = res(up(x, 2) + stem_out, res3)
+    x = fused(up(x, 2), stem_out, res3)
     torch.testing.assert_close(trunk(adapter([s11, s5, s0]), image), x, rtol=1e-4, atol=1e-4)
 
 

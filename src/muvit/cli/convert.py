@@ -10,9 +10,10 @@ from muvit.cli.slides import add_selection, selection
 from muvit.cli.terminal import Progress
 from muvit.data.annotations.objects import config_of_names, read_bytes
 from muvit.data.annotations.open import is_annotation
-from muvit.data.folders import images_of_labels, open_labels
+from muvit.data.folders import images_of_labels, list_slides, open_images, open_labels, open_pairs
+from muvit.data.nnunet import NnunetConfig, open_predictions, write_nnunet
 from muvit.data.pyramids.convert import convert_image
-from muvit.data.pyramids.exchange import SUFFIXES, Format
+from muvit.data.pyramids.exchange import SUFFIXES
 from muvit.data.pyramids.spec import WholeLevel
 from muvit.data.slides.formats import OME_ZARR_SUFFIXES, TIFF_SUFFIXES
 from muvit.data.slides.open import open_slide
@@ -22,6 +23,8 @@ from muvit.pictures import class_colors
 
 _MAX_LABEL = 2**16 - 1
 _MAX_BYTES = 2**24
+_OF_DATA_SETS = ("test", "crop_px", "ignore_labels")
+_OF_PYRAMIDS = ("image", "pixel_size_um", "series", "z", "t", "channels", "channel_names", "classes", "nnunet")
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -31,7 +34,8 @@ def add_arguments(parser: ArgumentParser) -> None:
         nargs="+",
         type=Path,
         help="images: PNG, JPEG, TIFF, OME-TIFF, SVS, NDPI, ... OME-Zarr; or, with --kind label, annotations: GeoJSON "
-        "(QuPath), XML (ASAP, ImageScope), ROI (ImageJ), COCO",
+        "(QuPath), XML (ASAP, ImageScope), ROI (ImageJ), COCO; with --format nnunet, folders with images and labels, "
+        "or tables of slides; with --nnunet, the folder of nnU-Net's predictions",
     )
     parser.add_argument(
         "--image",
@@ -48,9 +52,31 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument(
         "--format",
-        type=Format,
+        type=Literal["ome-zarr-0.5", "ome-zarr-0.4", "ome-tiff", "nnunet"],
         default="ome-zarr-0.5",
-        help="ome-zarr-0.4 and ome-tiff are for other software, such as QuPath and Fiji",
+        help="ome-zarr-0.4 and ome-tiff are for other software, such as QuPath and Fiji; nnunet makes one data set for "
+        "nnU-Net v2 of all slides, --output nnUNet_raw/Dataset001_Name, at the one level of --levels",
+    )
+    parser.add_argument(
+        "--test",
+        type=Path | None,
+        default=None,
+        help="folder or table of slides that nnU-Net is to label (--format nnunet)",
+    )
+    parser.add_argument(
+        "--crop_px", type=int | None, default=None, help="largest side of a crop for nnU-Net (default: 1024)"
+    )
+    parser.add_argument(
+        "--ignore_labels",
+        type=list[int] | None,
+        default=None,
+        help="label values that nnU-Net ignores, beside those that the labels state (--format nnunet)",
+    )
+    parser.add_argument(
+        "--nnunet",
+        type=Path | None,
+        default=None,
+        help="with --kind label: the data set for nnU-Net whose test slides the predictions label",
     )
     parser.add_argument(
         "--kind",
@@ -91,7 +117,13 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(arguments: Namespace) -> None:
-    """Convert each image."""
+    """Convert each image, or all slides to one data set."""
+    if arguments.format == "nnunet":
+        _write_nnunet(arguments)
+        return
+    for name in _OF_DATA_SETS:
+        if arguments[name] is not None:
+            raise InputError(f"--{name}", expected="--format nnunet", got=f"--format {arguments.format}")
     names = _class_names(arguments.classes) if arguments.classes else None
     if names and arguments.kind != "label":
         raise InputError("--classes", expected="--kind label", got=f"--kind {arguments.kind}")
@@ -126,6 +158,11 @@ def run(arguments: Namespace) -> None:
 
 def _slides(arguments: Namespace, names: dict[int, str] | None) -> list[Slide]:
     """The images, the labels, and the annotations, which share their classes."""
+    if arguments.nnunet is not None:
+        if arguments.kind != "label" or len(arguments.source) > 1:
+            expected = "--kind label, and one folder of predictions"
+            raise InputError("--nnunet", expected=expected, got=f"--kind {arguments.kind}, {len(arguments.source)}")
+        return open_predictions(arguments.source[0], arguments.nnunet)
     drawn = [source for source in arguments.source if is_annotation(source)]
     palette: Palette = "index" if arguments.kind == "label" else "rgb"
     slides = [
@@ -139,6 +176,32 @@ def _slides(arguments: Namespace, names: dict[int, str] | None) -> list[Slide]:
         raise InputError(drawn[0], expected="--kind label, for annotations", got=f"--kind {arguments.kind}")
     config = None if names is None else config_of_names(names)
     return [*slides, *open_labels(drawn, images_of_labels(drawn, arguments.image), annotations=config).values()]
+
+
+def _write_nnunet(arguments: Namespace) -> None:
+    """Write one data set of all slides."""
+    unfit = [name for name in _OF_PYRAMIDS if arguments[name] is not None]
+    if arguments.kind != "image" or unfit or len(arguments.levels or [1]) != 1:
+        expected = "source, --output, --test, one level, --crop_px, --ignore_labels and --overwrite"
+        got = ", ".join(f"--{name}" for name in unfit) or f"--kind {arguments.kind} and levels {arguments.levels}"
+        raise InputError("--format nnunet", expected=expected, got=got)
+    train = [files for source in arguments.source for files in list_slides(source, "train")]
+    test = [] if arguments.test is None else list_slides(arguments.test, "test", labelled=False)
+    config = NnunetConfig(
+        level=(arguments.levels or [1])[0],
+        crop_px=1024 if arguments.crop_px is None else arguments.crop_px,
+        ignore_labels=tuple(arguments.ignore_labels or ()),
+    )
+    with Progress(arguments.output.name, "crop") as progress:
+        write_nnunet(
+            open_pairs(train),
+            open_images(test),
+            arguments.output,
+            config,
+            overwrite=arguments.overwrite,
+            progress=progress,
+        )
+    print(arguments.output)
 
 
 def _target(name: str, arguments: Namespace) -> Path:

@@ -29,6 +29,7 @@ from muvit.evaluation.score_picture import draw_scores
 from muvit.evaluation.scores.bootstrap import BootstrapConfig
 from muvit.evaluation.scores.boundaries import BoundaryConfig
 from muvit.evaluation.scores.segmentation import Evaluation, evaluate_slides
+from muvit.levels import Level
 
 MAX_CLASSES = 4096
 """Most classes to score: their confusion matrix is counted per slide."""
@@ -41,6 +42,12 @@ def add_arguments(parser: ArgumentParser) -> None:
         "truth", type=Path, help="true labels: a label image or annotations, or a folder with those of the same names"
     )
     add_pair_arguments(parser)
+    parser.add_argument(
+        "--levels",
+        type=list[float | list[float]],
+        default=[],
+        help="coarser levels to score as well, such as [8,32]: majority votes of true and of predicted labels",
+    )
     parser.add_argument(
         "--boundary_tolerance",
         type=float | None,
@@ -105,7 +112,7 @@ def run(arguments: Namespace) -> None:
         boundary = BoundaryConfig(
             tolerance=arguments.boundary_tolerance, unit=arguments.boundary_unit, level=arguments.boundary_level
         )
-    result = evaluate_paths(arguments.prediction, arguments, boundary)
+    result = evaluate_paths(arguments.prediction, arguments, boundary, arguments.levels)
     write_results(
         files,
         lambda: result.to_dict(bootstrap),
@@ -128,13 +135,16 @@ def _places(arguments: Namespace, result: Evaluation) -> str:
     return ""
 
 
-def evaluate_paths(prediction: Path, arguments: Namespace, boundary: BoundaryConfig | None = None) -> Evaluation:
+def evaluate_paths(
+    prediction: Path, arguments: Namespace, boundary: BoundaryConfig | None = None, levels: Sequence[Level] = ()
+) -> Evaluation:
     """Score predicted labels, or a folder of them; classes that are not counted are those that the labels name.
 
     Args:
         prediction: labels, or a folder of them.
         arguments: ``truth`` and what `add_pair_arguments` adds.
         boundary: how to compare outlines.
+        levels: coarser levels to score as well.
     """
     pairs, missing = _pairs(prediction, arguments.truth, arguments.image, arguments.allow_missing)
     num_classes = arguments.num_classes or _count_classes(pairs[0])
@@ -151,6 +161,7 @@ def evaluate_paths(prediction: Path, arguments: Namespace, boundary: BoundaryCon
             ignore=arguments.ignore_labels,
             class_names=[names.get(value, f"class {value}") for value in range(num_classes)],
             has_background=has_background,
+            levels=levels,
             boundary=boundary,
             progress=progress,
         )
@@ -210,6 +221,7 @@ def _report(result: Evaluation) -> list[str]:
     totals = {"mDSC": "mean_dice", "mIoU": "mean_iou", "mean foreground IoU": "mean_foreground_iou"}
     totals |= {"accuracy": "accuracy", "mean slide Dice": "mean_slide_dice"}
     lines = [*_lines(result.table()), "", *_lines(result.class_table()), ""]
+    lines += [*_lines(result.level_table()), ""] if result.levels else []
     lines += [f"{title:<19}  {values[name]:.4f}" for title, name in totals.items()]
     if result.missing:
         lines += ["", f"Not scored, as there is no prediction: {', '.join(result.missing)}"]

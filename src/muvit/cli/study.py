@@ -189,6 +189,7 @@ def _run_probe(arguments: Namespace) -> None:
     from muvit.data.tables import read_column
     from muvit.evaluation.studies.probe import ProbeConfig, check_sklearn, draw_probe, study_probe
     from muvit.levels import plain_level
+    from muvit.models.hierarchy import RegionEncoder
     from muvit.models.trained import encoder_of, load_model
 
     check_sklearn()
@@ -198,7 +199,8 @@ def _run_probe(arguments: Namespace) -> None:
     scores = []
     for name, path in named_paths(arguments.model, "model").items():
         trained = load_model(path)
-        encoder = encoder_of(trained.model, path)
+        model = trained.model
+        encoder = model if isinstance(model, RegionEncoder) else encoder_of(model, path)
         if arguments.levels is not None:
             encoder = encoder.extract_levels([plain_level(level) for level in arguments.levels])
         with Progress(name, "crop") as progress:

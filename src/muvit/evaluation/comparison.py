@@ -26,7 +26,7 @@ from muvit.evaluation.scores.bootstrap import Interval, bootstrap_intervals, see
 from muvit.evaluation.scores.segmentation import Evaluation, evaluate_slides
 from muvit.evaluation.side_by_side import Trained, choose_devices, train_and_label
 from muvit.evaluation.variants import Variant
-from muvit.levels import level_name
+from muvit.levels import Level, level_factors, level_name
 from muvit.progress import Progress
 from muvit.training.recipes import DataConfig, Recipe
 from muvit.training.slides import complete
@@ -119,6 +119,7 @@ def compare(
             ignore=ignore,
             class_names=legend.class_names,
             has_background=legend.has_background,
+            levels=_coarse_levels(variants[0].recipe),
         )
         for found in labels.values()
     ]
@@ -199,6 +200,13 @@ def check_test_slides(recipe: Recipe, pairs: Sequence[LabelledSlide]) -> None:
     evaluate_slides([(truth, truth) for _, truth in pairs], _num_classes(recipe), ignore=recipe.data.ignore_labels)
 
 
+def _coarse_levels(recipe: Recipe) -> list[Level]:
+    """Levels of a model at which any labels can be read; they lie on the pixels of its finest."""
+    first, *coarse = recipe.model.levels
+    is_whole = [all(f == int(f) for f in level_factors(level, recipe.model.ndim)) for level in coarse]
+    return [level for level, whole in zip(coarse, is_whole, strict=True) if whole and first == 1]
+
+
 def _num_classes(recipe: Recipe) -> int:
     assert recipe.model.num_classes is not None  # `complete` counted them
     return recipe.model.num_classes
@@ -258,7 +266,9 @@ def _write_table(path: Path, results: Sequence[ModelResult], scored: Sequence[Se
     rows: list[Row] = []
     for result, own in zip(results, scored, strict=True):
         slide_mean = float(np.mean([one.mean_slide_dice for one in own]))
-        dice = {"mDSC": result.mean_dice} | dict(result.dice) | {"mean slide mDSC": slide_mean}
+        at_levels = zip(*(one.level_table()[1:] for one in own), strict=True)
+        coarse = {f"mDSC level {at[0]['level']}": float(np.mean([row["mDSC"] for row in at])) for at in at_levels}
+        dice = {"mDSC": result.mean_dice} | dict(result.dice) | {"mean slide mDSC": slide_mean} | coarse
         low, high = seed_interval(result.by_seed) or (None, None)
         seeds = {"mDSC low": low, "mDSC high": high} if result.by_seed else {}
         rows.append(

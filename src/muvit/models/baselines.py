@@ -6,7 +6,7 @@ the control that has the context's pixels, but neither tokens nor coordinates to
 
 from dataclasses import dataclass, replace
 from math import prod
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from torch import Tensor, nn
 
@@ -15,7 +15,17 @@ from muvit.errors import InputError, ShapeError, require_package
 from muvit.levels import Level, check_levels, plain_level
 from muvit.models.segmentation_model import SegmentationModel, Views
 
-NetworkName = Literal["unet", "deeplabv3", "segformer", "residual_unet", "swinunetr", "unetr"]
+NetworkName = Literal[
+    "unet",
+    "deeplabv3",
+    "deeplabv3plus",
+    "upernet",
+    "fpn",
+    "segformer",
+    "residual_unet",
+    "swinunetr",
+    "unetr",
+]
 
 
 @dataclass(frozen=True)
@@ -32,6 +42,9 @@ _SMP, _MONAI = ("segmentation_models_pytorch",), ("monai",)
 _NETWORKS = {
     "unet": _Network(_SMP, multiple=32, encoder_name="resnet34"),
     "deeplabv3": _Network(_SMP, multiple=8, encoder_name="resnet50"),
+    "deeplabv3plus": _Network(_SMP, multiple=16, encoder_name="resnet50"),
+    "upernet": _Network(_SMP, multiple=32, encoder_name="tu-convnext_base"),
+    "fpn": _Network(_SMP, multiple=32, encoder_name="tu-pvt_v2_b1"),
     "segformer": _Network(_SMP, multiple=32, encoder_name="mit_b2"),
     "residual_unet": _Network(_MONAI, multiple=16, width=16),
     "swinunetr": _Network((*_MONAI, "einops"), multiple=32, width=24),
@@ -39,6 +52,10 @@ _NETWORKS = {
 }
 _VIT = {"vit_tiny": (192, 3), "vit_small": (384, 6), "vit_base": (768, 12)}
 """Token width and attention heads of UNETR's transformers; all have 12 blocks."""
+_TIMM = "tu-"
+"""Prefix by which segmentation-models-pytorch calls an encoder of timm."""
+_POOLED, _REDUCED = ("deeplabv3", "deeplabv3plus", "upernet"), ("unet", "fpn")
+"""Networks that normalise one value of each sample, and one of each cell of 32 px, over the batch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,14 +63,15 @@ class BaselineConfig:
     """A network of another library, and the task that it is built for."""
 
     kind: NetworkName
-    """From segmentation-models-pytorch (2D): unet, deeplabv3, segformer; from MONAI (2D and 3D): residual_unet,
-    swinunetr (version 2), unetr."""
+    """From segmentation-models-pytorch (2D): unet, deeplabv3, deeplabv3plus, upernet, fpn, segformer; from MONAI (2D
+    and 3D): residual_unet, swinunetr (version 2), unetr."""
     encoder_name: str | None = None
-    """Encoder; unset, resnet34 for unet, resnet50 for deeplabv3, mit_b2 for segformer, vit_base for unetr (which
-    takes vit_small and vit_tiny too)."""
+    """Encoder of segmentation-models-pytorch, or of timm after tu-, such as tu-pvt_v2_b2; unset, resnet34 for unet,
+    resnet50 for deeplabv3 and deeplabv3plus, tu-convnext_base for upernet, tu-pvt_v2_b1 for fpn, mit_b2 for segformer.
+    unetr takes vit_base (unset), vit_small and vit_tiny."""
     encoder_weights: str | None = None
-    """Published weights that the encoder starts from, such as imagenet; they are fetched once, for a new model of
-    segmentation-models-pytorch, never for one that is loaded from its folder."""
+    """Published weights that the encoder starts from, such as imagenet; timm, for an encoder of timm. They are fetched
+    once, for a new model of segmentation-models-pytorch, never for one that is loaded from its folder."""
     width: PositiveInt | None = None
     """Channels of MONAI's finest stage; unset, 24 for swinunetr (a multiple of 12), 16 for the others."""
     in_channels: PositiveInt | None = None
@@ -64,8 +82,8 @@ class BaselineConfig:
     """Downsampling factor of each view, finest first; several views are stacked as channels of one image (early
     fusion)."""
     size: tuple[PositiveInt, ...] | None = None
-    """Side of a view in pixels along each axis, for which unetr is built (the others take any); unset in a recipe,
-    data.crop_size."""
+    """Side of a view in pixels along each axis, for which unetr and encoders of timm with windows, such as Swin, are
+    built (the others take any); unset in a recipe, data.crop_size."""
     ndim: Annotated[int, Bounds(min=2, max=3)] = 2
     """Spatial axes: 2 (yx) or 3 (zyx)."""
 
@@ -101,8 +119,8 @@ class BaselineConfig:
 class Baseline(SegmentationModel):
     """A network of segmentation-models-pytorch or MONAI that labels the pixels of the finest view.
 
-    Batch normalisation cannot learn from a single value: while training, deeplabv3 wants batches of at least 2, and
-    unet wants at least 2 of its 32-px cells in a batch.
+    Batch normalisation cannot learn from a single value: while training, deeplabv3, deeplabv3plus and upernet want
+    batches of at least 2, and unet and fpn at least 2 of their 32-px cells in a batch.
 
     Args:
         config: the network; channels and classes (for unetr also the size) must be known.
@@ -115,7 +133,7 @@ class Baseline(SegmentationModel):
 
     def __init__(self, config: BaselineConfig) -> None:
         super().__init__(config)
-        for name in ("in_channels", "num_classes", *(("size",) if config.kind == "unetr" else ())):
+        for name in ("in_channels", "num_classes", *(("size",) if self._has_fixed_size else ())):
             if getattr(config, name) is None:
                 raise InputError(name, expected=f"a value, to build {config.kind}", got="none")
         if config.size is not None:
@@ -132,8 +150,14 @@ class Baseline(SegmentationModel):
             in_channels=config.in_channels,
             ndim=config.ndim,
             multiple=(_NETWORKS[config.kind].multiple,) * config.ndim,
-            size=config.size if config.kind == "unetr" else None,
+            size=config.size if self._has_fixed_size else None,
         )
+
+    @property
+    def _has_fixed_size(self) -> bool:
+        """Whether the network takes no views but those of ``config.size``."""
+        name = self.config.encoder_name or ""
+        return self.config.kind == "unetr" or (name.startswith(_TIMM) and _timm_settings(name).fixed_input_size)
 
     @property
     def num_classes(self) -> int:
@@ -178,7 +202,8 @@ class Baseline(SegmentationModel):
         cells = prod(n // m for n, m in zip(img.shape[3:], views.multiple, strict=True))
         if network in ("residual_unet", "swinunetr") and cells == 1:
             raise InputError("img", expected=f"more than one cell of {views.multiple} px", got=tuple(img.shape[3:]))
-        if self.training and len(img) * (cells if network == "unet" else 1) == 1 and network in ("unet", "deeplabv3"):
+        values = len(img) * cells if network in _REDUCED else len(img)
+        if self.training and values == 1 and network in (*_POOLED, *_REDUCED):
             raise InputError("batch_size", expected=f"at least 2 to train {network}, which normalises batches", got=1)
 
 
@@ -192,23 +217,55 @@ def _build(config: BaselineConfig, channels: int) -> nn.Module:
 def _build_smp(config: BaselineConfig, channels: int) -> nn.Module:
     import segmentation_models_pytorch as smp
 
-    kinds = {"unet": smp.Unet, "deeplabv3": smp.DeepLabV3, "segformer": smp.Segformer}
-    name = config.encoder_name or _NETWORKS[config.kind].encoder_name
-    if name not in smp.encoders.encoders:
-        raise InputError("encoder_name", expected="an encoder of segmentation-models-pytorch", got=repr(name))
-    published = smp.encoders.encoders[name]["pretrained_settings"]
-    if config.encoder_weights not in (None, *published):
+    kinds = {
+        "unet": smp.Unet,
+        "deeplabv3": smp.DeepLabV3,
+        "deeplabv3plus": smp.DeepLabV3Plus,
+        "upernet": smp.UPerNet,
+        "fpn": smp.FPN,
+        "segformer": smp.Segformer,
+    }
+    name, weights = config.encoder_name or _NETWORKS[config.kind].encoder_name, config.encoder_weights
+    options: dict[str, object] = {}
+    if name.startswith(_TIMM):
+        settings = _timm_settings(name)
+        published = ["timm"] if settings.has_weights else []
+        options = {"img_size": config.size} if settings.fixed_input_size else {}
+    elif name in smp.encoders.encoders:
+        published = [*smp.encoders.encoders[name]["pretrained_settings"]]
+    else:
+        expected = f"an encoder of segmentation-models-pytorch, or {_TIMM} and the name of one of timm"
+        raise InputError("encoder_name", expected=expected, got=repr(name))
+    if weights not in (None, *published):
         expected = f"{' or '.join(published) or 'none'}, which are published for {name}"
-        raise InputError("encoder_weights", expected=expected, got=repr(config.encoder_weights))
+        raise InputError("encoder_weights", expected=expected, got=repr(weights))
+    start = True if weights == "timm" else weights
     try:
         return kinds[config.kind](
-            name, encoder_weights=config.encoder_weights, in_channels=channels, classes=config.num_classes
+            name, encoder_weights=start, in_channels=channels, classes=config.num_classes, **options
         )
-    except ValueError as error:  # some encoders cannot be dilated, or lack a stage
-        raise InputError("encoder_name", expected=f"one that {config.kind} can use", got=f"{name}: {error}") from error
     except OSError as error:
-        expected = f"a connection to fetch the weights {config.encoder_weights} of {name}"
-        raise InputError("encoder_weights", expected=expected, got=str(error).splitlines()[0]) from error
+        expected = f"a connection to fetch the weights {weights} of {name}"
+        raise InputError("encoder_weights", expected=expected, got=_reason(error)) from error
+    except (AssertionError, AttributeError, RuntimeError, TypeError, ValueError) as error:
+        # some encoders cannot be dilated, lack a stage, or have none at all
+        got = f"{name}: {_reason(error)}"
+        raise InputError("encoder_name", expected=f"one that {config.kind} can use", got=got) from error
+
+
+def _timm_settings(name: str) -> Any:
+    """The properties that timm states of an encoder, given by its name after ``tu-``."""
+    require_package("timm", f"encoder {name}", package="timm", install="'muvit[baselines]'")
+    import timm
+
+    model = name.removeprefix(_TIMM)
+    try:
+        settings = timm.get_pretrained_cfg(model) if timm.is_model(model) else None
+    except RuntimeError:  # weights of this tag are not known
+        settings = None
+    if settings is None:
+        raise InputError("encoder_name", expected=f"{_TIMM} and the name of a model of timm", got=repr(name))
+    return settings
 
 
 def _build_monai(config: BaselineConfig, channels: int) -> nn.Module:
@@ -239,3 +296,7 @@ def _build_monai(config: BaselineConfig, channels: int) -> nn.Module:
     for block in network.vit.blocks:  # a norm for cross attention, of which UNETR has none
         block.norm_cross_attn.requires_grad_(False)
     return network
+
+
+def _reason(error: Exception) -> str:
+    return str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__

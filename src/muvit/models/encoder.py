@@ -4,23 +4,27 @@ import copy as copying
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import prod
-from typing import Annotated, ClassVar, NamedTuple, Self
+from typing import Annotated, ClassVar, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
-from muvit.checks import Bounds, NonNegative, Positive, PositiveInt, Share, check_fields, freeze_lists
+from muvit.checks import Bounds, NonNegative, PositiveInt, Share, check_fields, freeze_lists
 from muvit.errors import InputError, ShapeError
-from muvit.geometry import PatchSpacing, naive_boxes, nearest_patches, patch_centers
+from muvit.geometry import PatchSpacing, naive_boxes, patch_centers
 from muvit.levels import Level, level_factors, plain_level
 from muvit.models.folder import FolderModel
 from muvit.models.layers.attention import AttentionMode, Block, Spans, level_spans, mask_of_queries, random_key_mask
-from muvit.models.layers.copies import CopiedPatches, TokenCopies, copies_per_axis
+from muvit.models.layers.copies import CopiedPatches, TokenCopies, copied_tokens
 from muvit.models.layers.patch import patch_grid, patchify
-from muvit.models.layers.rope import Periods, RotaryMode, RotaryParam, Rotation, build_ropes, periods_between
-
-RotaryBase = Annotated[float, Bounds(above=1)] | tuple[Positive, Positive]
-"""Base of rotary frequencies, or their shortest and longest period in world pixels."""
+from muvit.models.layers.rope import (
+    FixedPositions,
+    RotaryBase,
+    RotaryMode,
+    RotaryParam,
+    Rotation,
+    build_ropes,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +61,10 @@ class EncoderConfig:
     rotary_base: RotaryBase = 10000.0
     """Initial base of the frequencies, made for worlds of 1e5 px; about 100 suits worlds of 1e3 px. Or the shortest and
     longest period in world pixels, such as [16, 512], with the others evenly between them on a logarithmic scale."""
+    fixed_positions: Literal["none", "grid", "scaled"] = "none"
+    """Sines and cosines added to the tokens, for controls without world coordinates (rotary_mode none): none (paper);
+    place of a patch in the grid of its own view, alike at all levels (grid, as MultiMAE); or the same times the size of
+    the view's pixels (scaled, as Scale-MAE)."""
     patch_spacing: PatchSpacing = "center"
     """Coordinates of patches: true centres (paper), or spread from corner to corner of the box (older checkpoints)."""
     dropout: Share = 0.0
@@ -77,6 +85,9 @@ class EncoderConfig:
         if self.coarse_copies != "none" and self.attention_mode != "coarse_to_fine":
             expected = f"none, as attention_mode is {self.attention_mode}"
             raise InputError("coarse_copies", expected=expected, got=repr(self.coarse_copies))
+        if self.fixed_positions != "none" and self.attention_mode == "coarse_to_fine":
+            got = f"{self.fixed_positions} with attention_mode coarse_to_fine, whose levels are placed in the world"
+            raise InputError("fixed_positions", expected="none", got=got)
         if len(self.patch) != self.ndim:
             raise InputError("patch_size", expected=f"a number, or {self.ndim} of them", got=self.patch_size)
 
@@ -95,13 +106,6 @@ class EncoderConfig:
     def patch(self) -> tuple[int, ...]:
         """Patch side along each axis."""
         return (self.patch_size,) * self.ndim if isinstance(self.patch_size, int) else self.patch_size
-
-    def periods(self, size: Sequence[int]) -> Periods:
-        """Rotary periods for views of ``size`` pixels: from the finest patches to the coarsest view."""
-        factors = [level_factors(level, self.ndim) for level in self.levels]
-        pitch = min(p * f for level in factors for p, f in zip(self.patch, level, strict=True))
-        extent = max(n * f for level in factors for n, f in zip(size, level, strict=True))
-        return periods_between(pitch, extent)
 
 
 class Encoding(NamedTuple):
@@ -141,6 +145,8 @@ class MuViTEncoder(FolderModel):
             else None
         )
         self.copies = TokenCopies(config.dim) if config.coarse_copies != "none" and num_levels > 1 else None
+        has_fixed = config.fixed_positions != "none"
+        self.fixed_positions = FixedPositions(config.dim, config.patch) if has_fixed else None
         ropes = build_ropes(
             config.rotary_mode,
             config.num_layers,
@@ -195,7 +201,7 @@ class MuViTEncoder(FolderModel):
         Raises:
             ShapeError: images or boxes have the wrong shape.
         """
-        tokens = self.embed(self.patches(x))
+        tokens = self.embed(self.patches(x), self.offsets(x, bbox))
         coords, positions = self.place(x, bbox)
         queries = slice(tokens.shape[1] // len(self.levels)) if only_finest else None
         if self.copies is None:
@@ -222,9 +228,10 @@ class MuViTEncoder(FolderModel):
         self.check_images(x, len(self.levels))
         return patchify(x, self.config.patch)
 
-    def embed(self, patches: Tensor) -> Tensor:
-        """Tokens ``(B, N, D)`` before the first block, from the `patches` of all levels."""
-        return torch.cat([self.embed_level(i, level) for i, level in enumerate(patches.unbind(1))], dim=1)
+    def embed(self, patches: Tensor, offsets: Tensor | None = None) -> Tensor:
+        """Tokens ``(B, N, D)`` before the first block, from the `patches` of all levels and their `offsets`."""
+        tokens = torch.cat([self.embed_level(i, level) for i, level in enumerate(patches.unbind(1))], dim=1)
+        return tokens if self.fixed_positions is None else tokens + self.fixed_positions(offsets).to(tokens.dtype)
 
     def embed_level(self, level: int, patches: Tensor) -> Tensor:
         """Tokens ``(B, n, D)`` of the patches ``(B, n, P...C)`` of the level with index ``level``."""
@@ -250,6 +257,19 @@ class MuViTEncoder(FolderModel):
         local = self.centers(x, boxes - origin).flatten(1, 2)
         return local + origin[:, 0], local.float()
 
+    def offsets(self, x: Tensor, bbox: Tensor | None = None) -> Tensor | None:
+        """Places of patches in their own views, as fixed positions count them; None without these.
+
+        Pixels ``(B, N, ndim)`` from the lower corner of the view to the centre of the patch: those of the view (grid),
+        or of the world (scaled, so times ``g / G``, the size of the view's pixels over that of level 1); arguments as
+        in `forward`.
+        """
+        if self.fixed_positions is None:
+            return None
+        is_grid = self.config.fixed_positions == "grid"
+        boxes = self._naive_boxes(x, (1,) * len(self.levels)) if is_grid else self.boxes(x, bbox)
+        return self.centers(x, boxes - boxes[..., :1, :]).flatten(1, 2)
+
     def centers(self, x: Tensor, bbox: Tensor) -> Tensor:
         """Patch centres ``(..., n, ndim)`` of views ``(..., C, *space)`` in boxes ``(..., 2, ndim)``."""
         return patch_centers(
@@ -259,11 +279,7 @@ class MuViTEncoder(FolderModel):
     def copied_tokens(self, x: Tensor, boxes: Tensor) -> Tensor:
         """Indices ``(B, c)`` of the coarse tokens that `copies` copies, of views in ``boxes`` ``(B, L, 2, ndim)``."""
         grid = patch_grid(x.shape[-self.config.ndim :], self.config.patch)
-        counts = copies_per_axis(self.config.coarse_copies, self.levels, grid)
-        chosen = [
-            nearest_patches(boxes[:, 0], boxes[:, i], grid, count) + i * prod(grid) for i, count in enumerate(counts, 1)
-        ]
-        return torch.cat(chosen, dim=1)
+        return copied_tokens(self.config.coarse_copies, self.levels, grid, boxes)
 
     def run_blocks(
         self,
@@ -375,7 +391,8 @@ class MuViTEncoder(FolderModel):
         Raises:
             ShapeError: the boxes have the wrong shape.
         """
-        if bbox is not None:
-            return self.check_boxes(x, bbox)
-        boxes = naive_boxes(self.levels, x.shape[3:], self.config.patch_spacing)
+        return self._naive_boxes(x, self.levels) if bbox is None else self.check_boxes(x, bbox)
+
+    def _naive_boxes(self, x: Tensor, levels: Sequence[Level]) -> Tensor:
+        boxes = naive_boxes(levels, x.shape[3:], self.config.patch_spacing)
         return boxes.to(x.device, non_blocking=True).expand(x.shape[0], *boxes.shape)

@@ -8,14 +8,14 @@ from typing import Annotated, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from muvit.checks import Bounds, NonNegative, PositiveInt, Share, check_fields, freeze_lists
+from muvit.checks import Bounds, NonNegative, Positive, PositiveInt, Share, check_fields, freeze_lists
 from muvit.errors import InputError
 from muvit.levels import Level
-from muvit.models.encoder import EncoderConfig, MuViTEncoder, RotaryBase
+from muvit.models.encoder import EncoderConfig, MuViTEncoder
 from muvit.models.folder import FolderModel
 from muvit.models.layers.attention import Block, level_mask
 from muvit.models.layers.patch import patch_grid, unpatchify
-from muvit.models.layers.rope import RotaryMode, build_ropes
+from muvit.models.layers.rope import FixedPositions, RotaryBase, RotaryMode, build_ropes
 from muvit.models.masking import TokenMask, draw_mask
 
 
@@ -121,15 +121,20 @@ class MAEConfig:
     """A decoder per level that looks at the context (multi) or at its own level only (multi_iso), or one for all."""
     decoder_context: Literal["visible", "all"] = "visible"
     """Tokens that decoders look at: the encoded visible ones (paper), or all with mask tokens (older checkpoints)."""
-    loss: Literal["mse", "norm_mse"] = "mse"
-    """Squared error of the pixels, or of the pixels normalised per patch."""
+    loss: Literal["mse", "norm_mse", "laplacian"] = "mse"
+    """Squared error of the pixels (mse), or of the pixels normalised per patch (norm_mse); or squared error of the mean
+    of each patch plus absolute error of what its pixels differ from it by (laplacian, after Scale-MAE)."""
     loss_average: Literal["level", "token"] = "level"
     """Mean over the masked tokens of each level, then over the levels (paper), or over all masked tokens at once
     (older checkpoints)."""
     masking_ratio: Annotated[float, Bounds(above=0, below=1)] = 0.75
     """Share of all tokens that is masked."""
-    masking_mode: Literal["dirichlet", "random"] | tuple[NonNegative, ...] = "dirichlet"
-    """Allocation of the visible tokens to the levels; numbers are weights of the levels."""
+    masking_mode: Literal["dirichlet", "counts", "random"] | tuple[NonNegative, ...] = "dirichlet"
+    """Allocation of the visible tokens to the levels: a draw from a Dirichlet distribution gives each level its weight
+    (dirichlet), or its share of the visible tokens (counts, as MultiMAE); random treats all tokens alike; numbers are
+    weights of the levels."""
+    masking_alpha: Positive = 0.5
+    """Concentration of that distribution: the lower, the more uneven; MultiMAE has 1."""
     share_masking_draw: bool = False
     """One Dirichlet draw for the whole batch (older checkpoints) instead of one per sample."""
 
@@ -172,6 +177,8 @@ class MuViTMAE(FolderModel):
         num_decoders = 1 if config.decoder_mode == "single" else len(encoder.levels)
         self.decoder = nn.ModuleList(MuViTDecoder(config.decoder) for _ in range(num_decoders))
         self.mask_token = nn.Parameter(torch.randn(1, num_decoders, encoder.dim))
+        has_fixed = encoder.fixed_positions != "none"
+        self.fixed_positions = FixedPositions(config.decoder.dim, encoder.patch) if has_fixed else None
         self.final = nn.Linear(config.decoder.dim, prod(encoder.patch) * encoder.channels)
 
     @property
@@ -197,10 +204,11 @@ class MuViTMAE(FolderModel):
         """
         patches = self.encoder.patches(x)
         mask = self.draw_mask(x.shape[0], x.shape[3:], device=x.device) if mask is None else mask
-        tokens = self.encoder.embed(patches)
+        offsets = self.encoder.offsets(x, bbox)
+        tokens = self.encoder.embed(patches, offsets)
         _, positions = self.encoder.place(x, bbox)
         encoded = self.encode_visible(tokens, positions, mask)
-        decoded = self.decode(encoded, positions, mask)
+        decoded = self.decode(encoded, positions, mask, offsets)
         output, truth = self.final(decoded), patches.flatten(1, 2)
         per_level, loss = self.loss(output, truth, mask, eps)
         result = {"input": truth, "output": output, "encoded": encoded, "decoded": decoded}
@@ -232,6 +240,7 @@ class MuViTMAE(FolderModel):
             prod(patch_grid(space, config.encoder.patch)),
             ratio=config.masking_ratio,
             mode=config.masking_mode,
+            alpha=config.masking_alpha,
             share_draw=config.share_masking_draw,
             generator=generator,
             device=device,
@@ -244,17 +253,24 @@ class MuViTMAE(FolderModel):
         may_see = level_mask(self.config.encoder.attention_mode, seen // per_level, seen // per_level)
         return self.encoder.run_blocks(_take(tokens, seen), _take(positions, seen), may_see)[0]
 
-    def decode(self, encoded: Tensor, positions: Tensor, mask: TokenMask) -> Tensor:
-        """Decoded tokens ``(B, N, D_dec)`` of all levels from the encoded visible ones ``(B, N_vis, D)``."""
+    def decode(self, encoded: Tensor, positions: Tensor, mask: TokenMask, offsets: Tensor | None = None) -> Tensor:
+        """Decoded tokens ``(B, N, D_dec)`` of all levels from the encoded visible ones ``(B, N_vis, D)``.
+
+        ``positions`` as of `MuViTEncoder.place`, ``offsets`` as of `MuViTEncoder.offsets`.
+        """
+        fixed = None if self.fixed_positions is None else self.fixed_positions(offsets).to(encoded.dtype)
+        sees_all = self.config.decoder_mode == "multi" and self.config.decoder_context == "all"
         seen_at, per_decoder = _take(positions, mask.visible), positions.shape[1] // len(self.decoder)
         decoded = []
         for i, decoder in enumerate(self.decoder):
             assert isinstance(decoder, MuViTDecoder)
             own = slice(i * per_decoder, (i + 1) * per_decoder)
             tokens, seen = self._projected(decoder, encoded, mask, own)
+            if fixed is not None:
+                tokens, seen = tokens + fixed[:, own], seen + (fixed if sees_all else _take(fixed, mask.visible))
             context: tuple[Tensor | None, Tensor | None] = (None, None)
             if self.config.decoder_mode == "multi":
-                context = (seen, positions if self.config.decoder_context == "all" else seen_at)
+                context = (seen, positions if sees_all else seen_at)
             decoded.append(decoder.run_blocks(tokens, positions[:, own], *context))
         return torch.cat(decoded, dim=1)
 
@@ -290,11 +306,20 @@ class MuViTMAE(FolderModel):
         if self.config.loss == "norm_mse":
             mean, scale = patch_statistics(patches, eps)
             target = (target - mean) / scale
-        error = (output.float() - target).square().mean(-1)
+        error = self._error(output.float() - target)
         by_level = (error.shape[0], len(self.levels), -1)
         weight = mask.is_masked.to(error.dtype)
         total = (error * weight).reshape(by_level).sum((0, 2))
         return self.average(total, weight.reshape(by_level).sum((0, 2)))
+
+    def _error(self, difference: Tensor) -> Tensor:
+        """Error of each patch ``(B, N)`` from what its prediction is off by ``(B, N, P...C)``."""
+        if self.config.loss != "laplacian":
+            return difference.square().mean(-1)
+        # squared in the low band and absolute in the high one; low is the area mean of a patch, as at 1/P of the pixels
+        by_channel = difference.unflatten(-1, (-1, self.config.encoder.channels))
+        low = by_channel.mean(-2, keepdim=True)
+        return low.square().mean((-2, -1)) + (by_channel - low).abs().mean((-2, -1))
 
     def average(self, total: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
         """Loss of each level ``(L)`` and of all, from the summed errors and the number of its masked tokens ``(L)``."""

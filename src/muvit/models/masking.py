@@ -1,7 +1,8 @@
 """Visible tokens of a masked autoencoder: Dirichlet budgets over the levels, uniform choice within a level.
 
 Every mode is one draw of keys: a token of weight ``w`` gets the key ``Exponential(1) / w``, and the tokens with the
-smallest keys are visible. That is weighted sampling without replacement, for the whole batch at once.
+smallest keys are visible. That is weighted sampling without replacement, for the whole batch at once. Under ``counts``
+the draw instead says how many tokens of each level are visible, and the keys say which.
 """
 
 from collections.abc import Sequence
@@ -15,9 +16,10 @@ from torch import Tensor
 from muvit.errors import InputError
 from muvit.levels import Level
 
-MaskingMode = Literal["dirichlet", "random"] | Sequence[float]
-"""``dirichlet``: levels weighted by a draw from a Dirichlet distribution; ``random``: all tokens alike; numbers: the
-weight of each level, or with ``is_ratio`` the share of each level that is masked."""
+MaskingMode = Literal["dirichlet", "counts", "random"] | Sequence[float]
+"""``dirichlet``: levels weighted by a draw from a Dirichlet distribution; ``counts``: such a draw is the share of the
+visible tokens that each level gets (MultiMAE); ``random``: all tokens alike; numbers: the weight of each level, or with
+``is_ratio`` the share of each level that is masked."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,13 @@ def draw_mask(
     keys = _exponential(shape, generator, device).log() - log_weights[..., None]
     if not is_ratio:
         _check_ratio("masking_ratio", ratio)
-        return TokenMask(keys.flatten(1).argsort(dim=1), int(num_levels * tokens_per_level * (1 - ratio)))
+        num_visible = int(num_levels * tokens_per_level * (1 - ratio))
+        if mode == "counts":
+            counts = (num_visible * log_weights.softmax(dim=1)).round()
+            is_left_out = keys.argsort(dim=-1).argsort(dim=-1) >= counts[..., None]
+            # rounded counts may sum to a few more or less, as do those beyond a level's tokens: chance decides on these
+            keys = is_left_out + torch.rand(shape, generator=generator, device=device)
+        return TokenMask(keys.flatten(1).argsort(dim=1), num_visible)
     assert not isinstance(mode, str)
     return _mask_by_ratios(keys, mode)
 
@@ -145,10 +153,10 @@ def _log_weights(
             for number in mode:
                 _check_ratio("masking_mode", float(number))
         return torch.zeros(batch, num_levels, device=device)
-    if mode == "dirichlet":
+    if mode in ("dirichlet", "counts"):
         shape = (1 if share_draw else batch, num_levels)
         # Gamma(alpha) = Gamma(alpha + 1) * U ** (1 / alpha), whose logarithm is finite for any alpha
-        gamma = torch._standard_gamma(torch.full(shape, alpha + 1, device=device), generator)
+        gamma = torch._standard_gamma(torch.full(shape, float(alpha + 1), device=device), generator)
         logs = gamma.log() - _exponential(shape, generator, device) / alpha
         return (logs - logs.amax(dim=1, keepdim=True)).expand(batch, -1)
     _check_numbers(mode, num_levels)
@@ -161,7 +169,9 @@ def _log_weights(
 def _check_numbers(mode: MaskingMode, num_levels: int) -> None:
     if isinstance(mode, str) or len(mode) != num_levels or min(mode) < 0 or max(mode) == 0:
         raise InputError(
-            "masking_mode", expected=f"'dirichlet', 'random', or {num_levels} numbers >= 0, not all 0", got=repr(mode)
+            "masking_mode",
+            expected=f"'dirichlet', 'counts', 'random', or {num_levels} numbers >= 0, not all 0",
+            got=repr(mode),
         )
 
 

@@ -7,6 +7,7 @@ from muvit.errors import InputError
 from muvit.models.baselines import BaselineConfig
 from muvit.models.classifier import ClassifierConfig
 from muvit.models.encoder import EncoderConfig
+from muvit.models.hierarchy import RegionConfig
 from muvit.models.mae import MAEConfig
 from muvit.models.relay.config import RelayConfig
 from muvit.models.segmenter import SegmenterConfig
@@ -14,7 +15,9 @@ from muvit.models.segmenter import SegmenterConfig
 MAX_PARAMETERS = 50_000_000_000
 """About 100 times the largest model of the field."""
 
-ModelConfig = EncoderConfig | MAEConfig | SegmenterConfig | ClassifierConfig | BaselineConfig | RelayConfig
+ModelConfig = (
+    EncoderConfig | MAEConfig | SegmenterConfig | ClassifierConfig | BaselineConfig | RelayConfig | RegionConfig
+)
 
 
 def count_parameters(config: ModelConfig) -> int:
@@ -44,6 +47,11 @@ def count_parameters(config: ModelConfig) -> int:
             widths = config.decoder_widths if isinstance(config.decoder_widths, tuple) else ()
             stages = sum(a * b for a, b in pairwise(widths))
             return stages + config.relay_tokens + config.num_queries + (config.num_classes or 0)
+        case RegionConfig():
+            tokens = config.dim * (config.patch_size // config.token_size) ** 2
+            patch = _blocks(config.num_layers, config.dim) + config.dim * config.token_size**2 * config.in_channels
+            region = _blocks(config.region_layers, config.region_dim) + config.region_dim * config.grid**2
+            return tokens + patch + region
 
 
 def check_size(config: ModelConfig, subject: str = "model") -> None:

@@ -23,6 +23,7 @@ from muvit.models.folder import (
     load_settings,
     model_folder,
 )
+from muvit.models.hierarchy import RegionEncoder
 from muvit.models.mae import MuViTDecoder, MuViTMAE
 from muvit.models.relay.config import RelayConfig
 from muvit.models.relay.segmenter import RelaySegmenter
@@ -43,6 +44,7 @@ _KINDS: dict[str, type[FolderModel]] = {
     "mae": MuViTMAE,
     "encoder": MuViTEncoder,
     "decoder": MuViTDecoder,
+    "region": RegionEncoder,
 }
 """Class of each kind of model, as ``config.yaml`` of its folder says it."""
 

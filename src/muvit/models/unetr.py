@@ -1,9 +1,9 @@
 """UNETR-style decoder: encoder maps of several depths, up-sampled step by step to the pixels.
 
 MuViT section 3.4 and supplement C.2.
-The layers follow the list that matches the paper's parameter counts; the order of a stage is up-sample, add the
-skip, convolve. A ViT keeps one grid, so every skip starts at 1/P and is brought to its stage's size; skips of another
-backbone may have finer grids.
+The layers follow the list that matches the paper's parameter counts; the order of a stage is up-sample, add the skip
+(or concatenate it, as the paper's main text says), convolve. A ViT keeps one grid, so every skip starts at 1/P and is
+brought to its stage's size; skips of another backbone may have finer grids.
 """
 
 from collections.abc import Sequence
@@ -17,6 +17,10 @@ from torch import Tensor, nn
 from muvit.errors import InputError
 from muvit.models.layers.conv import Residual, conv, conv_block, upsample
 from muvit.models.layers.stage import Stage
+
+Fusion = Literal["add", "concatenate"]
+"""Joining of the up-sampled features and the skip of a stage: their sum (the paper's supplement and its parameter
+counts), or both beside each other (its main text)."""
 
 
 def upsampling_steps(patch: Sequence[int]) -> list[tuple[int, ...]]:
@@ -94,12 +98,20 @@ class PixelDecoder(Stage):
         patch: side of a patch along each axis, powers of two.
         widths: channels of the stages from 1/P to 1/1, one more than there are up-sampling steps; see `stage_widths`.
         stem_width: channels of the two convolutions on the image.
+        fusion: how a stage takes its skip.
     """
 
     def __init__(
-        self, ndim: int, in_channels: int, patch: Sequence[int], widths: Sequence[int], stem_width: int
+        self,
+        ndim: int,
+        in_channels: int,
+        patch: Sequence[int],
+        widths: Sequence[int],
+        stem_width: int,
+        fusion: Fusion = "add",
     ) -> None:
         super().__init__()
+        self.fusion = fusion
         self.steps = upsampling_steps(patch)
         if len(widths) != len(self.steps) + 1 or min(widths) < 1:
             raise InputError(
@@ -107,7 +119,8 @@ class PixelDecoder(Stage):
                 expected=f"{len(self.steps) + 1} positive widths for patch {tuple(patch)}, token grid to pixels",
                 got=tuple(widths),
             )
-        self.stages = nn.ModuleList(Residual(ndim, width) for width in widths)
+        beside = [0, *(width if fusion == "concatenate" else 0 for width in widths[1:])]
+        self.stages = nn.ModuleList(Residual(ndim, n, skip_dim=skip) for n, skip in zip(widths, beside, strict=True))
         self.narrow = nn.ModuleList(nn.Identity() if a == b else conv(ndim, a, b, 1) for a, b in pairwise(widths))
         self.stem = nn.Sequential(
             conv_block(ndim, in_channels, stem_width),
@@ -130,4 +143,5 @@ class PixelDecoder(Stage):
         # a 1-wide convolution commutes with the up-sampling and is cheaper before it
         x = upsample(self.narrow[stage - 1](x), self.steps[stage - 1])
         factors = [n // m for n, m in zip(x.shape[2:], skip.shape[2:], strict=True)]
-        return self.stages[stage](x + upsample(skip, factors))
+        skip = upsample(skip, factors)
+        return self.stages[stage](x + skip) if self.fusion == "add" else self.stages[stage](x, skip)

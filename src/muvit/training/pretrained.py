@@ -22,6 +22,7 @@ _MUST_AGREE = (
     "rotary_mode",
     "rotary_param",
     "patch_spacing",
+    "fixed_positions",
 )
 """Settings in which the recipe's encoder must equal the pre-trained one; the others may differ."""
 

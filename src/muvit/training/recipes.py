@@ -154,8 +154,8 @@ class LossConfig:
     class_weights: tuple[NonNegative, ...] | None = None
     """Weight of each class in the cross entropy."""
     boundary_weight: NonNegative = 0.0
-    """Weight of the boundary loss (Kervadec et al. 2019): the mean distance of predicted pixels from the true class, in
-    pixels; about 0.01. Not in the MuViT paper."""
+    """Weight of the boundary loss (Kervadec et al. 2019, who begin with 0.01): the mean distance of predicted pixels
+    from the true class, in pixels. Not in the MuViT paper, and not tried with its models here."""
 
     def __post_init__(self) -> None:
         freeze_lists(self)

@@ -5,6 +5,7 @@ from math import isnan
 import numpy as np
 import pytest
 
+from muvit.data.pyramids.reduction import majority
 from muvit.data.pyramids.writer import PyramidWriter
 from muvit.data.slides.ome_zarr import OmeZarrSlide
 from muvit.errors import InputError
@@ -44,6 +45,41 @@ def test_blocks_change_nothing(write, monkeypatch, shape):
     assert (result.confusion == expected).all()
     assert result.confusion.sum() == (true != 4).sum()
     assert result.pooled.mean_dice == scores(expected).mean_dice
+
+
+def test_coarser_levels_are_scored_by_majority_of_both_sides(write, monkeypatch):
+    true, guessed = draw(0, (64, 48), 4), draw(1, (64, 48), 3)
+    true[:32, :24] = 3  # ignored, also in the majority
+    monkeypatch.setattr(boundaries, "BLOCK_PIXELS", 1 << 6)
+    pairs = [(write("guess", guessed), write("truth", true))]
+    told = []
+    result = evaluate_slides(
+        pairs, 3, ignore=(3,), levels=(1, 2, 8), progress=lambda done, total: told.append((done, total))
+    )
+    assert result.levels == (2, 8) and told[-1][0] == told[-1][1] == len(told)
+    values, table = result.summary(), result.level_table()
+    for factor, row in zip((1, 2, 8), table, strict=True):
+        coarse = [majority(labels[None], factor)[0] if factor > 1 else labels for labels in (true, guessed)]
+        expected = scores(confusion_matrix(*coarse, 3, (3,)))
+        assert row == {"level": str(factor), "1": expected.dice[1], "2": expected.dice[2], "mDSC": expected.mean_dice}
+        if factor > 1:
+            assert values[f"mean_dice_level_{factor}"] == expected.mean_dice
+            assert values[f"dice_level_{factor}/2"] == expected.dice[2]
+    low, high = evaluate_slides(three_slides(write), 3, levels=(2,)).intervals()["mean_dice_level_2"]
+    assert low < high
+    assert result.to_dict()["pooled"]["dice_level_8"]["1"] == table[2]["1"]
+    with pytest.raises(InputError, match="ascending"):
+        evaluate_slides(pairs, 4, levels=(8, 2))
+    with pytest.raises(InputError, match=r"level 1\.5"):
+        evaluate_slides(pairs, 4, levels=(1.5,))
+
+
+def test_errors_along_outlines_vanish_at_coarse_levels(write):
+    true = np.zeros((64, 64), np.uint8)
+    true[:, 32:] = 1
+    result = evaluate_slides([(write("guess", np.roll(true, 3, axis=1)), write("truth", true))], 2, levels=(8,))
+    assert result.summary()["mean_dice"] < 0.95
+    assert result.summary()["mean_dice_level_8"] == 1
 
 
 def test_pooled_scores_count_pixels_and_slide_scores_count_slides(write):

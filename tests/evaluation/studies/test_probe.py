@@ -12,6 +12,7 @@ from muvit.encoders import MuViTEncoder2d
 from muvit.errors import InputError
 from muvit.evaluation.studies import probe
 from muvit.evaluation.studies.probe import ProbeConfig, draw_probe, study_probe
+from muvit.models.hierarchy import RegionConfig, RegionEncoder
 
 PREPROCESSING = Preprocessing(crop_size=(16, 16), normalization=Range(high=255), class_names=(), class_colors=())
 CONFIG = ProbeConfig(train_crops=3, test_crops=4, neighbors=3)
@@ -71,6 +72,14 @@ def test_classes_that_show_in_the_pixels_are_found_and_random_ones_are_not(encod
     assert set(scores[0].auc) == {"a", "b", "c"}
     shuffled = classes | {f"test{i}": "abc"[(i // 2) % 3] for i in range(6)}
     assert study(encoder, folders, shuffled)[0].mean_auc < 0.8
+
+
+def test_a_region_encoder_is_probed_alike(folders, classes):
+    torch.manual_seed(0)
+    sizes = {"in_channels": 1, "grid": 2, "patch_size": 8, "token_size": 4, "dim": 16, "region_dim": 8}
+    blocks = {"num_layers": 1, "heads": 2, "region_layers": 1, "region_heads": 2}
+    region = RegionEncoder(RegionConfig(**sizes, **blocks))
+    assert study(region, folders, classes)[0].mean_auc > 0.9
 
 
 @pytest.fixture

@@ -144,7 +144,7 @@ def test_shared_coarse_crops_give_what_each_tile_gives_by_itself(slide, options,
     assert plain.std() > 0.1
 
 
-@pytest.mark.parametrize("options", [{}, {"overlap": 0.25}, {"overlap": 5, "blend": "center"}, {"flips": (-2, -1)}])
+@pytest.mark.parametrize("options", [{}, {"overlap": 0.25}, {"overlap": 5, "blend": "uniform"}, {"flips": (-2, -1)}])
 def test_what_depends_on_the_pixel_alone_comes_out_however_tiles_lie(tmp_path, slide, options):
     settings = replace(PREPROCESSING, normalization=Range(high=255))
     output = predict(
@@ -251,13 +251,21 @@ def test_flipped_views_show_the_mirrored_scene_at_true_places(tmp_path):
     assert len(model.seen) == 4 * 36
 
 
-@pytest.mark.parametrize("options", [{"overlap": 0.25}, {"overlap": 0.5, "refine": 0.6}])
-def test_inside_a_region_all_is_as_in_a_whole_run_and_outside_nothing_is_written(tmp_path, slide, options):
+class Fading(Net):
+    """Certain above row 46, undecided below."""
+
+    def label_logits(self, img, bbox=None):
+        y = bbox[:, 0, 0, 0, None] + torch.arange(16)
+        return super().label_logits(img, bbox) * (100 * (y < 46))[:, None, :, None]
+
+
+@pytest.mark.parametrize(("kind", "options"), [(Net, {"overlap": 0.25}), (Fading, {"overlap": 0.5, "refine": 0.6})])
+def test_inside_a_region_all_is_as_in_a_whole_run_and_outside_nothing_is_written(tmp_path, slide, kind, options):
+    """Also tiles that lie half outside are decided about as in the whole run."""
     options = {"probabilities": "uint8", **options}
-    whole = predict(Net(), slide, tmp_path / "whole.ome.zarr", **options)
+    whole = predict(kind(), slide, tmp_path / "whole.ome.zarr", **options)
     region = "POLYGON ((8 20, 30 20, 30 44, 8 44, 8 20))"
-    model = Net()
-    part = predict(model, slide, tmp_path / "part.ome.zarr", region=region, **options)
+    part = predict(kind(), slide, tmp_path / "part.ome.zarr", region=region, **options)
     inside = (slice(None), slice(20, 44), slice(8, 30))
     for name in ("labels", "probabilities"):
         assert (read(part, name)[inside] == read(whole, name)[inside]).all()

@@ -124,7 +124,7 @@ def test_blocks_shrink_where_scores_of_many_classes_are_kept():
         ({"overlap": -0.1}, "overlap: expected a number >= 0"),
         ({"overlap": 1.5}, "overlap: expected a fraction"),
         ({"overlap": 16}, "overlap: expected from 0 px to less than the crop"),
-        ({"blend": "smooth"}, "blend: expected linear or cosine or center"),
+        ({"blend": "smooth"}, "blend: expected linear or cosine or uniform or center"),
         ({"flips": (1,)}, "flips: expected negative numbers"),
         ({"flips": (-3,)}, "flips: expected axes from -2 to -1"),
         ({"average": "labels"}, "average: expected"),

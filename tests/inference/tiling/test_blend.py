@@ -22,7 +22,8 @@ def plans(draw):
         crop_size=crop,
         block_size=tuple(draw(st.integers(4, 40)) for _ in range(ndim)),
         overlap=tuple(draw(st.integers(0, n - 1)) for n in crop),
-        blend=draw(st.sampled_from(["linear", "cosine", "center"])),
+        blend=draw(st.sampled_from(["linear", "cosine", "uniform", "center"])),
+        half_stride=draw(st.booleans()),
     )
 
 
@@ -53,6 +54,24 @@ def pixel_weights(plan, tile):
     weights = product(*(w.tolist() for w in plan.weights(tile))) if plan.is_blended else ((1.0,) for _ in iter(int, 1))
     for pixel, weight in zip(pixels, weights, strict=False):
         yield pixel, float(np.prod(weight))
+
+
+def test_uniform_blending_labels_a_slide_as_sums_of_the_probabilities_of_all_tiles():
+    """The stitching of the winner of the KPIs challenge (arXiv 2411.04782): probabilities of tiles that overlap by half
+    are added up wherever they lie, and the largest sum is the label."""
+    shape, crop = (44, 37), (16, 16)
+    plan = TilePlan(shapes=(shape,), levels=(1,), crop_size=crop, block_size=shape, overlap=(8, 8), blend="uniform")
+    shares = np.random.default_rng(0).dirichlet(np.ones(3), (len(plan), *crop)).transpose(0, 3, 1, 2)
+    sums, blended, count = np.zeros((3, *shape)), np.zeros((3, *shape)), np.zeros(shape)
+    corners = [(y, x) for y in (0, 8, 16, 24, 28) for x in (0, 8, 16, 21)]
+    for tile, share, (y, x) in zip(plan, shares, corners, strict=True):
+        sums[:, y : y + 16, x : x + 16] += share
+        count[y : y + 16, x : x + 16] += 1
+        assert tile.windows[0].start == (y, x)
+        blended[:, *tile.target(plan.block(0))] += share * reduce(np.multiply, np.ix_(*plan.weights(tile)))
+    assert np.abs(blended - sums / count).max() < 1e-12
+    assert (blended.argmax(0) == sums.argmax(0)).all()
+    assert count.max() == 9  # where the last row and column were moved back into the slide
 
 
 @pytest.mark.parametrize("blend", ["linear", "cosine"])

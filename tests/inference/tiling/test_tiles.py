@@ -62,6 +62,24 @@ def test_context_holds_the_tile_and_the_tile_stays_in_the_image(plan):
             assert start == 0 or start + size <= extent
 
 
+def test_a_grid_of_half_strides_writes_central_parts_alone():
+    shapes, options = ((40, 33), (10, 9)), {"levels": (1, 4), "crop_size": (16, 16), "block_size": (20, 33)}
+    plan = TilePlan(shapes=shapes, overlap=(8, 8), blend="center", half_stride=True, **options)
+    assert plan.grid == (5, 5)  # the image in cells of 8 px
+    written = np.zeros(plan.shape, int)
+    for tile in plan:
+        fine, coarse = tile.windows
+        assert fine.start == tuple(8 * i - 4 for i in tile.place)
+        assert is_inside(fine.box, coarse.box)
+        assert all(part.start >= 4 and part.stop <= 12 for part in tile.source)
+        written[tuple(slice(a, a + n) for a, n in zip(tile.start, tile.size, strict=True))] += 1
+    assert (written == 1).all()
+    # without overlap, tiles are whole and begin half a crop outside
+    bare = TilePlan(shapes=shapes, half_stride=True, **options)
+    assert [bare.cell(0, i) for i in range(bare.grid[0])] == [(0, 8), (8, 24), (24, 40)]
+    assert [bare.corner(0, i) for i in range(bare.grid[0])] == [-8, 8, 24]
+
+
 @pytest.mark.parametrize("placement", ["nested", "concentric", "grid", "free"])
 def test_tiles_are_the_crops_that_validation_sees(tmp_path, placement):
     config = CropConfig(levels=(1, 4), size=(16, 16), normalization=Range(high=255), placement=placement)

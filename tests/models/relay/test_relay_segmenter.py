@@ -195,7 +195,16 @@ def test_skips_come_from_spaced_blocks_or_from_stages():
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"fusion": "decision"}, {"levels": (1,)}, {"share_patch_embed": True}, {"exchange": "world"}]
+    "changes",
+    [
+        {},
+        {"fusion": "decision"},
+        {"levels": (1,)},
+        {"share_patch_embed": True},
+        {"share_blocks": False},
+        {"exchange": "world"},
+        {"exchange": "late"},
+    ],
 )
 def test_a_saved_model_comes_back_equal(tmp_path, changes):
     model = build("vit_small_patch16_dinov3", shaken=True, **changes)

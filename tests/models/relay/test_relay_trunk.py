@@ -77,6 +77,32 @@ def test_a_block_updates_branches_and_relay_tokens_as_the_paper_says(update):
             torch.testing.assert_close(relay, expected)
 
 
+@pytest.mark.parametrize("name", [*SOME, "vit_small_patch16_rope_mixed_224", "vit_base_patch16_clip_224"])
+def test_unshared_blocks_start_equal_and_go_their_own_way(name):
+    shared, own = (build(name, share_blocks=share, shaken=True) for share in (True, False))
+    timm = own.backbone.timm
+    in_blocks = [*getattr(timm, "blocks", getattr(timm, "layers", None)).parameters(), *timm.norm.parameters()]
+    count = [sum(p.numel() for p in model.parameters()) for model in (shared, own)]
+    assert count[1] - count[0] == sum(p.numel() for p in in_blocks)
+    found = own.load_state_dict(shared.state_dict(), strict=False)
+    assert found.unexpected_keys == [] and all(key.startswith("trunk.backbone.twins.0.") for key in found.missing_keys)
+    of_local = own.backbone.state_dict()
+    own.backbone.twins.load_state_dict({key: of_local[key[2:]] for key in own.backbone.twins.state_dict()})
+    img, bbox = views(own), boxes(own)
+    with torch.no_grad():
+        (local, *_), (context, *_) = own.trunk(img, bbox)
+        for map_of, (equal, *_) in zip((local, context), shared.trunk(img, bbox), strict=True):
+            assert torch.equal(map_of, equal)
+        for parameter in own.backbone.twins.parameters():
+            parameter.mul_(0.5)
+        (moved, *_), (other, *_) = own.trunk(img, bbox)
+        assert not torch.equal(other, context)
+        assert not torch.equal(moved, local)  # through the relay tokens
+    own.train().branch_logits(img)[1].sum().backward()
+    resting = [name for name, p in own.backbone.twins.named_parameters() if p.grad is None]
+    assert resting == []
+
+
 def test_relay_tokens_grow_with_the_stages_of_a_swin_transformer():
     model = build("swin_tiny_patch4_window7_224", timm_options={"depths": (1, 1, 2, 1), "embed_dim": 24})
     assert model.trunk.relay_tokens.shape == (1, 4, 24)

@@ -177,9 +177,10 @@ def _pixel_size(file: Path, problems: list[str]) -> float | None:
         return None
     try:
         content = json.loads(file.read_text())
-        stated: dict[str, Any] = content if isinstance(content, dict) else {"PixelSize": content}
-        factor = {"um": 1.0, "nm": 1e-3, "mm": 1e3}[stated.get("PixelSizeUnits", "um")]
-        values = {float(value) * factor for value in np.atleast_1d(stated["PixelSize"])}
+        size = content.get("PixelSize") if isinstance(content, dict) else content
+        unit = content.get("PixelSizeUnits", "um") if isinstance(content, dict) else "um"
+        sizes: list[Any] = size if isinstance(size, list) else [size]
+        values = {float(one) * {"um": 1.0, "nm": 1e-3, "mm": 1e3}[unit] for one in sizes}
         [value] = values
         if not (isfinite(value) and value > 0):
             raise ValueError(value)

@@ -13,7 +13,7 @@ from muvit.evaluation.report import parts
 from muvit.evaluation.report.content import Example, ModelResult, check_results, join_lines
 from muvit.evaluation.report.examples import curves_section, examples_section
 from muvit.evaluation.report.parts import inline_files, render_page
-from muvit.evaluation.report.scores import classes_table
+from muvit.evaluation.report.scores import classes_table, levels_table
 from muvit.evaluation.report.tables import conclusion, results_section
 from muvit.evaluation.scores.bootstrap import BootstrapConfig
 from muvit.evaluation.scores.segmentation import Evaluation
@@ -94,7 +94,9 @@ def _classes(evaluations: Mapping[str, Evaluation]) -> str:
     folded = [
         parts.fold(
             name,
-            classes_table(result, BootstrapConfig()) + parts.confusion_table(result.confusion, result.class_names),
+            classes_table(result, BootstrapConfig())
+            + (levels_table(result) if result.levels else "")
+            + parts.confusion_table(result.confusion, result.class_names),
         )
         for name, result in evaluations.items()
     ]

@@ -30,6 +30,7 @@ def scores_page(result: Evaluation, bootstrap: BootstrapConfig, places: str = ""
     sections = [
         parts.section("classes", "Classes", classes_table(result, bootstrap)),
         parts.section("means", "All classes together", parts.rows_table(means)),
+        *([parts.section("levels", "Levels", levels_table(result))] if result.levels else []),
         parts.section("slides", "Slides", parts.rows_table(result.table(), "Dice of each slide.")),
         parts.section("confusion", "Confusion", parts.confusion_table(result.confusion, result.class_names)),
         places,
@@ -48,7 +49,7 @@ def classes_table(result: Evaluation, bootstrap: BootstrapConfig, note: str = ""
     """Table of the scores of each class, with intervals over slides if there are several."""
     values = result.summary()
     intervals = result.intervals(bootstrap) if len(result.slides) > 1 else {}
-    kinds = {name.split("/")[0]: None for name in values if "/" in name}
+    kinds = {name.split("/")[0]: None for name in values if "/" in name and "_level_" not in name}
     rows = []
     for name in result.names(result.scored):
         row: dict[str, Any] = {"class": name}
@@ -59,6 +60,11 @@ def classes_table(result: Evaluation, bootstrap: BootstrapConfig, note: str = ""
                 row[f"{kind.replace('_', ' ')}: {bootstrap.coverage:.0%} interval"] = _interval(intervals[key])
         rows.append(row)
     return parts.rows_table(rows, f"Of the pixels of all slides together. {note}".strip())
+
+
+def levels_table(result: Evaluation) -> str:
+    """Table of Dice at each level that was scored."""
+    return parts.rows_table(result.level_table(), "Dice of true and predicted labels by majority at each level.")
 
 
 def results_page(title: str, rows: Sequence[Mapping[str, Any]], picture: Image.Image) -> str:

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from muvit.data.slides.derived import match_grid
+from muvit.data.slides.derived import match_grid, with_levels
 from muvit.data.slides.slide import Slide
 from muvit.errors import InputError
 from muvit.evaluation.scores.bootstrap import BootstrapConfig, Interval, bootstrap_intervals
 from muvit.evaluation.scores.boundaries import BoundaryConfig, BoundaryCounts, blocks, compare_boundaries, count_blocks
 from muvit.labels import BACKGROUND
+from muvit.levels import Level, check_levels, level_name, plain_level
 from muvit.metrics import Scores, confusion_matrix, mean_known, scores
 from muvit.progress import Progress
 
@@ -27,6 +28,8 @@ class SlideCounts:
     """Name of the true slide."""
     confusion: NDArray[np.int64]
     """Pixels ``(K, K)``: rows the true class, columns the predicted one."""
+    coarse: tuple[NDArray[np.int64], ...] = ()
+    """The same at each of the coarser levels that were scored."""
     boundaries: BoundaryCounts | None = None
     """Pixels along the outlines of the classes, if boundaries were compared."""
     hausdorff: NDArray[np.float64] | None = None
@@ -47,6 +50,8 @@ class Evaluation:
     """True values that were left out; a class among them has no score, even if it is predicted."""
     missing: tuple[str, ...] = ()
     """Names of true slides that had no prediction, and are not among ``slides``."""
+    levels: tuple[Level, ...] = ()
+    """Coarser levels that were scored beside the finest."""
     boundary: BoundaryConfig | None = None
     """Settings of the comparison of boundaries; None if they were not compared."""
 
@@ -93,8 +98,9 @@ class Evaluation:
 
         ``dice/<class>``, ``iou/<class>`` and ``accuracy`` of the pooled pixels; ``mean_dice`` (mDSC) and
         ``mean_foreground_iou``, their means over the foreground; ``mean_iou`` (mIoU), that over all classes; and
-        ``mean_slide_dice``. With boundaries also ``boundary_f1/<class>`` of all outlines together, ``hd95/<class>``,
-        the mean over the slides that have one, and the means of both over the foreground. Ignored classes are left out.
+        ``mean_slide_dice``. Of a coarser level 8 ``dice_level_8/<class>`` and ``mean_dice_level_8``. With boundaries
+        also ``boundary_f1/<class>`` of all outlines together, ``hd95/<class>``, the mean over the slides that have one,
+        and the means of both over the foreground. Ignored classes are left out.
 
         Args:
             times: how often each slide counts, ``(S)``; by default once.
@@ -110,6 +116,9 @@ class Evaluation:
             "mean_slide_dice": _mean(np.array([alone.mean_dice for alone in self.slide_scores]), times),
         }
         per_class = {"dice": pooled.dice, "iou": pooled.iou}
+        for level, scored in zip(self.levels, self._pool_levels(times), strict=True):
+            values[f"mean_dice_level_{level_name(level)}"] = scored.mean_dice
+            per_class[f"dice_level_{level_name(level)}"] = scored.dice
         if self.boundary is not None:
             per_class |= {"boundary_f1": self._pool_boundaries(times).f1, "hd95": self._mean_hausdorff(times)}
             values |= {f"mean_{name}": mean_known(per_class[name][self.foreground]) for name in ("boundary_f1", "hd95")}
@@ -159,6 +168,19 @@ class Evaluation:
             for name, row in zip(names, (*self.slide_scores, self.pooled), strict=True)
         ]
 
+    def level_table(self) -> list[dict[str, str | float]]:
+        """Dice of all pixels together at each level as rows for a table, the finest level first.
+
+        Columns: ``level``, the foreground classes by name, ``mDSC``. A score that does not exist is NaN.
+        """
+        shown, found = self.foreground, [self.pooled, *self._pool_levels(np.ones(len(self.slides), np.int64))]
+        return [
+            {"level": level_name(level)}
+            | dict(zip(self.names(shown), row.dice[shown].tolist(), strict=True))
+            | {"mDSC": row.mean_dice}
+            for level, row in zip((1, *self.levels), found, strict=True)
+        ]
+
     def class_table(self) -> list[dict[str, str | float]]:
         """Scores of all pixels together as rows for a table, one per class, then their means.
 
@@ -194,6 +216,11 @@ class Evaluation:
     def _overlap(self, confusion: NDArray[np.int64]) -> Scores:
         return scores(confusion, ignore=self.ignore, has_background=self.has_background)
 
+    def _pool_levels(self, times: NDArray[np.int64]) -> list[Scores]:
+        """Overlap scores of all pixels together at each of the coarser levels."""
+        at_levels = zip(*(slide.coarse for slide in self.slides), strict=True)
+        return [self._overlap(np.tensordot(times, confusions, 1)) for confusions in at_levels]
+
     def _pool_boundaries(self, times: NDArray[np.int64]) -> BoundaryCounts:
         counted = [slide.boundaries for slide in self.slides if slide.boundaries is not None]
         return BoundaryCounts(
@@ -227,6 +254,7 @@ def evaluate_slides(
     ignore: Sequence[int] = (),
     class_names: Sequence[str] | None = None,
     has_background: bool = True,
+    levels: Sequence[Level] = (),
     boundary: BoundaryConfig | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
@@ -242,12 +270,16 @@ def evaluate_slides(
             the true labels.
         class_names: one per class, by default their numbers.
         has_background: whether class 0 is background.
+        levels: coarser levels to score as well: true and predicted labels are both read there, where a pixel is the
+            majority vote of the finest ones that it covers (or what the store of other make has there). What is wrong
+            along outlines alone is right again from some level on.
         boundary: how to compare the outlines of the classes; None leaves them out.
         progress: called after each block.
 
     Raises:
         InputError: there are no pairs, two slides have one name, a pair differs in shape, a slide holds no labels, or a
-            counted label is no class; names the file. Also what `compare_boundaries` raises.
+            counted label is no class; names the file. Or a level is neither stored nor a whole multiple of one that is,
+            or not coarser than the finest. Also what `compare_boundaries` raises.
     """
     names = tuple(map(str, range(num_classes))) if class_names is None else tuple(class_names)
     if len(names) != num_classes or len(set(names)) != num_classes:
@@ -262,15 +294,21 @@ def evaluate_slides(
             raise InputError(truth.path, expected="slides of different names", got=f"also {seen[truth.name].path}")
         seen[truth.name] = truth
     ignore = (*ignore, *{value for _, truth in pairs for value in truth.ignored_labels})
-    total, done, counted = sum(count_blocks(truth.shape) for _, truth in pairs), 0, []
+    coarse = _coarser_levels(levels, pairs[0][1].ndim)
+    pairs = [
+        (with_levels(prediction, coarse, "label"), with_levels(truth, coarse, "label")) for prediction, truth in pairs
+    ]
+    total = sum(count_blocks(_common_shape(*pair, level)) for pair in pairs for level in (1, *coarse))
+    done, counted = 0, []
     for prediction, truth in pairs:
-        confusion = np.zeros((num_classes, num_classes), np.int64)
-        for part in _confusions(prediction, truth, num_classes, ignore):
-            confusion += part
-            done += 1
-            if progress is not None:
-                progress(done, total)
-        slide = SlideCounts(name=truth.name, confusion=confusion)
+        confusions = np.zeros((1 + len(coarse), num_classes, num_classes), np.int64)
+        for level, confusion in zip((1, *coarse), confusions, strict=True):
+            for part in _confusions(prediction, truth, num_classes, ignore, level):
+                confusion += part
+                done += 1
+                if progress is not None:
+                    progress(done, total)
+        slide = SlideCounts(name=truth.name, confusion=confusions[0], coarse=tuple(confusions[1:]))
         if boundary is not None:
             outlines, hausdorff = compare_boundaries(prediction, truth, num_classes, boundary, ignore)
             slide = replace(slide, boundaries=outlines, hausdorff=hausdorff)
@@ -280,8 +318,16 @@ def evaluate_slides(
         slides=tuple(counted),
         has_background=has_background,
         ignore=tuple(ignore),
+        levels=coarse,
         boundary=boundary,
     )
+
+
+def _coarser_levels(levels: Sequence[Level], ndim: int) -> tuple[Level, ...]:
+    """Levels to score beside the finest, which is scored in any case and may stand among them."""
+    coarse = tuple(level for level in map(plain_level, levels) if level != 1)
+    check_levels((1, *coarse), ndim)
+    return coarse
 
 
 def _check_pair(prediction: Slide, truth: Slide) -> None:
@@ -295,12 +341,17 @@ def _check_pair(prediction: Slide, truth: Slide) -> None:
         )
 
 
+def _common_shape(prediction: Slide, truth: Slide, level: Level) -> tuple[int, ...]:
+    """Pixels of a level that both have; stores of other make may leave out a last one that is not full."""
+    return tuple(map(min, truth.level_shape(level), prediction.level_shape(level)))
+
+
 def _confusions(
-    prediction: Slide, truth: Slide, num_classes: int, ignore: Sequence[int]
+    prediction: Slide, truth: Slide, num_classes: int, ignore: Sequence[int], level: Level
 ) -> Iterator[NDArray[np.int64]]:
-    """Confusion matrix of each block."""
-    for start, size in blocks(truth.shape):
-        true, predicted = (slide.read(1, start, size)[0] for slide in (truth, prediction))
+    """Confusion matrix of each block of a level."""
+    for start, size in blocks(_common_shape(prediction, truth, level)):
+        true, predicted = (slide.read(level, start, size)[0] for slide in (truth, prediction))
         counted = ~np.isin(true, tuple(ignore))
         for slide, labels in ((truth, true), (prediction, predicted)):
             wrong = labels[counted & ((labels < 0) | (labels >= num_classes))]

@@ -23,7 +23,11 @@ from muvit.inference.run.execution import resolve_device
 from muvit.metrics import mean_known, one_vs_rest_auc
 from muvit.models.classifier import mean_tokens
 from muvit.models.encoder import MuViTEncoder
+from muvit.models.hierarchy import RegionEncoder
 from muvit.progress import Progress
+
+FrozenEncoder = MuViTEncoder | RegionEncoder
+"""Encoders whose features can be probed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +88,7 @@ class ProbeScores:
 
 def study_probe(
     name: str,
-    encoder: MuViTEncoder,
+    encoder: FrozenEncoder,
     preprocessing: Preprocessing,
     train: Path,
     test: Path,
@@ -164,7 +168,7 @@ def check_sklearn() -> None:
 
 def _crops(
     slides: Sequence[Slide],
-    encoder: MuViTEncoder,
+    encoder: FrozenEncoder,
     preprocessing: Preprocessing,
     config: ProbeConfig,
     count: int,
@@ -181,7 +185,7 @@ def _crops(
 
 
 @torch.inference_mode()
-def _features(encoder: MuViTEncoder, batch: Mapping[str, torch.Tensor], config: ProbeConfig) -> NDArray[np.float32]:
+def _features(encoder: FrozenEncoder, batch: Mapping[str, torch.Tensor], config: ProbeConfig) -> NDArray[np.float32]:
     """Pooled tokens of a batch, ``(B, D)`` or ``(B, L * D)``."""
     device = next(encoder.parameters()).device
     bbox = batch["bbox"].to(device) if config.boxes == "true" else None

@@ -38,11 +38,14 @@ class PredictOptions:
     """Overlap of neighbouring tiles: below 1 a fraction of the crop, from 1 on pixels; 0 is the paper's and the
     fastest."""
     blend: Blend = "cosine"
-    """Blending of overlapping tiles: averaged with a linear or cosine ramp, or each writes only its central part
-    (center, as Relay Tokens do)."""
+    """Blending of overlapping tiles: averaged with a linear or cosine ramp or all alike (uniform, as the winner of the
+    KPIs challenge), or each writes only its central part (center, as Relay Tokens do)."""
     refine: Annotated[float, Bounds(min=0, max=1)] | None = None
     """Compute first the tiles that lie side by side, and those that overlap them only where the mean entropy of the
     first, from 0 (certain) to 1 (all classes equally likely), is above this; unset, all are computed."""
+    half_stride: bool = False
+    """Begin the grid of tiles half a step before the first pixel, as Relay Tokens do, instead of at it. With half of
+    the crop as overlap and blend center each tile then writes just its central quarter."""
     flips: tuple[int, ...] = ()
     """Test-time augmentation: axes to flip, counted from the last (-1). Predictions are averaged over all combinations
     of flips."""
@@ -116,12 +119,12 @@ def upgrade_plan(content: Mapping[str, Any]) -> dict[str, Any]:
     if "preprocessing" in upgraded:
         upgraded["preprocessing"] = {"is_resampled": False} | upgrade_placement(upgraded["preprocessing"])
     if "options" in upgraded:
-        upgraded["options"] = {"grid": "model"} | upgraded["options"]
+        upgraded["options"] = {"grid": "model", "half_stride": False} | upgraded["options"]
     return upgraded
 
 
 def _upgrade_tiling(tiling: Mapping[str, Any]) -> dict[str, Any]:
-    upgraded = {"refines": False} | dict(tiling)
+    upgraded = {"refines": False, "half_stride": False} | dict(tiling)
     if "context" in upgraded:
         placement = {"centered": "nested"}.get(upgraded["context"], upgraded["context"])
         upgraded["placement"] = "free" if upgraded.get("free_views") is not None else placement

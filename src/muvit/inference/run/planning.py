@@ -76,6 +76,7 @@ def plan_labels(
         block_size=stores["labels"].shard_shape(0),
         overlap=options.overlap_px(preprocessing.crop_size),
         blend=options.blend,
+        half_stride=options.half_stride,
         placement=placement,
         free_views=preprocessing.free_views,
         refines=options.refine is not None,

@@ -22,8 +22,8 @@ class Neighbor(NamedTuple):
 def axis_weights(size: int, overlap: int, neighbors: tuple[Neighbor, ...], blend: str) -> NDArray[np.float64]:
     """Weights of a tile along one axis, which with those of the tiles around it sum to 1 at every pixel.
 
-    A tile's ramp rises from its edge over ``overlap`` pixels, linearly or as a squared sine, and is 1 inside; its
-    weight is its ramp divided by the sum of the ramps of all tiles that cover a pixel.
+    A tile's ramp rises from its edge over ``overlap`` pixels, linearly or as a squared sine, and is 1 inside, or
+    everywhere (``uniform``); its weight is its ramp divided by the sum of the ramps of all tiles that cover a pixel.
 
     A model errs most near the edges of a tile, where the surroundings are not visible at full resolution. The squared
     sine starts with slope 0, so the outermost pixels of a tile have almost no weight; a linear ramp gives them a few
@@ -35,7 +35,7 @@ def axis_weights(size: int, overlap: int, neighbors: tuple[Neighbor, ...], blend
         size: pixels of a tile.
         overlap: pixels of the ramp, at least 1.
         neighbors: all tiles that cover a part of this one, itself included.
-        blend: ``linear`` or ``cosine``.
+        blend: ``linear``, ``cosine`` or ``uniform``.
 
     Returns:
         ``(size,)``.
@@ -49,6 +49,8 @@ def axis_weights(size: int, overlap: int, neighbors: tuple[Neighbor, ...], blend
 
 def _ramp(pixel: NDArray[np.int64], size: int, overlap: int, tile: Neighbor, blend: str) -> NDArray[np.float64]:
     inside = (pixel >= 0) & (pixel < size)
+    if blend == "uniform":
+        return inside.astype(np.float64)
     from_start = np.full(pixel.shape, np.inf) if tile.is_first else pixel + 0.5
     from_end = np.full(pixel.shape, np.inf) if tile.is_last else size - pixel - 0.5
     ramp = (np.minimum(from_start, from_end) / overlap).clip(0, 1) * inside

@@ -1,10 +1,12 @@
 """Tiles of a slide: the crops of each, and the part of the output that it writes. Plain data, no pixels.
 
 Tiles of the size of a training crop lie on a regular grid from the first pixel on; where the last ones would leave the
-image they are moved back into it, as no training crop leaves a larger image. Boundaries half-way through the overlap of
-neighbours divide the image into cells, one for each tile. A tile writes its cell (no overlap, or blend ``center``), or
-all of its pixels, weighted against its neighbours (blend ``linear`` and ``cosine``). The output is divided into blocks,
-and every block lists all tiles that intersect it, so that blocks can be computed independently and in any order.
+image they are moved back into it, as no training crop leaves a larger image. A grid of half strides instead begins half
+a step before the first pixel, and ends as far beyond the last as its steps take it. Boundaries half-way through the
+overlap of neighbours divide the image into cells, one for each tile. A tile writes its cell (no overlap, or blend
+``center``), or all of its pixels, weighted against its neighbours (the other blends). The output is
+divided into blocks, and every block lists all tiles that intersect it, so that blocks can be computed independently and
+in any order.
 
 Where a plan refines, the tiles that lie side by side are computed first, and of the tiles between them only those that
 this first pass leaves uncertain (`muvit.inference.tiling.passes`).
@@ -27,8 +29,8 @@ from muvit.errors import InputError
 from muvit.inference.tiling.blend import Neighbor, axis_weights
 from muvit.levels import Level, check_levels, level_factors
 
-Blend = Literal["linear", "cosine", "center"]
-"""Blending of overlapping tiles: by a linear or cosine ramp, or each writes its central part only."""
+Blend = Literal["linear", "cosine", "uniform", "center"]
+"""Blending of overlapping tiles: by a linear or cosine ramp, all alike, or each writes its central part only."""
 
 
 class Block(NamedTuple):
@@ -86,6 +88,8 @@ class TilePlan:
     """Pixels that neighbouring tiles share along each axis; none by default."""
     blend: Blend = "cosine"
     """Joining of the overlap."""
+    half_stride: bool = False
+    """Begin the grid half a step before the image."""
     placement: Placement = "nested"
     """Placement of the coarse crops, see `muvit.data.crops.placement.place_views`."""
     free_views: FreeViews | None = None
@@ -117,12 +121,15 @@ class TilePlan:
         if self.runs and (sum(self.runs) != prod(self.grid) or min(self.runs) < 0):
             raise InputError("runs", expected=f"numbers of sum {prod(self.grid)}", got=sum(self.runs))
         if self.refines and not (
-            self.is_blended and not any(n % s for n, s in zip(self.crop_size, self.step, strict=True))
+            self.is_blended
+            and not self.half_stride
+            and not any(n % s for n, s in zip(self.crop_size, self.step, strict=True))
         ):
             raise InputError(
                 "refine",
                 expected="tiles that blend, and an overlap that leaves a half, a third, ... of them, as 0.5 does",
-                got=f"tiles of {self.crop_size} px, overlap {self.overlap} px, blend {self.blend}",
+                got=f"tiles of {self.crop_size} px, overlap {self.overlap} px, blend {self.blend}"
+                f"{', a grid of half strides' if self.half_stride else ''}",
             )
 
     @property
@@ -247,26 +254,34 @@ class TilePlan:
     @cached_property
     def grid(self) -> tuple[int, ...]:
         """Number of tiles along each axis."""
-        sizes = zip(self.shape, self.crop_size, self.step, strict=True)
-        return tuple(1 + max(0, -(-(extent - n) // s)) for extent, n, s in sizes)
+        # the last tile ends the image, or, of a grid that is not moved back, its cell does
+        beyond = [self._lead(axis) + o // 2 if self.half_stride else 0 for axis, o in enumerate(self.overlap)]
+        sizes = zip(self.shape, beyond, self.crop_size, self.step, strict=True)
+        return tuple(1 + max(0, -(-(extent + more - n) // s)) for extent, more, n, s in sizes)
+
+    def _lead(self, axis: int) -> int:
+        """Pixels before the image at which the grid begins."""
+        return self.step[axis] // 2 if self.half_stride else 0
 
     def corner(self, axis: int, index: int) -> int:
         """First pixel of a tile."""
         n = self.crop_size[axis]
-        return min(index * (n - self.overlap[axis]), max(0, self.shape[axis] - n))
+        start = index * (n - self.overlap[axis])
+        return start - self._lead(axis) if self.half_stride else min(start, max(0, self.shape[axis] - n))
 
     def cell(self, axis: int, index: int) -> tuple[int, int]:
         """First pixel of a tile's cell, and the one after its last."""
         n, o = self.crop_size[axis], self.overlap[axis]
-        low = index * (n - o) + o - o // 2 if index else 0
-        return low, self.shape[axis] if index == self.grid[axis] - 1 else index * (n - o) + n - o // 2
+        start = index * (n - o) - self._lead(axis)
+        low = start + o - o // 2 if index else 0
+        return low, self.shape[axis] if index == self.grid[axis] - 1 else start + n - o // 2
 
     def written(self, axis: int, index: int) -> tuple[int, int]:
         """First pixel that a tile writes, and the one after its last."""
         if not self.is_blended:
             return self.cell(axis, index)
         corner = self.corner(axis, index)
-        return corner, min(corner + self.crop_size[axis], self.shape[axis])
+        return max(corner, 0), min(corner + self.crop_size[axis], self.shape[axis])
 
     def weights(self, tile: Tile) -> tuple[NDArray[np.float64], ...]:
         """Along each axis, the weights of the pixels that a tile writes; their product is the weight of a pixel."""
@@ -316,13 +331,13 @@ class TilePlan:
     def _intersecting(self, axis: int, start: int, size: int) -> tuple[int, int]:
         """First and last tile that write to some pixels; the last pixel may lie beyond the image."""
         n, o, count = self.crop_size[axis], self.overlap[axis], self.grid[axis]
-        stop, step = min(start + size, self.shape[axis]), n - o
+        stop, step, lead = min(start + size, self.shape[axis]), n - o, self._lead(axis)
         if not self.is_blended:
-            margin = o - o // 2
+            margin = o - o // 2 - lead
             return tuple(min(max((pixel - margin) // step, 0), count - 1) for pixel in (start, stop - 1))  # type: ignore[return-value]
-        first = min(max((start - n) // step + 1, 0), count - 1)
+        first = min(max((start + lead - n) // step + 1, 0), count - 1)
         reaches_last = self.corner(axis, count - 1) < stop
-        return first, count - 1 if reaches_last else (stop - 1) // step
+        return first, count - 1 if reaches_last else (stop + lead - 1) // step
 
 
 def mask_runs(mask: NDArray[np.bool_]) -> tuple[int, ...]:

@@ -32,16 +32,23 @@ def conv_block(ndim: int, in_dim: int, out_dim: int) -> nn.Sequential:
 
 
 class Residual(nn.Module):
-    """Two `conv_block` and a shortcut: the input itself, or a 1-wide convolution of it."""
+    """Two `conv_block` and a shortcut: the input itself, or a 1-wide convolution of it.
 
-    def __init__(self, ndim: int, dim: int, *, project_shortcut: bool = False) -> None:
+    Args:
+        ndim: spatial axes.
+        dim: channels.
+        skip_dim: channels of a skip that the convolutions see beside the input, but not the shortcut.
+        project_shortcut: whether the shortcut is a convolution.
+    """
+
+    def __init__(self, ndim: int, dim: int, *, skip_dim: int = 0, project_shortcut: bool = False) -> None:
         super().__init__()
-        self.body = nn.Sequential(conv_block(ndim, dim, dim), conv_block(ndim, dim, dim))
+        self.body = nn.Sequential(conv_block(ndim, dim + skip_dim, dim), conv_block(ndim, dim, dim))
         self.shortcut = conv(ndim, dim, dim, 1) if project_shortcut else nn.Identity()
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``(B, dim, *space) -> (B, dim, *space)``."""
-        return self.body(x) + self.shortcut(x)
+    def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
+        """``(B, dim, *space)`` from an input alike, and a skip ``(B, skip_dim, *space)`` if there is one."""
+        return self.body(x if skip is None else torch.cat([x, skip], dim=1)) + self.shortcut(x)
 
 
 def upsample(x: Tensor, factors: Sequence[int]) -> Tensor:

@@ -2,17 +2,22 @@
 
 from collections.abc import Sequence
 from math import log, pi
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from muvit.checks import Bounds, Positive
 from muvit.errors import InputError
+from muvit.levels import Level, level_factors
 
 RotaryMode = Literal["none", "fixed", "shared", "per_layer"]
 """Frequencies of the blocks: none, fixed, learnable and shared by all blocks, or learnable in each block."""
+
+RotaryBase = Annotated[float, Bounds(above=1)] | tuple[Positive, Positive]
+"""Base of rotary frequencies, or their shortest and longest period in world pixels."""
 
 RotaryParam = Literal["freq", "base"]
 """Learnable parameters of the rotation: every frequency, or one base per axis."""
@@ -44,6 +49,13 @@ def periods_between(pitch: float, extent: float) -> Periods:
     no two places in a view look alike.
     """
     return 2 * pitch, 2 * extent
+
+
+def periods_of_views(levels: Sequence[Level], patch: Sequence[int], size: Sequence[int]) -> Periods:
+    """Periods for views of ``size`` pixels: from the finest patches to the coarsest view."""
+    factors = [level_factors(level, len(patch)) for level in levels]
+    pitch = min(p * f for level in factors for p, f in zip(patch, level, strict=True))
+    return periods_between(pitch, max(n * f for level in factors for n, f in zip(size, level, strict=True)))
 
 
 def frequencies(dims: Sequence[int], start: float | Periods) -> Tensor:
@@ -106,6 +118,29 @@ class AxialRope(nn.Module):
         wide = torch.float32 if coords.device.type == "mps" else torch.float64
         angles = coords.to(wide)[..., self.axis] * freq.to(wide)
         return torch.stack((angles.cos(), angles.sin()), dim=-1).float()
+
+
+class FixedPositions(AxialRope):
+    """Sines and cosines of the places of tokens in their views, to be added to the tokens.
+
+    ``cos(p / P * omega_k)`` and ``sin(p / P * omega_k)`` of every axis, with ``omega_k = 10000 ** (-2k / d_a)``: places
+    ``p`` are pixels, patches of ``P`` pixels the unit.
+
+    Args:
+        dim: token width.
+        patch: side of a patch along each axis.
+
+    Raises:
+        InputError: the tokens are too narrow.
+    """
+
+    def __init__(self, dim: int, patch: Sequence[int]) -> None:
+        super().__init__(dim, len(patch), learn="none")
+        self.freq = nn.Buffer(self.freq / torch.tensor(patch)[self.axis], persistent=False)
+
+    def forward(self, coords: Tensor) -> Tensor:
+        """Embedding ``(B, N, dim)`` of places ``(B, N, ndim)``."""
+        return super().forward(coords).flatten(-2)
 
 
 def rotate(x: Tensor, rotation: Rotation) -> Tensor:

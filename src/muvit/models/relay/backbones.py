@@ -1,9 +1,10 @@
 """timm backbones taken apart for relay tokens, and the branches that share one (Relay Tokens, figure 2)."""
 
+import copy
 from collections.abc import Sequence
 from itertools import pairwise
 from math import log
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ class Stream(NamedTuple):
 
 
 class Backbone(nn.Module):
-    """A timm model, taken apart where relay tokens come in; its blocks are shared by all branches.
+    """A timm model, taken apart where relay tokens come in; its blocks are shared by all branches, until `unshare`.
 
     Args:
         timm: the model, without its classifier.
@@ -48,6 +49,20 @@ class Backbone(nn.Module):
         self.contexts = nn.ModuleList(
             nn.ParameterDict({_key(name): p.detach().clone() for name, p in named.items()}) for _ in range(num_contexts)
         )
+        self.twins = nn.ModuleList()
+
+    def unshare(self, num_contexts: int) -> None:
+        """Give each of the context branches a copy of all blocks, and of the final norm, for itself."""
+        twins = [copy.deepcopy(self) for _ in range(num_contexts)]
+        for twin in twins:
+            twin.contexts = nn.ModuleList()
+            for name in {*twin.timm._modules, *twin.timm._parameters} - {"blocks", "layers", "norm"}:
+                setattr(twin.timm, name, None)  # embeddings are those of `embed`
+        self.twins.extend(twins)
+
+    def branch(self, level: int) -> Self:
+        """The backbone with the blocks of the branch with index ``level``: this one, unless they are its own."""
+        return self if level == 0 or not self.twins else self.twins[level - 1]  # type: ignore[return-value]
 
     def embed(self, view: Tensor, level: int) -> Stream:
         """Tokens of the view ``(B, C, *space)`` of the branch with index ``level``, before the first block."""
@@ -271,17 +286,17 @@ POSITION_STD = 0.02
 
 
 class RelayTrunk(nn.Module):
-    """A backbone that all branches share, and the relay tokens between them.
+    """A backbone for all branches, and the relay tokens between them.
 
     Where the backbone has a table of positions, the relay tokens start from zero and have a row of their own in the
     table of every branch, added when they enter that branch for the first time. Else their start is drawn. In stages of
     growing width a linear layer takes them along.
 
     Args:
-        backbone: the shared backbone.
+        backbone: the backbone.
         num_relay: relay tokens; 0 leaves the branches independent.
         update: ``sequential`` or ``mean``, see `RelayConfig.update`.
-        exchanges: of tokens by place, see `muvit.models.relay.exchange.build_exchanges`.
+        exchanges: of tokens, see `muvit.models.relay.exchange.build_exchanges`.
     """
 
     def __init__(
@@ -331,7 +346,7 @@ class RelayTrunk(nn.Module):
         relay = None if self.relay_tokens is None else self.relay_tokens.expand(img.shape[0], -1, -1)
         kept: list[list[Tensor]] = [[] for _ in streams]
         for stage, depth in enumerate(self.backbone.depths):
-            streams = [self.backbone.enter(stage, stream) for stream in streams]
+            streams = [self.backbone.branch(level).enter(stage, stream) for level, stream in enumerate(streams)]
             relay = relay if relay is None or stage == 0 else self.widen[stage - 1](relay)
             for index in range(depth):
                 streams = self.exchange(stage, index, streams, bbox)
@@ -340,16 +355,18 @@ class RelayTrunk(nn.Module):
                     for maps, stream in zip(kept, streams, strict=True):
                         maps.insert(0, self.backbone.to_map(stage, stream))
         last = len(self.backbone.depths) - 1
-        outputs = [self.backbone.to_map(last, self.backbone.normalize(stream)) for stream in streams]
+        streams = self.exchange(last, self.backbone.depths[last], streams, bbox)
+        ends = (self.backbone.branch(level).normalize(stream) for level, stream in enumerate(streams))
+        outputs = [self.backbone.to_map(last, stream) for stream in ends]
         return [[output, *maps] for output, maps in zip(outputs, kept, strict=True)]
 
     def exchange(self, stage: int, index: int, streams: Sequence[Stream], bbox: Tensor) -> list[Stream]:
-        """The branches after the exchange by place that precedes a block, if there is one."""
+        """The branches after the exchange that precedes a block, or follows the last, if there is one."""
         key = f"{stage}_{index}"
         if key not in self.exchanges:
             return list(streams)
-        updates = self.exchanges[key]([self.backbone.to_map(stage, stream) for stream in streams], bbox)
-        return [self.backbone.add(stream, update) for stream, update in zip(streams, updates, strict=True)]
+        gains = self.exchanges[key]([self.backbone.to_map(stage, stream) for stream in streams], bbox)
+        return [s if gain is None else self.backbone.add(s, gain) for s, gain in zip(streams, gains, strict=True)]
 
     def couple(
         self, stage: int, index: int, streams: Sequence[Stream], relay: Tensor | None
@@ -368,7 +385,7 @@ class RelayTrunk(nn.Module):
         after, updates = list(streams), []
         for level in reversed(range(len(streams))):
             entering = self.place(relay, level) if stage == index == 0 else relay
-            after[level], updated = self.backbone.run(stage, index, streams[level], entering)
+            after[level], updated = self.backbone.branch(level).run(stage, index, streams[level], entering)
             updates.append(updated)
             if self.update == "sequential":
                 relay = updated

@@ -47,14 +47,19 @@ class RelayConfig:
     share_patch_embed: bool = False
     """All branches use one patch embedding and one position table; else each context branch has its own, which start as
     copies of the local ones."""
+    share_blocks: bool = True
+    """All branches run through the same blocks (the paper), or each context branch through a copy of its own, which
+    starts equal: the paper's control with a backbone for each branch."""
     fusion: Literal["relay", "decision"] = "relay"
     """Path of the context to the local prediction: relay tokens, or the paper's control without them, whose context
     logits are up-sampled and added to the local ones (decision)."""
-    exchange: Literal["none", "world"] = "none"
+    exchange: Literal["none", "world", "context", "cells", "late"] = "none"
     """Paths beside the relay tokens, which know no places: none (the paper); or before every second block the tokens of
-    all views attend to a grid of each view, rotated by world coordinates (world)."""
+    all views attend to a grid of each view, rotated by world coordinates (world). Controls after other papers: the
+    local view attends to grids of the context views, once in each stage (context, after CASWiT); grids of all views
+    attend to each other (cells, after GLAM); blocks over the tokens of all views end the backbone (late, after xT)."""
     exchange_cells: PositiveInt = 8
-    """Most cells of such a grid along each axis: means of equal groups of tokens."""
+    """Most cells of a grid along each axis: means of equal groups of tokens."""
     pretrained: bool | str = False
     """Weights that the backbone starts from: those that timm publishes for it (true; fetched once, for a new model,
     never for one that is loaded from its folder), or a local file .safetensors or .pth with them; loaded strictly."""
@@ -96,8 +101,9 @@ class RelayConfig:
         freeze_lists(self)
         check_fields(self)
         check_levels(self.levels, self.ndim)
-        if self.exchange == "world" and self.fusion == "decision":
-            raise InputError("exchange", expected="none with fusion decision, which keeps branches apart", got="world")
+        if self.exchange != "none" and self.fusion == "decision":
+            expected = "none with fusion decision, which keeps branches apart"
+            raise InputError("exchange", expected=expected, got=self.exchange)
         for name in self.timm_options:
             if name in _SET_BY_US:
                 raise InputError(f"timm_options.{name}", expected=f"the setting {_SET_BY_US[name]} instead", got=name)
@@ -113,6 +119,6 @@ class RelayConfig:
 
     @property
     def needs_concentric_views(self) -> bool:
-        """Whether relay tokens are the only path between views: they know no places."""
-        has_tokens = self.fusion == "relay" and self.relay_tokens > 0 and len(self.levels) > 1
-        return has_tokens and self.exchange == "none"
+        """Whether no path between views knows places, as relay tokens do not."""
+        is_coupled = self.fusion == "relay" and (self.relay_tokens > 0 or self.exchange != "none")
+        return is_coupled and len(self.levels) > 1 and self.exchange not in ("world", "late")

@@ -44,10 +44,14 @@ class RelaySegmenter(SegmentationModel):
         assert config.size is not None
         num_contexts = len(config.levels) - 1
         num_relay = config.relay_tokens if num_contexts and config.fusion == "relay" else 0
-        is_coupled = num_relay > 0 or config.exchange == "world"
+        is_coupled = num_relay > 0 or config.exchange != "none"
         if num_contexts and not is_coupled and not self._reads_context:
             raise InputError("relay_tokens", expected="at least 1, or a weight of the context branches' losses", got=0)
         backbone = build_backbone(config, num_relay, 0 if config.share_patch_embed else num_contexts)
+        if not config.share_blocks:
+            backbone.unshare(num_contexts)
+            for level in range(1, len(config.levels)) if not self._reads_context else ():
+                backbone.branch(level).timm.norm.requires_grad_(False)  # only relay tokens come out of these branches
         self.trunk = RelayTrunk(backbone, num_relay, config.update, build_exchanges(backbone, config))
         self.decoder = build_decoder(backbone, config)
         self.cells = [cells_of(config.size, config.levels[0], level) for level in config.levels[1:]]

@@ -105,7 +105,7 @@ def _published(name: str, options: dict[str, Any]) -> Any:
 def _from_file(name: str, file: Path, options: dict[str, Any]) -> Any:
     import timm
 
-    state = _read(file)
+    state = read_weights(file)
     published: Any = timm.get_pretrained_cfg(name)
     heads = [published.classifier] if isinstance(published.classifier, str) else [*(published.classifier or ())]
     # built with the classifier of the file, if there is one, so that all of it must fit
@@ -127,8 +127,12 @@ def _from_file(name: str, file: Path, options: dict[str, Any]) -> Any:
     return model
 
 
-def _read(file: Path) -> dict[str, Tensor]:
-    """The tensors of a file, without unpickling anything but tensors."""
+def read_weights(file: Path) -> dict[str, Tensor]:
+    """The tensors of a file, without unpickling anything but tensors.
+
+    Raises:
+        CheckpointError: there is no file, or it is damaged or holds something else.
+    """
     from safetensors import SafetensorError
     from timm.models import load_state_dict
 
