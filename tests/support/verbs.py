@@ -211,7 +211,7 @@ def _shorten_demo() -> None:
 
     def short(data: Path, seed: int = 0, *, quick: bool = False) -> Recipe:
         recipe = original(data, seed, quick=quick)
-        encoder = replace(recipe.model.encoder, dim=16, num_layers=1, heads=1)
+        encoder = replace(recipe.model.encoder, dim=16, num_layers=3, heads=1)
         return replace(
             recipe,
             model=replace(recipe.model, encoder=encoder),

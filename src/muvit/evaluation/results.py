@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL import Image
 
-from muvit.durable import whole_file, write_whole
+from muvit.durable import write_whole
 from muvit.errors import ExistsError, InputError
 from muvit.evaluation.report.scores import results_page
 
@@ -62,6 +62,8 @@ def write_results(
 ) -> None:
     """Write results in the formats that the suffixes of ``files`` say; no other format is computed.
 
+    All are made before the first is written: where one fails, or a person stops it, the command can be repeated.
+
     Args:
         files: from `result_files`.
         data: gives plain data.
@@ -70,27 +72,35 @@ def write_results(
         page: gives the HTML of a page; unset, one of the rows and the picture.
     """
     picture, rows = cache(picture), cache(rows)
-    for file in files:
+
+    def content(file: Path) -> bytes:
         match file.suffix.lower():
             case ".json":
-                write_whole(file, (json.dumps(plain_numbers(data()), indent=2) + "\n").encode())
+                return (json.dumps(plain_numbers(data()), indent=2) + "\n").encode()
             case ".csv":
-                write_rows(file, rows())
+                return _to_csv(rows())
             case ".html":
-                text = results_page(file.stem.capitalize(), rows(), picture()) if page is None else page()
-                write_whole(file, text.encode())
+                return (results_page(file.stem.capitalize(), rows(), picture()) if page is None else page()).encode()
             case _:
-                with whole_file(file) as stream:
-                    picture().save(stream, format="png")
+                png = io.BytesIO()
+                picture().save(png, format="png")
+                return png.getvalue()
+
+    for file, made in [(file, content(file)) for file in files]:
+        write_whole(file, made)
 
 
 def write_rows(file: Path, rows: Sequence[Row]) -> None:
     """Write a CSV file; numbers that do not exist (NaN, None) are empty."""
+    write_whole(file, _to_csv(rows))
+
+
+def _to_csv(rows: Sequence[Row]) -> bytes:
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]) if rows else [])
     writer.writeheader()
     writer.writerows([{k: "" if _is_missing(v) else v for k, v in row.items()} for row in rows])
-    write_whole(file, text.getvalue().encode())
+    return text.getvalue().encode()
 
 
 def plain_numbers(value: Any) -> Any:
