@@ -82,6 +82,7 @@ def test_the_benchmark_of_a_gpu_runs_dry_on_a_cpu(speed, tmp_path, monkeypatch):
     assert "samples/s with 0 processes" in text and "s per gigapixel" in text
 
 
+@pytest.mark.long
 def test_the_benchmark_of_context_caching_counts_operations(speed, monkeypatch, capsys):
     import context_caching
 

@@ -142,7 +142,7 @@ def test_copies_that_need_no_waiting_pass(device):
 
 
 @pytest.mark.parametrize("boxes", [True, False])
-@pytest.mark.parametrize("mode", ["all", "causal", "same", "random", "coarse_to_fine", "copies"])
+@pytest.mark.parametrize("mode", ["all", "causal", "same", "random", "copies"])
 def test_encoders(mode, boxes):
     attention = COPIES if mode == "copies" else {"attention_mode": mode}
     for build, space, device in (

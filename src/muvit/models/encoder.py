@@ -9,26 +9,22 @@ from typing import Annotated, ClassVar, Literal, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
-from muvit.checks import Bounds, NonNegative, Positive, PositiveInt, Share, check_fields, freeze_lists
+from muvit.checks import Bounds, NonNegative, PositiveInt, Share, check_fields, freeze_lists
 from muvit.errors import InputError, ShapeError
-from muvit.geometry import PatchSpacing, naive_boxes, nearest_patches, patch_centers
+from muvit.geometry import PatchSpacing, naive_boxes, patch_centers
 from muvit.levels import Level, level_factors, plain_level
 from muvit.models.folder import FolderModel
 from muvit.models.layers.attention import AttentionMode, Block, Spans, level_spans, mask_of_queries, random_key_mask
-from muvit.models.layers.copies import CopiedPatches, TokenCopies, copies_per_axis
+from muvit.models.layers.copies import CopiedPatches, TokenCopies, copied_tokens
 from muvit.models.layers.patch import patch_grid, patchify
 from muvit.models.layers.rope import (
     FixedPositions,
-    Periods,
+    RotaryBase,
     RotaryMode,
     RotaryParam,
     Rotation,
     build_ropes,
-    periods_between,
 )
-
-RotaryBase = Annotated[float, Bounds(above=1)] | tuple[Positive, Positive]
-"""Base of rotary frequencies, or their shortest and longest period in world pixels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,13 +106,6 @@ class EncoderConfig:
     def patch(self) -> tuple[int, ...]:
         """Patch side along each axis."""
         return (self.patch_size,) * self.ndim if isinstance(self.patch_size, int) else self.patch_size
-
-    def periods(self, size: Sequence[int]) -> Periods:
-        """Rotary periods for views of ``size`` pixels: from the finest patches to the coarsest view."""
-        factors = [level_factors(level, self.ndim) for level in self.levels]
-        pitch = min(p * f for level in factors for p, f in zip(self.patch, level, strict=True))
-        extent = max(n * f for level in factors for n, f in zip(size, level, strict=True))
-        return periods_between(pitch, extent)
 
 
 class Encoding(NamedTuple):
@@ -277,11 +266,8 @@ class MuViTEncoder(FolderModel):
         """
         if self.fixed_positions is None:
             return None
-        if self.config.fixed_positions == "grid":
-            boxes = naive_boxes((1,) * len(self.levels), x.shape[3:], self.config.patch_spacing)
-            boxes = boxes.to(x.device, non_blocking=True).expand(x.shape[0], *boxes.shape)
-        else:
-            boxes = self._naive_boxes(x) if bbox is None else self.check_boxes(x, bbox)
+        is_grid = self.config.fixed_positions == "grid"
+        boxes = self._naive_boxes(x, (1,) * len(self.levels)) if is_grid else self.boxes(x, bbox)
         return self.centers(x, boxes - boxes[..., :1, :]).flatten(1, 2)
 
     def centers(self, x: Tensor, bbox: Tensor) -> Tensor:
@@ -293,11 +279,7 @@ class MuViTEncoder(FolderModel):
     def copied_tokens(self, x: Tensor, boxes: Tensor) -> Tensor:
         """Indices ``(B, c)`` of the coarse tokens that `copies` copies, of views in ``boxes`` ``(B, L, 2, ndim)``."""
         grid = patch_grid(x.shape[-self.config.ndim :], self.config.patch)
-        counts = copies_per_axis(self.config.coarse_copies, self.levels, grid)
-        chosen = [
-            nearest_patches(boxes[:, 0], boxes[:, i], grid, count) + i * prod(grid) for i, count in enumerate(counts, 1)
-        ]
-        return torch.cat(chosen, dim=1)
+        return copied_tokens(self.config.coarse_copies, self.levels, grid, boxes)
 
     def run_blocks(
         self,
@@ -409,7 +391,8 @@ class MuViTEncoder(FolderModel):
         Raises:
             ShapeError: the boxes have the wrong shape.
         """
-        if bbox is not None:
-            return self.check_boxes(x, bbox)
-        boxes = naive_boxes(self.levels, x.shape[3:], self.config.patch_spacing)
+        return self._naive_boxes(x, self.levels) if bbox is None else self.check_boxes(x, bbox)
+
+    def _naive_boxes(self, x: Tensor, levels: Sequence[Level]) -> Tensor:
+        boxes = naive_boxes(levels, x.shape[3:], self.config.patch_spacing)
         return boxes.to(x.device, non_blocking=True).expand(x.shape[0], *boxes.shape)

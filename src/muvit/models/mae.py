@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from muvit.checks import Bounds, NonNegative, Positive, PositiveInt, Share, check_fields, freeze_lists
 from muvit.errors import InputError
 from muvit.levels import Level
-from muvit.models.encoder import EncoderConfig, MuViTEncoder, RotaryBase
+from muvit.models.encoder import EncoderConfig, MuViTEncoder
 from muvit.models.folder import FolderModel
 from muvit.models.layers.attention import Block, level_mask
 from muvit.models.layers.patch import patch_grid, unpatchify
-from muvit.models.layers.rope import FixedPositions, RotaryMode, build_ropes
+from muvit.models.layers.rope import FixedPositions, RotaryBase, RotaryMode, build_ropes
 from muvit.models.masking import TokenMask, draw_mask
 
 

@@ -19,6 +19,7 @@ from muvit.data.tables import SlideFiles, is_table, read_column, values_of
 from muvit.errors import InputError
 from muvit.levels import Level
 from muvit.models.baselines import BaselineConfig
+from muvit.models.layers.rope import periods_of_views
 from muvit.models.relay.config import RelayConfig
 from muvit.models.segmenter import SegmenterConfig
 from muvit.training.recipes import (
@@ -69,7 +70,7 @@ def _with_preset(recipe: AnyRecipe) -> AnyRecipe:
     if recipe.preset == "paper" or isinstance(recipe.model, BaselineConfig | RelayConfig):
         return recipe
     encoder = recipe.model.encoder
-    periods = encoder.periods(all_axes(recipe.data.crop_size, encoder.ndim))
+    periods = periods_of_views(encoder.levels, encoder.patch, all_axes(recipe.data.crop_size, encoder.ndim))
     values = {"level_embed_std": 0.02} | ({} if encoder.rotary_param == "base" else {"rotary_base": periods})
     return replace(recipe, model=replace(recipe.model, encoder=_changed(encoder, **values)))
 

@@ -6,8 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from muvit.errors import InputError
-from muvit.models.encoder import EncoderConfig
-from muvit.models.layers.rope import AxialRope, axis_dims, periods_between, rotate, split_heads
+from muvit.models.layers.rope import AxialRope, axis_dims, periods_between, periods_of_views, rotate, split_heads
 
 
 def turned_as_complex_numbers(x, coords, dims, base):
@@ -198,5 +197,4 @@ def test_periods_are_spaced_evenly_on_a_logarithmic_scale():
 
 def test_periods_span_from_two_tokens_to_twice_a_view():
     assert periods_between(8, 256) == (16, 512)
-    encoder = EncoderConfig(levels=(2, (8, 4)), patch_size=(4, 2))
-    assert encoder.periods((64, 128)) == (2 * 2 * 2, 2 * 64 * 8)
+    assert periods_of_views((2, (8, 4)), (4, 2), (64, 128)) == (2 * 2 * 2, 2 * 64 * 8)

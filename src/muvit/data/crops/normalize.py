@@ -215,8 +215,10 @@ def fitted(normalization: Normalization, slide: Slide) -> Measure:
         return normalization.measure
     fits = _fitted.setdefault(slide, {})
     if normalization not in fits:
-        fit = normalization.fit(slide)
-        fits[normalization] = fit if isinstance(normalization, Percentile) else _measure_nothing(fit)
+        if isinstance(normalization, Percentile):
+            fits[normalization] = normalization.fit(slide)
+        else:
+            fits[normalization] = _measure_nothing(normalization.fit(slide))
     return fits[normalization]
 
 

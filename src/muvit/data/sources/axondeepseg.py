@@ -179,7 +179,8 @@ def _pixel_size(file: Path, problems: list[str]) -> float | None:
         content = json.loads(file.read_text())
         size = content.get("PixelSize") if isinstance(content, dict) else content
         unit = content.get("PixelSizeUnits", "um") if isinstance(content, dict) else "um"
-        values = {float(value) * {"um": 1.0, "nm": 1e-3, "mm": 1e3}[unit] for value in np.atleast_1d(size)}
+        sizes: list[Any] = size if isinstance(size, list) else [size]
+        values = {float(one) * {"um": 1.0, "nm": 1e-3, "mm": 1e3}[unit] for one in sizes}
         [value] = values
         if not (isfinite(value) and value > 0):
             raise ValueError(value)

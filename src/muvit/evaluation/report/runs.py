@@ -151,7 +151,9 @@ class LiveComparison:
 
     def _write(self, state: str, *, is_live: bool) -> None:
         with warn_if_it_fails(f"the report of {self.folder}"):
-            rows, scores, links = [], {}, []
+            rows: list[dict[str, object]] = []
+            scores: dict[str, tuple[list[float], list[float]]] = {}
+            links: list[str] = []
             for (name, run), (done, total) in zip(self.runs.items(), self.steps, strict=True):
                 curve = read_curves(self.folder / run, ("val_mdsc",))["val_mdsc"]
                 last, best = (curve[1][-1], max(curve[1])) if curve[1] else (None, None)

@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from fractions import Fraction
-from math import ceil
+from math import ceil, prod
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from muvit.geometry import nearest_patches
 from muvit.levels import Level, level_factors
 
 CopiedPatches = Literal["none", "under", "ring"]
@@ -40,6 +41,20 @@ class TokenCopies(nn.Module):
         """
         copies, at = (t.gather(1, indices[..., None].expand(-1, -1, t.shape[2])) for t in (tokens, positions))
         return copies + self.vector, at
+
+
+def copied_tokens(patches: CopiedPatches, levels: Sequence[Level], grid: Sequence[int], boxes: Tensor) -> Tensor:
+    """Indices ``(B, c)`` of the coarse tokens that are copied: those nearest to the centre of the finest view.
+
+    Args:
+        patches: which patches.
+        levels: downsampling factors, finest first.
+        grid: patches of each view along each axis.
+        boxes: of the views ``(B, L, 2, ndim)``.
+    """
+    counts = enumerate(copies_per_axis(patches, levels, grid), 1)
+    chosen = [nearest_patches(boxes[:, 0], boxes[:, i], grid, count) + i * prod(grid) for i, count in counts]
+    return torch.cat(chosen, dim=1)
 
 
 def copies_per_axis(patches: CopiedPatches, levels: Sequence[Level], grid: Sequence[int]) -> list[tuple[int, ...]]:

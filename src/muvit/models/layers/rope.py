@@ -2,17 +2,22 @@
 
 from collections.abc import Sequence
 from math import log, pi
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from muvit.checks import Bounds, Positive
 from muvit.errors import InputError
+from muvit.levels import Level, level_factors
 
 RotaryMode = Literal["none", "fixed", "shared", "per_layer"]
 """Frequencies of the blocks: none, fixed, learnable and shared by all blocks, or learnable in each block."""
+
+RotaryBase = Annotated[float, Bounds(above=1)] | tuple[Positive, Positive]
+"""Base of rotary frequencies, or their shortest and longest period in world pixels."""
 
 RotaryParam = Literal["freq", "base"]
 """Learnable parameters of the rotation: every frequency, or one base per axis."""
@@ -44,6 +49,13 @@ def periods_between(pitch: float, extent: float) -> Periods:
     no two places in a view look alike.
     """
     return 2 * pitch, 2 * extent
+
+
+def periods_of_views(levels: Sequence[Level], patch: Sequence[int], size: Sequence[int]) -> Periods:
+    """Periods for views of ``size`` pixels: from the finest patches to the coarsest view."""
+    factors = [level_factors(level, len(patch)) for level in levels]
+    pitch = min(p * f for level in factors for p, f in zip(patch, level, strict=True))
+    return periods_between(pitch, max(n * f for level in factors for n, f in zip(size, level, strict=True)))
 
 
 def frequencies(dims: Sequence[int], start: float | Periods) -> Tensor:
