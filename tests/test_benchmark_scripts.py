@@ -206,8 +206,10 @@ def test_displaced_labels_score_less_the_further_they_are_displaced(script):
     module = script("label_noise")
     labels = np.zeros((120, 160), np.uint8)
     labels[20:100, 20:80], labels[20:100, 80:140], labels[60:80, 60:100] = 1, 2, module.UNASSIGNED
-    assert module.highest_score([labels], 0.0, 20.0, 0) == 1.0
-    near, far = (module.highest_score([labels], size, 20.0, 0) for size in (2.0, 8.0))
+    right = module.assigned(labels)
+    assert set(np.unique(right)) == {0, 1, 2}
+    same, near, far = (module.highest_score([labels], [right], size, 20.0, 0) for size in (0.0, 2.0, 8.0))
+    assert same == 1
     assert 1 > near > far > 0.5
     fields = [module.displacement((120, 160), 5.0, 10.0, np.random.default_rng(seed)) for seed in range(20)]
     lengths = np.sqrt(np.mean([(field**2).sum(0).mean() for field in fields]))

@@ -17,7 +17,7 @@ BEHAVIOUR = {
     "loss_average": "token",
     "share_masking_draw": True,
 }
-NEW = {"level_embed_std", "rotary_param", *BEHAVIOUR}
+NEW = {"level_embed_std", "rotary_param", "fixed_positions", "masking_alpha", *BEHAVIOUR}
 
 
 def axis_sizes(head_dim, ndim):

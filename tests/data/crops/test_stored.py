@@ -157,7 +157,9 @@ def test_a_block_that_could_not_be_read_is_asked_for_again():
         patch.setattr(RequestedSlide, "_read_window", once)
         with pytest.raises(ReadError, match=r"image 1, level 1, window .*got OSError: lost"):
             crops[12]
+        image.events.clear()
         assert crops[12]["img"].any()
+        assert image.events.count("request") == 3  # the labels of two levels, and the block
 
 
 def test_looks_of_a_batch_are_stacked_with_what_they_lack():
