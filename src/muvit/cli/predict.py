@@ -139,7 +139,7 @@ def _write_page(
         return
     shown = ("model", "overlap", "blend", "refine", "tissue", "region", "placement", "tta")
     given = {name: arguments[name] for name in shown}
-    facts = {name: value for name, value in given.items() if value not in (None, False)}
+    facts = {name: value for name, value in given.items() if value is not None and value is not False}
     facts["classes"] = ", ".join(trained.preprocessing.class_names)
     facts |= {} if seconds is None else {"time": format_duration(seconds)}
     write_prediction_page(
