@@ -15,7 +15,6 @@ import pytest
 import torch
 
 from muvit.cli import _parser, main
-from muvit.cli.compare import _variants
 from muvit.cli.demo import recipe as demo_recipe
 from muvit.data.crops.normalize import Range
 from muvit.data.crops.preprocessing import FILE, Preprocessing
@@ -222,15 +221,6 @@ def test_the_recipe_trains(file, monkeypatch, tmp_path):
         model = load_network(train_segmenter(recipe, tmp_path / "run"))
         assert type(model) is type(build_model(complete(recipe).model))
     assert all(torch.isfinite(p).all() for p in model.parameters())
-
-
-@pytest.mark.parametrize("name", ["muvit", "relay_synthetic"])
-def test_the_variants_of_a_benchmark_are_recipes(name, monkeypatch):
-    recipe = read(uses(ROOT / "recipes" / "synthetic_small.yaml")[0], monkeypatch)
-    variants = _variants(ROOT / "benchmarks" / "models" / f"{name}.yaml", recipe)
-    assert len({str(variant.recipe.model) for variant in variants}) == len(variants) > 2
-    for variant in variants:
-        assert complete(variant.recipe).model.num_classes == 3
 
 
 @pytest.mark.parametrize("words", [w for f in STUDIES for w in uses(f)], ids=lambda words: Path(words[-1]).name)

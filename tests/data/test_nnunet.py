@@ -135,7 +135,7 @@ def test_predictions_are_put_together_and_scored(tmp_path, capsys):
     scores = tmp_path / "scores.json"
     assert main(["evaluate", str(tmp_path / "back"), str(tmp_path / "test" / "labels"), "--output", str(scores)]) == 0
     wrong = (test[1][1].read(1, (0, 0), (32, 32)) != 0).sum()
-    assert json.loads(scores.read_text())["accuracy"] == pytest.approx(1 - wrong / (2 * 64 * 96))
+    assert json.loads(scores.read_text())["pooled"]["accuracy"] == pytest.approx(1 - wrong / (2 * 64 * 96))
     capsys.readouterr()
 
 

@@ -84,7 +84,7 @@ VARIANTS = sorted((ROOT / "benchmarks" / "models").glob("*.yaml"))
 @pytest.mark.parametrize("file", VARIANTS, ids=lambda file: file.stem)
 def test_the_variants_of_the_benchmarks_are_read(recipe, file):
     variants = variants_of(file, recipe)
-    assert len({variant.slug for variant in variants}) == len(variants) > 3
+    assert len({variant.slug for variant in variants}) == len(variants)
     for variant in variants:
         assert ("every level" in variant.description) == (len(variant.recipe.model.levels) > 1)
     if file.stem == "all":

@@ -279,7 +279,7 @@ def test_a_model_needs_to_know_its_task(name):
         ({"context_weight": -0.1}, "context_weight: expected a number >= 0"),
         ({"consistency_weight": float("nan")}, "consistency_weight: expected a number >= 0"),
         ({"drop_path": 1.0}, "drop_path: expected a number >= 0 and < 1"),
-        ({"decoder_widths": "thin"}, "decoder_widths: expected paper or slim or several"),
+        ({"decoder_widths": "thin"}, "decoder_widths: expected paper or slim or a list"),
         ({"decoder": "unetr", "decoder_widths": (8, 8)}, "decoder_widths: expected 5 positive widths"),
         ({"decoder": "unetr"}, "num_layers: expected at least 4 blocks"),
         ({"decoder": "mask2former", "num_queries": 2}, "num_queries: expected at least one for each of the 3 classes"),
