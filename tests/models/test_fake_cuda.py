@@ -280,6 +280,7 @@ BASELINES = {
     "name", [pytest.param(name, marks=[pytest.mark.long] * (name != "unet")) for name in BASELINES]
 )
 def test_baselines(name):
+    """All but mask2former, whose queries are matched with masks on the host."""
     task = {"in_channels": 1, "num_classes": 3, "levels": (1, 4)}
     segment(Baseline(BaselineConfig(**task, **BASELINES[name])), 64, 64)
 

@@ -105,6 +105,7 @@ PRESETS: dict[str, Preset] = {
     "upernet": ("UPerNet ConvNeXt", _ONE, _with_baseline("upernet")),
     "fpn": ("PVT-v2 FPN", _ONE, _with_baseline("fpn")),
     "segformer": ("SegFormer", _ONE, _with_baseline("segformer")),
+    "swin_mask2former": ("Mask2Former Swin", _ONE, _with_baseline("mask2former")),
     "swinunetr": ("SwinUNETR-V2", _ONE, _with_baseline("swinunetr")),
     "unetr": ("UNETR", _ONE, _with_baseline("unetr")),
     "early_fusion": ("U-Net early fusion", f"{_ALL}, stacked as channels", _with_baseline("unet", stacked=True)),

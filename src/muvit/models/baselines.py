@@ -4,6 +4,7 @@ A baseline sees the finest view alone, as published networks do, or all nested v
 the control that has the context's pixels, but neither tokens nor coordinates to place them by.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Annotated, Any, Literal
@@ -13,7 +14,8 @@ from torch import Tensor, nn
 from muvit.checks import Bounds, PositiveInt, check_fields, freeze_lists
 from muvit.errors import InputError, ShapeError, require_package
 from muvit.levels import Level, check_levels, plain_level
-from muvit.models.segmentation_model import SegmentationModel, Views
+from muvit.models.segmentation_model import Criterion, SegmentationModel, Views
+from muvit.models.swin_mask2former import SIZES, SwinMask2Former
 
 NetworkName = Literal[
     "unet",
@@ -22,6 +24,7 @@ NetworkName = Literal[
     "upernet",
     "fpn",
     "segformer",
+    "mask2former",
     "residual_unet",
     "swinunetr",
     "unetr",
@@ -38,7 +41,7 @@ class _Network:
     width: int = 0
 
 
-_SMP, _MONAI = ("segmentation_models_pytorch",), ("monai",)
+_SMP, _MONAI, _HF = ("segmentation_models_pytorch",), ("monai",), ("transformers",)
 _NETWORKS = {
     "unet": _Network(_SMP, multiple=32, encoder_name="resnet34"),
     "deeplabv3": _Network(_SMP, multiple=8, encoder_name="resnet50"),
@@ -46,6 +49,7 @@ _NETWORKS = {
     "upernet": _Network(_SMP, multiple=32, encoder_name="tu-convnext_base"),
     "fpn": _Network(_SMP, multiple=32, encoder_name="tu-pvt_v2_b1"),
     "segformer": _Network(_SMP, multiple=32, encoder_name="mit_b2"),
+    "mask2former": _Network(_HF, multiple=32, width=256, encoder_name="swin_base"),
     "residual_unet": _Network(_MONAI, multiple=16, width=16),
     "swinunetr": _Network((*_MONAI, "einops"), multiple=32, width=24),
     "unetr": _Network((*_MONAI, "einops"), multiple=16, width=16, encoder_name="vit_base"),
@@ -63,17 +67,21 @@ class BaselineConfig:
     """A network of another library, and the task that it is built for."""
 
     kind: NetworkName
-    """From segmentation-models-pytorch (2D): unet, deeplabv3, deeplabv3plus, upernet, fpn, segformer; from MONAI (2D
-    and 3D): residual_unet, swinunetr (version 2), unetr."""
+    """From segmentation-models-pytorch (2D): unet, deeplabv3, deeplabv3plus, upernet, fpn, segformer; from Hugging Face
+    transformers (2D): mask2former, which learns by the matching loss of its paper in place of the recipe's loss; from
+    MONAI (2D and 3D): residual_unet, swinunetr (version 2), unetr."""
     encoder_name: str | None = None
     """Encoder of segmentation-models-pytorch, or of timm after tu-, such as tu-pvt_v2_b2; unset, resnet34 for unet,
     resnet50 for deeplabv3 and deeplabv3plus, tu-convnext_base for upernet, tu-pvt_v2_b1 for fpn, mit_b2 for segformer.
-    unetr takes vit_base (unset), vit_small and vit_tiny."""
+    unetr takes vit_base (unset), vit_small and vit_tiny; mask2former swin_base (unset), swin_large, swin_small,
+    swin_tiny and swin_nano (48 channels, 8 blocks: for a CPU)."""
     encoder_weights: str | None = None
     """Published weights that the encoder starts from, such as imagenet; timm, for an encoder of timm. They are fetched
-    once, for a new model of segmentation-models-pytorch, never for one that is loaded from its folder."""
+    once, for a new model, never for one that is loaded from its folder. For mask2former, the folder of a whole model
+    of transformers, or its name on huggingface.co, such as facebook/mask2former-swin-base-IN21k-ade-semantic."""
     width: PositiveInt | None = None
-    """Channels of MONAI's finest stage; unset, 24 for swinunetr (a multiple of 12), 16 for the others."""
+    """Channels of MONAI's finest stage; unset, 24 for swinunetr (a multiple of 12), 16 for the others. Of mask2former,
+    channels of its decoder, a multiple of 32; unset, 256."""
     in_channels: PositiveInt | None = None
     """Channels of every view; unset in a recipe, those of the slides."""
     num_classes: Annotated[int, Bounds(min=2)] | None = None
@@ -95,29 +103,31 @@ class BaselineConfig:
         self._check_network()
 
     def _check_network(self) -> None:
-        network, is_smp = self.kind, _NETWORKS[self.kind].packages == _SMP
-        if is_smp and self.ndim != 2:
+        network, packages = self.kind, _NETWORKS[self.kind].packages
+        if packages in (_SMP, _HF) and self.ndim != 2:
             raise InputError(
                 "kind",
                 expected="residual_unet, swinunetr or unetr for volumes",
                 got=f"{network}, which takes 2D images only",
             )
         refused = {
-            "encoder_weights": not is_smp,
-            "width": is_smp,
+            "encoder_weights": packages not in (_SMP, _HF),
+            "width": packages == _SMP,
             "encoder_name": network in ("residual_unet", "swinunetr"),
         }
         for name, is_refused in refused.items():
             if is_refused and getattr(self, name) is not None:
                 raise InputError(name, expected=f"none, as {network} has no such choice", got=getattr(self, name))
-        if network == "unetr" and self.encoder_name not in (None, *_VIT):
-            raise InputError("encoder_name", expected=" or ".join(_VIT), got=repr(self.encoder_name))
-        if network == "swinunetr" and self.width is not None and self.width % 12:
-            raise InputError("width", expected="a multiple of 12 for swinunetr", got=self.width)
+        encoders = {"unetr": tuple(_VIT), "mask2former": tuple(SIZES)}
+        if network in encoders and self.encoder_name not in (None, *encoders[network]):
+            raise InputError("encoder_name", expected=" or ".join(encoders[network]), got=repr(self.encoder_name))
+        multiple = {"swinunetr": 12, "mask2former": 32}.get(network, 1)
+        if self.width is not None and self.width % multiple:
+            raise InputError("width", expected=f"a multiple of {multiple} for {network}", got=self.width)
 
 
 class Baseline(SegmentationModel):
-    """A network of segmentation-models-pytorch or MONAI that labels the pixels of the finest view.
+    """A network of segmentation-models-pytorch, transformers or MONAI that labels the pixels of the finest view.
 
     Batch normalisation cannot learn from a single value: while training, deeplabv3, deeplabv3plus and upernet want
     batches of at least 2, and unet and fpn at least 2 of their 32-px cells in a batch.
@@ -192,6 +202,13 @@ class Baseline(SegmentationModel):
         self._check(img)
         return self.network(img.flatten(1, 2))
 
+    def training_loss(self, batch: Mapping[str, Tensor], criterion: Criterion) -> tuple[Tensor, Tensor]:
+        """Loss and logits as of `SegmentationModel.training_loss`; mask2former has a loss of its own."""
+        if not isinstance(self.network, SwinMask2Former):
+            return super().training_loss(batch, criterion)
+        self._check(batch["img"])
+        return self.network.loss(batch["img"].flatten(1, 2), batch["label"])
+
     def _check(self, img: Tensor) -> None:
         views, network = self.views, self.config.kind
         wanted = (len(views.levels), views.in_channels)
@@ -211,6 +228,10 @@ def _build(config: BaselineConfig, channels: int) -> nn.Module:
     chosen = _NETWORKS[config.kind]
     for package in chosen.packages:
         require_package(package, f"network {config.kind}", package=package, install="'muvit[baselines]'")
+    if chosen.packages == _HF:
+        assert config.num_classes is not None
+        size, width = config.encoder_name or chosen.encoder_name, config.width or chosen.width
+        return SwinMask2Former(size, width, channels, config.num_classes, config.encoder_weights)
     return _build_smp(config, channels) if chosen.packages == _SMP else _build_monai(config, channels)
 
 
