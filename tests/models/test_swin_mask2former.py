@@ -64,6 +64,7 @@ def test_what_is_unlabelled_is_in_no_mask():
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
 
 
+@pytest.mark.long
 def test_a_few_steps_teach_it_two_halves():
     model = Baseline(
         BaselineConfig(kind="mask2former", encoder_name="swin_nano", width=32, in_channels=1, num_classes=3)
@@ -71,7 +72,7 @@ def test_a_few_steps_teach_it_two_halves():
     label = halves()
     batch = {"img": (label == 2).float()[:, None, None] + 0.1 * draw(channels=1)[:, None], "label": label}
     optimizer, losses = torch.optim.AdamW(model.parameters(), lr=1e-3), []
-    for _ in range(15):
+    for _ in range(40):
         optimizer.zero_grad()
         loss, logits = model.train().training_loss(batch, lambda *_: pytest.fail("it has a loss of its own"))
         loss.backward()
