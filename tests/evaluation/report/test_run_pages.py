@@ -130,6 +130,10 @@ def test_the_page_of_models_side_by_side_shows_their_scores_so_far(run):
     live = LiveComparison(run.parent, "Two models", {"one": "first", "two": "later"})
     live.update([(40, 60), (0, 60)])
     page = run.parent / "index.html"
+    nothing = LiveComparison(run.parent / "other", "Two models", {"one": "first"})
+    nothing.update([(0, 60)])
+    nothing.close()
+    assert not (run.parent / "other").exists()  # which would not be one to go on with
     text = page.read_text()
     shown = check(text)
     assert '<meta http-equiv="refresh"' in text and "40 of 120 steps are done." in shown.text

@@ -150,6 +150,9 @@ class LiveComparison:
         self._write("It was stopped, and goes on with --resume.", is_live=False)
 
     def _write(self, state: str, *, is_live: bool) -> None:
+        # a folder with a page and no run would not be taken for that of a comparison to go on with
+        if not any((self.folder / run).is_dir() for run in self.runs.values()):
+            return
         with warn_if_it_fails(f"the report of {self.folder}"):
             rows: list[dict[str, object]] = []
             scores: dict[str, tuple[list[float], list[float]]] = {}
@@ -168,7 +171,6 @@ class LiveComparison:
                 parts.section("runs", "Reports of the trainings", listed),
             ]
             done, total = map(sum, zip(*self.steps, strict=True))
-            self.folder.mkdir(parents=True, exist_ok=True)
             found = [f"{done} of {total} steps are done."]
             intro = f"Models that are trained side by side. {state}"
             write_page(self.folder / PAGE, render_page(self.title, intro, found, sections, is_live=is_live))
