@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from markdown_table import markdown_table
 
-from muvit.cli import main
+import muvit.cli
 from muvit.cli.demo import config, recipe
 from muvit.data.synthetic.folders import RECORD_NAME
 from muvit.data.synthetic.images import write_synthetic
@@ -40,7 +40,8 @@ def with_crops(one: Recipe, crops: int) -> Recipe:
     return replace(one, data=replace(one.data, samples_per_epoch=samples), run=run)
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Train both, and print a table in Markdown."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="folder for images, runs and report")
     parser.add_argument("--train", type=int, default=240, help="training images")
@@ -57,7 +58,7 @@ if __name__ == "__main__":
         write_synthetic(data, **counts, config=config())
     proposed = output / "proposed.yaml"
     output.mkdir(parents=True, exist_ok=True)
-    assert main(["init", str(data), "--output", str(proposed), "--overwrite"]) == 0
+    assert muvit.cli.main(["init", str(data), "--output", str(proposed), "--overwrite"]) == 0
     hand, init = recipe(data), read_settings(proposed, Recipe)
     if arguments.recipe is not None:
         hand = read_settings(arguments.recipe, Recipe)
@@ -94,3 +95,7 @@ init reaches {proposed_score / by_hand:.1%} of the other recipe's mDSC; the targ
     print(text)
     if arguments.table is not None:
         arguments.table.write_text(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -35,6 +35,7 @@ def draw(levels=1, space=(64, 64), batch=2, seed=1):
     return torch.randn(batch, levels, 2, *space, generator=torch.Generator().manual_seed(seed))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "network, published",
     [
