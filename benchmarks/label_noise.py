@@ -1,4 +1,4 @@
-"""How high can a model score on labels that an atlas gives, if the atlas lies a little off the tissue?
+"""The score that labels of an atlas allow, if the atlas lies a little off the tissue.
 
 The labels of the mouse-brain sections are an atlas that was registered to them. Here they are displaced once more, by
 smooth random fields of the size of registration errors, and play the truth; the labels as they are play a model that is

@@ -43,7 +43,7 @@ PRINTED, BY_HAND = "printed", "by hand"
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """How one file is made; the words are explained in reproduce.yaml."""
+    """The making of one file; the words are explained in reproduce.yaml."""
 
     title: str
     commands: list[str]

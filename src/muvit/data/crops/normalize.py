@@ -112,7 +112,7 @@ class Percentile:
         return measure
 
     def _limits(self, seen: np.ndarray) -> tuple[float, float]:
-        """What becomes 0, and how much becomes 1."""
+        """Values that become 0, and the distance from there to those that become 1."""
         low, high = _percentiles(seen, (self.low, self.high)) if seen.size else (0.0, 0.0)
         has_contrast = high - low > _MIN_RELATIVE_SPREAD * max(abs(low), abs(high))
         return (low, high - low) if has_contrast else (0.0, math.inf)

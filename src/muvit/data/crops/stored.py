@@ -33,9 +33,9 @@ class Look(NamedTuple):
     gain: Tensor | None = None
     """Factor of the normalised pixels of each view, float32 ``(..., L)``; None: they are not augmented."""
     offset: Tensor | None = None
-    """What is then added, likewise; pixels outside the image stay 0."""
+    """Values that are then added, likewise; pixels outside the image stay 0."""
     defects: Defects | None = None
-    """What happens to the pixels then."""
+    """Changes of the pixels after that."""
 
 
 def finish(stored: Mapping[str, Any]) -> dict[str, Tensor]:
