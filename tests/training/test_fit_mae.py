@@ -5,6 +5,7 @@ from argparse import Namespace
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,7 +24,9 @@ from muvit.errors import ExistsError, InputError, ReadError
 from muvit.geometry import naive_boxes
 from muvit.mae import MuViTMAE2d
 from muvit.models.folder import model_folder
+from muvit.models.mae import MuViTMAE
 from muvit.models.masking import TokenMask
+from muvit.training.best_validation import BestReconstructions
 from muvit.training.datamodules import PretrainData
 from muvit.training.fit import fit_mae, pretrain_mae
 from muvit.training.optim import PretrainOptimConfig, build_pretrain_optimizer, build_schedule
@@ -352,7 +355,7 @@ def test_a_run_leaves_models_settings_logs_and_pictures(finished, recipe):
     kept = Preprocessing.load(model)
     assert (kept.crop_size, kept.class_names, kept.normalization.high) == ((16, 16), (), 1000)
     pictures = sorted((output / "pictures").iterdir())
-    assert [p.name for p in pictures] == ["epoch_0000.png", "epoch_0001.png"]
+    assert [p.name for p in pictures] == ["epoch_0000.png", "epoch_0001.png", "worst_and_best.png"]
     with Image.open(pictures[0]) as picture:
         width, height = picture.size
     assert width > 4 * 256 and height > 2 * 256  # four pictures of each of two levels
@@ -449,6 +452,30 @@ def test_the_validation_loss_is_that_of_all_samples_at_once(average):
     assert logged["val_loss"] == pytest.approx(result["loss"].item(), rel=1e-5)
     for name, loss in zip(("1", "4"), result["loss_per_level"], strict=True):
         assert logged[f"val_loss/level_{name}"] == pytest.approx(loss.item(), rel=1e-5)
+
+
+def test_the_worst_and_best_crops_are_ranked_by_the_loss_of_what_was_hidden(recipe, tmp_path):
+    data = PretrainData(recipe)
+    task = PretrainTask(MuViTMAE(recipe.model), PretrainOptimConfig(), batch_size=4)
+    kept = SimpleNamespace(is_improved=True)
+    ranking = BestReconstructions(tmp_path, data.val_crops, kept)
+    trainer = Trainer(
+        accelerator="cpu", logger=False, callbacks=[ranking], enable_progress_bar=False, enable_model_summary=False
+    )
+    trainer.validate(task, loader(data.val_crops, 2), verbose=False)
+    ranked = [*ranking.worst, *reversed(ranking.best)]
+    assert sorted(crop.number for crop in ranked) == [0, 1, 2, 3]
+    losses = [crop.score for crop in ranked]
+    assert losses == sorted(losses, reverse=True) and losses[0] > losses[-1]
+    for crop in ranked:
+        sample = data.val_crops[crop.number]
+        assert torch.equal(crop.sample["img"], sample["img"])
+        with torch.inference_mode():
+            result = task.model.eval()(sample["img"][None], sample["bbox"][None], mask=crop.result)
+        assert crop.score == pytest.approx(result["loss"].item(), rel=1e-5)
+    ranking.on_train_epoch_end(SimpleNamespace(is_global_zero=True), task)
+    with Image.open(tmp_path / "pictures" / "worst_and_best.png") as picture:
+        assert picture.height > 8 * 256  # two levels of four crops
 
 
 def test_without_validation_the_last_model_is_the_result(recipe, tmp_path):

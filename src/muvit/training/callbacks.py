@@ -1,9 +1,7 @@
 """Lightning callbacks: models that are saved, and pictures of validation crops."""
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,14 +11,12 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from muvit.data.crops.preprocessing import FILE, Preprocessing
-from muvit.data.crops.slide_crops import SlideCrops
 from muvit.data.splits import SlideSets
-from muvit.durable import write_whole
 from muvit.labels import IGNORE
 from muvit.levels import Level, level_name
-from muvit.metrics import confusion_matrix, scores
 from muvit.models.hub import CARD
 from muvit.models.mae import MuViTMAE
+from muvit.models.masking import TokenMask
 from muvit.pictures import MASK_GREY, RGB, Color, Picture, colorize, fit, outline_boxes, panel, to_rgb
 from muvit.training.cards import describe_model
 from muvit.training.recipes import ClassifyRecipe, PretrainRecipe, Recipe
@@ -29,8 +25,6 @@ from muvit.view_pictures import frame, middle_slice
 
 SIDE_PX = 256
 """Side of each picture."""
-VALIDATION, WORST_AND_BEST = "validation.json", "worst_and_best.png"
-"""Files of a run with the pixels of its best validation by class, and among its pictures with crops of it."""
 
 
 class SaveBestAndLast(Callback):
@@ -152,13 +146,20 @@ class ExamplePictures(ValidationPictures):
             logits = task.model.label_logits(batch["img"].to(task.device), batch["bbox"].to(task.device))
         predictions = logits.argmax(1).cpu().numpy()
         levels, colors = task.model.views.levels, self.preprocessing.class_colors
-        return [_labelled_row(s, p, levels, colors) for s, p in zip(self.samples, predictions, strict=True)]
+        return [labelled_row(s, p, levels, colors) for s, p in zip(self.samples, predictions, strict=True)]
 
 
-def _labelled_row(
+def labelled_row(
     sample: dict[str, Tensor], prediction: np.ndarray, levels: Sequence[Level], colors: Sequence[Color]
 ) -> list[Picture]:
-    """Views of a sample, coarser ones with the frame of the finest, true labels and predicted ones."""
+    """Views of a sample, coarser ones with the frame of the finest, true labels and predicted ones.
+
+    Args:
+        sample: ``img`` ``(L, C, *space)``, ``bbox`` ``(L, 2, ndim)`` and ``label`` ``(*space)``.
+        prediction: ``(*space)``, classes.
+        levels: of the views.
+        colors: of the classes.
+    """
     ndim = prediction.ndim
     pictures = [to_rgb(middle_slice(view.numpy(), ndim)) for view in sample["img"]]
     finest, *coarser = sample["bbox"]
@@ -169,104 +170,6 @@ def _labelled_row(
         Picture("truth", colorize(truth, colors, ignore=(IGNORE,)), True),
         Picture("prediction", colorize(middle_slice(prediction, ndim), colors), True),
     ]
-
-
-class _Ranked(NamedTuple):
-    """A validation crop and its score."""
-
-    score: float
-    number: int
-    sample: dict[str, Tensor]
-    prediction: np.ndarray
-
-
-class ValidationDetails(Callback):
-    """Writes the best validation in detail: pixels of each slide by class, and the worst and best crops.
-
-    ``validation.json`` holds the confusion matrix of each slide, and ``pictures/worst_and_best.png`` crops with the
-    lowest and the highest mDSC, of those that the first process has validated.
-
-    Args:
-        folder: of the run.
-        crops: validation crops.
-        preprocessing: classes and their colours.
-        kept: says whether a validation is the best so far.
-        ignore_labels: label values without a score.
-        count: worst crops, and best ones, to show.
-    """
-
-    def __init__(
-        self,
-        folder: Path,
-        crops: SlideCrops,
-        preprocessing: Preprocessing,
-        kept: SaveBestAndLast,
-        ignore_labels: Sequence[int] = (),
-        count: int = 2,
-    ) -> None:
-        self.folder, self.crops, self.preprocessing, self.kept = folder, crops, preprocessing, kept
-        self.ignore, self.count, self.num_classes = tuple(ignore_labels), count, len(preprocessing.class_names)
-        self.slides = {str(image.path): number for number, image in enumerate(crops.images)}
-
-    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin to count."""
-        self.confusion = np.zeros((len(self.slides), self.num_classes, self.num_classes), np.int64)
-        self.seen = 0
-        self.worst: list[_Ranked] = []
-        self.best: list[_Ranked] = []
-
-    def on_validation_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any
-    ) -> None:
-        """Count the pixels of each crop, and rank it."""
-        predictions, labels = outputs.argmax(1).cpu().numpy(), batch["label"].cpu().numpy()
-        for i, (prediction, label) in enumerate(zip(predictions, labels, strict=True)):
-            # as `CropsData.val_dataloader` divides the crops among the processes
-            number = trainer.global_rank + trainer.world_size * self.seen
-            self.seen += 1
-            confusion = confusion_matrix(label, prediction, self.num_classes, (IGNORE,))
-            self.confusion[self.slides[str(self.crops.slide_of(number).path)]] += confusion
-            score = scores(confusion, ignore=self.ignore, has_background=self.preprocessing.has_background).mean_dice
-            for ranked, sign in ((self.worst, 1), (self.best, -1)):
-                if score == score and (len(ranked) < self.count or sign * score < sign * ranked[-1].score):
-                    sample = {name: batch[name][i].cpu() for name in ("img", "bbox", "label")}
-                    ranked.append(_Ranked(score, number, sample, prediction))
-                    ranked.sort(key=lambda crop: sign * crop.score)
-                    del ranked[self.count :]
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write, if the weights of this epoch are the best; `SaveBestAndLast` has its turn before."""
-        if not self.kept.is_improved:
-            return
-        confusion = trainer.strategy.reduce(torch.from_numpy(self.confusion).to(pl_module.device), reduce_op="sum")
-        if not trainer.is_global_zero:
-            return
-        content = {
-            "epoch": trainer.current_epoch,
-            "class_names": list(self.preprocessing.class_names),
-            "has_background": self.preprocessing.has_background,
-            "ignore": list(self.ignore),
-            "slides": [
-                {"name": image.name, "confusion": own}
-                for image, own in zip(self.crops.images, confusion.tolist(), strict=True)
-            ],
-        }
-        write_whole(self.folder / VALIDATION, (json.dumps(content) + "\n").encode())
-        self._draw(pl_module)
-
-    def _draw(self, task: LightningModule) -> None:
-        assert isinstance(task, SegmentationTask)
-        colors, chosen = self.preprocessing.class_colors, [("worst", self.worst), ("best", self.best)]
-        crops = [(title, crop) for title, ranked in chosen for crop in ranked]
-        if not crops or not colors:
-            return
-        picture = panel(
-            [_labelled_row(crop.sample, crop.prediction, task.model.views.levels, colors) for _, crop in crops],
-            size=SIDE_PX,
-            captions=[f"{title}: {self.crops.slide_of(c.number).name}, mDSC {c.score:.3f}" for title, c in crops],
-        )
-        (self.folder / "pictures").mkdir(parents=True, exist_ok=True)
-        picture.save(self.folder / "pictures" / WORST_AND_BEST)
 
 
 class ExampleClasses(ValidationPictures):
@@ -310,7 +213,12 @@ class ReconstructionPictures(ValidationPictures):
 
 
 def reconstruction_rows(
-    model: MuViTMAE, samples: Sequence[dict[str, Tensor]], *, seed: int = 0, use_boxes: bool = True
+    model: MuViTMAE,
+    samples: Sequence[dict[str, Tensor]],
+    *,
+    seed: int = 0,
+    mask: TokenMask | None = None,
+    use_boxes: bool = True,
 ) -> list[list[Picture]]:
     """Mask and reconstruct samples, for `muvit.pictures.panel`: a row for each sample and level (figure 2 of MuViT).
 
@@ -321,6 +229,7 @@ def reconstruction_rows(
         model: the model; it is put into evaluation mode and back.
         samples: dicts with ``img`` ``(L, C, *space)`` and ``bbox`` ``(L, 2, ndim)``.
         seed: of the masks.
+        mask: of all samples; None draws one.
         use_boxes: false hides the boxes from the model.
     """
     batch = default_collate([{"img": s["img"], "bbox": s["bbox"]} for s in samples])
@@ -328,7 +237,7 @@ def reconstruction_rows(
     img, bbox = torch.nan_to_num(batch["img"], posinf=0.0, neginf=0.0).to(device), batch["bbox"].to(device)
     generator, was_training = torch.Generator(device).manual_seed(seed), model.training
     with torch.inference_mode():
-        mask = model.draw_mask(len(img), img.shape[3:], generator)
+        mask = model.draw_mask(len(img), img.shape[3:], generator) if mask is None else mask
         result = model.eval()(img, bbox if use_boxes else None, mask=mask)
         restored = model.restored_patches(result["output"], result["input"], mask)
         hidden = mask.is_masked[..., None].expand_as(restored)

@@ -22,12 +22,12 @@ from muvit.models.classifier import Classifier
 from muvit.models.mae import MuViTMAE
 from muvit.models.segmenter import Segmenter
 from muvit.models.trained import build_model
+from muvit.training.best_validation import BestLabels, BestReconstructions
 from muvit.training.callbacks import (
     ExampleClasses,
     ExamplePictures,
     ReconstructionPictures,
     SaveBestAndLast,
-    ValidationDetails,
 )
 from muvit.training.datamodules import ClassificationData, PretrainData, SegmentationData
 from muvit.training.optim import PretrainOptimConfig
@@ -106,7 +106,7 @@ def train_segmenter(
     best = SaveBestAndLast(output, preprocessing, metric=recipe.run.monitor, recipe=recipe, slides=data.slides)
     keep: list[Callback] = [best]
     if val_crops is not None:
-        keep.append(ValidationDetails(output, val_crops, preprocessing, best, recipe.data.ignore_labels))
+        keep.append(BestLabels(output, val_crops, preprocessing, best, recipe.data.ignore_labels))
     keep += callbacks or []
     if recipe.run.early_stop is not None:
         keep.append(EarlyStopping(recipe.run.monitor, mode="max", patience=recipe.run.early_stop))
@@ -207,12 +207,13 @@ def pretrain_mae(
         model, recipe.optim, batch_size=recipe.data.batch_size, seed=run.seed, use_boxes=recipe.boxes == "true"
     )
     checkpoint = prepare_folder(recipe, output, resume, overwrite, data.slides)
-    keep = [
-        SaveBestAndLast(
-            output, data.preprocessing, metric="val_loss", lower_is_better=True, recipe=recipe, slides=data.slides
-        ),
-        *(callbacks or ()),
-    ]
+    best = SaveBestAndLast(
+        output, data.preprocessing, metric="val_loss", lower_is_better=True, recipe=recipe, slides=data.slides
+    )
+    keep: list[Callback] = [best]
+    if val_crops is not None:
+        keep.append(BestReconstructions(output, val_crops, best))
+    keep += callbacks or []
     if val_crops is not None and run.pictures:
         keep.append(ReconstructionPictures(output / "pictures", val_crops, run.pictures))
     return fit(task, data, recipe, output, callbacks=keep, checkpoint=checkpoint)

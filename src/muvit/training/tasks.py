@@ -137,7 +137,7 @@ class BaseTask(LightningModule):
         self.log("train_loss", loss.detach())
         return loss
 
-    def validation_step(self, batch: dict[str, Tensor], index: int) -> Tensor | None:
+    def validation_step(self, batch: dict[str, Tensor], index: int) -> Tensor | dict[str, Any]:
         """Logits of one batch, whose loss and predictions are added to those of the epoch."""
         loss, logits = self.loss_and_logits(batch)
         self.val_losses.update(loss.detach() * len(logits), len(logits))
@@ -308,12 +308,13 @@ class PretrainTask(BaseTask):
             update = get_ema_multi_avg_fn(self.optim.ema_decay)
             update(list(self.average.parameters()), list(self.model.parameters()), None)
 
-    def validation_step(self, batch: dict[str, Tensor], index: int, dataloader_idx: int = 0) -> None:
-        """Add the errors of one batch to those of each level."""
+    def validation_step(self, batch: dict[str, Tensor], index: int, dataloader_idx: int = 0) -> dict[str, Any]:
+        """Outputs of the model for one batch with its ``mask``; its errors are added to those of each level."""
         result, mask = self._step(self.model_to_keep(), batch, _VALIDATION_MASK, index)
         count = mask.is_masked.unflatten(1, (len(self.model.levels), -1)).sum((0, 2))
         # the loss of a level without masked tokens is NaN
         self.val_losses.update(torch.where(count > 0, result["loss_per_level"] * count, 0), count)
+        return {**result, "mask": mask}
 
     def on_validation_epoch_end(self) -> None:
         """Log the losses over all masked tokens of all batches and processes."""

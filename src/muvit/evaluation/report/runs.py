@@ -30,7 +30,7 @@ from muvit.inference.export.labelled import LabelledImage
 from muvit.inference.export.summaries import draw_overview
 from muvit.models.card import read_card
 from muvit.models.hub import CARD
-from muvit.training.callbacks import VALIDATION, WORST_AND_BEST
+from muvit.training.best_validation import VALIDATION, WORST_AND_BEST
 
 PAGE = "index.html"
 _LOG = logging.getLogger(__name__)
@@ -231,7 +231,7 @@ def _pictures_section(run: Path, model: Path | None) -> str:
     folder = run / "pictures"
     latest = sorted(folder.glob("epoch_*.png"))[-1:]
     notes = {
-        folder / WORST_AND_BEST: "The validation crops with the lowest and highest mDSC, by the weights that were kept",
+        folder / WORST_AND_BEST: "The worst and best validation crops, by the weights that were kept",
         **dict.fromkeys(latest, "Validation crops after the last epoch"),
     }
     shown = [
