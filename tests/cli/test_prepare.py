@@ -1,4 +1,6 @@
 import re
+from importlib import import_module
+from inspect import signature
 
 import numpy as np
 import pytest
@@ -40,6 +42,17 @@ def test_every_data_set_explains_its_options(dataset, capfd):
         assert "SUPPRESS" not in action.help or "--help" in action.option_strings
     assert run("prepare", dataset, "--help") == 0
     assert DATASETS[dataset][1:] in " ".join(capfd.readouterr().out.split())
+
+
+@pytest.mark.parametrize("dataset", [name for name in DATASETS if name != "synthetic"])
+def test_options_of_a_data_set_are_arguments_of_the_function_that_finds_it(dataset):
+    parser = ArgumentParser(exit_on_error=False)
+    add_arguments(parser)
+    [datasets] = [action for action in parser._actions if action.choices]
+    options = {action.dest for action in datasets.choices[dataset]._actions}
+    common = {"help", "source", "output", "check", "levels", "pixel_size_um", "overwrite"}
+    find = getattr(import_module(f"muvit.data.sources.{dataset}"), f"find_{dataset}")
+    assert options - common == set(signature(find).parameters) - {"folder"}
 
 
 def test_a_folder_is_checked_and_converted(sections, capfd):

@@ -3,6 +3,8 @@
 import sys
 from collections import Counter
 from dataclasses import replace
+from importlib import import_module
+from inspect import signature
 from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
@@ -146,59 +148,13 @@ def run(arguments: Namespace) -> None:
 
 
 def _find(dataset: str, chosen: Namespace) -> Source:
-    folder: Path = chosen.source
-    if dataset == "kpis":
-        from muvit.data.sources.kpis import find_kpis
-
-        return find_kpis(folder)
-    if dataset == "cityscapes":
-        from muvit.data.sources.cityscapes import find_cityscapes
-
-        return find_cityscapes(folder, test_cities=chosen.test_cities)
-    if dataset == "archaeoscape":
-        from muvit.data.sources.archaeoscape import find_archaeoscape
-
-        return find_archaeoscape(folder)
-    if dataset == "idrid":
-        from muvit.data.sources.idrid import find_idrid
-
-        return find_idrid(
-            folder,
-            lesions=chosen.lesions,
-            test_images=chosen.test_images,
-            val_images=chosen.val_images,
-            factor=chosen.factor,
-        )
-    options = {} if chosen.label_map is None else {"label_map": LabelMap.read(chosen.label_map)}
-    if dataset == "gleason":
-        from muvit.data.sources.gleason import find_gleason
-
-        return find_gleason(folder, **options)
-    if dataset == "urur":
-        from muvit.data.sources.urur import find_urur
-
-        return find_urur(folder, **options)
-    if dataset == "axondeepseg":
-        from muvit.data.sources.axondeepseg import find_axondeepseg
-
-        return find_axondeepseg(
-            folder,
-            test_subjects=chosen.test_subjects,
-            val_subjects=chosen.val_subjects,
-            test_part=chosen.test_part,
-            **options,
-        )
-    from muvit.data.sources.mouse import find_mouse
-
-    return find_mouse(
-        folder,
-        images=chosen.images,
-        labels=chosen.labels,
-        specimen=chosen.specimen,
-        test_specimens=chosen.test_specimens,
-        val_specimens=chosen.val_specimens,
-        **options,
-    )
+    """The files of a data set, by ``find_<dataset>`` of its module, whose arguments have the names of the options."""
+    find = getattr(import_module(f"muvit.data.sources.{dataset}"), f"find_{dataset}")
+    options = {name: chosen[name] for name in signature(find).parameters if name in chosen and name != "label_map"}
+    if chosen.get("label_map") is not None:
+        options["label_map"] = LabelMap.read(chosen.label_map)
+    source: Source = find(chosen.source, **options)
+    return source
 
 
 def _generate(chosen: Namespace) -> None:

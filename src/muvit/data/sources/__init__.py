@@ -1,1 +1,1 @@
-"""Public data sets as downloaded: one module per data set finds its slides; `prepare` converts them."""
+"""Public data sets as downloaded: the module ``<name>`` has ``find_<name>``, which finds slides; `prepare` converts them."""
