@@ -1,1 +1,1 @@
-"""Public data sets as downloaded: the module ``<name>`` has ``find_<name>``, which finds slides; `prepare` converts them."""
+"""Public data sets as downloaded: a module for each, whose ``find_<name>`` lists its slides; `prepare` converts."""
