@@ -587,8 +587,11 @@ def test_the_modern_preset_changes_what_is_left_at_the_papers_values(recipe):
     modern = complete(replace(default, preset="modern"))
     # patches of 4 px at level 1; crops of 32 px at level 4
     assert (modern.model.encoder.rotary_base, modern.model.encoder.level_embed_std) == ((8, 256), 0.02)
-    assert modern == replace(default, preset="modern", model=modern.model)
+    assert (modern.model.decode, modern.data.label_levels) == ("all", "all")  # coarse views learn from their labels
+    assert modern == replace(change(default, "data", label_levels="all"), preset="modern", model=modern.model)
     assert complete(modern) == modern
+    finest = complete(replace(change_encoder(default, levels=(1,)), preset="modern"))
+    assert (finest.model.decode, finest.data.label_levels) == ("finest", "finest")
     own = change_encoder(default, rotary_base=77.0)
     assert complete(replace(own, preset="modern")).model.encoder.rotary_base == 77.0
     learned_base = complete(replace(change_encoder(default, rotary_param="base"), preset="modern"))

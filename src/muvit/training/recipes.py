@@ -239,8 +239,8 @@ class Recipe:
     init: InitConfig | None = None
     """A pre-trained encoder to start from; unset, training starts from scratch."""
     preset: Preset = "paper"
-    """Values of model.encoder that are left at their defaults: the paper's; or modern, with rotary_base from crop size
-    and levels and level_embed_std 0.02, which small models and worlds want."""
+    """Values of model that are left at their defaults: the paper's; or modern, with rotary_base from crop size and
+    levels and level_embed_std 0.02, which small models and worlds want, and decode all, which learns in fewer steps."""
 
     upgrade = staticmethod(upgrade_recipe)
     kind_of = staticmethod(kind_of)

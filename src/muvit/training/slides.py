@@ -72,7 +72,11 @@ def _with_preset(recipe: AnyRecipe) -> AnyRecipe:
     encoder = recipe.model.encoder
     periods = periods_of_views(encoder.levels, encoder.patch, all_axes(recipe.data.crop_size, encoder.ndim))
     values = {"level_embed_std": 0.02} | ({} if encoder.rotary_param == "base" else {"rotary_base": periods})
-    return replace(recipe, model=replace(recipe.model, encoder=_changed(encoder, **values)))
+    model, data = replace(recipe.model, encoder=_changed(encoder, **values)), recipe.data
+    if isinstance(model, SegmenterConfig) and isinstance(data, DataConfig) and len(model.levels) > 1:
+        model = _changed(model, decode="all")
+        data = replace(data, label_levels="all") if model.decode == "all" else data
+    return replace(recipe, model=model, data=data)
 
 
 def _changed(config: Any, **values: Any) -> Any:
