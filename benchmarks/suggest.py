@@ -8,9 +8,9 @@ are left out.
 
     python benchmarks/suggest.py --data data/mouse_sections --output runs/suggest
 
-The model is small, and sees levels 4 and 16 of the sections, so that all six trainings take minutes. With ``--errors
-MODEL`` nothing is trained: how many pixels of a trained model's labels are wrong is measured in the regions that are
-proposed on the held-out sections, and in random ones.
+The model is small, and sees levels 4 and 16 of the sections, so that all six trainings take minutes; both levels learn
+from the labels. With ``--errors MODEL`` nothing is trained: how many pixels of a trained model's labels are wrong is
+measured in the regions that are proposed on the held-out sections, and in random ones.
 """
 
 import argparse
@@ -90,7 +90,7 @@ def write_table(data: Path, folder: Path, regions: Regions) -> Path:
             num_channels=1,
             dtype=truth.dtype,
             kind="label",
-            levels=(1, 4),
+            levels=(1, 4, 16),
             pixel_size_um=truth.pixel_size_um,
             label_names=dict(truth.label_names),
         )
@@ -219,11 +219,12 @@ def small_recipe(arguments: argparse.Namespace) -> Recipe:
     encoder = replace(recipe.model.encoder, levels=(4, 16), num_layers=4)
     return replace(
         recipe,
-        model=replace(recipe.model, encoder=encoder, decoder_widths=(32, 16, 16, 8), stem_width=8),
+        model=replace(recipe.model, encoder=encoder, decode="all", decoder_widths=(32, 16, 16, 8), stem_width=8),
         data=replace(
             recipe.data,
             val=str(arguments.data / "test"),
             samples_per_epoch=arguments.samples,
+            label_levels="all",
             balance="foreground",
             foreground_fraction=0.9,
         ),
