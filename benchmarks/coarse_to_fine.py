@@ -6,8 +6,6 @@ after the last epoch, and whole test images. Remedies for a gap:
 
 - ``copies``: coarse tokens under the finest view have copies that see it (``coarse_copies: under``), for a few percent
   more operations at prediction; ``ring``: so do those around.
-- ``supervised``: the coarse view is decoded too and compared with its own labels, so that coarse tokens learn what they
-  see from all of their view, and not only from what finer ones ask of them. Full attention gets the same.
 - ``longer``: twice the epochs, for both.
 - ``from_full``: the encoder starts from that of the model with full attention, of the first seed; the weights are the
   same ones.
@@ -37,8 +35,6 @@ NAMES = (
     "coarse_to_fine",
     "coarse_to_fine_copies",
     "coarse_to_fine_ring",
-    "full_supervised",
-    "coarse_to_fine_supervised",
     "full_longer",
     "coarse_to_fine_longer",
     "coarse_to_fine_from_full",
@@ -47,17 +43,15 @@ NAMES = (
 
 def variant(name: str, recipe: Recipe, full: Path) -> Variant:
     """The model of this name; ``full`` is the run of the one with full attention."""
-    model, data, run = recipe.model, recipe.data, recipe.run
+    model, run = recipe.model, recipe.run
     if name.startswith("coarse_to_fine"):
         copies = {"copies": "under", "ring": "ring"}.get(name.rpartition("_")[2], "none")
         encoder = replace(model.encoder, attention_mode="coarse_to_fine", coarse_copies=copies)
         model = replace(model, encoder=encoder)
-    if name.endswith("supervised"):
-        model, data = replace(model, decode="all"), replace(data, label_levels="all")
     if name.endswith("longer"):
         run = replace(run, epochs=2 * run.epochs)
     init = InitConfig(encoder=str(full)) if name.endswith("from_full") else None
-    changed = replace(recipe, model=model, data=data, run=run, init=init)
+    changed = replace(recipe, model=model, run=run, init=init)
     return Variant(name=name, description=name.replace("_", " "), recipe=changed)
 
 
