@@ -13,3 +13,8 @@ settings.load_profile("muvit")
 # no machine fails while tests run: to wait for its disk takes a third of the time of tests that write pyramids. That
 # everything is flushed, and in which order, is tested by the calls (test_durable.py)
 os.fsync = lambda handle: None
+
+
+def pytest_collection_modifyitems(items):
+    """Begin with the longest test: begun last, it would keep one process busy after the others have ended."""
+    items.sort(key=lambda item: item.name != "test_commands_and_snippets_run_as_written")
