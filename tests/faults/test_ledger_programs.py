@@ -21,10 +21,10 @@ from muvit.data.pyramids.writer import PyramidWriter
 from muvit.errors import MuViTError
 from muvit.inference.run import engine
 from muvit.inference.run.label_blocks import LabelStore, prediction_status
-from muvit.inference.run.lock import OutputLock
 from muvit.inference.run.plan import LabelPlan, PredictOptions
 from muvit.inference.run.store import BlockPixels
 from muvit.inference.tiling.tiles import TilePlan
+from muvit.locks import OutputLock
 
 SHAPE, EDGE, NUM_BLOCKS = (24, 16), 8, 6
 KINDS = st.integers(0, 1)

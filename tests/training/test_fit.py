@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from muvit.data.slides.open import open_slide
 from muvit.data.synthetic.images import STORE, SyntheticConfig, write_synthetic
 from muvit.errors import ExistsError, InputError, MuViTError, ReadError
 from muvit.geometry import box_size
+from muvit.locks import sole_writer
 from muvit.metrics import Scores, scores
 from muvit.models.baselines import BaselineConfig
 from muvit.models.card import read_card
@@ -28,6 +30,7 @@ from muvit.models.encoder import EncoderConfig
 from muvit.models.relay.config import RelayConfig
 from muvit.models.segmenter import Segmenter, SegmenterConfig
 from muvit.models.trained import build_model
+from muvit.training import runs
 from muvit.training.callbacks import SaveBestAndLast
 from muvit.training.datamodules import SegmentationData
 from muvit.training.fit import train_segmenter
@@ -579,6 +582,13 @@ def test_channels_and_classes_come_from_the_data(recipe):
     assert (unet.model.in_channels, unet.model.num_classes, unet.model.size) == (1, 3, (32, 32))
     named = change(unset, "data", class_names=("a", "b", "c", "d"))
     assert complete(named).model.num_classes == 4
+
+
+def test_a_run_that_another_process_trains_is_left_alone(recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "sole_writer", partial(sole_writer, wait_s=0))
+    with sole_writer(tmp_path / "run"), pytest.raises(InputError, match="that no other process is writing"):
+        train_segmenter(recipe, tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_modern_preset_changes_what_is_left_at_the_papers_values(recipe):

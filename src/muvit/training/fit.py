@@ -43,9 +43,9 @@ from muvit.training.runs import (
     fit_from,
     is_first_process,
     log_interval,
-    prepare_folder,
     prepare_model,
     quiet,
+    run_folder,
     stoppable,
     stored_slides,
 )
@@ -102,17 +102,17 @@ def train_segmenter(
         has_background=preprocessing.has_background,
         ignore_labels=recipe.data.ignore_labels,
     )
-    checkpoint = prepare_folder(recipe, output, resume, overwrite, data.slides)
-    best = SaveBestAndLast(output, preprocessing, metric=recipe.run.monitor, recipe=recipe, slides=data.slides)
-    keep: list[Callback] = [best]
-    if val_crops is not None:
-        keep.append(BestLabels(output, val_crops, preprocessing, best, recipe.data.ignore_labels))
-    keep += callbacks or []
-    if recipe.run.early_stop is not None:
-        keep.append(EarlyStopping(recipe.run.monitor, mode="max", patience=recipe.run.early_stop))
-    if val_crops is not None and recipe.run.pictures:
-        keep.append(ExamplePictures(output / "pictures", val_crops, recipe.run.pictures, preprocessing))
-    return fit(task, data, recipe, output, callbacks=keep, checkpoint=checkpoint)
+    with run_folder(recipe, output, resume, overwrite, data.slides) as checkpoint:
+        best = SaveBestAndLast(output, preprocessing, metric=recipe.run.monitor, recipe=recipe, slides=data.slides)
+        keep: list[Callback] = [best]
+        if val_crops is not None:
+            keep.append(BestLabels(output, val_crops, preprocessing, best, recipe.data.ignore_labels))
+        keep += callbacks or []
+        if recipe.run.early_stop is not None:
+            keep.append(EarlyStopping(recipe.run.monitor, mode="max", patience=recipe.run.early_stop))
+        if val_crops is not None and recipe.run.pictures:
+            keep.append(ExamplePictures(output / "pictures", val_crops, recipe.run.pictures, preprocessing))
+        return fit(task, data, recipe, output, callbacks=keep, checkpoint=checkpoint)
 
 
 def train_classifier(
@@ -152,24 +152,24 @@ def train_classifier(
         load_pretrained_encoder(model, recipe.init)
     is_frozen = recipe.init is not None and recipe.init.mode == "frozen"
     task = ClassificationTask(model, recipe.optim, freeze_encoder=is_frozen, seed=run.seed)
-    checkpoint = prepare_folder(recipe, output, resume, overwrite, data.slides)
-    metric: Literal["val_loss", "val_accuracy"] = "val_accuracy" if run.monitor == "val_accuracy" else "val_loss"
-    keep: list[Callback] = [
-        SaveBestAndLast(
-            output,
-            preprocessing,
-            metric=metric,
-            lower_is_better=metric == "val_loss",
-            recipe=recipe,
-            slides=data.slides,
-        ),
-        *(callbacks or ()),
-    ]
-    if run.early_stop is not None:
-        keep.append(EarlyStopping(metric, mode="min" if metric == "val_loss" else "max", patience=run.early_stop))
-    if val_crops is not None and run.pictures:
-        keep.append(ExampleClasses(output / "pictures", val_crops, run.pictures, data.class_names))
-    return fit(task, data, recipe, output, callbacks=keep, checkpoint=checkpoint)
+    with run_folder(recipe, output, resume, overwrite, data.slides) as checkpoint:
+        metric: Literal["val_loss", "val_accuracy"] = "val_accuracy" if run.monitor == "val_accuracy" else "val_loss"
+        keep: list[Callback] = [
+            SaveBestAndLast(
+                output,
+                preprocessing,
+                metric=metric,
+                lower_is_better=metric == "val_loss",
+                recipe=recipe,
+                slides=data.slides,
+            ),
+            *(callbacks or ()),
+        ]
+        if run.early_stop is not None:
+            keep.append(EarlyStopping(metric, mode="min" if metric == "val_loss" else "max", patience=run.early_stop))
+        if val_crops is not None and run.pictures:
+            keep.append(ExampleClasses(output / "pictures", val_crops, run.pictures, data.class_names))
+        return fit(task, data, recipe, output, callbacks=keep, checkpoint=checkpoint)
 
 
 def pretrain_mae(
@@ -206,17 +206,17 @@ def pretrain_mae(
     task = PretrainTask(
         model, recipe.optim, batch_size=recipe.data.batch_size, seed=run.seed, use_boxes=recipe.boxes == "true"
     )
-    checkpoint = prepare_folder(recipe, output, resume, overwrite, data.slides)
-    best = SaveBestAndLast(
-        output, data.preprocessing, metric="val_loss", lower_is_better=True, recipe=recipe, slides=data.slides
-    )
-    keep: list[Callback] = [best]
-    if val_crops is not None:
-        keep.append(BestReconstructions(output, val_crops, best))
-    keep += callbacks or []
-    if val_crops is not None and run.pictures:
-        keep.append(ReconstructionPictures(output / "pictures", val_crops, run.pictures))
-    return fit(task, data, recipe, output, callbacks=keep, checkpoint=checkpoint)
+    with run_folder(recipe, output, resume, overwrite, data.slides) as checkpoint:
+        best = SaveBestAndLast(
+            output, data.preprocessing, metric="val_loss", lower_is_better=True, recipe=recipe, slides=data.slides
+        )
+        keep: list[Callback] = [best]
+        if val_crops is not None:
+            keep.append(BestReconstructions(output, val_crops, best))
+        keep += callbacks or []
+        if val_crops is not None and run.pictures:
+            keep.append(ReconstructionPictures(output / "pictures", val_crops, run.pictures))
+        return fit(task, data, recipe, output, callbacks=keep, checkpoint=checkpoint)
 
 
 def fit_mae(

@@ -6,7 +6,7 @@ import signal
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from math import inf
 from pathlib import Path
@@ -26,6 +26,7 @@ from muvit.data.splits import SlideSets, read_sets
 from muvit.data.tables import write_slides
 from muvit.durable import partial_files, write_whole
 from muvit.errors import ExistsError, InputError, MuViTError, require_package
+from muvit.locks import sole_writer
 from muvit.models.folder import plain
 from muvit.models.layers.attention import Block
 from muvit.models.layers.stage import Stage
@@ -40,6 +41,20 @@ from muvit.workers import exit_with_parent
 
 RECIPE = "recipe.yaml"
 SLIDES = "slides.csv"
+
+
+@contextmanager
+def run_folder(
+    recipe: AnyRecipe, output: Path, resume: bool, overwrite: bool, slides: SlideSets | None = None
+) -> Iterator[Path | None]:
+    """The folder of a run while it is trained, which no other run may write; arguments and result of `prepare_folder`.
+
+    Raises:
+        InputError: another process trains in it; also as `prepare_folder`.
+        ExistsError, CheckpointError, ReadError: as `prepare_folder`.
+    """
+    with sole_writer(output) if is_first_process() else nullcontext():
+        yield prepare_folder(recipe, output, resume, overwrite, slides)
 
 
 def prepare_folder(

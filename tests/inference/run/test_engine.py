@@ -21,8 +21,8 @@ from muvit.inference.run import engine
 from muvit.inference.run.cluster import _distribute
 from muvit.inference.run.execution import Execution
 from muvit.inference.run.label_blocks import LabelStore, prediction_status
-from muvit.inference.run.lock import OutputLock
 from muvit.inference.run.plan import PredictOptions
+from muvit.locks import OutputLock
 from muvit.models.segmenter import Segmenter
 
 

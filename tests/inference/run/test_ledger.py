@@ -4,8 +4,8 @@ import os
 import pytest
 
 from muvit.errors import InputError
-from muvit.inference.run.lock import OutputLock
 from muvit.inference.run.resume import Ledger, read_ledgers
+from muvit.locks import OutputLock
 
 
 def test_what_was_recorded_is_read_again(tmp_path):

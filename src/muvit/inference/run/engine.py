@@ -17,8 +17,8 @@ from muvit.errors import InputError, MuViTError, ReadError
 from muvit.inference.run.blocks import CountTiles, Job, Setup, ready
 from muvit.inference.run.cluster import run_dask
 from muvit.inference.run.execution import Execution
-from muvit.inference.run.lock import OutputLock
 from muvit.inference.run.resume import Ledger, read_plan
+from muvit.locks import OutputLock
 from muvit.progress import Progress
 from muvit.workers import without_interrupts, worker_pool
 

@@ -2,16 +2,26 @@
 
 import errno
 import fcntl
+import logging
 import os
 import socket
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
 from muvit.durable import make_folder, naming
 from muvit.errors import InputError
 
+_LOG = logging.getLogger(__name__)
+
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
+_NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+class NoLocksError(InputError):
+    """A file system has no locks."""
 
 
 class OutputLock:
@@ -40,7 +50,7 @@ class OutputLock:
             shared: together with other processes that share it.
 
         Raises:
-            InputError: the file system has no locks.
+            NoLocksError: the file system has no locks.
         """
         if self._handle is None:
             make_folder(self.path.parent)
@@ -55,7 +65,7 @@ class OutputLock:
                 raise
             self._close()
             self.path.unlink(missing_ok=True)
-            raise InputError(
+            raise NoLocksError(
                 self.output,
                 expected="a file system with locks, which keep two runs from writing one output",
                 got=error.strerror,
@@ -78,7 +88,8 @@ class OutputLock:
             wait_s: how long to wait for other processes.
 
         Raises:
-            InputError: another process holds it, or the file system has no locks.
+            InputError: another process holds it.
+            NoLocksError: the file system has no locks.
         """
         until = time.monotonic() + wait_s
         while not self.acquire(shared=shared):
@@ -122,3 +133,25 @@ class OutputLock:
         assert self._handle is not None
         os.close(self._handle)
         self._handle, self._is_exclusive = None, False
+
+
+@contextmanager
+def sole_writer(output: Path, *, wait_s: float = 10) -> Iterator[None]:
+    """Keep other processes from writing an output; only warn where nothing can be locked or written beside it.
+
+    Args:
+        output: the folder that is written.
+        wait_s: how long to wait for other processes, such as those that end since the one that started them was killed.
+
+    Raises:
+        InputError: another process writes it.
+    """
+    lock = OutputLock(output.resolve())
+    try:
+        lock.require(wait_s=wait_s)
+    except (NoLocksError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in _NOT_WRITABLE:
+            raise
+        _LOG.warning("%s cannot be locked (%s): see to it that no other process writes there", output, error)
+    with lock:
+        yield
