@@ -269,7 +269,7 @@ def _write_table(path: Path, results: Sequence[ModelResult], scored: Sequence[Se
         at_levels = zip(*(one.level_table()[1:] for one in own), strict=True)
         coarse = {f"mDSC level {at[0]['level']}": float(np.mean([row["mDSC"] for row in at])) for at in at_levels}
         dice = {"mDSC": result.mean_dice} | dict(result.dice) | {"mean slide mDSC": slide_mean} | coarse
-        low, high = seed_interval(result.by_seed) or (None, None)
+        low, high = seed_interval(result.by_seed, within=(0, 1)) or (None, None)
         seeds = {"mDSC low": low, "mDSC high": high} if result.by_seed else {}
         rows.append(
             {"model": result.name}
@@ -292,7 +292,7 @@ def _write_metrics(
         } | (
             {
                 "mean_dice": result.mean_dice,
-                "mean_dice_interval": seed_interval(result.by_seed),
+                "mean_dice_interval": seed_interval(result.by_seed, within=(0, 1)),
                 "behind_first_by_seed": result.behind_by_seed,
                 "seeds": dict(zip(map(str, seeds), of_seeds, strict=True)),
             }

@@ -58,4 +58,5 @@ def test_the_interval_over_seeds_is_students():
     wide = seed_interval(scores, coverage=0.99)
     assert wide[0] < low < high < wide[1]
     assert seed_interval([0.9]) is None
+    assert seed_interval([0.96, 0.95, 0.9], within=(0, 1))[1] == 1 < seed_interval([0.96, 0.95, 0.9])[1]
     assert seed_interval([0.9, float("nan")]) is None

@@ -85,7 +85,7 @@ def results_section(models: Sequence[ModelResult]) -> str:
     marked = zip(*(_mark_best(column) for column in zip(*table, strict=True)), strict=True)
     rows = []
     for model, cells in zip(models, map(list, marked), strict=True):
-        if (interval := seed_interval(model.by_seed)) is not None:
+        if (interval := seed_interval(model.by_seed, within=(0, 1))) is not None:
             cells[0] += f" ± {(interval[1] - interval[0]) / 2:.3f}"
         share = 0.0 if math.isnan(model.mean_dice) else 100 * min(max(model.mean_dice, 0.0), 1.0)
         rows.append(

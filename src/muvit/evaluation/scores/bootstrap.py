@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,18 +62,22 @@ def bootstrap_intervals(
     return {name: _bounds(np.array([scores[name] for scores in drawn]), tail) for name in drawn[0]}
 
 
-def seed_interval(scores: Sequence[float], coverage: float = 0.95) -> Interval | None:
+def seed_interval(
+    scores: Sequence[float], coverage: float = 0.95, *, within: Interval = (-inf, inf)
+) -> Interval | None:
     """Interval of the mean of a score over training seeds, by Student's t; None for fewer than two or a missing score.
 
     Args:
         scores: one for each seed; of a difference between two models, the differences seed by seed.
         coverage: fraction of such intervals that hold the mean over all seeds, were scores normally distributed.
+        within: what the score can be, such as 0 to 1, where the interval is cut off.
     """
     values = np.asarray(scores, np.float64)
     if values.size < 2 or np.isnan(values).any():
         return None
     half = float(stdtrit(values.size - 1, (1 + coverage) / 2) * values.std(ddof=1) / np.sqrt(values.size))
-    return float(values.mean()) - half, float(values.mean()) + half
+    low, high = np.clip([values.mean() - half, values.mean() + half], *within).tolist()
+    return low, high
 
 
 def _bounds(values: NDArray[np.float64], tail: float) -> Interval:
