@@ -44,7 +44,7 @@ NAVIGATION = tomllib.loads((ROOT / "zensical.toml").read_text())["project"]["nav
 PAGES = [README, *(DOCS / page for page in navigated(NAVIGATION)), ROOT / "CONTRIBUTING.md"]
 RUN = {"bash", "python", "console"}
 SHOWN = {"text", "bibtex"}
-PROGRESS = re.compile(r"\[\d\d:\d\d.*, .*/s\]")
+PROGRESS = re.compile(r"\[\d\d:\d\d.*, .*/\w+\]")
 NUMBER = re.compile(r"\d+(?:\.\d+)?(?:e-\d+)?")
 SEAMS = re.compile(r"(?:; |\S+: )labels change [\d.]+ times .*")
 """A measurement, which hangs on the last digits of a model's weights."""

@@ -66,6 +66,7 @@ def write_folder(folder, *, levels=(1, 4, 16), shape=(80, 105), channels=1, labe
     return folder
 
 
+@pytest.mark.long
 def test_a_resumed_comparison_trains_nothing_again_and_writes_its_results_anew(recipe, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(report_examples, "PICTURE_PX", 100)  # so that the whole slide is larger
     train, test = (write_folder(tmp_path / name) for name in ("train", "test"))

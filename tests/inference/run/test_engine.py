@@ -102,6 +102,7 @@ def test_a_run_that_is_killed_when_all_can_be_read_leaves_nothing_behind(work, t
     assert hashes(tmp_path) == hashes(work / "whole")
 
 
+@pytest.mark.long
 def test_workers_of_a_cluster_may_be_killed_too(server, work, tmp_path):
     draw, kills, trial = random.Random(1), [], 0
 
@@ -144,6 +145,7 @@ def test_the_last_part_completes_the_output(work, tmp_path, capfd):
     assert "one part that would replace it" in capfd.readouterr().err
 
 
+@pytest.mark.long
 def test_parts_may_run_at_the_same_time_and_their_progress_be_asked_for(server, work, tmp_path):
     parts = [forked_run(server, work, tmp_path, "--part", f"{number}/3") for number in (1, 2, 3)]
     seen = set()
