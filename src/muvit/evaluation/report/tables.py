@@ -43,7 +43,7 @@ def conclusion(models: Sequence[ModelResult]) -> list[str]:
     sentences.append(
         f"Scores are means over {len(first.by_seed)} trainings of each model with different seeds."
         if first.by_seed
-        else "Each model was trained once; another seed would move these figures a little."
+        else "Each model was trained once; another seed would move these figures."
     )
     return sentences
 
