@@ -31,7 +31,7 @@ class Ranked(NamedTuple):
     number: int
     sample: dict[str, Tensor]
     result: Any
-    """What a picture of it needs beside the sample."""
+    """Prediction, or mask, that a picture shows beside the sample."""
 
 
 class BestValidation(Callback):
@@ -73,7 +73,7 @@ class BestValidation(Callback):
             score: of the crop.
             number: of the crop.
             sample: its entries that the picture needs.
-            result: what a picture needs beside the sample.
+            result: prediction, or mask, that the picture shows beside the sample.
         """
         worse = -1 if self.lower_is_better else 1
         for ranked, sign in ((self.worst, worse), (self.best, -worse)):

@@ -70,7 +70,7 @@ def seed_interval(
     Args:
         scores: one for each seed; of a difference between two models, the differences seed by seed.
         coverage: fraction of such intervals that hold the mean over all seeds, were scores normally distributed.
-        within: what the score can be, such as 0 to 1, where the interval is cut off.
+        within: lowest and highest possible score, such as 0 and 1, at which the interval ends.
     """
     values = np.asarray(scores, np.float64)
     if values.size < 2 or np.isnan(values).any():
